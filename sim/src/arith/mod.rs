@@ -1,0 +1,22 @@
+//! The arithmetic: every rounding, clamp, scale and function rule, each stated once, in scalar
+//! code. This module is normative; everything else in the crate calls it or is tested against it.
+//!
+//! | file | rules |
+//! |---|---|
+//! | [`round`] | real number to integer |
+//! | [`saturate`] | integer to INT8, and the counters of what did not fit |
+//! | [`requant`] | accumulator or real number to a grid: scale orders, quotients, [`requant::QuantRule`] |
+//! | [`binary16`] | f32 to binary16 and back |
+//! | [`real`] | f32 operations and functions of an arithmetic: flush, exp, log1p, division, SiLU, softplus |
+//! | [`elementary`] | correctly rounded exp and log1p |
+//! | [`sfu`] | the GPU special-function unit's `ex2` and `rcp`, and what `cuda-fast` builds on them |
+//! | [`hadamard`] | Hadamard transforms in f32, in their defined order |
+
+pub mod binary16;
+pub mod elementary;
+pub mod hadamard;
+pub mod real;
+pub mod requant;
+pub mod round;
+pub mod saturate;
+pub mod sfu;

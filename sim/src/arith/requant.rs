@@ -1,0 +1,232 @@
+//! Accumulator or real number to a grid.
+
+pub use super::binary16::to_f16;
+use super::round::Rounding;
+use super::saturate::{Overflow, Status, Tally};
+use super::sfu;
+use crate::isa::{Kernel, dispatch};
+use crate::quant::{Acc, Multiplier, Scale};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// In which order an accumulator meets the two factors `a` (activation scales) and `b` (weight
+/// scale) of a linear step. Two roundings in f32 each; the orders differ in the last bit, and that
+/// decides ties. Source: datapath specification, section 4, step 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScaleOrder {
+    /// `a ⊗ (b ⊗ f32(acc))`: the row-major kernels (x_proj, out_proj).
+    RowMajor,
+    /// `b ⊗ (a ⊗ f32(acc))`: the channel-major kernels (in_proj, dt_proj).
+    ChannelMajor,
+    /// `(b ⊗ a) ⊗ f32(acc)`: the one-row kernel of decode.
+    OneRow,
+}
+
+impl ScaleOrder {
+    /// Every order.
+    pub const ALL: [ScaleOrder; 3] = [
+        ScaleOrder::RowMajor,
+        ScaleOrder::ChannelMajor,
+        ScaleOrder::OneRow,
+    ];
+
+    /// The real value of an accumulator, in units of the output grid when `a` is a ratio of scales.
+    #[inline(always)]
+    pub fn apply(self, a: Multiplier, b: Scale, acc: Acc) -> f32 {
+        let (a, b, acc) = (a.get(), b.get(), acc.0 as f32);
+        match self {
+            ScaleOrder::RowMajor => a * (b * acc),
+            ScaleOrder::ChannelMajor => b * (a * acc),
+            ScaleOrder::OneRow => (b * a) * acc,
+        }
+    }
+}
+
+/// How a real number is brought to units of a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quotient {
+    /// `v / s`, correctly rounded.
+    Divide,
+    /// `v ⊗ rcp(s)` with the special-function unit's approximate reciprocal.
+    ApproxReciprocal,
+    /// `diva(v ⊗ 100, s ⊗ 100)`: the decode kernel's scaled approximate division.
+    ScaledApproxDivision,
+}
+
+impl Quotient {
+    /// Every rule.
+    pub const ALL: [Quotient; 3] = [
+        Quotient::Divide,
+        Quotient::ApproxReciprocal,
+        Quotient::ScaledApproxDivision,
+    ];
+}
+
+/// A rule that turns real numbers into INT8 codes: quotient, rounding, overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct QuantRule {
+    /// To units of the scale.
+    pub quotient: Quotient,
+    /// To an integer.
+    pub rounding: Rounding,
+    /// To INT8.
+    pub overflow: Overflow,
+}
+
+impl QuantRule {
+    /// `rne8(v / s)`: what PyTorch and most kernels do.
+    pub const NEAREST_EVEN: QuantRule = QuantRule {
+        quotient: Quotient::Divide,
+        rounding: Rounding::NearestTiesToEven,
+        overflow: Overflow::Saturate,
+    };
+    /// `sat8(rha(v / s))`.
+    pub const HALF_AWAY: QuantRule = QuantRule {
+        rounding: Rounding::NearestTiesAway,
+        ..QuantRule::NEAREST_EVEN
+    };
+    /// `sat8(rha(v ⊗ rcp(s)))`: conv output and scan state of the CUDA kernels.
+    pub const HALF_AWAY_RECIPROCAL: QuantRule = QuantRule {
+        quotient: Quotient::ApproxReciprocal,
+        ..QuantRule::HALF_AWAY
+    };
+    /// `rne8(diva(v ⊗ 100, s ⊗ 100))`: the state between tokens of the CUDA decode kernel.
+    pub const SCALED_QUOTIENT: QuantRule = QuantRule {
+        quotient: Quotient::ScaledApproxDivision,
+        ..QuantRule::NEAREST_EVEN
+    };
+
+    /// `v` in units of `scale`, rounded, before it is made to fit INT8.
+    #[inline(always)]
+    pub fn integer(self, v: f32, scale: Scale) -> f32 {
+        let q = match self.quotient {
+            Quotient::Divide => v / scale.get(),
+            Quotient::ApproxReciprocal => v * sfu::rcp(scale.get()),
+            Quotient::ScaledApproxDivision => sfu::diva(v * 100.0, scale.get() * 100.0),
+        };
+        self.rounding.round(q)
+    }
+
+    /// The code of `v`.
+    #[inline(always)]
+    pub fn quantize(self, v: f32, scale: Scale) -> i8 {
+        self.overflow.to_i8(self.integer(v, scale))
+    }
+
+    /// Quantizes `values` into `codes` (same length) and counts what did not fit.
+    pub fn quantize_slice(self, values: &[f32], scale: Scale, codes: &mut [i8]) -> Status {
+        /// Values that are worth a thread of their own.
+        const TASK: usize = 1 << 15;
+        assert_eq!(values.len(), codes.len());
+        let quantize = |(values, codes)| {
+            dispatch(QuantizeSlice {
+                rule: self,
+                values,
+                scale,
+                codes,
+            })
+        };
+        if values.len() <= TASK {
+            return quantize((values, codes));
+        }
+        values
+            .par_chunks(TASK)
+            .zip(codes.par_chunks_mut(TASK))
+            .map(quantize)
+            .reduce(Status::default, Status::plus)
+    }
+}
+
+struct QuantizeSlice<'a> {
+    rule: QuantRule,
+    values: &'a [f32],
+    scale: Scale,
+    codes: &'a mut [i8],
+}
+
+impl Kernel for QuantizeSlice<'_> {
+    type Output = Status;
+
+    #[inline(always)]
+    fn run(self) -> Status {
+        // What does not depend on the element is taken once, outside the loop.
+        let s = self.scale.get();
+        match self.rule.quotient {
+            Quotient::Divide => self.codes_of(|v| v / s),
+            Quotient::ApproxReciprocal => {
+                let reciprocal = sfu::rcp(s);
+                self.codes_of(|v| v * reciprocal)
+            }
+            Quotient::ScaledApproxDivision => {
+                let s = s * 100.0;
+                self.codes_of(|v| sfu::diva(v * 100.0, s))
+            }
+        }
+    }
+}
+
+impl QuantizeSlice<'_> {
+    #[inline(always)]
+    fn codes_of(self, quotient: impl Fn(f32) -> f32) -> Status {
+        let mut tally = Tally::default();
+        for (v, code) in self.values.iter().zip(self.codes.iter_mut()) {
+            let integer = self.rule.rounding.round(quotient(*v));
+            tally.add(integer);
+            *code = self.rule.overflow.to_i8(integer);
+        }
+        tally.status(self.values.len(), self.rule.overflow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arith::saturate::overflows_i8;
+
+    #[test]
+    fn slices_agree_with_single_values() {
+        let values: Vec<f32> = (-4000..4000).map(|i| i as f32 * 0.0625 + 0.03125).collect();
+        let scale = Scale::new(0.125).unwrap();
+        for quotient in Quotient::ALL {
+            for rounding in Rounding::ALL {
+                for overflow in Overflow::ALL {
+                    let rule = QuantRule {
+                        quotient,
+                        rounding,
+                        overflow,
+                    };
+                    let mut codes = vec![0; values.len()];
+                    let status = rule.quantize_slice(&values, scale, &mut codes);
+                    let (mut overflows, mut peak) = (0, 0.0f32);
+                    for (v, code) in values.iter().zip(&codes) {
+                        assert_eq!(rule.quantize(*v, scale), *code, "{rule:?} of {v}");
+                        let integer = rule.integer(*v, scale);
+                        overflows += u64::from(overflows_i8(integer));
+                        peak = peak.max(integer.abs());
+                    }
+                    let want = Status::counted(values.len(), overflows, peak, overflow);
+                    assert_eq!(status, want);
+                    assert!(overflows > 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_three_scale_orders_differ() {
+        let a = Multiplier::new(0.62).unwrap();
+        let b = Scale::new(0.0063).unwrap();
+        let value = |order: ScaleOrder| -> Vec<u32> {
+            (1..2000)
+                .map(|acc| order.apply(a, b, Acc(acc)).to_bits())
+                .collect()
+        };
+        let [row, channel, one] = ScaleOrder::ALL.map(value);
+        assert_ne!(row, channel);
+        assert_ne!(row, one);
+        assert_ne!(channel, one);
+    }
+}

@@ -1,0 +1,140 @@
+//! Integer to INT8, and the counters of what did not fit.
+
+use serde::{Deserialize, Serialize};
+use std::ops::AddAssign;
+
+/// What happens to an integer outside [-128, 127].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// The nearest end of the range (`sat8`).
+    Saturate,
+    /// The low 8 bits as two's complement (`wrap8`): 130 becomes -126.
+    Wrap,
+}
+
+impl Overflow {
+    /// Both rules.
+    pub const ALL: [Overflow; 2] = [Overflow::Saturate, Overflow::Wrap];
+
+    /// An integer-valued f32 to INT8. NaN gives 0, as the conversion instruction does; a value
+    /// beyond i32 saturates to i32 first, as it does too.
+    #[inline(always)]
+    pub fn to_i8(self, integer: f32) -> i8 {
+        match self {
+            Overflow::Saturate => integer as i8,
+            Overflow::Wrap => integer as i32 as i8,
+        }
+    }
+}
+
+/// Whether an integer-valued f32 lies outside INT8.
+#[inline(always)]
+pub fn overflows_i8(integer: f32) -> bool {
+    !(-128.0..=127.0).contains(&integer)
+}
+
+/// How many values were quantized, how many of them did not fit, and how far they reached.
+#[must_use]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Status {
+    /// Values quantized.
+    pub values: u64,
+    /// Values clamped to the end of the range.
+    pub saturated: u64,
+    /// Values that lost their high bits.
+    pub wrapped: u64,
+    /// Largest magnitude before it was made to fit, in codes.
+    pub peak: f32,
+}
+
+impl Status {
+    /// Counts `overflows` of `values` under a rule; `peak` is their largest magnitude in codes.
+    pub fn counted(values: usize, overflows: u64, peak: f32, rule: Overflow) -> Self {
+        let (saturated, wrapped) = match rule {
+            Overflow::Saturate => (overflows, 0),
+            Overflow::Wrap => (0, overflows),
+        };
+        Self {
+            values: values as u64,
+            saturated,
+            wrapped,
+            peak,
+        }
+    }
+
+    /// `scale_ratio`: absmax over the grid's reach, peak/127. Near 1 the scale fits its data; 2 clips
+    /// half the range away, 0.5 wastes half the grid.
+    pub fn scale_ratio(&self) -> f64 {
+        f64::from(self.peak) / 127.0
+    }
+
+    /// Both together.
+    pub fn plus(mut self, other: Self) -> Self {
+        self += other;
+        self
+    }
+
+    /// Share of values that did not fit, clamped or wrapped; 0 when nothing was quantized.
+    pub fn overflow_rate(&self) -> f64 {
+        if self.values == 0 {
+            0.0
+        } else {
+            (self.saturated + self.wrapped) as f64 / self.values as f64
+        }
+    }
+}
+
+impl AddAssign for Status {
+    fn add_assign(&mut self, other: Self) {
+        self.values += other.values;
+        self.saturated += other.saturated;
+        self.wrapped += other.wrapped;
+        self.peak = self.peak.max(other.peak);
+    }
+}
+
+/// Counts while a loop quantizes, in 32-bit lanes so that the loop vectorises. For at most 2^32
+/// values.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    overflows: u32,
+    /// Bits of the largest magnitude: those of non-negative floats order as the floats do.
+    peak: u32,
+}
+
+impl Tally {
+    /// Counts an integer-valued f32 before it is made to fit. NaN overflows and has no magnitude.
+    #[inline(always)]
+    pub fn add(&mut self, integer: f32) {
+        self.overflows += u32::from(overflows_i8(integer));
+        let magnitude = integer.to_bits() & 0x7FFF_FFFF;
+        let magnitude = std::hint::select_unpredictable(integer.is_nan(), 0, magnitude);
+        self.peak = self.peak.max(magnitude);
+    }
+
+    /// What was counted over `values` values under a rule.
+    #[inline(always)]
+    pub fn status(self, values: usize, rule: Overflow) -> Status {
+        let peak = f32::from_bits(self.peak);
+        Status::counted(values, self.overflows.into(), peak, rule)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saturate_and_wrap_over_a_window() {
+        for i in -70_000i32..70_000 {
+            let v = i as f32;
+            assert_eq!(Overflow::Saturate.to_i8(v), i.clamp(-128, 127) as i8);
+            assert_eq!(Overflow::Wrap.to_i8(v), (i & 0xff) as u8 as i8);
+            assert_eq!(overflows_i8(v), !(-128..=127).contains(&i));
+        }
+        assert_eq!(Overflow::Wrap.to_i8(130.0), -126);
+        assert_eq!(Overflow::Saturate.to_i8(f32::NAN), 0);
+        assert!(overflows_i8(f32::NAN));
+    }
+}

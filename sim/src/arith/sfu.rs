@@ -1,0 +1,418 @@
+//! The GPU's special-function unit in integer form, and the functions the CUDA kernels build on it.
+//! Source: datapath specification, sections 5 and 6.
+//!
+//! | function | is | used by |
+//! |---|---|---|
+//! | [`ex2`], [`rcp`] | the unit itself: quadratic interpolation in a table, truncated | everything below |
+//! | [`rsq`] | the unit's 1/√x | the norm after the last block |
+//! | [`exp_fast`], [`log1p_fast`] | fast-math `expf`, `log1pf`, subnormals flushed | [`CudaFast`] |
+//! | [`exp2a`], [`expa`], [`diva`], [`loga`] | the same functions with subnormals kept | [`CudaSubnormal`] |
+//!
+//! No function here branches, reads outside its table or calls another crate: loops over them
+//! vectorise in every instruction set of [`crate::isa`].
+
+mod tables;
+
+use super::real::RealMath;
+use std::hint::select_unpredictable as select;
+
+/// log2(e) as the kernels have it, 0x3FB8AA3B.
+const LOG2_E: f32 = f32::from_bits(0x3FB8_AA3B);
+/// log(2), nearest f32.
+const LN_2: f32 = f32::from_bits(0x3F31_7218);
+/// What the unit returns for NaN.
+const NAN: u32 = 0x7FFF_FFFF;
+const INFINITY: u32 = 0x7F80_0000;
+const SIGN: u32 = 0x8000_0000;
+const MANTISSA: u32 = 0x007F_FFFF;
+/// Significant bits: bit 23 is the hidden one.
+const HIDDEN: u32 = 0x0080_0000;
+
+/// A coefficient table laid out for 32-bit lanes: two words a segment instead of three.
+///
+/// The interpolation is `(C0·2^13 + C1·x + C2·SQ + rounding) >> 15`, 36 bits wide. `C0 >> 2` is
+/// therefore added after the shift; the word `slopes` holds |C1| (16 bits), C2 (10 bits) and the
+/// remaining two bits of C0.
+struct Segments<const N: usize> {
+    /// `(C0 >> 2) − 2^23`: the result at the left end of the segment.
+    base: [u32; N],
+    /// `|C1| | C2 << 16 | (C0 & 3) << 26`.
+    slopes: [u32; N],
+}
+
+impl<const N: usize> Segments<N> {
+    const fn new(rows: [[i32; 3]; N]) -> Self {
+        let mut packed = Self {
+            base: [0; N],
+            slopes: [0; N],
+        };
+        let mut i = 0;
+        while i < N {
+            let [c0, c1, c2] = rows[i];
+            let slope = c1.unsigned_abs();
+            assert!(c0 > 0 && slope < 1 << 16 && c2 >= 0 && c2 < 1 << 10);
+            packed.base[i] = (c0 as u32 >> 2) - HIDDEN;
+            packed.slopes[i] = slope | (c2 as u32) << 16 | (c0 as u32 & 3) << 26;
+            i += 1;
+        }
+        packed
+    }
+
+    /// `(base, |C1|, C2, C0 & 3)` of a segment. The mask removes the bounds check.
+    #[inline(always)]
+    fn row(&self, segment: u32) -> (u32, u32, u32, u32) {
+        let segment = segment as usize & (N - 1);
+        let slopes = self.slopes[segment];
+        (
+            self.base[segment],
+            slopes & 0xFFFF,
+            slopes >> 16 & 0x3FF,
+            slopes >> 26,
+        )
+    }
+}
+
+const EX2: &Segments<64> = &Segments::new(tables::EX2);
+const RCP: &Segments<128> = &Segments::new(tables::RCP);
+
+/// The coefficients `[C0, C1, C2]` of ex2 (64 segments) and of rcp (128), for self-tests that flip
+/// their bits.
+pub fn coefficients() -> (&'static [[i32; 3]; 64], &'static [[i32; 3]; 128]) {
+    (&tables::EX2, &tables::RCP)
+}
+
+/// The unit's truncated square of a 17-bit `x`, about x²/2^19: partial products that fall below its
+/// adder tree are dropped one by one. Equals `(Σ_i bit_i(x)·(x >> (18−i))) >> 1`
+/// (`truncated_square_is_its_definition`).
+#[inline(always)]
+fn truncated_square(x: u32) -> u32 {
+    let h = x >> 9;
+    ((h * h + 2 * (x >> 13) * (x >> 5 & 15)) >> 1)
+        + truncated_product(x >> 14, x >> 2 & 7)
+        + truncated_product(x >> 10 & 7, x >> 6 & 7)
+}
+
+/// `a·b / 4` of 3-bit numbers with every partial product truncated.
+#[inline(always)]
+fn truncated_product(a: u32, b: u32) -> u32 {
+    let bit = |i: u32| 0u32.wrapping_sub(a >> i & 1);
+    (bit(2) & b) + (bit(1) & b >> 1) + (bit(0) & b >> 2)
+}
+
+/// `2^23·(2^{m/2^23} − 1)` as the unit gives it, for m < 2^23.
+#[inline(always)]
+fn ex2_mantissa(m: u32) -> u32 {
+    let x = m & 0x1_FFFF;
+    let (base, c1, c2, c0_low) = EX2.row(m >> 17);
+    // C1·x has 33 bits: its lowest is added to the small terms, so that the rest fits.
+    let odd = 0u32.wrapping_sub(x & 1) & c1;
+    let small = (c0_low << 13) + c2 * truncated_square(x) + 0x77E2 + odd;
+    base + ((c1 * (x >> 1) + (small >> 1)) >> 14)
+}
+
+/// The bits of `1 / (1 + m/2^23)` as the unit gives them, for m < 2^23.
+#[inline(always)]
+fn rcp_mantissa(m: u32) -> u32 {
+    let x = m & 0xFFFF;
+    let (base, c1, c2, c0_low) = RCP.row(m >> 16);
+    let odd = 0u32.wrapping_sub(x & 1) & c1;
+    let small = (c0_low << 13) + c2 * truncated_square(2 * x) + 0x47E7;
+    let small = (small.wrapping_sub(odd) as i32) >> 1;
+    let fall = small.wrapping_sub((c1 * (x >> 1)) as i32) >> 14;
+    base.wrapping_add(fall as u32).wrapping_add(0x3F00_0000)
+}
+
+/// The special-function unit's 2^x for every f32. NaN gives 0x7FFFFFFF, results below 2^-126 give
+/// 0, from 2^128 on infinity, subnormal x counts as 0. Monotone; within 1.4 ulp for x ≥ 0 and 2.1 ulp
+/// for x < 0. Source: datapath specification, section 6.
+#[inline(always)]
+pub fn ex2(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let magnitude = bits & !SIGN;
+    // |x|·2^23 truncated to an integer, by shifting the significand; at |x| ≥ 256 any integer of at
+    // least 128·2^23 will do, below 2^-23 the shift leaves nothing.
+    let significand = ((magnitude & MANTISSA) | HIDDEN) << 7;
+    let shift = (134 - (magnitude >> 23) as i32).clamp(0, 31) as u32;
+    let fixed = (significand >> shift) as i32;
+    let fraction = i32::from(fixed & MANTISSA as i32 != 0);
+    // The unit negates by complementing all bits unless the fraction is zero: also an exact
+    // negative multiple of 2^-23 moves down by one.
+    let fixed = select(bits & SIGN != 0, -fixed - fraction, fixed);
+    let exponent = fixed >> 23;
+    let mantissa = ex2_mantissa(fixed as u32 & MANTISSA);
+    let result = (((exponent + 127) << 23) as u32).wrapping_add(mantissa);
+    let result = select(exponent < -126, 0, result);
+    let result = select(exponent >= 128, INFINITY, result);
+    f32::from_bits(select(magnitude > INFINITY, NAN, result))
+}
+
+/// The special-function unit's 1/x for every f32. NaN gives 0x7FFFFFFF, subnormals count as 0 of
+/// their sign both in and out, ±0 gives ±∞ and ±∞ gives ±0. Monotone on either side of 0, within 1
+/// ulp. Source: datapath specification, section 6.
+#[inline(always)]
+pub fn rcp(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let magnitude = bits & !SIGN;
+    let exponent = magnitude >> 23;
+    let mantissa = rcp_mantissa(magnitude & MANTISSA);
+    // Signed: beyond 2^126 the exponent field falls to zero or below.
+    let result = (mantissa as i32).wrapping_sub((exponent as i32 - 127) << 23);
+    let result = select(result < HIDDEN as i32, 0, result as u32);
+    let result = select(exponent == 0, INFINITY, result);
+    let result = select(magnitude == INFINITY, 0, result) | (bits & SIGN);
+    f32::from_bits(select(magnitude > INFINITY, NAN, result))
+}
+
+/// The special-function unit's 1/√x (`rsqrt.approx`), for every positive normal x. Subnormals count
+/// as 0 of their sign, ±0 gives ±∞, ∞ gives 0, negative x and NaN give 0x7FFFFFFF: as PTX documents
+/// the flushed form, not measured. Within 2 ulp.
+///
+/// `((C0 << 14) + C1·x + C2·SQ(x) + 0x3FFF) >> 16` gives what an NVIDIA H200 returned for all 2^24
+/// pairs of a mantissa and a parity of the exponent; 1 is exact (`sim/tests/sfu_measured.rs`).
+pub fn rsq(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let magnitude = bits & !SIGN;
+    if magnitude > INFINITY || (bits & SIGN != 0 && magnitude >= HIDDEN) {
+        return f32::from_bits(NAN);
+    }
+    if magnitude < HIDDEN {
+        return f32::from_bits(INFINITY | bits & SIGN);
+    }
+    if magnitude == INFINITY {
+        return 0.0;
+    }
+    let exponent = (magnitude >> 23) as i32 - 127;
+    let (parity, half) = (exponent & 1, exponent >> 1);
+    let m = magnitude & MANTISSA;
+    let x = m & 0x1_FFFF;
+    let [c0, c1, c2] = tables::RSQ[(parity as usize) << 6 | (m >> 17) as usize].map(i64::from);
+    let square = i64::from(truncated_square(x));
+    let sum = (c0 << 14) + c1 * i64::from(x) + c2 * square + 0x3FFF;
+    // In units of 2^-24, from 2^23 to 2^24; the table misses the one exact result by one.
+    let y = if parity == 0 && m == 0 {
+        1 << 24
+    } else {
+        (sum >> 16) as i32
+    };
+    f32::from_bits((y - (1 << 23) + 0x3F00_0000 - (half << 23)) as u32)
+}
+
+/// Flush to zero: a subnormal becomes zero of its sign, everything else stays.
+#[inline(always)]
+pub fn flush(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(select(bits & INFINITY == 0, bits & SIGN, bits))
+}
+
+/// Fast-math `expf`: `ex2(x ⊗ log2 e)`, flushed. For every f32, monotone, within 2.1 + 1.2·|x| ulp:
+/// the rounding of the product grows with it. Source: datapath specification, section 6.
+#[inline(always)]
+pub fn exp_fast(x: f32) -> f32 {
+    ex2(CudaFast::mul(x, LOG2_E))
+}
+
+/// Fast-math `log1pf`, for a ≥ 0 and NaN, monotone, within 0.9 ulp; a subnormal
+/// counts as 0. For negative a the
+/// value is defined by the formula but not a logarithm. Source: datapath specification, section 6.
+#[inline(always)]
+pub fn log1p_fast(a: f32) -> f32 {
+    const COEFFICIENTS: [u32; 8] = [
+        0x3DD8_0012,
+        0xBE07_78E0,
+        0x3E14_6475,
+        0xBE2A_68DD,
+        0x3E4C_AF9E,
+        0xBE80_0042,
+        0x3EAA_AAE6,
+        0xBF00_0000,
+    ];
+    // Only operands of the first step can be subnormal: from there on every value is zero, normal,
+    // or a product too small to change the sum it is added to. So one flush suffices.
+    let a = flush(a);
+    // a + 1 rounded toward zero: the nearest sum, one lower where it lies above the exact one.
+    // The error of a sum is an f32 and this sequence gives it (Knuth).
+    let sum = a + 1.0;
+    let back = sum - a;
+    let error = (a - (sum - back)) + (1.0 - back);
+    let toward_zero = sum.to_bits().wrapping_sub(u32::from(error < 0.0));
+    let e = toward_zero.wrapping_sub(0x3F40_0000) & 0xFF80_0000;
+    let m = f32::from_bits(a.to_bits().wrapping_sub(e));
+    // 2^-k − 1; the product is exact, so this is the fma of the definition.
+    let m = m + (f32::from_bits(0x4080_0000u32.wrapping_sub(e)) * 0.25 - 1.0);
+    let mut p = f32::from_bits(0xBD39_BF78);
+    for k in COEFFICIENTS {
+        p = m.mul_add(p, f32::from_bits(k));
+    }
+    let log = m.mul_add(m * p, m);
+    let k = e as i32 as f32 * f32::from_bits(0x3400_0000);
+    let result = k.mul_add(LN_2, log);
+    // Zero keeps its sign, infinity and NaN stay.
+    let unchanged = a == 0.0 || a.to_bits() & INFINITY == INFINITY;
+    select(unchanged, a, result)
+}
+
+/// `ex2` with subnormal results: 2^t for every t, within 2.5 ulp. Below −126 it is the square of
+/// `ex2(t ⊗ 0.5)`. Source: datapath specification, section 5.
+#[inline(always)]
+pub fn exp2a(t: f32) -> f32 {
+    let halved = t < -126.0;
+    let w = ex2(t * select(halved, 0.5, 1.0));
+    w * select(halved, w, 1.0)
+}
+
+/// `expf` of the decode kernels: `exp2a(x ⊗ log2 e)`, subnormals kept. For every f32, monotone, within
+/// 2.1 + 1.2·|x| ulp.
+/// Source: datapath specification, section 5.
+#[inline(always)]
+pub fn expa(x: f32) -> f32 {
+    exp2a(x * LOG2_E)
+}
+
+/// Division of the decode kernels: `rcp(d ⊗ k) ⊗ (n ⊗ k)`, where the power of two k keeps `d ⊗ k`
+/// and its reciprocal normal. For every n and d, within 2 ulp where the quotient is normal.
+/// Source: datapath specification, section 5.
+#[inline(always)]
+pub fn diva(n: f32, d: f32) -> f32 {
+    let size = d.abs();
+    // 2^126 and 2^-126.
+    let k = select(size > f32::from_bits(0x7E80_0000), 0.25, 1.0);
+    let k = select(size < f32::MIN_POSITIVE, 16_777_216.0, k);
+    rcp(d * k) * (n * k)
+}
+
+/// `logf` of the decode kernels, for s ≥ 1, infinity and NaN; monotone, within 0.9 ulp.
+/// Source: datapath specification, section 5.
+#[inline(always)]
+pub fn loga(s: f32) -> f32 {
+    const COEFFICIENTS: [u32; 8] = [
+        0x3E10_39F6,
+        0xBDF8_CDCC,
+        0x3E0F_2955,
+        0xBE2A_D8B9,
+        0x3E4C_ED0B,
+        0xBE7F_FF22,
+        0x3EAA_AA78,
+        0xBF00_0000,
+    ];
+    let bits = s.to_bits();
+    let e = bits.wrapping_sub(0x3F2A_AAAB) & 0xFF80_0000;
+    let f = f32::from_bits(bits.wrapping_sub(e)) - 1.0;
+    let k = e as i32 as f32 * f32::from_bits(0x3400_0000);
+    let mut p = f32::from_bits(0xBE05_5027);
+    for c in COEFFICIENTS {
+        p = p.mul_add(f, f32::from_bits(c));
+    }
+    let log = (f * p).mul_add(f, f);
+    let result = k.mul_add(LN_2, log);
+    select(bits & INFINITY == INFINITY, s, result)
+}
+
+/// The arithmetic of the prefill kernels: subnormal operands and results flushed to zero, division
+/// and functions by the special-function unit. Source: datapath specification, sections 4 and 6.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaFast;
+
+impl RealMath for CudaFast {
+    #[inline(always)]
+    fn mul(a: f32, b: f32) -> f32 {
+        flush(flush(a) * flush(b))
+    }
+    #[inline(always)]
+    fn add(a: f32, b: f32) -> f32 {
+        flush(flush(a) + flush(b))
+    }
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        flush(flush(a).mul_add(flush(b), flush(c)))
+    }
+    #[inline(always)]
+    fn div(n: f32, d: f32) -> f32 {
+        Self::mul(n, rcp(d))
+    }
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        exp_fast(x)
+    }
+    #[inline(always)]
+    fn exp_neg(x: f32) -> f32 {
+        ex2(Self::mul(x, -LOG2_E))
+    }
+    #[inline(always)]
+    fn log1p(a: f32) -> f32 {
+        log1p_fast(a)
+    }
+}
+
+/// The arithmetic of the decode kernels: IEEE operations with subnormals kept, division and
+/// functions by the special-function unit. Source: datapath specification, section 5.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaSubnormal;
+
+impl RealMath for CudaSubnormal {
+    #[inline(always)]
+    fn mul(a: f32, b: f32) -> f32 {
+        a * b
+    }
+    #[inline(always)]
+    fn add(a: f32, b: f32) -> f32 {
+        a + b
+    }
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn div(n: f32, d: f32) -> f32 {
+        diva(n, d)
+    }
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        expa(x)
+    }
+    #[inline(always)]
+    fn exp_neg(x: f32) -> f32 {
+        expa(-x)
+    }
+    #[inline(always)]
+    fn log1p(a: f32) -> f32 {
+        loga(a + 1.0)
+    }
+    /// `loga(expa(x) ⊕ 1)` for every x: the decode kernel has no threshold.
+    #[inline(always)]
+    fn softplus(x: f32) -> f32 {
+        Self::log1p(Self::exp(x))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn truncated_square_is_its_definition() {
+        for x in 0..1u32 << 17 {
+            let sum: u32 = (0..17).map(|i| (x >> i & 1) * (x >> (18 - i))).sum();
+            assert_eq!(truncated_square(x), sum >> 1, "{x:#x}");
+        }
+    }
+
+    /// The 36-bit formula as the specification writes it.
+    fn interpolate([c0, c1, c2]: [i32; 3], x: u32, square: u32, rounding: i64) -> i64 {
+        let terms = i64::from(c1) * i64::from(x) + i64::from(c2) * i64::from(square);
+        (((i64::from(c0) << 13) + terms + rounding) >> 15) - (1 << 23)
+    }
+
+    #[test]
+    fn lanes_of_32_bits_lose_nothing() {
+        for m in 0..1u32 << 23 {
+            let x = m & 0x1_FFFF;
+            let row = tables::EX2[m as usize >> 17];
+            let want = interpolate(row, x, truncated_square(x), 0x77E2);
+            assert_eq!(i64::from(ex2_mantissa(m)), want, "ex2 {m:#x}");
+            let x = m & 0xFFFF;
+            let row = tables::RCP[m as usize >> 16];
+            let want = interpolate(row, x, truncated_square(2 * x), 0x47E7) + 0x3F00_0000;
+            assert_eq!(i64::from(rcp_mantissa(m)), want, "rcp {m:#x}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Where the time of a run goes: throughput of a prepared model, step by step.
+//!
+//! The engine announces every step to its probe ([`Probe::enter`]); a stopwatch is a probe that
+//! looks at nothing and notes the time. `scalescope bench` prints what it finds.
+
+use crate::datapath::{Datapath, LogitRows};
+use crate::error::Result;
+use crate::trace::{Place, Probe, Tensor};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// A step of the datapath, as timings name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Rows of the embedding.
+    Embed,
+    /// Residual add, RMSNorm and its quantizer.
+    Norm,
+    /// x and z.
+    InProj,
+    /// Convolution, SiLU, quantizer, and the conv state.
+    Conv,
+    /// dt, B and C.
+    XProj,
+    /// dt before its bias.
+    DtProj,
+    /// The scan's input, the selective scan, the gate, and the state's quantizer.
+    Scan,
+    /// Rotation and its quantizer.
+    Hadamard,
+    /// The block's output.
+    OutProj,
+    /// The last norm and the logits.
+    Head,
+}
+
+impl Step {
+    /// Every step, in the order of the datapath.
+    pub const ALL: [Step; 10] = [
+        Step::Embed,
+        Step::Norm,
+        Step::InProj,
+        Step::Conv,
+        Step::XProj,
+        Step::DtProj,
+        Step::Scan,
+        Step::Hadamard,
+        Step::OutProj,
+        Step::Head,
+    ];
+
+    /// The name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Embed => "embed",
+            Step::Norm => "norm",
+            Step::InProj => "in_proj",
+            Step::Conv => "conv",
+            Step::XProj => "x_proj",
+            Step::DtProj => "dt_proj",
+            Step::Scan => "scan",
+            Step::Hadamard => "hadamard",
+            Step::OutProj => "out_proj",
+            Step::Head => "head",
+        }
+    }
+}
+
+/// Time of a run, and of each of its steps over all blocks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepTimes {
+    /// Tokens of a run.
+    pub tokens: usize,
+    /// Wall time of the whole run.
+    pub total: Duration,
+    /// Wall time of each step, indexed as [`Step::ALL`].
+    pub steps: [Duration; Step::ALL.len()],
+}
+
+impl StepTimes {
+    /// Tokens per second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.total.as_secs_f64()
+    }
+
+    /// Time of a step.
+    pub fn step(&self, step: Step) -> Duration {
+        self.steps[step as usize]
+    }
+}
+
+/// A probe that only notes when each step begins.
+#[derive(Clone, Debug)]
+pub struct Stopwatch {
+    begun: Instant,
+    since: Instant,
+    running: Option<Step>,
+    steps: [Duration; Step::ALL.len()],
+}
+
+impl Default for Stopwatch {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self {
+            begun: now,
+            since: now,
+            running: None,
+            steps: Default::default(),
+        }
+    }
+}
+
+impl Stopwatch {
+    /// Stops it; `tokens` were run since it was made.
+    pub fn stop(mut self, tokens: usize) -> StepTimes {
+        self.switch(None);
+        StepTimes {
+            tokens,
+            total: self.since - self.begun,
+            steps: self.steps,
+        }
+    }
+
+    fn switch(&mut self, next: Option<Step>) {
+        let now = Instant::now();
+        if let Some(step) = self.running {
+            self.steps[step as usize] += now - self.since;
+        }
+        self.since = now;
+        self.running = next;
+    }
+}
+
+impl Probe for Stopwatch {
+    fn wants(&self, _: Place) -> bool {
+        false
+    }
+
+    fn visit(&mut self, _: Place, _: &mut Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn enter(&mut self, step: Step) {
+        self.switch(Some(step));
+    }
+}
+
+/// Prefills `length` tokens `repeats` times (at least once, after one run that does not count) and
+/// returns the median run. Logits are computed for the last token only.
+///
+/// # Errors
+///
+/// Those of [`Datapath::prefill`].
+pub fn throughput(datapath: &Datapath, length: usize, repeats: usize) -> Result<StepTimes> {
+    let tokens = tokens(datapath, length);
+    let run = || {
+        let mut watch = Stopwatch::default();
+        datapath.prefill(&tokens, LogitRows::Last, &mut watch)?;
+        Ok(watch.stop(length))
+    };
+    median(repeats, run)
+}
+
+/// Decodes `length` tokens one by one from the empty state, `repeats` times as [`throughput`].
+///
+/// # Errors
+///
+/// Those of [`Datapath::decode`].
+pub fn decode_throughput(datapath: &Datapath, length: usize, repeats: usize) -> Result<StepTimes> {
+    let tokens = tokens(datapath, length);
+    let run = || {
+        let mut state = datapath.empty_state();
+        let mut watch = Stopwatch::default();
+        for token in &tokens {
+            datapath.decode(*token, &mut state, &mut watch)?;
+        }
+        Ok(watch.stop(length))
+    };
+    median(repeats, run)
+}
+
+/// A fixed sequence that visits the whole vocabulary.
+fn tokens(datapath: &Datapath, length: usize) -> Vec<u32> {
+    let vocabulary = datapath.config().vocab_size as u64;
+    (0..length as u64)
+        .map(|i| (i * 7_919 % vocabulary) as u32)
+        .collect()
+}
+
+fn median(repeats: usize, run: impl Fn() -> Result<StepTimes>) -> Result<StepTimes> {
+    run()?;
+    let mut runs = (0..repeats.max(1))
+        .map(|_| run())
+        .collect::<Result<Vec<_>>>()?;
+    runs.sort_by_key(|times| times.total);
+    Ok(runs.swap_remove(runs.len() / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::synthetic::{self, Shape};
+    use crate::mode::ModeTable;
+    use crate::model::Model;
+    use crate::profile::Profile;
+
+    #[test]
+    fn steps_index_their_own_entry_and_sum_to_the_total() {
+        for (i, step) in Step::ALL.into_iter().enumerate() {
+            assert_eq!(step as usize, i);
+        }
+        let quantized = synthetic::quantized_model(Shape::named("tiny").unwrap());
+        let model = Model {
+            quantized: Some(quantized.into()),
+            ..Model::default()
+        };
+        let table = ModeTable::default();
+        let profile = Profile::get("exact").unwrap();
+        let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
+        for times in [throughput(&path, 9, 3), decode_throughput(&path, 3, 3)] {
+            let times = times.unwrap();
+            assert!(times.tokens_per_second() > 0.0);
+            assert!(times.steps.iter().all(|t| !t.is_zero()));
+            assert!(times.steps.iter().sum::<Duration>() <= times.total);
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! Reads and writes the quantized model, `quantized.safetensors`. Source: datapath specification,
+//! section 8.
+//!
+//! | tensor | dtype | shape |
+//! |---|---|---|
+//! | `embeddings.weight`, `lm_head.weight` | F16 | `[V, M]` |
+//! | `norm_f.weight`, `layers.{i}.norm.weight` | F16 | `[M]` |
+//! | `layers.{i}.in_proj.weight` | I8 | `[2E, M]` |
+//! | `layers.{i}.conv1d.weight`, `….bias` | I8 | `[E, K]`, `[E]` |
+//! | `layers.{i}.x_proj.weight` | I8 | `[R+2N, E]` |
+//! | `layers.{i}.dt_proj.weight` | I8 | `[E, R]` |
+//! | `layers.{i}.out_proj.weight` | I8 | `[M, E]` |
+//! | `layers.{i}.ssm.A_log`, `….D`, `….dt_bias` | I8 | `[E, N]`, `[E]`, `[E]` |
+//! | each I8 tensor's name + `_scale` | F32 | `[1]` |
+//! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
+//!
+//! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
+
+use super::atomic;
+use super::config;
+use super::container::{Container, Tensor};
+use crate::error::{Result, SimError};
+use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
+use crate::quant::{QTensor, QVector, Scale};
+use half::f16;
+use ndarray::Array2;
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// The metadata value that marks a file as ours.
+pub const FORMAT: &str = "int8-mamba";
+
+/// Reads a quantized model from a file.
+///
+/// # Errors
+///
+/// One line with file, tensor, expected and found: an inconsistent container, another format, a
+/// configuration that is not Mamba-1, tensors missing, unexpected, or of a wrong shape or type,
+/// scales that are not positive, finite and normal, binary16 values that are not finite.
+pub fn read(path: &Path) -> Result<QuantizedModel> {
+    from_container(&Container::open(path)?)
+}
+
+/// Reads a quantized model from bytes; `name` stands for the path in errors.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_bytes(name: &str, bytes: &[u8]) -> Result<QuantizedModel> {
+    from_container(&Container::from_bytes(Path::new(name), bytes)?)
+}
+
+/// Whether a container says that it holds a quantized model.
+pub(crate) fn is_quantized(file: &Container<'_>) -> bool {
+    file.metadata("format") == Some(FORMAT)
+}
+
+pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
+    let config = read_config(file)?;
+    refuse_others(file, &config)?;
+    let (v, m) = (config.vocab_size, config.d_model);
+    let table = |name: &str| -> Result<Array2<f16>> {
+        let tensor = file.tensor(name, &[v, m])?;
+        Ok(tensor.matrix(tensor.exact_f16()?))
+    };
+    // Collected before it is searched, so that the error does not depend on threads.
+    let layers: Vec<Result<QuantizedLayer>> = (0..config.n_layers)
+        .into_par_iter()
+        .map(|i| Layer { file, i }.read(&config))
+        .collect();
+    Ok(QuantizedModel {
+        embedding: table("embeddings.weight")?,
+        head: table("lm_head.weight")?,
+        norm_f: file.tensor("norm_f.weight", &[m])?.exact_f16()?,
+        layers: layers.into_iter().collect::<Result<_>>()?,
+        config,
+    })
+}
+
+/// The activation scales of a quantized file, one set a layer, without its weights.
+pub(crate) fn scales_from_container(file: &Container<'_>) -> Result<Vec<ActivationScales>> {
+    let config = read_config(file)?;
+    (0..config.n_layers)
+        .map(|i| Layer { file, i }.scales())
+        .collect()
+}
+
+fn read_config(file: &Container<'_>) -> Result<Config> {
+    let missing = |item, expected: &str| SimError::file(file.path(), item, expected, "nothing");
+    match file.metadata("format") {
+        Some(FORMAT) => {}
+        Some(other) => {
+            return Err(SimError::file(
+                file.path(),
+                "metadata format",
+                FORMAT,
+                super::input::shown(other),
+            ));
+        }
+        None => return Err(missing("metadata format", FORMAT)),
+    }
+    let json = file
+        .metadata("config")
+        .ok_or_else(|| missing("metadata config", "the model's configuration as JSON"))?;
+    Ok(config::parse(file.path(), json.as_bytes())?.config)
+}
+
+fn refuse_others(file: &Container<'_>, config: &Config) -> Result<()> {
+    let mut known: BTreeSet<String> = ["embeddings.weight", "lm_head.weight", "norm_f.weight"]
+        .map(str::to_owned)
+        .into();
+    for i in 0..config.n_layers {
+        known.insert(format!("layers.{i}.norm.weight"));
+        for name in CODES {
+            known.insert(format!("layers.{i}.{name}"));
+            known.insert(format!("layers.{i}.{name}_scale"));
+        }
+        known.extend(ScaleKey::ALL.map(|key| scale_tensor(i, key)));
+    }
+    let expected = format!(
+        "only tensors of a quantized model of {} layers",
+        config.n_layers
+    );
+    file.refuse_others(|name| known.contains(name), &expected)
+}
+
+/// A layer's INT8 tensors, each with a scale beside it.
+const CODES: [&str; 9] = [
+    "conv1d.bias",
+    "conv1d.weight",
+    "dt_proj.weight",
+    "in_proj.weight",
+    "out_proj.weight",
+    "ssm.A_log",
+    "ssm.D",
+    "ssm.dt_bias",
+    "x_proj.weight",
+];
+
+fn scale_tensor(layer: usize, key: ScaleKey) -> String {
+    format!("layers.{layer}.scales.{}", key.name())
+}
+
+struct Layer<'a> {
+    file: &'a Container<'a>,
+    i: usize,
+}
+
+impl<'a> Layer<'a> {
+    fn read(&self, c: &Config) -> Result<QuantizedLayer> {
+        let (m, e, n) = (c.d_model, c.d_inner, c.d_state);
+        Ok(QuantizedLayer {
+            norm: self.tensor("norm.weight", &[m])?.exact_f16()?,
+            in_proj: self.matrix("in_proj.weight", [2 * e, m])?,
+            conv_weight: self.matrix("conv1d.weight", [e, c.d_conv])?,
+            conv_bias: self.vector("conv1d.bias", e)?,
+            x_proj: self.matrix("x_proj.weight", [c.x_proj_width(), e])?,
+            dt_proj: self.matrix("dt_proj.weight", [e, c.dt_rank])?,
+            dt_bias: self.vector("ssm.dt_bias", e)?,
+            a_log: self.matrix("ssm.A_log", [e, n])?,
+            d: self.vector("ssm.D", e)?,
+            out_proj: self.matrix("out_proj.weight", [m, e])?,
+            scales: self.scales()?,
+        })
+    }
+
+    fn scales(&self) -> Result<ActivationScales> {
+        ActivationScales::from_fn(|key| self.scale(&format!("scales.{}", key.name())))
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
+        self.file
+            .tensor(&format!("layers.{}.{name}", self.i), shape)
+    }
+
+    fn scale(&self, name: &str) -> Result<Scale> {
+        let value = self.tensor(name, &[1])?.scalar_f32()?;
+        Scale::new(value).map_err(|_| {
+            SimError::file(
+                self.file.path(),
+                format_args!("layers.{}.{name}", self.i),
+                "a positive, finite, normal f32",
+                format_args!("{value:e}"),
+            )
+        })
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<QTensor> {
+        let tensor = self.tensor(name, &shape)?;
+        Ok(QTensor {
+            codes: tensor.matrix(tensor.codes()?),
+            scale: self.scale(&format!("{name}_scale"))?,
+        })
+    }
+
+    fn vector(&self, name: &str, n: usize) -> Result<QVector> {
+        Ok(QVector {
+            codes: self.tensor(name, &[n])?.codes()?,
+            scale: self.scale(&format!("{name}_scale"))?,
+        })
+    }
+}
+
+/// Writes a quantized model. The file appears whole or not at all; equal models give equal bytes.
+///
+/// # Errors
+///
+/// The system's, on the file or its directory.
+pub fn write(path: &Path, model: &QuantizedModel) -> Result<()> {
+    atomic::write(path, |out| write_to(out, model))
+}
+
+/// Writes a quantized model's bytes to a stream. Tensors of wider elements come first, then they
+/// go by name, so that every tensor is aligned and the order is one of a kind.
+///
+/// # Errors
+///
+/// The stream's.
+pub fn write_to(out: &mut impl Write, model: &QuantizedModel) -> io::Result<()> {
+    let tensors = tensors(model);
+    let mut header = Map::new();
+    let config = model.config.json.to_string();
+    header.insert(
+        "__metadata__".to_owned(),
+        json!({"config": config, "format": FORMAT}),
+    );
+    let mut end = 0;
+    for (name, (shape, data)) in &tensors {
+        let start = end;
+        end += data.bytes();
+        let entry = json!({"dtype": data.dtype(), "shape": shape, "data_offsets": [start, end]});
+        header.insert(name.1.clone(), entry);
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    for (_, data) in tensors.values() {
+        data.write_to(out)?;
+    }
+    Ok(())
+}
+
+/// What a tensor of the file is written from.
+enum Data<'a> {
+    Scale(Scale),
+    Floats(&'a [f16]),
+    Codes(&'a [i8]),
+}
+
+impl Data<'_> {
+    fn dtype(&self) -> &'static str {
+        match self {
+            Data::Scale(_) => "F32",
+            Data::Floats(_) => "F16",
+            Data::Codes(_) => "I8",
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Data::Scale(_) => 4,
+            Data::Floats(values) => 2 * values.len(),
+            Data::Codes(codes) => codes.len(),
+        }
+    }
+
+    /// Place in the file: wider elements first.
+    fn rank(&self) -> u8 {
+        match self {
+            Data::Scale(_) => 0,
+            Data::Floats(_) => 1,
+            Data::Codes(_) => 2,
+        }
+    }
+
+    fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Data::Scale(scale) => out.write_all(&scale.get().to_le_bytes()),
+            Data::Codes(codes) => out.write_all(bytemuck::cast_slice(codes)),
+            Data::Floats(values) => {
+                let mut buffer = Vec::new();
+                for chunk in values.chunks(1 << 15) {
+                    buffer.clear();
+                    buffer.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
+                    out.write_all(&buffer)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Tensors in the order of the file: by (rank, name).
+type Tensors<'a> = BTreeMap<(u8, String), (Vec<usize>, Data<'a>)>;
+
+fn tensors(model: &QuantizedModel) -> Tensors<'_> {
+    let mut all = Tensors::new();
+    let mut add = |name: String, shape: &[usize], data| {
+        all.insert((Data::rank(&data), name), (shape.to_vec(), data));
+    };
+    let table = |t: &'_ Array2<f16>| t.shape().to_vec();
+    let (embedding, head, norm_f) = (&model.embedding, &model.head, &model.norm_f);
+    add(
+        "embeddings.weight".into(),
+        &table(embedding),
+        Data::Floats(slice(embedding)),
+    );
+    add(
+        "lm_head.weight".into(),
+        &table(head),
+        Data::Floats(slice(head)),
+    );
+    add(
+        "norm_f.weight".into(),
+        &[norm_f.len()],
+        Data::Floats(norm_f),
+    );
+    for (i, l) in model.layers.iter().enumerate() {
+        let norm = format!("layers.{i}.norm.weight");
+        add(norm, &[l.norm.len()], Data::Floats(&l.norm));
+        let matrices = [
+            ("in_proj.weight", &l.in_proj),
+            ("conv1d.weight", &l.conv_weight),
+            ("x_proj.weight", &l.x_proj),
+            ("dt_proj.weight", &l.dt_proj),
+            ("ssm.A_log", &l.a_log),
+            ("out_proj.weight", &l.out_proj),
+        ]
+        .map(|(name, t)| (name, t.codes.shape().to_vec(), slice(&t.codes), t.scale));
+        let vectors = [
+            ("conv1d.bias", &l.conv_bias),
+            ("ssm.dt_bias", &l.dt_bias),
+            ("ssm.D", &l.d),
+        ]
+        .map(|(name, v)| (name, vec![v.codes.len()], v.codes.as_slice(), v.scale));
+        for (name, shape, codes, scale) in matrices.into_iter().chain(vectors) {
+            add(format!("layers.{i}.{name}"), &shape, Data::Codes(codes));
+            let name = format!("layers.{i}.{name}_scale");
+            add(name, &[1], Data::Scale(scale));
+        }
+        for key in ScaleKey::ALL {
+            add(scale_tensor(i, key), &[1], Data::Scale(l.scales.get(key)));
+        }
+    }
+    all
+}
+
+fn slice<T>(array: &Array2<T>) -> &[T] {
+    array.as_slice().expect("weights are row-major")
+}

@@ -1,0 +1,254 @@
+//! The engine: runs the steps of a model as a mode and a profile say, a whole sequence at once or
+//! token by token, and shows every tensor to a probe. It reads the fields of a mode; it never asks
+//! for its name.
+
+mod block;
+mod prepare;
+
+use crate::bench::Step;
+use crate::error::{Result, SimError};
+use crate::mode::{ModeSpec, Stream};
+use crate::model::{Config, Model};
+use crate::profile::{Profile, StepRules};
+use crate::step::linear::{LinearOutput, LinearWeight, linear};
+use crate::step::norm;
+use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
+use half::f16;
+use ndarray::{Array2, s};
+use prepare::{Layer, prepare_layer};
+
+pub use block::{ConvHistory, LayerState};
+
+/// Which rows of logits a prefill computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitRows {
+    /// None; the head is not run.
+    None,
+    /// The last token's.
+    Last,
+    /// Those of this token and the ones after it.
+    From(usize),
+    /// Every token's.
+    All,
+}
+
+/// Whole sequence or one token: which rules of an arithmetic apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Prefill,
+    Decode,
+}
+
+/// What decode carries from token to token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// One entry a block.
+    pub layers: Vec<LayerState>,
+}
+
+/// A model ready to run in one mode and profile.
+pub struct Datapath<'m> {
+    config: &'m Config,
+    mode: ModeSpec,
+    profile: Profile,
+    layers: Vec<Layer<'m>>,
+    embedding: &'m Array2<f16>,
+    norm_f: Vec<f32>,
+    head: LinearWeight<'m>,
+}
+
+impl<'m> Datapath<'m> {
+    /// Prepares the weights a mode needs. Errors if the model lacks a part of them.
+    pub fn new(model: &'m Model, mode: &ModeSpec, profile: &Profile) -> Result<Self> {
+        let config = model.config()?;
+        let ends = prepare::ends(model, mode)?;
+        let layers = (0..config.n_layers)
+            .map(|i| prepare_layer(model, mode, i))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            config,
+            mode: mode.clone(),
+            profile: *profile,
+            layers,
+            embedding: ends.embedding,
+            norm_f: ends.norm_f.iter().map(|w| f32::from(*w)).collect(),
+            head: LinearWeight::float(ends.head.view()),
+        })
+    }
+
+    /// Shape of the model.
+    pub fn config(&self) -> &Config {
+        self.config
+    }
+
+    /// The mode it runs in.
+    pub fn mode(&self) -> &ModeSpec {
+        &self.mode
+    }
+
+    /// The profile it runs with.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Runs a whole sequence from an empty state. Returns the logits asked for (`[rows, V]`, f16
+    /// or FP32 as the mode's stream says) and the state after the last token.
+    pub fn prefill(
+        &self,
+        tokens: &[u32],
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+    ) -> Result<(Tensor, State)> {
+        in_pool(|| self.prefill_here(tokens, rows, probe))
+    }
+
+    fn prefill_here(
+        &self,
+        tokens: &[u32],
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+    ) -> Result<(Tensor, State)> {
+        probe.enter(Step::Embed);
+        let mut hidden = self.embed(tokens)?;
+        let mut residual = None;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for i in 0..self.layers.len() {
+            let out = self.block(i, Phase::Prefill, hidden, residual, None, probe)?;
+            hidden = out.hidden;
+            residual = Some(out.residual);
+            layers.push(out.state);
+        }
+        let logits = self.end(hidden, residual, rows, probe)?;
+        Ok((logits, State { layers }))
+    }
+
+    /// Runs one token from `state`, which it advances. Returns its logits, `[1, V]`.
+    pub fn decode(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
+        in_pool(|| self.decode_here(token, state, probe))
+    }
+
+    fn decode_here(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
+        probe.enter(Step::Embed);
+        let mut hidden = self.embed(&[token])?;
+        let mut residual = None;
+        for i in 0..self.layers.len() {
+            let before = Some(state.layers[i].clone());
+            let out = self.block(i, Phase::Decode, hidden, residual, before, probe)?;
+            hidden = out.hidden;
+            residual = Some(out.residual);
+            state.layers[i] = out.state;
+        }
+        self.end(hidden, residual, LogitRows::All, probe)
+    }
+
+    /// Runs one token of each of several sequences from their states, which it advances. Returns
+    /// their logits, `[B, V]`. Every sequence gets the bits that [`Datapath::decode`] gives it.
+    pub fn decode_batch(&self, tokens: &[u32], states: &mut [State]) -> Result<Tensor> {
+        assert_eq!(tokens.len(), states.len(), "a state for each token");
+        let mut hidden = self.embed(tokens)?;
+        let mut residual = None;
+        for i in 0..self.layers.len() {
+            let (out, sum) = self.block_batch(i, hidden, residual, states)?;
+            hidden = out;
+            residual = Some(sum);
+        }
+        self.end(hidden, residual, LogitRows::All, &mut Blind)
+    }
+
+    /// The state before the first token.
+    pub fn empty_state(&self) -> State {
+        State {
+            layers: (0..self.layers.len())
+                .map(|i| self.empty_layer_state(i))
+                .collect(),
+        }
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        check_tokens(tokens, self.config.vocab_size)?;
+        let m = self.config.d_model;
+        let mut rows = Array2::zeros((tokens.len(), m));
+        for (mut row, token) in rows.rows_mut().into_iter().zip(tokens) {
+            row.assign(&self.embedding.row(*token as usize));
+        }
+        let rows = Tensor::F16(rows);
+        Ok(match self.mode.stream {
+            Stream::F16 => rows,
+            Stream::Float => Tensor::F32(rows.to_real()),
+        })
+    }
+
+    fn end(
+        &self,
+        hidden: Tensor,
+        residual: Option<Array2<f32>>,
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
+        probe.enter(Step::Head);
+        let residual_place = Place::end(TracePoint::FinalResidual);
+        let wants_residual = probe.wants(residual_place);
+        let vocab = self.config.vocab_size;
+        if rows == LogitRows::None && !wants_residual {
+            return Ok(Tensor::F32(Array2::zeros((0, vocab))));
+        }
+        let eps = self.config.eps;
+        let rule = self.profile.cuda.final_norm;
+        let summed = norm::final_norm(rule, &hidden, residual.as_ref(), &self.norm_f, eps);
+        let shown = show(probe, residual_place, Tensor::F32(summed.residual))?;
+        let normed = if wants_residual {
+            // The probe may have put another residual in its place.
+            norm::final_norm(rule, &shown, None, &self.norm_f, eps).normed
+        } else {
+            summed.normed
+        };
+        let normed = match rows {
+            LogitRows::None => return Ok(Tensor::F32(Array2::zeros((0, vocab)))),
+            LogitRows::Last => normed.slice(s![normed.nrows() - 1.., ..]).to_owned(),
+            LogitRows::From(first) => {
+                let first = first.min(normed.nrows());
+                normed.slice(s![first.., ..]).to_owned()
+            }
+            LogitRows::All => normed,
+        };
+        let (x, output) = match self.mode.stream {
+            Stream::F16 => (Tensor::f16(&normed).to_real(), LinearOutput::F16),
+            Stream::Float => (normed, LinearOutput::F32),
+        };
+        let order = self.profile.cuda.prefill.linear.out_proj;
+        let (logits, _) = linear(&Tensor::F32(x), None, &self.head, order, output);
+        show(probe, Place::end(TracePoint::Logits), logits)
+    }
+
+    fn rules(&self, implementation: crate::mode::Implementation, phase: Phase) -> &StepRules {
+        let arithmetic = self.profile.arithmetic(implementation);
+        match phase {
+            Phase::Prefill => &arithmetic.prefill,
+            Phase::Decode => &arithmetic.decode,
+        }
+    }
+}
+
+/// Runs `work` on a thread of rayon's pool, where a parallel loop starts without waking anybody.
+/// Outside, each of the hundreds of loops of a run would hand over and wait.
+fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    match rayon::current_thread_index() {
+        Some(_) => work(),
+        None => rayon::scope(|_| work()),
+    }
+}
+
+/// Checks that a sequence is not empty and every id is in the vocabulary.
+pub fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
+    if tokens.is_empty() {
+        return Err(SimError::value("tokens", "at least one token", "none"));
+    }
+    match tokens.iter().position(|t| *t as usize >= vocab_size) {
+        None => Ok(()),
+        Some(i) => Err(SimError::value(
+            format_args!("token {i}"),
+            format_args!("an id below the vocabulary size {vocab_size}"),
+            tokens[i],
+        )),
+    }
+}

@@ -1,0 +1,131 @@
+//! Weights of a model, prepared for the steps of one mode.
+
+use crate::arith::hadamard::HadamardSize;
+use crate::error::{Result, SimError};
+use crate::mode::{ModeSpec, Precision};
+use crate::model::{FloatModel, Model, QuantizedModel};
+use crate::plan::ScalePlan;
+use crate::step::conv::ConvWeight;
+use crate::step::linear::LinearWeight;
+use crate::step::scan::ScanWeight;
+use half::f16;
+use ndarray::{Array2, s};
+
+/// A block's weights and scales.
+pub(super) struct Layer<'m> {
+    pub mode: ModeSpec,
+    pub norm: Vec<f32>,
+    /// Rows of in_proj that make x.
+    pub in_proj_x: LinearWeight<'m>,
+    /// Rows of in_proj that make z.
+    pub in_proj_z: LinearWeight<'m>,
+    pub conv: ConvWeight,
+    pub x_proj: LinearWeight<'m>,
+    pub dt_proj: LinearWeight<'m>,
+    pub scan: ScanWeight,
+    pub rotation: Option<HadamardSize>,
+    pub out_proj: LinearWeight<'m>,
+    /// `None` where the mode quantizes nothing.
+    pub scales: Option<ScalePlan>,
+}
+
+/// What lies before the first block and after the last.
+pub(super) struct Ends<'m> {
+    pub embedding: &'m Array2<f16>,
+    pub norm_f: &'m [f16],
+    pub head: &'m Array2<f16>,
+}
+
+fn quantized<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m QuantizedModel> {
+    model.quantized.as_deref().ok_or_else(|| {
+        SimError::value(
+            format_args!("mode {}", mode.name),
+            "a model with INT8 weights and scales",
+            "a float model only (run `scalescope quantize` first)",
+        )
+    })
+}
+
+fn float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m FloatModel> {
+    let part = if mode.rotated {
+        &model.float
+    } else {
+        &model.original
+    };
+    part.as_deref().ok_or_else(|| {
+        SimError::value(
+            format_args!("mode {}", mode.name),
+            "the float checkpoint (a Hugging Face directory)",
+            "a quantized model only",
+        )
+    })
+}
+
+pub(super) fn ends<'m>(model: &'m Model, mode: &ModeSpec) -> Result<Ends<'m>> {
+    if mode.needs_float() {
+        let float = float(model, mode)?;
+        Ok(Ends {
+            embedding: &float.embedding,
+            norm_f: &float.norm_f,
+            head: &float.head,
+        })
+    } else {
+        let quantized = quantized(model, mode)?;
+        Ok(Ends {
+            embedding: &quantized.embedding,
+            norm_f: &quantized.norm_f,
+            head: &quantized.head,
+        })
+    }
+}
+
+pub(super) fn prepare_layer<'m>(model: &'m Model, mode: &ModeSpec, i: usize) -> Result<Layer<'m>> {
+    let config = model.config()?;
+    let e = config.d_inner;
+    let scales = if mode.needs_quantized() {
+        Some(ScalePlan::new(&quantized(model, mode)?.layers[i].scales))
+    } else {
+        None
+    };
+    let rotation = match mode.rotated {
+        true => Some(HadamardSize::of(e)?),
+        false => None,
+    };
+    let real = |w: &[f16]| w.iter().map(|v| f32::from(*v)).collect();
+    Ok(match mode.weights {
+        Precision::Int8 => {
+            let layer = &quantized(model, mode)?.layers[i];
+            let int8 = |w: &'m crate::quant::QTensor| LinearWeight::int8(w.codes.view(), w.scale);
+            let in_proj = &layer.in_proj;
+            Layer {
+                mode: mode.clone(),
+                norm: real(&layer.norm),
+                in_proj_x: LinearWeight::int8(in_proj.codes.slice(s![..e, ..]), in_proj.scale),
+                in_proj_z: LinearWeight::int8(in_proj.codes.slice(s![e.., ..]), in_proj.scale),
+                conv: ConvWeight::int8(&layer.conv_weight, &layer.conv_bias),
+                x_proj: int8(&layer.x_proj),
+                dt_proj: int8(&layer.dt_proj),
+                scan: ScanWeight::int8(&layer.a_log, &layer.d, &layer.dt_bias),
+                rotation,
+                out_proj: int8(&layer.out_proj),
+                scales,
+            }
+        }
+        Precision::Float => {
+            let layer = &float(model, mode)?.layers[i];
+            Layer {
+                mode: mode.clone(),
+                norm: real(&layer.norm),
+                in_proj_x: LinearWeight::float(layer.in_proj.slice(s![..e, ..])),
+                in_proj_z: LinearWeight::float(layer.in_proj.slice(s![e.., ..])),
+                conv: ConvWeight::float(&layer.conv_weight, &layer.conv_bias),
+                x_proj: LinearWeight::float(layer.x_proj.view()),
+                dt_proj: LinearWeight::float(layer.dt_proj.view()),
+                scan: ScanWeight::float(&layer.a_log, &layer.d, &layer.dt_bias),
+                rotation,
+                out_proj: LinearWeight::float(layer.out_proj.view()),
+                scales,
+            }
+        }
+    })
+}

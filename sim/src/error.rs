@@ -1,0 +1,98 @@
+//! What can go wrong with input, in one line: where, which item, what was expected, what was found.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+/// Result of anything that reads input.
+pub type Result<T, E = SimError> = std::result::Result<T, E>;
+
+/// An input that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    /// The operating system refused an operation on a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's own words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An item of a file is not what the format asks for.
+    #[error("{}: {item}: expected {expected}, found {found}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The tensor, key or line.
+        item: String,
+        /// What the format asks for.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// A value that came from no file (an argument, a field of a table) is out of its range.
+    #[error("{item}: expected {expected}, found {found}")]
+    Value {
+        /// The argument, tensor or field.
+        item: String,
+        /// What is allowed.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// The user stopped the work; nothing was left half-written.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl SimError {
+    /// A value out of its range, not tied to a file.
+    pub fn value(item: impl Display, expected: impl Display, found: impl Display) -> Self {
+        Self::Value {
+            item: item.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    /// An item of a file that is not what the format asks for.
+    pub fn file(
+        path: impl AsRef<Path>,
+        item: impl Display,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Self {
+        Self::File {
+            path: path.as_ref().to_path_buf(),
+            item: item.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    /// An operating-system error on `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.as_ref().to_path_buf(),
+            source,
+        }
+    }
+
+    /// Names the file a [`SimError::Value`] came from; other errors pass through.
+    #[must_use]
+    pub fn in_file(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Self::Value {
+                item,
+                expected,
+                found,
+            } => Self::File {
+                path: path.as_ref().to_path_buf(),
+                item,
+                expected,
+                found,
+            },
+            other => other,
+        }
+    }
+}

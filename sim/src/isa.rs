@@ -1,0 +1,110 @@
+//! Instruction sets. A kernel is written once, in scalar Rust; [`dispatch`] compiles that one body
+//! for every instruction set below and picks the best one the machine has. Rust never contracts,
+//! reorders or relaxes float operations, so every variant gives the same bits;
+//! `sim/tests/kernels_match_scalar.rs` checks it.
+//!
+//! Threads are started outside, kernels are dispatched inside: a closure handed to another thread
+//! does not inherit the instruction set of the function that made it.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Isa {
+    /// What the target guarantees (SSE2 on x86-64, NEON on AArch64).
+    Baseline = 0,
+    /// AVX2 with FMA and F16C.
+    Avx2 = 1,
+    /// AVX-512 F, BW, DQ, VL beside AVX2.
+    Avx512 = 2,
+    /// AVX-512 VNNI beside that: four INT8 products a lane in one instruction. Only the INT8 matrix
+    /// product differs from [`Isa::Avx512`].
+    Avx512Vnni = 3,
+}
+
+impl Isa {
+    /// Every instruction set this machine has, weakest first.
+    pub fn available() -> &'static [Isa] {
+        static FOUND: OnceLock<Vec<Isa>> = OnceLock::new();
+        FOUND.get_or_init(|| {
+            #[allow(unused_mut)]
+            let mut found = vec![Isa::Baseline];
+            #[cfg(target_arch = "x86_64")]
+            {
+                let avx2 = is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c");
+                if avx2 {
+                    found.push(Isa::Avx2);
+                }
+                if avx2
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    found.push(Isa::Avx512);
+                    if is_x86_feature_detected!("avx512vnni") {
+                        found.push(Isa::Avx512Vnni);
+                    }
+                }
+            }
+            found
+        })
+    }
+
+    /// The instruction set in use: the best one, unless [`Isa::limit`] lowered it.
+    pub fn current() -> Isa {
+        let limit = LIMIT.load(Ordering::Relaxed);
+        *Self::available()
+            .iter()
+            .rfind(|isa| **isa as u8 <= limit)
+            .unwrap_or(&Isa::Baseline)
+    }
+
+    /// Lowers the instruction set for the whole process (tests and benches compare variants; the
+    /// numbers are the same by construction).
+    pub fn limit(self) {
+        LIMIT.store(self as u8, Ordering::Relaxed);
+    }
+}
+
+static LIMIT: AtomicU8 = AtomicU8::new(u8::MAX);
+
+/// A loop over data that profits from wide instructions. Implementations mark `run`, and what it
+/// calls, `#[inline(always)]`, so that each instruction set gets its own copy.
+pub trait Kernel {
+    /// What the loop returns.
+    type Output;
+    /// The loop.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs a kernel with the best instruction set of this machine.
+pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    match Isa::current() {
+        Isa::Baseline => kernel.run(),
+        // SAFETY: `Isa::current` only returns a set that was detected on this machine.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { on_avx2(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Vnni => unsafe { on_avx512(kernel) },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => kernel.run(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn on_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn on_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}

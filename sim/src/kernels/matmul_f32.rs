@@ -1,0 +1,339 @@
+//! FP32 × FP32 → FP32 with a defined order: each output is
+//! `fma(x_{K-1}, w_{K-1}, … fma(x_1, w_1, fma(x_0, w_0, 0)))`. Outputs are vectorised over the rows
+//! of the weight, never over k, so the order holds on every instruction set.
+//!
+//! Weights stay as the model has them, binary16 or INT8. The thread that is about to use 32 rows
+//! turns a block of their columns into FP32 with the 32 outputs side by side; partial sums wait in
+//! the output, which rounds nothing.
+
+use super::columns::SplitColumns;
+use crate::arith::binary16::from_f16;
+use crate::isa::{Isa, Kernel, dispatch};
+use half::f16;
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+/// Outputs of a panel, side by side.
+const PANEL: usize = 32;
+/// Columns of a weight that are turned at once: a block of a panel is 32 KiB.
+const BLOCK: usize = 256;
+/// Multiplications that are worth a thread of their own.
+const TASK: usize = 1 << 18;
+
+/// A weight `[N, K]` and what its elements mean.
+#[derive(Clone, Copy, Debug)]
+pub enum RealWeight<'m> {
+    /// Binary16.
+    F16(ArrayView2<'m, f16>),
+    /// INT8 codes times this scale.
+    Codes(ArrayView2<'m, i8>, f32),
+}
+
+impl RealWeight<'_> {
+    /// N and K.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            RealWeight::F16(weight) => weight.dim(),
+            RealWeight::Codes(codes, _) => codes.dim(),
+        }
+    }
+
+    /// `x · weightᵀ`: `[L, K]` to `[L, N]`.
+    pub fn multiply(&self, x: &Array2<f32>) -> Array2<f32> {
+        let (n, k) = self.dim();
+        assert_eq!(x.ncols(), k);
+        let mut out = Array2::zeros((x.nrows(), n));
+        if x.is_empty() || out.is_empty() {
+            return out;
+        }
+        let work = PANEL * k * x.nrows();
+        let columns = SplitColumns::new(&mut out);
+        (0..n.div_ceil(PANEL))
+            .into_par_iter()
+            .with_min_len(TASK.div_ceil(work))
+            .for_each_init(
+                || vec![[0.0; PANEL]; BLOCK.min(k)],
+                |panel, p| {
+                    let task = Panel {
+                        weight: self,
+                        x: x.as_slice().expect("activations are row-major"),
+                        k,
+                        first: p * PANEL,
+                        width: PANEL.min(n - p * PANEL),
+                        panel,
+                        out: &columns,
+                        wide: Isa::current() >= Isa::Avx512,
+                    };
+                    dispatch(task);
+                },
+            );
+        out
+    }
+
+    /// Columns `from..from + panel.len()` of the weight's rows `first..first + width` as FP32.
+    #[inline(always)]
+    fn fill(&self, first: usize, width: usize, from: usize, panel: &mut [[f32; PANEL]]) {
+        match self {
+            RealWeight::F16(weight) => {
+                let k = weight.ncols();
+                let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
+                fill(rows, k, width, from, panel, from_f16);
+            }
+            RealWeight::Codes(codes, scale) => {
+                let k = codes.ncols();
+                let rows = &codes.as_slice().expect("weights are row-major")[first * k..];
+                fill(rows, k, width, from, panel, |q| scale * f32::from(q));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn fill<T: Copy>(
+    rows: &[T],
+    k: usize,
+    width: usize,
+    from: usize,
+    panel: &mut [[f32; PANEL]],
+    real: impl Fn(T) -> f32,
+) {
+    for (lane, row) in rows.chunks_exact(k).take(width).enumerate() {
+        for (lanes, w) in panel.iter_mut().zip(&row[from..]) {
+            lanes[lane] = real(*w);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{PANEL, RealWeight, f16};
+    use crate::kernels::transpose::transpose_16x16;
+    use std::arch::x86_64::*;
+
+    /// As [`RealWeight::fill`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    #[inline]
+    pub(super) fn fill_f16_or(
+        weight: &RealWeight,
+        first: usize,
+        width: usize,
+        from: usize,
+        panel: &mut [[f32; PANEL]],
+    ) {
+        match weight {
+            RealWeight::F16(weight) => {
+                let k = weight.ncols();
+                let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
+                fill(&rows[..width * k], k, from, panel);
+            }
+            RealWeight::Codes(..) => weight.fill(first, width, from, panel),
+        }
+    }
+
+    /// As the scalar `multiply`, with all sums in registers.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn multiply<const R: usize>(
+        x: [&[f32]; R],
+        panel: &[[f32; PANEL]],
+        sums: &mut [[f32; PANEL]; R],
+    ) {
+        for x in x {
+            assert_eq!(x.len(), panel.len());
+        }
+        let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        for (acc, sums) in acc.iter_mut().zip(sums.iter()) {
+            // SAFETY: 32 values are two vectors.
+            *acc = unsafe { std::mem::transmute::<[f32; PANEL], [__m512; 2]>(*sums) };
+        }
+        for (i, w) in panel.iter().enumerate() {
+            // SAFETY: as above; i is below the length of every row.
+            let w = unsafe { std::mem::transmute::<[f32; PANEL], [__m512; 2]>(*w) };
+            for r in 0..R {
+                let v = _mm512_set1_ps(unsafe { *x[r].get_unchecked(i) });
+                acc[r][0] = _mm512_fmadd_ps(v, w[0], acc[r][0]);
+                acc[r][1] = _mm512_fmadd_ps(v, w[1], acc[r][1]);
+            }
+        }
+        for (acc, sums) in acc.iter().zip(sums) {
+            // SAFETY: as above.
+            *sums = unsafe { std::mem::transmute::<[__m512; 2], [f32; PANEL]>(*acc) };
+        }
+    }
+
+    /// As the scalar `fill`, 16 rows by 32 columns at a time: pairs of neighbours are turned as
+    /// words and taken apart afterwards.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    #[inline]
+    fn fill(rows: &[f16], k: usize, from: usize, panel: &mut [[f32; PANEL]]) {
+        let count = rows.len() / k;
+        for (block, lanes) in panel.chunks_mut(32).enumerate() {
+            let mask = u32::MAX >> (32 - lanes.len());
+            for half in 0..2 {
+                let mut pairs = [_mm512_setzero_si512(); 16];
+                for (lane, pair) in pairs.iter_mut().enumerate() {
+                    let row = 16 * half + lane;
+                    if row < count {
+                        let at = &rows[row * k + from + 32 * block..][..lanes.len()];
+                        // The same place of the next panel: strides this long defeat the machine's
+                        // own prefetching. A prefetch past the end does nothing.
+                        _mm_prefetch::<_MM_HINT_T1>(at.as_ptr().wrapping_add(PANEL * k).cast());
+                        // SAFETY: the mask keeps the load inside `at`.
+                        *pair = unsafe { _mm512_maskz_loadu_epi16(mask, at.as_ptr().cast()) };
+                    }
+                }
+                let pairs = transpose_16x16(pairs);
+                for (lanes, pair) in lanes.chunks_mut(2).zip(pairs) {
+                    let low = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair));
+                    let high = _mm512_srli_epi32::<16>(pair);
+                    let high = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(high));
+                    for (lanes, values) in lanes.iter_mut().zip([low, high]) {
+                        let to = lanes[16 * half..][..16].as_mut_ptr();
+                        // SAFETY: 16 values from `to` on.
+                        unsafe { _mm512_storeu_ps(to, values) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// 32 outputs of every row.
+struct Panel<'a, 'm> {
+    weight: &'a RealWeight<'m>,
+    /// `[L, K]`.
+    x: &'a [f32],
+    k: usize,
+    first: usize,
+    width: usize,
+    panel: &'a mut [[f32; PANEL]],
+    /// `[L, N]`.
+    out: &'a SplitColumns<'a, f32>,
+    /// Whether AVX-512 was detected.
+    wide: bool,
+}
+
+impl Kernel for Panel<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self) {
+        for from in (0..self.k).step_by(BLOCK) {
+            let columns = BLOCK.min(self.k - from);
+            let panel = &mut self.panel[..columns];
+            let (first, width) = (self.first, self.width);
+            #[cfg(target_arch = "x86_64")]
+            if self.wide {
+                // SAFETY: the instruction set was detected.
+                unsafe { avx512::fill_f16_or(self.weight, first, width, from, panel) };
+            } else {
+                self.weight.fill(first, width, from, panel);
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            self.weight.fill(first, width, from, panel);
+            let rows = self.out.rows();
+            let mut row = 0;
+            while row + 8 <= rows {
+                self.tile::<8>(from, columns, row);
+                row += 8;
+            }
+            while row < rows {
+                self.tile::<1>(from, columns, row);
+                row += 1;
+            }
+        }
+    }
+}
+
+impl Panel<'_, '_> {
+    /// Adds a block of columns to R rows of the outputs.
+    #[inline(always)]
+    fn tile<const R: usize>(&mut self, from: usize, columns: usize, row: usize) {
+        let panel = &self.panel[..columns];
+        let x = std::array::from_fn(|r| &self.x[(row + r) * self.k + from..][..columns]);
+        let mut sums = [[0.0f32; PANEL]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: panels have different columns; no other segment of this one is alive.
+            let out = unsafe { self.out.segment(row + r, self.first, self.width) };
+            sums[..self.width].copy_from_slice(out);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.wide {
+            // SAFETY: the instruction set was detected.
+            unsafe { avx512::multiply::<R>(x, panel, &mut sums) };
+        } else {
+            multiply::<R>(x, panel, &mut sums);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        multiply::<R>(x, panel, &mut sums);
+        for (r, sums) in sums.iter().enumerate() {
+            // SAFETY: as above.
+            let out = unsafe { self.out.segment(row + r, self.first, self.width) };
+            out.copy_from_slice(&sums[..self.width]);
+        }
+    }
+}
+
+/// `sums[r] ← fma(x[r][i], panel[i], sums[r])` for i = 0, 1, …
+#[inline(always)]
+fn multiply<const R: usize>(x: [&[f32]; R], panel: &[[f32; PANEL]], sums: &mut [[f32; PANEL]; R]) {
+    /// Lanes whose sums stay in registers on every instruction set.
+    const PART: usize = 16;
+    for (x, sums) in x.iter().zip(sums) {
+        for part in (0..PANEL).step_by(PART) {
+            let mut acc: [f32; PART] = std::array::from_fn(|lane| sums[part + lane]);
+            for (w, v) in panel.iter().zip(*x) {
+                let before = acc;
+                for lane in 0..PART {
+                    acc[lane] = v.mul_add(w[part + lane], before[lane]);
+                }
+            }
+            sums[part..part + PART].copy_from_slice(&acc);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_is_k_ascending_fma_at_every_edge() {
+        for (l, n, k) in [
+            (1, 1, 1),
+            (1, 33, 7),
+            (3, 31, 5),
+            (4, 32, 16),
+            (9, 65, 319),
+            (17, 40, 513),
+        ] {
+            let weight = Array2::from_shape_fn((n, k), |(j, i)| {
+                f16::from_f32(((j * 7 + i * 3) as f32).sin())
+            });
+            let codes = Array2::from_shape_fn((n, k), |(j, i)| (j * 7 + i * 3) as i8);
+            let x = Array2::from_shape_fn((l, k), |(r, i)| ((r * 5 + i) as f32).cos());
+            let check = |packed: RealWeight, weight: &dyn Fn(usize, usize) -> f32| {
+                let out = packed.multiply(&x);
+                for r in 0..l {
+                    for j in 0..n {
+                        let mut want = 0.0f32;
+                        for i in 0..k {
+                            want = x[(r, i)].mul_add(weight(j, i), want);
+                        }
+                        assert_eq!(
+                            out[(r, j)].to_bits(),
+                            want.to_bits(),
+                            "{l} {n} {k}: {r} {j}"
+                        );
+                    }
+                }
+            };
+            check(RealWeight::F16(weight.view()), &|j, i| {
+                f32::from(weight[(j, i)])
+            });
+            check(RealWeight::Codes(codes.view(), 0.37), &|j, i| {
+                0.37 * f32::from(codes[(j, i)])
+            });
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! AVX2. `vpmaddwd` adds two products of i16 to each i32 lane: codes are widened while packing, and
+//! no sum can overflow (2·2^14 a step, then as in the scalar code).
+
+use super::packed::{self, Packed, Tile, Words};
+use super::{Epilogue, Job, PANEL};
+use crate::arith::saturate::Status;
+use std::arch::x86_64::*;
+
+pub(super) struct Avx2;
+
+impl Tile for Avx2 {
+    const GROUP: usize = 2;
+
+    #[inline(always)]
+    fn word(codes: &[i8]) -> i32 {
+        let code = |i| codes.get(i).map_or(0, |q: &i8| i32::from(*q));
+        code(0) & 0xffff | code(1) << 16
+    }
+
+    #[inline(always)]
+    fn start(_: i32) -> i32 {
+        0
+    }
+
+    #[inline(always)]
+    fn pack(weight: &[i8], k: usize, panel: &mut [Words]) {
+        for (lane, row) in weight.chunks_exact(k).enumerate() {
+            for (words, codes) in panel.iter_mut().zip(row.chunks(2)) {
+                words[lane] = Self::word(codes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply<const R: usize>(x: [&[i32]; R], panel: &[Words], start: [i32; R]) -> [Words; R] {
+        // Sixteen registers hold 2 rows of 32 outputs and what they need, not 8.
+        let mut acc = start.map(|s| [s; PANEL]);
+        for r in (0..R).step_by(2) {
+            // SAFETY: only `Avx2::panel` multiplies, with AVX2 enabled.
+            unsafe {
+                if r + 1 < R {
+                    rows([x[r], x[r + 1]], panel, &mut acc[r..]);
+                } else {
+                    rows([x[r]], panel, &mut acc[r..]);
+                }
+            }
+        }
+        acc
+    }
+
+    fn panel<E: Epilogue>(job: &Job<E>, x: &Packed, buffer: &mut [Words], p: usize) -> Status {
+        // SAFETY: `matmul_i8` chooses this tile where `Isa::Avx2` was detected.
+        unsafe { panel(job, x, buffer, p) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn panel<E: Epilogue>(job: &Job<E>, x: &Packed, buffer: &mut [Words], p: usize) -> Status {
+    packed::panel::<Avx2, E>(job, x, buffer, p)
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn rows<const R: usize>(x: [&[i32]; R], panel: &[Words], acc: &mut [Words]) {
+    const VECTORS: usize = PANEL / 8;
+    for x in x {
+        assert_eq!(x.len(), panel.len());
+    }
+    let mut sums = [[_mm256_setzero_si256(); VECTORS]; R];
+    for (g, words) in panel.iter().enumerate() {
+        // SAFETY: g is below the length of every row.
+        let codes: [__m256i; R] =
+            std::array::from_fn(|r| unsafe { _mm256_set1_epi32(*x[r].get_unchecked(g)) });
+        for v in 0..VECTORS {
+            // SAFETY: 8 words from there on.
+            let w = unsafe { _mm256_loadu_si256(words[8 * v..][..8].as_ptr().cast()) };
+            for r in 0..R {
+                sums[r][v] = _mm256_add_epi32(sums[r][v], _mm256_madd_epi16(w, codes[r]));
+            }
+        }
+    }
+    for r in 0..R {
+        for v in 0..VECTORS {
+            let to = acc[r][8 * v..][..8].as_mut_ptr();
+            // SAFETY: 8 words from `to` on.
+            unsafe { _mm256_storeu_si256(to.cast(), sums[r][v]) };
+        }
+    }
+}

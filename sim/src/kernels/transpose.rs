@@ -1,0 +1,70 @@
+//! 16 × 16 words turned in registers, for packing: rows of a weight become lanes.
+
+use std::arch::x86_64::*;
+
+/// Turns 16 vectors of 16 words: lane j of result i is lane i of vector j.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn transpose_16x16(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // Pairs of rows, then quadruples, inside each 128-bit lane …
+    let mut pairs = rows;
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    // fours[4q + c]: column c of each 128-bit lane, rows 4q to 4q+3.
+    let mut fours = pairs;
+    for q in 0..4 {
+        for half in 0..2 {
+            let (a, b) = (pairs[4 * q + half], pairs[4 * q + 2 + half]);
+            fours[4 * q + 2 * half] = _mm512_unpacklo_epi64(a, b);
+            fours[4 * q + 2 * half + 1] = _mm512_unpackhi_epi64(a, b);
+        }
+    }
+    // … then the 128-bit lanes themselves, a 4 × 4 of them for each c.
+    let mut out = fours;
+    for c in 0..4 {
+        let [a, b, x, y] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+        let (ab_even, ab_odd) = (
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b),
+        );
+        let (xy_even, xy_odd) = (
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(x, y),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y),
+        );
+        out[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_even, xy_even);
+        out[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_even, xy_even);
+        out[4 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_odd, xy_odd);
+        out[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_odd, xy_odd);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+
+    #[test]
+    fn rows_become_lanes() {
+        if !Isa::available().contains(&Isa::Avx512) {
+            eprintln!("not run: no AVX-512");
+            return;
+        }
+        let words: [[i32; 16]; 16] =
+            std::array::from_fn(|j| std::array::from_fn(|i| (16 * j + i) as i32));
+        // SAFETY: the instruction set was found above; both types are 16 × 16 words.
+        let turned: [[i32; 16]; 16] = unsafe {
+            std::mem::transmute(transpose_16x16(std::mem::transmute::<
+                [[i32; 16]; 16],
+                [__m512i; 16],
+            >(words)))
+        };
+        for i in 0..16 {
+            for j in 0..16 {
+                assert_eq!(turned[i][j], words[j][i], "{i} {j}");
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The simulator: every step of the INT8 datapath of a Mamba language model, to the last bit.
+//!
+//! Follow the data:
+//!
+//! | stage | module |
+//! |---|---|
+//! | what a rounding, a scale, a function *is* | [`arith`], [`quant`] |
+//! | a model in memory | [`model`] |
+//! | a model on disk: reading, folding, quantizing, writing | [`checkpoint`] |
+//! | activation scales from a float model | [`calibrate`] |
+//! | which tensor is INT8, who makes it | [`mode`] |
+//! | with which rules | [`profile`] |
+//! | which scale each step uses where | [`plan`] |
+//! | the steps, and their order | [`step`], [`datapath`] |
+//! | what its logits say, what it writes | [`score`], [`generate`] |
+//! | what can be seen while it runs | [`trace`] |
+//! | how far long work is | [`progress`] |
+//! | where its time goes | [`mod@bench`] |
+//! | the same loops for every instruction set | [`isa`], [`kernels`] |
+
+pub mod arith;
+pub mod bench;
+pub mod calibrate;
+pub mod checkpoint;
+pub mod datapath;
+pub mod error;
+pub mod generate;
+pub mod isa;
+pub mod kernels;
+pub mod mode;
+pub mod model;
+pub mod plan;
+pub mod profile;
+pub mod progress;
+pub mod quant;
+mod random;
+pub mod sample;
+pub mod score;
+pub mod step;
+pub mod trace;

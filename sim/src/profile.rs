@@ -1,0 +1,322 @@
+//! Arithmetics and profiles, as data. An [`Arithmetic`] is a full rule set for the steps; a
+//! [`Profile`] maps the implementations a mode names to arithmetics. Steps read the fields.
+//!
+//! Source: datapath specification, sections 4 to 7; `docs/arithmetic.md` shows the tables.
+
+use crate::arith::real::RealRules;
+use crate::arith::requant::{QuantRule, ScaleOrder};
+use crate::arith::saturate::Overflow;
+use crate::error::{Result, SimError};
+use crate::mode::{Implementation, ModeSpec};
+use serde::Serialize;
+
+/// Scale orders of the four linear steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)] // each is the step of that name
+pub struct LinearOrders {
+    pub in_proj: ScaleOrder,
+    pub x_proj: ScaleOrder,
+    pub dt_proj: ScaleOrder,
+    pub out_proj: ScaleOrder,
+}
+
+/// How conv taps meet the scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConvForm {
+    /// Exact integer sum over the taps, then `fma(s_w ⊗ s_x, f32(acc), s_b ⊗ bias)`.
+    IntegerSum,
+    /// From `s_b ⊗ bias`, `v ← fma((s_w ⊗ s_x) ⊗ w_k, x_k, v)` tap by tap.
+    TapChain,
+}
+
+/// The formula of the selective scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScanFormula {
+    /// The CUDA prefill kernel's: fused δ, `(B)·(δ ⊗ u)`, output folded by fma from the skip term.
+    Fused,
+    /// PyTorch's: every operation rounded on its own, skip term added last.
+    Separate,
+    /// The CUDA decode kernel's: `(B ⊗ Δ) ⊗ x`, sum over states in groups of four.
+    Grouped,
+}
+
+/// The association of the recurrence over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScanOrder {
+    /// `x ← fma(a, x, b)` (or its separate form), token after token.
+    Sequential,
+    /// The block scan: per-thread folds, a Kogge-Stone warp scan, warp prefixes, replay.
+    WarpBlock,
+}
+
+/// Rules of a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScanRules {
+    /// Operations and functions.
+    pub real: RealRules,
+    /// Formula.
+    pub formula: ScanFormula,
+    /// Association over time.
+    pub order: ScanOrder,
+    /// Real state to INT8.
+    pub state: QuantRule,
+}
+
+/// Rules of a convolution with SiLU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ConvRules {
+    /// Operations and functions.
+    pub real: RealRules,
+    /// How taps meet scales.
+    pub form: ConvForm,
+    /// Real output to INT8.
+    pub output: QuantRule,
+}
+
+/// The rules of every step that has more than one, for prefill or for decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StepRules {
+    /// Scale orders of the linear steps.
+    pub linear: LinearOrders,
+    /// Convolution.
+    pub conv: ConvRules,
+    /// Selective scan.
+    pub scan: ScanRules,
+    /// What the Hadamard quantizer does with values beyond INT8; it rounds `h ⊗ s` half away.
+    pub hadamard_overflow: Overflow,
+    /// Quantization of an FP32 tensor between steps.
+    pub requantize: QuantRule,
+}
+
+/// How the norm after the last block finds 1/√(mean r² + ε).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FinalNorm {
+    /// In f64, rounded once to f32, as the norms of the blocks.
+    RoundedOnce,
+    /// PyTorch's `rsqrt(r.pow(2).mean(-1) + ε)` on the device: its order of summation in f32, the
+    /// special-function unit's root.
+    TorchDevice,
+}
+
+/// A full rule set for the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Arithmetic {
+    /// The name it is called by.
+    pub name: &'static str,
+    /// Prefill: a whole sequence at once.
+    pub prefill: StepRules,
+    /// Decode: one token, the state carried.
+    pub decode: StepRules,
+    /// The norm after the last block, in both.
+    pub final_norm: FinalNorm,
+}
+
+/// Scale orders of the matrix kernels.
+const MATRIX_ORDERS: LinearOrders = LinearOrders {
+    in_proj: ScaleOrder::ChannelMajor,
+    x_proj: ScaleOrder::RowMajor,
+    dt_proj: ScaleOrder::ChannelMajor,
+    out_proj: ScaleOrder::RowMajor,
+};
+
+/// Scale orders of the one-row kernels.
+const ONE_ROW_ORDERS: LinearOrders = LinearOrders {
+    in_proj: ScaleOrder::OneRow,
+    x_proj: ScaleOrder::OneRow,
+    dt_proj: ScaleOrder::OneRow,
+    out_proj: ScaleOrder::OneRow,
+};
+
+const EXACT_RULES: StepRules = StepRules {
+    linear: MATRIX_ORDERS,
+    conv: ConvRules {
+        real: RealRules::CorrectlyRounded,
+        form: ConvForm::IntegerSum,
+        output: QuantRule::HALF_AWAY,
+    },
+    scan: ScanRules {
+        real: RealRules::CorrectlyRounded,
+        formula: ScanFormula::Fused,
+        order: ScanOrder::Sequential,
+        state: QuantRule::HALF_AWAY,
+    },
+    hadamard_overflow: Overflow::Saturate,
+    requantize: QuantRule::NEAREST_EVEN,
+};
+
+/// Every primitive correctly rounded, IEEE division, sequential scan, saturation everywhere.
+/// Decode uses the formulas of prefill.
+pub const EXACT: Arithmetic = Arithmetic {
+    name: "exact",
+    prefill: EXACT_RULES,
+    decode: EXACT_RULES,
+    final_norm: FinalNorm::RoundedOnce,
+};
+
+const TORCH_RULES: StepRules = StepRules {
+    conv: ConvRules {
+        output: QuantRule::NEAREST_EVEN,
+        ..EXACT_RULES.conv
+    },
+    scan: ScanRules {
+        formula: ScanFormula::Separate,
+        state: QuantRule::NEAREST_EVEN,
+        ..EXACT_RULES.scan
+    },
+    ..EXACT_RULES
+};
+
+/// What PyTorch computes, with the two choices it leaves to the device fixed: sums over n = 0, 1, …
+/// and correctly rounded exp and log1p. Linears and Hadamard are never PyTorch steps; their rules
+/// here are `exact`'s.
+pub const TORCH: Arithmetic = Arithmetic {
+    name: "torch",
+    prefill: TORCH_RULES,
+    decode: TORCH_RULES,
+    final_norm: FinalNorm::RoundedOnce,
+};
+
+/// The deployed CUDA kernels, bit for bit.
+pub const CUDA_FAST: Arithmetic = Arithmetic {
+    name: "cuda-fast",
+    prefill: StepRules {
+        linear: MATRIX_ORDERS,
+        conv: ConvRules {
+            real: RealRules::SpecialFunctionUnit,
+            form: ConvForm::IntegerSum,
+            output: QuantRule::HALF_AWAY_RECIPROCAL,
+        },
+        scan: ScanRules {
+            real: RealRules::SpecialFunctionUnit,
+            formula: ScanFormula::Fused,
+            order: ScanOrder::WarpBlock,
+            state: QuantRule::HALF_AWAY_RECIPROCAL,
+        },
+        hadamard_overflow: Overflow::Wrap,
+        requantize: QuantRule::NEAREST_EVEN,
+    },
+    decode: StepRules {
+        linear: ONE_ROW_ORDERS,
+        conv: ConvRules {
+            real: RealRules::SpecialFunctionUnit,
+            form: ConvForm::TapChain,
+            output: QuantRule::HALF_AWAY_RECIPROCAL,
+        },
+        scan: ScanRules {
+            real: RealRules::SpecialFunctionUnitSubnormal,
+            formula: ScanFormula::Grouped,
+            order: ScanOrder::Sequential,
+            state: QuantRule::SCALED_QUOTIENT,
+        },
+        hadamard_overflow: Overflow::Wrap,
+        requantize: QuantRule::NEAREST_EVEN,
+    },
+    final_norm: FinalNorm::TorchDevice,
+};
+
+/// Every arithmetic.
+pub const ARITHMETICS: &[Arithmetic] = &[EXACT, TORCH, CUDA_FAST];
+
+/// Maps the implementations a mode names to arithmetics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Profile {
+    /// The name it is called by.
+    pub name: &'static str,
+    /// One line for tables and help.
+    pub summary: &'static str,
+    /// Arithmetic of `cuda` steps.
+    pub cuda: Arithmetic,
+    /// Arithmetic of `torch` steps.
+    pub torch: Arithmetic,
+}
+
+/// Every profile.
+pub const PROFILES: &[Profile] = &[
+    Profile {
+        name: "exact",
+        summary: "every primitive correctly rounded: any correct implementation gives these bits",
+        cuda: EXACT,
+        torch: EXACT,
+    },
+    Profile {
+        name: "torch",
+        summary: "correctly rounded kernels around PyTorch's scan and requantizations",
+        cuda: EXACT,
+        torch: TORCH,
+    },
+    Profile {
+        name: "deployed",
+        summary: "the deployed CUDA kernels and PyTorch loops, bit for bit",
+        cuda: CUDA_FAST,
+        torch: TORCH,
+    },
+];
+
+impl Profile {
+    /// The profile of a name.
+    pub fn get(name: &str) -> Result<Profile> {
+        PROFILES
+            .iter()
+            .find(|profile| profile.name == name)
+            .copied()
+            .ok_or_else(|| {
+                let known: Vec<&str> = PROFILES.iter().map(|p| p.name).collect();
+                SimError::value("profile", format_args!("one of {}", known.join(", ")), name)
+            })
+    }
+
+    /// Whether two modes are one computation in prefill by construction: the same assignments, and
+    /// implementations that this profile maps to the same rules.
+    pub fn prefills_alike(&self, a: &ModeSpec, b: &ModeSpec) -> bool {
+        let rules = |mode: &ModeSpec| {
+            (
+                self.arithmetic(mode.conv).prefill.conv,
+                self.arithmetic(mode.scan).prefill.scan,
+            )
+        };
+        let assignments = |mode: &ModeSpec| ModeSpec {
+            name: "".into(),
+            summary: "".into(),
+            conv: Implementation::Cuda,
+            scan: Implementation::Cuda,
+            ..mode.clone()
+        };
+        assignments(a) == assignments(b) && rules(a) == rules(b)
+    }
+
+    /// The arithmetic of an implementation.
+    pub fn arithmetic(&self, implementation: Implementation) -> &Arithmetic {
+        match implementation {
+            Implementation::Cuda => &self.cuda,
+            Implementation::Torch => &self.torch,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mode::ModeTable;
+
+    #[test]
+    fn modes_coincide_where_their_rules_do() {
+        let table = ModeTable::default();
+        let alike = |profile: &str, a: &str, b: &str| {
+            let (a, b) = (table.get(a).unwrap(), table.get(b).unwrap());
+            Profile::get(profile).unwrap().prefills_alike(a, b)
+        };
+        assert!(alike("exact", "0", "2-1"));
+        assert!(!alike("deployed", "0", "2-1"));
+        assert!(!alike("exact", "0", "2-3"));
+        assert!(!alike("exact", "1", "original"));
+    }
+}

@@ -1,0 +1,102 @@
+//! The sample model that travels inside the program: a trained Mamba-1 language model of 4.6
+//! million parameters, its tokenizer, its calibrated activation scales, and something to read to
+//! it. Origin: `sim/sample/PROVENANCE.md`.
+
+use crate::checkpoint::fold::fold;
+use crate::checkpoint::quantize::quantize;
+use crate::checkpoint::{hf, scales};
+use crate::error::Result;
+use crate::model::{ActivationScales, FloatModel, Model};
+use serde::Deserialize;
+use std::sync::{Arc, OnceLock};
+
+static CONFIG: &[u8] = include_bytes!("../sample/config.json");
+static WEIGHTS: &[u8] = include_bytes!("../sample/model.safetensors");
+static TOKENIZER: &[u8] = include_bytes!("../sample/tokenizer.json");
+static SCALES: &[u8] = include_bytes!("../sample/scales.json");
+static TEXTS: &str = include_str!("../sample/text.jsonl");
+static PROMPTS: &str = include_str!("../sample/prompts.jsonl");
+
+/// The checkpoint as it was trained, not folded.
+///
+/// # Panics
+///
+/// Never: the bytes are part of the program and tests read them.
+pub fn float_checkpoint() -> FloatModel {
+    let model: Result<FloatModel> = hf::read_bytes(
+        ("sample/config.json", CONFIG),
+        ("sample/model.safetensors", WEIGHTS),
+    );
+    model.expect("the embedded model is read by tests")
+}
+
+/// The calibrated activation scales, one set a layer.
+///
+/// # Panics
+///
+/// Never, as [`float_checkpoint`].
+pub fn activation_scales() -> Vec<ActivationScales> {
+    scales::from_json(SCALES).expect("the embedded scales are read by tests")
+}
+
+/// The model ready to run: folded float and quantized. Made on the first call, shared afterwards.
+///
+/// # Panics
+///
+/// Never, as [`float_checkpoint`].
+pub fn model() -> Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    let make = || -> Result<Model> {
+        let float = fold(float_checkpoint())?;
+        let quantized = quantize(&float, &activation_scales())?;
+        Ok(Model {
+            quantized: Some(Arc::new(quantized)),
+            float: Some(Arc::new(float)),
+            original: Some(Arc::new(float_checkpoint())),
+        })
+    };
+    MODEL
+        .get_or_init(|| make().expect("tests make the embedded model"))
+        .clone()
+}
+
+/// The bytes the sample model is made from, for hashing.
+pub fn files() -> [&'static [u8]; 4] {
+    [CONFIG, WEIGHTS, TOKENIZER, SCALES]
+}
+
+/// The tokenizer, a Hugging Face `tokenizer.json`.
+pub fn tokenizer_json() -> &'static [u8] {
+    TOKENIZER
+}
+
+/// Four passages in the manner of the novels the model was trained on, each at least 512 tokens.
+///
+/// # Panics
+///
+/// Never, as [`float_checkpoint`].
+pub fn texts() -> Vec<String> {
+    lines(TEXTS)
+}
+
+/// Openings for the model to continue.
+///
+/// # Panics
+///
+/// Never, as [`float_checkpoint`].
+pub fn prompts() -> Vec<String> {
+    lines(PROMPTS)
+}
+
+fn lines(jsonl: &str) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Line {
+        text: String,
+    }
+    let text = |line| {
+        serde_json::from_str::<Line>(line)
+            .expect("tests read every line")
+            .text
+    };
+    jsonl.lines().map(text).collect()
+}

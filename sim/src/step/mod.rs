@@ -1,0 +1,23 @@
+//! The steps of a block, one file each, in the order of the data. A step takes tensors and rules
+//! (never a mode or a profile) and returns tensors; it knows nothing of layers or traces.
+//!
+//! | file | step |
+//! |---|---|
+//! | [`norm`] | residual add and RMSNorm |
+//! | [`linear`] | in_proj, x_proj, dt_proj, out_proj, head |
+//! | [`dynamic`] | dynamic quantization of the conv input |
+//! | [`conv`] | causal conv1d with SiLU |
+//! | [`scan`] | selective scan: inputs, formulas, dispatch; `scan_sequential`, `scan_block`, `scan_update` its orders |
+//! | [`rotate`] | Hadamard rotation and quantization |
+
+pub mod conv;
+pub mod dynamic;
+pub mod linear;
+pub mod norm;
+pub mod rotate;
+pub mod scan;
+mod scan_block;
+mod scan_formula;
+mod scan_sequential;
+mod scan_tile;
+mod scan_update;

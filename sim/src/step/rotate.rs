@@ -1,0 +1,96 @@
+//! Hadamard rotation of the scan's output, and its quantizer.
+//! Source: datapath specification, section 4, step 6.
+
+use crate::arith::hadamard::HadamardSize;
+use crate::arith::round::Rounding;
+use crate::arith::saturate::{Overflow, Status, Tally};
+use crate::isa::{Kernel, dispatch};
+use crate::quant::{QTensor, Scale};
+use ndarray::Array2;
+use rayon::prelude::*;
+
+/// Rows a thread takes at once.
+const ROW_BLOCK: usize = 16;
+
+/// `f32(1/√n/s_out)`, computed in f64: the one factor between butterflies and grid.
+pub fn quantizer_factor(size: HadamardSize, output: Scale) -> f32 {
+    (size.norm() / f64::from(output.get())) as f32
+}
+
+/// Rotates each row of `y` (`[L, E]`) and quantizes it: `q = rha(h ⊗ factor)`, then saturated or
+/// wrapped.
+pub fn rotate_quantize(
+    y: Array2<f32>,
+    size: HadamardSize,
+    factor: f32,
+    output: Scale,
+    overflow: Overflow,
+) -> (QTensor, Status) {
+    let mut y = y;
+    let e = y.ncols();
+    let mut codes = Array2::zeros(y.dim());
+    let status = y
+        .as_slice_mut()
+        .expect("activations are row-major")
+        .par_chunks_mut(ROW_BLOCK * e)
+        .zip(
+            codes
+                .as_slice_mut()
+                .expect("fresh arrays are row-major")
+                .par_chunks_mut(ROW_BLOCK * e),
+        )
+        .map(|(values, codes)| {
+            size.transform(values);
+            dispatch(QuantizeProducts {
+                values,
+                factor,
+                overflow,
+                codes,
+            })
+        })
+        .reduce(Status::default, Status::plus);
+    let q = QTensor {
+        codes,
+        scale: output,
+    };
+    (q, status)
+}
+
+/// Rotates each row of `y` (`[L, E]`) and scales it by `f32(1/√E)`: no quantization.
+pub fn rotate(y: Array2<f32>, size: HadamardSize) -> Array2<f32> {
+    let mut y = y;
+    let e = y.ncols();
+    let norm = size.norm() as f32;
+    y.as_slice_mut()
+        .expect("activations are row-major")
+        .par_chunks_mut(ROW_BLOCK * e)
+        .for_each(|rows| {
+            size.transform(rows);
+            for v in rows {
+                *v *= norm;
+            }
+        });
+    y
+}
+
+struct QuantizeProducts<'a> {
+    values: &'a [f32],
+    factor: f32,
+    overflow: Overflow,
+    codes: &'a mut [i8],
+}
+
+impl Kernel for QuantizeProducts<'_> {
+    type Output = Status;
+
+    #[inline(always)]
+    fn run(self) -> Status {
+        let mut tally = Tally::default();
+        for (v, code) in self.values.iter().zip(self.codes.iter_mut()) {
+            let integer = Rounding::NearestTiesAway.round(*v * self.factor);
+            tally.add(integer);
+            *code = self.overflow.to_i8(integer);
+        }
+        tally.status(self.values.len(), self.overflow)
+    }
+}

@@ -1,0 +1,338 @@
+//! The selective scan: x_t = decay·x_{t−1} + input, y_t = C·x_t + D·u, gated by SiLU(z).
+//! Source: datapath specification, section 4 step 5 (prefill), section 5 (decode), section 7
+//! (`exact` and `torch`).
+//!
+//! Channels are independent, so every order runs on tiles of [`LANES`] channels side by side:
+//! a lane is a channel, and no operation crosses lanes.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `scan` | inputs, weights, dispatch |
+//! | `scan_formula` | the three formulas |
+//! | `scan_tile` | a tile on its way through time: loading, functions, gate |
+//! | `scan_sequential`, `scan_block`, `scan_update` | the orders of the recurrence |
+
+use super::scan_block::BlockScan;
+use super::scan_formula::{Formula, Fused, Grouped, Separate};
+use super::scan_sequential::SequentialScan;
+use super::scan_tile::{Recurrence, Scratch, Tile};
+use super::scan_update::GroupedUpdate;
+use crate::arith::real::{Ieee, RealMath, RealRules};
+use crate::arith::sfu::{CudaFast, CudaSubnormal};
+use crate::isa::{Kernel, dispatch};
+use crate::kernels::columns::SplitColumns;
+use crate::profile::{ScanFormula, ScanOrder, ScanRules};
+use crate::quant::{QTensor, QVector, Scale};
+use half::f16;
+use ndarray::Array2;
+use rayon::prelude::*;
+use std::sync::OnceLock;
+
+/// Channels side by side in a tile.
+pub const LANES: usize = 16;
+/// One value for each channel of a tile.
+pub type Lanes = [f32; LANES];
+
+/// One value for each lane, from values read before: no store lies between the reads, which is what
+/// lets the compiler see a vector in the loop.
+#[inline(always)]
+pub(super) fn lanes(value: impl Fn(usize) -> f32) -> Lanes {
+    let mut lanes = [0.0; LANES];
+    for e in 0..LANES {
+        lanes[e] = value(e);
+    }
+    lanes
+}
+
+/// A tensor the scan reads: codes and the scale it believes them to have, or real values.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// INT8 codes, dequantized inside.
+    Int8 {
+        /// Row-major codes.
+        codes: &'a Array2<i8>,
+        /// Scale.
+        scale: Scale,
+    },
+    /// Real values.
+    Real(&'a Array2<f32>),
+}
+
+impl Source<'_> {
+    pub(super) fn scale(&self) -> f32 {
+        match self {
+            Source::Int8 { scale, .. } => scale.get(),
+            Source::Real(_) => 1.0,
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Source::Int8 { codes, .. } => codes.nrows(),
+            Source::Real(values) => values.nrows(),
+        }
+    }
+
+    /// Rows `first_row..` of the columns `first..first + width` as lanes, codes as f32; lanes from
+    /// `width` on are zero.
+    #[inline(always)]
+    pub(super) fn load(&self, first_row: usize, first: usize, width: usize, to: &mut [Lanes]) {
+        match self {
+            Source::Int8 { codes, .. } => {
+                load_rows(codes, first_row, first, width, to, f32::from);
+            }
+            Source::Real(values) => load_rows(values, first_row, first, width, to, |v| v),
+        }
+    }
+
+    /// Codes or values of one row times the scale, each to `take(column, value)`.
+    #[inline(always)]
+    pub(super) fn each_of_row<R: RealMath>(&self, row: usize, mut take: impl FnMut(usize, f32)) {
+        let scale = self.scale();
+        match self {
+            Source::Int8 { codes, .. } => {
+                for (n, q) in codes.row(row).iter().enumerate() {
+                    take(n, R::mul(scale, f32::from(*q)));
+                }
+            }
+            Source::Real(values) => {
+                for (n, v) in values.row(row).iter().enumerate() {
+                    take(n, *v);
+                }
+            }
+        }
+    }
+
+    /// All codes or values times the scale.
+    fn real<R: RealMath>(&self) -> Vec<f32> {
+        let scale = self.scale();
+        match self {
+            Source::Int8 { codes, .. } => {
+                codes.iter().map(|q| R::mul(scale, f32::from(*q))).collect()
+            }
+            Source::Real(values) => values.iter().map(|v| R::mul(scale, *v)).collect(),
+        }
+    }
+}
+
+#[inline(always)]
+fn load_rows<T: Copy>(
+    matrix: &Array2<T>,
+    first_row: usize,
+    first: usize,
+    width: usize,
+    to: &mut [Lanes],
+    real: impl Fn(T) -> f32,
+) {
+    let columns = matrix.ncols();
+    let all = matrix.as_slice().expect("activations are row-major");
+    let rows = all[first_row * columns..].chunks_exact(columns);
+    for (to, row) in to.iter_mut().zip(rows) {
+        let row = &row[first..][..width];
+        if let Ok(row) = <&[T; LANES]>::try_from(row) {
+            *to = lanes(|e| real(row[e]));
+        } else {
+            *to = [0.0; LANES];
+            for (lane, value) in to.iter_mut().zip(row) {
+                *lane = real(*value);
+            }
+        }
+    }
+}
+
+/// The parameters of a scan: codes (as f32) with their scales, or real values with scale 1.
+#[derive(Clone, Debug)]
+pub struct ScanWeight {
+    /// `[N, E]`.
+    a_log: Vec<f32>,
+    a_log_scale: f32,
+    d: Vec<f32>,
+    d_scale: f32,
+    dt_bias: Vec<f32>,
+    dt_bias_scale: f32,
+    states: usize,
+    /// exp(A_log), `[N, E]`, of each [`RealRules`] that has run.
+    alpha: [OnceLock<Vec<f32>>; 3],
+}
+
+impl ScanWeight {
+    /// From INT8 codes: A_log `[E, N]`, D and dt_bias E.
+    pub fn int8(a_log: &QTensor, d: &QVector, dt_bias: &QVector) -> Self {
+        let (e, n) = a_log.codes.dim();
+        let real = |codes: &[i8]| codes.iter().map(|q| f32::from(*q)).collect();
+        Self {
+            a_log: (0..n)
+                .flat_map(|n| (0..e).map(move |c| (c, n)))
+                .map(|at| f32::from(a_log.codes[at]))
+                .collect(),
+            a_log_scale: a_log.scale.get(),
+            d: real(&d.codes),
+            d_scale: d.scale.get(),
+            dt_bias: real(&dt_bias.codes),
+            dt_bias_scale: dt_bias.scale.get(),
+            states: n,
+            alpha: Default::default(),
+        }
+    }
+
+    /// From binary16 values: A_log `[E, N]`, D and dt_bias E.
+    pub fn float(a_log: &Array2<f16>, d: &[f16], dt_bias: &[f16]) -> Self {
+        let (e, n) = a_log.dim();
+        let real = |values: &[f16]| values.iter().map(|v| f32::from(*v)).collect();
+        Self {
+            a_log: (0..n)
+                .flat_map(|n| (0..e).map(move |c| (c, n)))
+                .map(|at| f32::from(a_log[at]))
+                .collect(),
+            a_log_scale: 1.0,
+            d: real(d),
+            d_scale: 1.0,
+            dt_bias: real(dt_bias),
+            dt_bias_scale: 1.0,
+            states: n,
+            alpha: Default::default(),
+        }
+    }
+
+    /// D and dt_bias of the channels from `first` on, dequantized.
+    #[inline(always)]
+    pub(super) fn skip_and_bias<R: RealMath>(&self, first: usize, width: usize) -> (Lanes, Lanes) {
+        let (mut skip, mut bias) = ([0.0; LANES], [0.0; LANES]);
+        for e in 0..width {
+            skip[e] = R::mul(self.d_scale, self.d[first + e]);
+            bias[e] = R::mul(self.dt_bias_scale, self.dt_bias[first + e]);
+        }
+        (skip, bias)
+    }
+
+    fn alpha<R: RealMath>(&self, rules: RealRules) -> &[f32] {
+        self.alpha[rules as usize].get_or_init(|| {
+            let real = |q: &f32| R::exp(R::mul(self.a_log_scale, *q));
+            self.a_log.iter().map(real).collect()
+        })
+    }
+
+    /// E.
+    pub fn channels(&self) -> usize {
+        self.d.len()
+    }
+
+    /// N.
+    pub fn states(&self) -> usize {
+        self.states
+    }
+}
+
+/// What a scan reads, one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanInputs<'a> {
+    /// `[L, E]`.
+    pub u: Source<'a>,
+    /// `[L, E]`, before its bias.
+    pub dt: Source<'a>,
+    /// `[L, N]`.
+    pub b: Source<'a>,
+    /// `[L, N]`.
+    pub c: Source<'a>,
+    /// `[L, E]`; `None` leaves the output ungated.
+    pub z: Option<Source<'a>>,
+    /// State before the first token, `[E, N]`; zeros if `None`.
+    pub state: Option<Source<'a>>,
+}
+
+/// What a scan emits.
+#[derive(Clone, Debug)]
+pub struct ScanOutput {
+    /// Gated output, `[L, E]` FP32, before any rounding to f16.
+    pub y: Array2<f32>,
+    /// State after the last token, `[E, N]` FP32.
+    pub state: Array2<f32>,
+}
+
+/// Runs a scan by its rules.
+pub fn selective_scan(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs) -> ScanOutput {
+    match rules.real {
+        RealRules::CorrectlyRounded => scan_in::<Ieee>(rules, weight, inputs),
+        RealRules::SpecialFunctionUnit => scan_in::<CudaFast>(rules, weight, inputs),
+        RealRules::SpecialFunctionUnitSubnormal => scan_in::<CudaSubnormal>(rules, weight, inputs),
+    }
+}
+
+fn scan_in<R: RealMath>(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs) -> ScanOutput {
+    match (rules.formula, rules.order) {
+        (ScanFormula::Fused, ScanOrder::Sequential) => {
+            tiles::<R, Fused, SequentialScan>(rules, weight, inputs)
+        }
+        (ScanFormula::Fused, ScanOrder::WarpBlock) => {
+            tiles::<R, Fused, BlockScan>(rules, weight, inputs)
+        }
+        (ScanFormula::Separate, _) => tiles::<R, Separate, SequentialScan>(rules, weight, inputs),
+        (ScanFormula::Grouped, _) => tiles::<R, Grouped, GroupedUpdate>(rules, weight, inputs),
+    }
+}
+
+/// Runs every tile of channels.
+fn tiles<R: RealMath, F: Formula<R>, O: Recurrence<R, F>>(
+    rules: &ScanRules,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+) -> ScanOutput {
+    /// Token-states that are worth a thread of their own.
+    const TASK: usize = 1 << 15;
+    let (e, n, l) = (weight.channels(), weight.states(), inputs.u.rows());
+    let (b, c) = (inputs.b.real::<R>(), inputs.c.real::<R>());
+    let alpha = weight.alpha::<R>(rules.real);
+    let mut y = Array2::zeros((l, e));
+    let mut state = Array2::zeros((e, n));
+    let (y_columns, state_rows) = (SplitColumns::new(&mut y), SplitColumns::new(&mut state));
+    (0..e.div_ceil(LANES))
+        .into_par_iter()
+        .with_min_len((TASK / (l * n * LANES)).max(1))
+        .for_each_init(
+            || Scratch::new(O::scratch(l), n),
+            |scratch, tile| {
+                let first = tile * LANES;
+                dispatch(Channels::<R, F, O> {
+                    tile: Tile {
+                        weight,
+                        inputs,
+                        b: &b,
+                        c: &c,
+                        alpha,
+                        first,
+                        width: LANES.min(e - first),
+                        y: &y_columns,
+                        state: &state_rows,
+                    },
+                    scratch,
+                    rules: std::marker::PhantomData,
+                });
+            },
+        );
+    ScanOutput { y, state }
+}
+
+/// One tile of channels through all of time.
+struct Channels<'a, R, F, O> {
+    tile: Tile<'a>,
+    scratch: &'a mut Scratch,
+    rules: std::marker::PhantomData<(R, F, O)>,
+}
+
+impl<R: RealMath, F: Formula<R>, O: Recurrence<R, F>> Kernel for Channels<'_, R, F, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (tile, scratch) = (self.tile, self.scratch);
+        let length = tile.inputs.u.rows();
+        tile.load_state::<R>(scratch);
+        for first in (0..length).step_by(O::chunk(length)) {
+            let tokens = O::chunk(length).min(length - first);
+            tile.begin::<R, F>(scratch, first, tokens);
+            O::advance(&tile, scratch, first, tokens, length);
+            tile.finish::<R, F>(scratch, first, tokens);
+        }
+        tile.store_state(scratch);
+    }
+}

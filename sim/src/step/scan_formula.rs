@@ -1,0 +1,129 @@
+//! The formulas of the selective scan: how its operations are grouped and rounded.
+//! Source: datapath specification, section 4 step 5, section 5, section 7.
+
+use crate::arith::real::RealMath;
+
+/// The formula of a scan: how its operations are grouped and rounded.
+pub(super) trait Formula<R: RealMath>: Copy + Send + Sync {
+    /// dt before the softplus; `bias` is dequantized already.
+    fn dt(scale: f32, dt: f32, bias: f32) -> f32;
+    /// The output before the first state is added; `skip` is s_D ⊗ q_D.
+    fn first_output(skip: f32, u: f32) -> f32;
+    /// What enters the state.
+    fn input(b: f32, delta: f32, u: f32) -> f32;
+    /// The next state.
+    fn update(decay: f32, x: f32, input: f32) -> f32;
+    /// The output with one more state.
+    fn accumulate(x: f32, c: f32, out: f32) -> f32;
+    /// The output after the last state, before the gate.
+    fn last_output(out: f32, skip: f32, u: f32) -> f32;
+    /// The gated output.
+    fn gate(out: f32, z: f32) -> f32;
+}
+
+/// The CUDA prefill kernel's formula.
+#[derive(Clone, Copy)]
+pub(super) struct Fused;
+
+impl<R: RealMath> Formula<R> for Fused {
+    #[inline(always)]
+    fn dt(scale: f32, dt: f32, bias: f32) -> f32 {
+        R::fma(scale, dt, bias)
+    }
+    #[inline(always)]
+    fn first_output(skip: f32, u: f32) -> f32 {
+        R::mul(skip, u)
+    }
+    #[inline(always)]
+    fn input(b: f32, delta: f32, u: f32) -> f32 {
+        R::mul(b, R::mul(delta, u))
+    }
+    #[inline(always)]
+    fn update(decay: f32, x: f32, input: f32) -> f32 {
+        R::fma(decay, x, input)
+    }
+    #[inline(always)]
+    fn accumulate(x: f32, c: f32, out: f32) -> f32 {
+        R::fma(x, c, out)
+    }
+    #[inline(always)]
+    fn last_output(out: f32, _: f32, _: f32) -> f32 {
+        out
+    }
+    #[inline(always)]
+    fn gate(out: f32, z: f32) -> f32 {
+        R::times_sigmoid(R::mul(out, z), z)
+    }
+}
+
+/// PyTorch's formula: every operation rounded on its own.
+#[derive(Clone, Copy)]
+pub(super) struct Separate;
+
+impl<R: RealMath> Formula<R> for Separate {
+    #[inline(always)]
+    fn dt(scale: f32, dt: f32, bias: f32) -> f32 {
+        R::add(R::mul(dt, scale), bias)
+    }
+    #[inline(always)]
+    fn first_output(_: f32, _: f32) -> f32 {
+        // The neutral element of addition, so that the sum starts with its first term.
+        -0.0
+    }
+    #[inline(always)]
+    fn input(b: f32, delta: f32, u: f32) -> f32 {
+        R::mul(R::mul(delta, b), u)
+    }
+    #[inline(always)]
+    fn update(decay: f32, x: f32, input: f32) -> f32 {
+        R::add(R::mul(decay, x), input)
+    }
+    #[inline(always)]
+    fn accumulate(x: f32, c: f32, out: f32) -> f32 {
+        R::add(out, R::mul(x, c))
+    }
+    #[inline(always)]
+    fn last_output(out: f32, skip: f32, u: f32) -> f32 {
+        R::add(out, R::mul(u, skip))
+    }
+    #[inline(always)]
+    fn gate(out: f32, z: f32) -> f32 {
+        R::mul(out, R::times_sigmoid(z, z))
+    }
+}
+
+/// The CUDA decode kernel's formula. Its sum over states is grouped, so it accumulates in
+/// [`GroupedUpdate`], not here.
+#[derive(Clone, Copy)]
+pub(super) struct Grouped;
+
+impl<R: RealMath> Formula<R> for Grouped {
+    #[inline(always)]
+    fn dt(scale: f32, dt: f32, bias: f32) -> f32 {
+        R::fma(scale, dt, bias)
+    }
+    #[inline(always)]
+    fn first_output(_: f32, _: f32) -> f32 {
+        0.0
+    }
+    #[inline(always)]
+    fn input(b: f32, delta: f32, u: f32) -> f32 {
+        R::mul(R::mul(b, delta), u)
+    }
+    #[inline(always)]
+    fn update(decay: f32, x: f32, input: f32) -> f32 {
+        R::fma(x, decay, input)
+    }
+    #[inline(always)]
+    fn accumulate(x: f32, c: f32, out: f32) -> f32 {
+        R::fma(x, c, out)
+    }
+    #[inline(always)]
+    fn last_output(out: f32, skip: f32, u: f32) -> f32 {
+        R::fma(skip, u, out)
+    }
+    #[inline(always)]
+    fn gate(out: f32, z: f32) -> f32 {
+        R::mul(out, R::mul(z, R::div(1.0, R::add(R::exp_neg(z), 1.0))))
+    }
+}

@@ -1,0 +1,189 @@
+//! A tile of channels on its way through time. Time is cut into chunks whose values stay in the
+//! cache: load and apply softplus, run the recurrence, gate, store.
+//!
+//! Loops have one of three forms that the compiler turns into vectors: a pass over a flat slice; "for
+//! each token, for each lane" around a function; and, where a token needs the one before it,
+//! [`lanes`].
+
+use super::scan::{LANES, Lanes, ScanInputs, ScanWeight, lanes};
+use super::scan_formula::Formula;
+use crate::arith::real::RealMath;
+use crate::kernels::columns::SplitColumns;
+
+/// A tile of channels: what it reads and where it writes.
+pub(super) struct Tile<'a> {
+    pub weight: &'a ScanWeight,
+    pub inputs: &'a ScanInputs<'a>,
+    /// B of all tokens, `[L, N]`, dequantized.
+    pub b: &'a [f32],
+    /// C of all tokens, `[L, N]`, dequantized.
+    pub c: &'a [f32],
+    /// exp(A_log), `[N, E]`.
+    pub alpha: &'a [f32],
+    /// The first channel.
+    pub first: usize,
+    /// Channels, at most [`LANES`].
+    pub width: usize,
+    /// `[L, E]`.
+    pub y: &'a SplitColumns<'a, f32>,
+    /// `[E, N]`.
+    pub state: &'a SplitColumns<'a, f32>,
+}
+
+/// What a thread needs for one tile at a time.
+pub(super) struct Scratch {
+    /// softplus(dt) of the chunk's tokens.
+    pub delta: Vec<Lanes>,
+    /// u of the chunk's tokens.
+    pub u: Vec<Lanes>,
+    /// Output of the chunk's tokens.
+    pub out: Vec<Lanes>,
+    /// Decay of one state, token by token.
+    pub decay: Vec<Lanes>,
+    /// What enters that state, token by token (block scan).
+    pub input: Vec<Lanes>,
+    /// The states, `[N]`.
+    pub state: Vec<Lanes>,
+}
+
+impl Scratch {
+    pub fn new(tokens: usize, states: usize) -> Self {
+        let zeros = |count| vec![[0.0; LANES]; count];
+        Self {
+            delta: zeros(tokens),
+            u: zeros(tokens),
+            out: zeros(tokens),
+            decay: zeros(tokens),
+            input: zeros(tokens),
+            state: zeros(states),
+        }
+    }
+}
+
+/// An order of the recurrence.
+pub(super) trait Recurrence<R: RealMath, F: Formula<R>> {
+    /// Tokens of a chunk, for a sequence of `length`.
+    fn chunk(length: usize) -> usize;
+
+    /// Tokens that a scratch must hold.
+    fn scratch(length: usize) -> usize;
+
+    /// Moves the states through the tokens `first..first + tokens` and adds them to the outputs.
+    fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, tokens: usize, length: usize);
+}
+
+impl Tile<'_> {
+    /// The states before the first token.
+    #[inline(always)]
+    pub fn load_state<R: RealMath>(&self, scratch: &mut Scratch) {
+        scratch.state.fill([0.0; LANES]);
+        let Some(source) = &self.inputs.state else {
+            return;
+        };
+        for e in 0..self.width {
+            source.each_of_row::<R>(self.first + e, |n, v| scratch.state[n][e] = v);
+        }
+    }
+
+    /// The states after the last token.
+    #[inline(always)]
+    pub fn store_state(&self, scratch: &Scratch) {
+        for e in 0..self.width {
+            // SAFETY: tiles have different channels, and this is the only segment of this one.
+            let row = unsafe { self.state.segment(self.first + e, 0, scratch.state.len()) };
+            for (v, state) in row.iter_mut().zip(&scratch.state) {
+                *v = state[e];
+            }
+        }
+    }
+
+    /// Loads a chunk: u, the softplus of dt, and the outputs before the first state.
+    #[inline(always)]
+    pub fn begin<R: RealMath, F: Formula<R>>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: usize,
+    ) {
+        let (skip, bias) = self.weight.skip_and_bias::<R>(self.first, self.width);
+        let u = &mut scratch.u[..tokens];
+        self.inputs.u.load(first, self.first, self.width, u);
+        let scale = self.inputs.u.scale();
+        for (u, out) in u.iter_mut().zip(&mut scratch.out) {
+            let q = *u;
+            let real = lanes(|e| R::mul(scale, q[e]));
+            *u = real;
+            *out = lanes(|e| F::first_output(skip[e], real[e]));
+        }
+        let delta = &mut scratch.delta[..tokens];
+        self.inputs.dt.load(first, self.first, self.width, delta);
+        let scale = self.inputs.dt.scale();
+        for delta in delta {
+            let q = *delta;
+            *delta = lanes(|e| F::dt(scale, q[e], bias[e]));
+        }
+        for v in scratch.delta[..tokens].as_flattened_mut() {
+            *v = R::softplus(*v);
+        }
+    }
+
+    /// Decays of state n for the chunk's tokens.
+    #[inline(always)]
+    pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, tokens: usize, n: usize) {
+        let alpha = self.alpha(n);
+        for (decay, delta) in scratch.decay[..tokens].iter_mut().zip(&scratch.delta) {
+            for e in 0..LANES {
+                decay[e] = R::exp_neg(R::mul(alpha[e], delta[e]));
+            }
+        }
+    }
+
+    /// What enters state n, given B, softplus(dt) and u.
+    #[inline(always)]
+    pub fn input<R: RealMath, F: Formula<R>>(&self, b: f32, delta: Lanes, u: Lanes) -> Lanes {
+        lanes(|e| F::input(b, delta[e], u[e]))
+    }
+
+    /// exp(A_log) of state n.
+    #[inline(always)]
+    pub fn alpha(&self, n: usize) -> Lanes {
+        let mut alpha = [0.0; LANES];
+        let row = &self.alpha[n * self.weight.channels() + self.first..][..self.width];
+        alpha[..self.width].copy_from_slice(row);
+        alpha
+    }
+
+    /// Skip term, gate, and the outputs to their place.
+    #[inline(always)]
+    pub fn finish<R: RealMath, F: Formula<R>>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: usize,
+    ) {
+        let (skip, _) = self.weight.skip_and_bias::<R>(self.first, self.width);
+        let Scratch { u, out, decay, .. } = scratch;
+        let out = &mut out[..tokens];
+        for (out, u) in out.iter_mut().zip(u.iter()) {
+            let (sum, u) = (*out, *u);
+            *out = lanes(|e| F::last_output(sum[e], skip[e], u[e]));
+        }
+        if let Some(source) = &self.inputs.z {
+            let z = &mut decay[..tokens];
+            source.load(first, self.first, self.width, z);
+            let scale = source.scale();
+            let out = out.as_flattened_mut().iter_mut();
+            for (out, q) in out.zip(z.as_flattened()) {
+                *out = F::gate(*out, R::mul(scale, *q));
+            }
+        }
+        for (t, out) in out.iter().enumerate() {
+            // SAFETY: tiles have different channels, and this is the only segment of this one.
+            let row = unsafe { self.y.segment(first + t, self.first, self.width) };
+            match <&mut Lanes>::try_from(&mut *row) {
+                Ok(row) => *row = *out,
+                Err(_) => row.copy_from_slice(&out[..self.width]),
+            }
+        }
+    }
+}

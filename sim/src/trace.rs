@@ -1,0 +1,407 @@
+//! Trace points: the named tensors of the datapath, and who looks at them.
+//!
+//! The engine shows every value it computes to a [`Probe`]. A probe may record it, compare it, or
+//! put another in its place; what follows then uses that one. Recording, golden checks with local
+//! inputs, and fault studies are all probes on the one engine.
+//!
+//! `docs/trace-points.md` lists names, shapes and units, checked by a test.
+
+use crate::arith::binary16::{from_f16, narrow, to_f16, widen};
+use crate::arith::saturate::Status;
+use crate::bench::Step;
+use crate::error::{Result, SimError};
+use crate::quant::{QTensor, Scale};
+use half::f16;
+use ndarray::Array2;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A tensor of the datapath, in the order the datapath makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TracePoint {
+    /// Output of the block before, or the embedding; `[L, M]`.
+    HiddenIn,
+    /// Residual stream before this block; `[L, M]`, absent in block 0.
+    ResidualIn,
+    /// Residual stream including `HiddenIn`; `[L, M]`.
+    ResidualOut,
+    /// Normed hidden state, in_proj's input; `[L, M]`.
+    NormOut,
+    /// x‖z when both are of one type; `[L, 2E]`.
+    InProjOut,
+    /// x alone, when z has another type; `[L, E]`.
+    InProjX,
+    /// z alone, when x has another type; `[L, E]`.
+    InProjZ,
+    /// Last K conv inputs before the token (decode); `[E, K]`.
+    ConvStateIn,
+    /// What a dynamic quantizer made of x; codes `[L, E]`.
+    ConvIn,
+    /// The scale or scales of `ConvIn`; `[1, 1]` or `[L, 1]`.
+    ConvInScale,
+    /// Last K conv inputs after the token; `[E, K]`.
+    ConvStateOut,
+    /// conv+SiLU as INT8; `[L, E]`.
+    ConvOut,
+    /// conv+SiLU as true FP32; `[L, E]`.
+    ConvOutF32,
+    /// x_proj's input where it is not the conv's own codes; `[L, E]`.
+    XProjIn,
+    /// dt‖B‖C; `[L, R + 2N]`.
+    XProjOut,
+    /// dt before its bias; `[L, E]`.
+    DtProjOut,
+    /// The scan's main input; `[L, E]`.
+    SsmU,
+    /// State before the token (decode); `[E, N]`.
+    SsmStateIn,
+    /// Gated scan output; `[L, E]`.
+    SsmY,
+    /// State after the sequence (prefill); `[E, N]`.
+    SsmState,
+    /// State after the token (decode); `[E, N]`.
+    SsmStateOut,
+    /// Rotated y, out_proj's input; `[L, E]`.
+    HadOut,
+    /// Block output; `[L, M]`.
+    OutProjOut,
+    /// Residual stream after the last block; `[L, M]`.
+    FinalResidual,
+    /// Logits; `[L, V]`.
+    Logits,
+}
+
+impl TracePoint {
+    /// Every point, in the order of the datapath.
+    pub const ALL: [TracePoint; 25] = [
+        TracePoint::HiddenIn,
+        TracePoint::ResidualIn,
+        TracePoint::ResidualOut,
+        TracePoint::NormOut,
+        TracePoint::InProjOut,
+        TracePoint::InProjX,
+        TracePoint::InProjZ,
+        TracePoint::ConvStateIn,
+        TracePoint::ConvIn,
+        TracePoint::ConvInScale,
+        TracePoint::ConvStateOut,
+        TracePoint::ConvOut,
+        TracePoint::ConvOutF32,
+        TracePoint::XProjIn,
+        TracePoint::XProjOut,
+        TracePoint::DtProjOut,
+        TracePoint::SsmU,
+        TracePoint::SsmStateIn,
+        TracePoint::SsmY,
+        TracePoint::SsmState,
+        TracePoint::SsmStateOut,
+        TracePoint::HadOut,
+        TracePoint::OutProjOut,
+        TracePoint::FinalResidual,
+        TracePoint::Logits,
+    ];
+
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            TracePoint::HiddenIn => "hidden_in",
+            TracePoint::ResidualIn => "residual_in",
+            TracePoint::ResidualOut => "residual_out",
+            TracePoint::NormOut => "norm_out",
+            TracePoint::InProjOut => "in_proj_out",
+            TracePoint::InProjX => "in_proj_x",
+            TracePoint::InProjZ => "in_proj_z",
+            TracePoint::ConvStateIn => "conv_state_in",
+            TracePoint::ConvIn => "conv_in",
+            TracePoint::ConvInScale => "conv_in_scale",
+            TracePoint::ConvStateOut => "conv_state_out",
+            TracePoint::ConvOut => "conv_out",
+            TracePoint::ConvOutF32 => "conv_out_f32",
+            TracePoint::XProjIn => "x_proj_in",
+            TracePoint::XProjOut => "x_proj_out",
+            TracePoint::DtProjOut => "dt_proj_out",
+            TracePoint::SsmU => "ssm_u",
+            TracePoint::SsmStateIn => "ssm_state_in",
+            TracePoint::SsmY => "ssm_y",
+            TracePoint::SsmState => "ssm_state",
+            TracePoint::SsmStateOut => "ssm_state_out",
+            TracePoint::HadOut => "had_out",
+            TracePoint::OutProjOut => "out_proj_out",
+            TracePoint::FinalResidual => "residual",
+            TracePoint::Logits => "logits",
+        }
+    }
+
+    /// Whether the point belongs to a block (the others come once, after the last block).
+    pub fn in_layer(self) -> bool {
+        !matches!(self, TracePoint::FinalResidual | TracePoint::Logits)
+    }
+
+    /// Whether the tensor is a state `[E, …]` rather than a sequence `[L, …]`.
+    pub fn is_state(self) -> bool {
+        matches!(
+            self,
+            TracePoint::ConvStateIn
+                | TracePoint::ConvStateOut
+                | TracePoint::SsmStateIn
+                | TracePoint::SsmState
+                | TracePoint::SsmStateOut
+        )
+    }
+
+    /// The point of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|point| point.name() == name)
+    }
+}
+
+/// Where a tensor was made: a point of a block, or of the end of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The block, `None` for points after the last one. (`None` sorts first; tables that follow the
+    /// data put it last.)
+    pub layer: Option<usize>,
+    /// The point.
+    pub point: TracePoint,
+}
+
+impl Place {
+    /// A point of block `layer`.
+    pub fn layer(layer: usize, point: TracePoint) -> Self {
+        Self {
+            layer: Some(layer),
+            point,
+        }
+    }
+
+    /// A point after the last block.
+    pub fn end(point: TracePoint) -> Self {
+        Self { layer: None, point }
+    }
+
+    /// The key in a trace file: `layer_07/conv_out`, `final/logits`.
+    pub fn key(self) -> String {
+        match self.layer {
+            Some(layer) => format!("layer_{layer:02}/{}", self.point.name()),
+            None => format!("final/{}", self.point.name()),
+        }
+    }
+
+    /// The place of a key; `None` if it is not one.
+    pub fn from_key(key: &str) -> Option<Self> {
+        let (head, name) = key.split_once('/')?;
+        let point = TracePoint::from_name(name)?;
+        if head == "final" {
+            return (!point.in_layer()).then(|| Self::end(point));
+        }
+        let layer = head.strip_prefix("layer_")?.parse().ok()?;
+        (point.in_layer()).then(|| Self::layer(layer, point))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key())
+    }
+}
+
+/// A tensor as the datapath holds it; two-dimensional, one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tensor {
+    /// INT8 codes and the scale of one step.
+    I8(QTensor),
+    /// INT8 codes whose scale varies (see `conv_in_scale`).
+    Codes(Array2<i8>),
+    /// Binary16.
+    F16(Array2<f16>),
+    /// FP32.
+    F32(Array2<f32>),
+}
+
+impl Tensor {
+    /// Rows and columns.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Tensor::I8(t) => t.codes.dim(),
+            Tensor::Codes(t) => t.dim(),
+            Tensor::F16(t) => t.dim(),
+            Tensor::F32(t) => t.dim(),
+        }
+    }
+
+    /// The type's name as files have it.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            Tensor::I8(_) | Tensor::Codes(_) => "i8",
+            Tensor::F16(_) => "f16",
+            Tensor::F32(_) => "f32",
+        }
+    }
+
+    /// The one scale of an INT8 tensor.
+    pub fn scale(&self) -> Option<Scale> {
+        match self {
+            Tensor::I8(t) => Some(t.scale),
+            _ => None,
+        }
+    }
+
+    /// Binary16 of real values, nearest even.
+    pub fn f16(values: &Array2<f32>) -> Self {
+        let mut rounded = Array2::zeros(values.dim());
+        let to = rounded.as_slice_mut().expect("fresh arrays are row-major");
+        match values.as_slice() {
+            Some(values) => narrow(values, to),
+            None => return Tensor::F16(values.mapv(to_f16)),
+        }
+        Tensor::F16(rounded)
+    }
+
+    /// Real values; codes with a varying scale stay in units of it.
+    pub fn to_real(&self) -> Array2<f32> {
+        match self {
+            Tensor::I8(t) => t.dequantize(),
+            Tensor::Codes(t) => t.mapv(f32::from),
+            Tensor::F16(t) => {
+                let mut real = Array2::zeros(t.dim());
+                let to = real.as_slice_mut().expect("fresh arrays are row-major");
+                match t.as_slice() {
+                    Some(values) => widen(values, to),
+                    None => return t.mapv(from_f16),
+                }
+                real
+            }
+            Tensor::F32(t) => t.clone(),
+        }
+    }
+}
+
+/// Somebody who looks at the datapath while it runs (on a thread of the pool, hence `Send`).
+pub trait Probe: Send {
+    /// Whether the probe wants to see a place; nothing is copied for those it does not.
+    fn wants(&self, place: Place) -> bool;
+
+    /// Shows the value just made. The probe may replace it by one of the same type and shape.
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()>;
+
+    /// Tells how many values a quantizer at this place handled and how many did not fit.
+    fn count(&mut self, _place: Place, _status: Status) {}
+
+    /// Tells that a step begins (and the one before it is over).
+    fn enter(&mut self, _step: Step) {}
+}
+
+/// Looks at nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Blind;
+
+impl Probe for Blind {
+    fn wants(&self, _: Place) -> bool {
+        false
+    }
+    fn visit(&mut self, _: Place, _: &mut Tensor) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Which places a recording keeps.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Blocks to keep; `None` keeps every one.
+    pub layers: Option<Vec<usize>>,
+    /// Points to keep; `None` keeps every one.
+    pub points: Option<Vec<TracePoint>>,
+}
+
+impl Selection {
+    /// Whether a place is kept. Points after the last block are kept unless points exclude them.
+    pub fn keeps(&self, place: Place) -> bool {
+        let layer = match (&self.layers, place.layer) {
+            (Some(layers), Some(layer)) => layers.contains(&layer),
+            _ => true,
+        };
+        let point = self
+            .points
+            .as_ref()
+            .is_none_or(|p| p.contains(&place.point));
+        layer && point
+    }
+}
+
+/// Keeps the selected tensors, and the counters of every quantizer.
+#[derive(Clone, Debug, Default)]
+pub struct Recorder {
+    selection: Selection,
+    /// What was seen, in the order of the datapath within a block.
+    pub tensors: BTreeMap<Place, Tensor>,
+    /// Counters of every quantizer that ran.
+    pub counts: BTreeMap<Place, Status>,
+}
+
+impl Recorder {
+    /// Records the places of a selection.
+    pub fn new(selection: Selection) -> Self {
+        Self {
+            selection,
+            ..Self::default()
+        }
+    }
+}
+
+impl Probe for Recorder {
+    fn wants(&self, place: Place) -> bool {
+        self.selection.keeps(place)
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        self.tensors.insert(place, value.clone());
+        Ok(())
+    }
+
+    fn count(&mut self, place: Place, status: Status) {
+        *self.counts.entry(place).or_default() += status;
+    }
+}
+
+/// Shows `value` to the probe if it wants the place, and checks what it put back.
+pub(crate) fn show(probe: &mut dyn Probe, place: Place, mut value: Tensor) -> Result<Tensor> {
+    if !probe.wants(place) {
+        return Ok(value);
+    }
+    let (dtype, dim) = (value.dtype(), value.dim());
+    probe.visit(place, &mut value)?;
+    if value.dtype() != dtype || value.dim() != dim {
+        return Err(SimError::value(
+            place,
+            format_args!("{dtype} {dim:?}"),
+            format_args!("{} {:?}", value.dtype(), value.dim()),
+        ));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_round_trip() {
+        for point in TracePoint::ALL {
+            assert_eq!(TracePoint::from_name(point.name()), Some(point));
+            let place = if point.in_layer() {
+                Place::layer(3, point)
+            } else {
+                Place::end(point)
+            };
+            assert_eq!(Place::from_key(&place.key()), Some(place));
+        }
+        for key in [
+            "layer_x/norm_out",
+            "final/norm_out",
+            "layer_01/logits",
+            "tokens",
+        ] {
+            assert_eq!(Place::from_key(key), None, "{key}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What several test binaries share.
+#![allow(dead_code)] // Each binary uses its part.
+
+pub mod npz;
+pub mod oracle;

@@ -1,0 +1,174 @@
+//! The identities of the modes, as properties. Those between whole modes are in the root package's
+//! `tests`.
+
+use ndarray::Array2;
+use proptest::prelude::*;
+use scalescope_sim::arith::hadamard::HadamardSize;
+use scalescope_sim::arith::requant::{QuantRule, Quotient};
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::arith::saturate::Overflow;
+use scalescope_sim::kernels::matmul_i8::{Sums, matmul_i8};
+use scalescope_sim::profile::{CUDA_FAST, EXACT, TORCH};
+use scalescope_sim::quant::QVector;
+use scalescope_sim::quant::{QTensor, Scale};
+use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
+
+/// Scales whose codes all dequantize to normal numbers.
+fn scale() -> impl Strategy<Value = Scale> {
+    (f32::MIN_POSITIVE..1e30f32, -100i32..90, 1.0f32..2.0).prop_map(|(_, exponent, mantissa)| {
+        Scale::new(mantissa * 2f32.powi(exponent)).expect("normal")
+    })
+}
+
+fn saturating_rule() -> impl Strategy<Value = QuantRule> {
+    prop_oneof![
+        Just(QuantRule::NEAREST_EVEN),
+        Just(QuantRule::HALF_AWAY),
+        Just(QuantRule::HALF_AWAY_RECIPROCAL),
+    ]
+}
+
+proptest! {
+    /// Identity 1: quantize(dequantize(q, s), s) = q, by division and by approximate reciprocal.
+    #[test]
+    fn round_trip(s in scale(), rule in saturating_rule()) {
+        for q in i8::MIN..=i8::MAX {
+            let real = s.get() * f32::from(q);
+            prop_assert_eq!(rule.quantize(real, s), q);
+        }
+    }
+
+    /// Identity 2: the scan on s·q computed inside equals the scan on s·q computed outside.
+    #[test]
+    fn scan_inside_or_outside(seed in 0u64..1000, l in 1usize..70, e in 1usize..40) {
+        let codes = |rows: usize, cols: usize, salt: u64| {
+            Array2::from_shape_fn((rows, cols), |(i, j)| {
+                let x = (seed * 7919 + salt * 104_729 + (i * cols + j) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                (x >> 56) as u8 as i8
+            })
+        };
+        let n = 16;
+        let weight = ScanWeight::int8(
+            &QTensor { codes: codes(e, n, 1), scale: Scale::new(0.02).unwrap() },
+            &QVector { codes: codes(1, e, 2).into_raw_vec_and_offset().0, scale: Scale::new(0.01).unwrap() },
+            &QVector { codes: codes(1, e, 3).into_raw_vec_and_offset().0, scale: Scale::new(0.04).unwrap() },
+        );
+        let (u, dt, b, c, z) = (codes(l, e, 4), codes(l, e, 5), codes(l, n, 6), codes(l, n, 7), codes(l, e, 8));
+        let s = |v: f32| Scale::new(v).unwrap();
+        let real = QTensor { codes: u.clone(), scale: s(0.021) }.dequantize();
+        for rules in [EXACT, TORCH, CUDA_FAST] {
+            let mut inputs = ScanInputs {
+                u: Source::Int8 { codes: &u, scale: s(0.021) },
+                dt: Source::Int8 { codes: &dt, scale: s(0.043) },
+                b: Source::Int8 { codes: &b, scale: s(0.017) },
+                c: Source::Int8 { codes: &c, scale: s(0.019) },
+                z: Some(Source::Int8 { codes: &z, scale: s(0.035) }),
+                state: None,
+            };
+            let inside = selective_scan(&rules.prefill.scan, &weight, &inputs);
+            inputs.u = Source::Real(&real);
+            let outside = selective_scan(&rules.prefill.scan, &weight, &inputs);
+            prop_assert_eq!(inside.y, outside.y);
+            prop_assert_eq!(inside.state, outside.state);
+        }
+    }
+
+    /// Identity 4: Hadamard is orthonormal: norms are kept, and the transpose undoes it.
+    #[test]
+    fn hadamard_is_orthonormal(x in prop::collection::vec(-100.0f32..100.0, 384)) {
+        for n in [16usize, 12, 384, 40, 80, 28, 56, 20] {
+            let size = HadamardSize::of(n).unwrap();
+            let x = &x[..n];
+            let mut h = x.to_vec();
+            size.transform(&mut h);
+            let scale = size.norm();
+            let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+            let (before, after) = (norm(x), norm(&h) * scale * scale);
+            prop_assert!((after - before).abs() <= 1e-5 * before.max(1e-3));
+            for (j, want) in x.iter().enumerate() {
+                let back: f64 = (0..n).map(|i| f64::from(size.entry(i, j)) * f64::from(h[i])).sum();
+                prop_assert!((back * scale * scale - f64::from(*want)).abs() < 1e-3);
+            }
+        }
+    }
+
+    /// Identity 5: an INT8 product gives the same i32 in any blocking and for any thread count.
+    #[test]
+    fn integer_product(l in 1usize..40, n in 1usize..40, k in 1usize..200, threads in 1usize..5) {
+        let a = Array2::from_shape_fn((l, k), |(i, j)| ((i * 31 + j * 17) % 256) as u8 as i8);
+        let b = Array2::from_shape_fn((n, k), |(i, j)| ((i * 13 + j * 29 + 5) % 256) as u8 as i8);
+        let mut got = Array2::<i32>::zeros((l, n));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let _ = pool.install(|| matmul_i8(&a, b.view(), &mut got, &Sums));
+        for i in 0..l {
+            for j in 0..n {
+                let want: i64 = (0..k).map(|x| i64::from(a[(i, x)]) * i64::from(b[(j, x)])).sum();
+                prop_assert_eq!(i64::from(got[(i, j)]), want);
+            }
+        }
+    }
+
+    /// Identity 6: saturation moves a value toward zero, at most to the grid's edge, and inside the
+    /// range a value is at most half a step from its code.
+    #[test]
+    fn saturation_and_half_a_step(s in scale(), v in -300.0f32..300.0, rule in saturating_rule()) {
+        let x = v * s.get();
+        let back = f64::from(rule.quantize(x, s)) * f64::from(s.get());
+        if (-128.5..127.5).contains(&v) {
+            // The approximate reciprocal may be off by an ulp, which only matters near a tie.
+            let slack = if rule.quotient == Quotient::Divide { 1e-6 } else { 1e-4 };
+            prop_assert!((f64::from(x) - back).abs() <= f64::from(s.get()) * (0.5 + slack));
+        } else {
+            let edge = if v > 0.0 { 127 } else { -128 };
+            prop_assert_eq!(rule.quantize(x, s), edge);
+            prop_assert!(back.abs() <= f64::from(x).abs() + 0.5 * f64::from(s.get()));
+        }
+    }
+
+    /// Identity 7: x ≤ y implies quant(x) ≤ quant(y); ties away are odd but for the grid's ends.
+    #[test]
+    fn monotone_and_odd(s in scale(), x in -200.0f32..200.0, y in -200.0f32..200.0, rule in saturating_rule()) {
+        let (low, high) = if x <= y { (x, y) } else { (y, x) };
+        prop_assert!(rule.quantize(low * s.get(), s) <= rule.quantize(high * s.get(), s));
+        let positive = rule.quantize(x * s.get(), s);
+        let negative = rule.quantize(-x * s.get(), s);
+        if positive.abs_diff(0) < 127 && negative.abs_diff(0) < 127 {
+            prop_assert_eq!(positive, -negative);
+        }
+    }
+
+    /// Wrapping keeps the low byte, saturation the nearest code: they agree inside the range, and
+    /// outside it only where the low byte happens to be the grid's end.
+    #[test]
+    fn wrap_and_saturate_agree_inside(v in -1000.0f32..1000.0) {
+        wrap_against_saturate(v);
+    }
+}
+
+fn wrap_against_saturate(v: f32) {
+    for rounding in Rounding::ALL {
+        let i = rounding.round(v);
+        let (wrapped, saturated) = (Overflow::Wrap.to_i8(i), Overflow::Saturate.to_i8(i));
+        assert_eq!((i64::from(wrapped) - i as i64) % 256, 0, "the low byte of {i}");
+        if (-128.0..=127.0).contains(&i) {
+            assert_eq!(wrapped, saturated);
+        } else {
+            assert_eq!(saturated, if i > 0.0 { i8::MAX } else { i8::MIN });
+        }
+    }
+}
+
+/// Found by proptest: the low byte of −896 is −128, which saturation gives too.
+#[test]
+fn wrap_to_the_end_of_the_grid() {
+    wrap_against_saturate(-896.038);
+    wrap_against_saturate(383.0);
+}
+
+/// Identity 5, the bound: the longest allowed dot product of the largest codes fits i32.
+#[test]
+fn no_overflow_up_to_the_stated_length() {
+    let k = scalescope_sim::quant::Acc::MAX_LENGTH as i64;
+    assert!(k * 128 * 128 <= i64::from(i32::MAX));
+    assert!((k + 1) * 128 * 128 > i64::from(i32::MAX));
+}

@@ -1,0 +1,220 @@
+//! Every kernel on every instruction set of this machine against plain scalar code, bit for bit:
+//! sizes around every tile edge, 1 to 8 threads. One test, because the instruction set is limited
+//! for the whole process.
+
+use half::f16;
+use ndarray::Array2;
+use scalescope_sim::arith::binary16::{from_f16, narrow, to_f16, widen};
+use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::arith::saturate::Overflow;
+use scalescope_sim::checkpoint::synthetic::{self, Shape};
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::isa::Isa;
+use scalescope_sim::kernels::matmul_f32::RealWeight;
+use scalescope_sim::kernels::matmul_i8::{Sums, matmul_i8};
+use scalescope_sim::mode::MODES;
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::PROFILES;
+use scalescope_sim::quant::{Acc, Scale};
+use scalescope_sim::step::linear::Requantize;
+use scalescope_sim::trace::{Recorder, Selection};
+
+/// Deterministic words (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn codes(&mut self, rows: usize, columns: usize) -> Array2<i8> {
+        Array2::from_shape_fn((rows, columns), |_| self.next() as i8)
+    }
+}
+
+#[test]
+fn every_kernel_on_every_instruction_set() {
+    for isa in Isa::available() {
+        isa.limit();
+        assert_eq!(Isa::current(), *isa);
+        for threads in [1, 2, 3, 8] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(int8_products);
+            pool.install(real_products);
+        }
+        slices();
+    }
+    whole_models();
+}
+
+fn int8_products() {
+    let mut random = Random(1);
+    for l in [1, 2, 3, 4, 7, 8, 9, 17] {
+        for n in [1, 15, 16, 31, 32, 33, 80] {
+            for k in [1, 2, 3, 4, 5, 48, 63, 64, 65, 130, 257] {
+                let mut x = random.codes(l, k);
+                let mut weight = random.codes(n, k);
+                if k == 257 {
+                    // The largest magnitude a sum can have.
+                    x.fill(-128);
+                    weight.fill(-128);
+                }
+                let want = Array2::from_shape_fn((l, n), |(r, j)| -> i32 {
+                    (x.row(r).iter().zip(weight.row(j)))
+                        .map(|(a, b)| i32::from(*a) * i32::from(*b))
+                        .sum()
+                });
+                let mut got = Array2::zeros((l, n));
+                let _ = matmul_i8(&x, weight.view(), &mut got, &Sums);
+                assert_eq!(got, want, "{:?} {l} {n} {k}", Isa::current());
+                requantized(&x, &weight, &want);
+            }
+        }
+    }
+}
+
+fn requantized(x: &Array2<i8>, weight: &Array2<i8>, sums: &Array2<i32>) {
+    let a = Scale::new(0.01).unwrap().ratio(Scale::new(0.37).unwrap());
+    let b = Scale::new(0.013).unwrap();
+    for order in ScaleOrder::ALL {
+        let mut got = Array2::zeros(sums.dim());
+        let status = matmul_i8(x, weight.view(), &mut got, &Requantize { a, b, order });
+        let (mut saturated, mut peak) = (0, 0.0f32);
+        for (sum, got) in sums.iter().zip(&got) {
+            let integer = order.apply(a, b, Acc(*sum)).round_ties_even();
+            saturated += u64::from(integer.abs() > 128.0 || integer == 128.0);
+            peak = peak.max(integer.abs());
+            assert_eq!(*got, integer.clamp(-128.0, 127.0) as i8);
+        }
+        assert_eq!(status.values, sums.len() as u64);
+        assert_eq!((status.saturated, status.peak), (saturated, peak));
+    }
+}
+
+fn real_products() {
+    let mut random = Random(2);
+    let mut real = || (random.next() >> 40) as f32 / (1u32 << 24) as f32 - 0.5;
+    for (l, n, k) in [
+        (1, 1, 1),
+        (1, 33, 31),
+        (7, 32, 33),
+        (8, 31, 255),
+        (9, 70, 257),
+        (16, 40, 530),
+    ] {
+        let x = Array2::from_shape_fn((l, k), |_| real());
+        let weight = Array2::from_shape_fn((n, k), |_| f16::from_f32(real()));
+        let codes = Array2::from_shape_fn((n, k), |_| (real() * 255.0) as i8);
+        let product = |w: &dyn Fn(usize, usize) -> f32| {
+            Array2::from_shape_fn((l, n), |(r, j)| {
+                (0..k).fold(0.0f32, |sum, i| x[(r, i)].mul_add(w(j, i), sum))
+            })
+        };
+        let same = |a: Array2<f32>, b: Array2<f32>| {
+            assert!(
+                a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{:?} {l} {n} {k}",
+                Isa::current()
+            );
+        };
+        same(
+            RealWeight::F16(weight.view()).multiply(&x),
+            product(&|j, i| weight[(j, i)].to_f32_const()),
+        );
+        same(
+            RealWeight::Codes(codes.view(), 0.37).multiply(&x),
+            product(&|j, i| 0.37 * f32::from(codes[(j, i)])),
+        );
+    }
+}
+
+fn slices() {
+    let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    let mut wide = vec![0.0; halves.len()];
+    widen(&halves, &mut wide);
+    for (half, wide) in halves.iter().zip(&wide) {
+        assert_eq!(wide.to_bits(), from_f16(*half).to_bits());
+    }
+    let mut random = Random(3);
+    let values: Vec<f32> = (0..100_003)
+        .map(|_| f32::from_bits(random.next() as u32))
+        .collect();
+    let mut rounded = vec![f16::ZERO; values.len()];
+    narrow(&values, &mut rounded);
+    for (v, rounded) in values.iter().zip(&rounded) {
+        assert_eq!(rounded.to_bits(), to_f16(*v).to_bits(), "{v:e}");
+    }
+    let scale = Scale::new(0.37).unwrap();
+    let values: Vec<f32> = (0..70_001)
+        .map(|_| (random.next() % 40_001) as f32 * 0.005 - 100.0)
+        .collect();
+    for quotient in Quotient::ALL {
+        for rounding in Rounding::ALL {
+            for overflow in Overflow::ALL {
+                let rule = QuantRule {
+                    quotient,
+                    rounding,
+                    overflow,
+                };
+                let mut codes = vec![0; values.len()];
+                let status = rule.quantize_slice(&values, scale, &mut codes);
+                assert_eq!(status.values, values.len() as u64);
+                for (v, code) in values.iter().zip(&codes) {
+                    assert_eq!(*code, rule.quantize(*v, scale), "{rule:?} {v}");
+                }
+            }
+        }
+    }
+}
+
+/// Prefill and decode of every mode and profile: every tensor and every counter, on every
+/// instruction set and 1 to 8 threads, is what the baseline gives with one thread.
+fn whole_models() {
+    let shape = Shape::named("tiny").unwrap();
+    let model = Model {
+        quantized: Some(synthetic::quantized_model(shape).into()),
+        float: Some(synthetic::float_model(shape).into()),
+        ..Model::default()
+    };
+    let tokens: Vec<u32> = (0..37).map(|i| (i * i * 7 + i) % 256).collect();
+    for mode in MODES.iter().filter(|mode| mode.rotated) {
+        for profile in PROFILES {
+            let path = Datapath::new(&model, mode, profile).unwrap();
+            let run = || {
+                let mut whole = Recorder::new(Selection::default());
+                let (_, mut state) = path.prefill(&tokens, LogitRows::All, &mut whole).unwrap();
+                let mut next = Recorder::new(Selection::default());
+                path.decode(3, &mut state, &mut next).unwrap();
+                [(whole.tensors, whole.counts), (next.tensors, next.counts)]
+            };
+            let on = |isa: Isa, threads: usize| {
+                isa.limit();
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                pool.install(run)
+            };
+            let want = on(Isa::Baseline, 1);
+            for isa in Isa::available() {
+                for threads in [1, 2, 8] {
+                    let got = on(*isa, threads);
+                    assert!(
+                        got == want,
+                        "mode {} {}: {isa:?}, {threads} threads",
+                        mode.name,
+                        profile.name
+                    );
+                }
+            }
+        }
+    }
+}
