@@ -1,0 +1,191 @@
+//! Checks single operations against vectors: each case runs through the datapath's own steps, and
+//! every output that the file holds is compared.
+
+mod compute;
+mod rules;
+
+pub use rules::{Change, Part, Rules};
+
+use crate::compare::{PointResult, Summary, Tolerance};
+use crate::npz::{Array, NpzReader};
+use crate::ops::{
+    Conv1dSilu, Conv1dUpdate, HadamardQuant, Linear, Op, OpCase, RmsNormQuant, SelectiveScan,
+    SelectiveScanUpdate, read,
+};
+use crate::value::Elements;
+use scalescope_sim::error::{Result, SimError};
+use std::path::Path;
+
+/// The inputs of a case.
+#[derive(Clone, Debug)]
+pub enum Inputs {
+    /// `conv1d_silu`.
+    Conv1dSilu(Conv1dSilu),
+    /// `conv1d_update`.
+    Conv1dUpdate(Conv1dUpdate),
+    /// `selective_scan`.
+    SelectiveScan(SelectiveScan),
+    /// `selective_scan_update`.
+    SelectiveScanUpdate(SelectiveScanUpdate),
+    /// `hadamard_quant`.
+    HadamardQuant(HadamardQuant),
+    /// `linear`.
+    Linear(Linear),
+    /// `rmsnorm_quant`.
+    RmsNormQuant(RmsNormQuant),
+    /// A Hadamard matrix that lies beside the vectors of `hadamard_quant`: its size.
+    HadamardMatrix(usize),
+}
+
+/// An output of a case: its key and its elements.
+pub type Named = (String, Array);
+
+/// A case: what goes in, and what should come out.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its name; empty for bare keys.
+    pub name: String,
+    /// What goes in.
+    pub inputs: Inputs,
+    /// What should come out. Tests and the self-test alter it.
+    pub expected: Vec<Named>,
+}
+
+/// The vectors of an operation.
+#[derive(Clone, Debug)]
+pub struct Vectors {
+    /// The operation.
+    pub op: Op,
+    /// Cases.
+    pub cases: Vec<Case>,
+    /// Keys of the file that belong to no output known.
+    pub unknown: Vec<String>,
+}
+
+impl Vectors {
+    /// Reads a file of vectors.
+    pub fn read(op: Op, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::from_npz(op, &mut NpzReader::open(path)?).map_err(|e| e.in_file(path))
+    }
+
+    /// Takes the vectors of an open file.
+    pub fn from_npz(op: Op, npz: &mut NpzReader) -> Result<Self> {
+        match op {
+            Op::Conv1dSilu => Self::of(npz, Inputs::Conv1dSilu),
+            Op::Conv1dUpdate => Self::of(npz, Inputs::Conv1dUpdate),
+            Op::SelectiveScan => Self::of(npz, Inputs::SelectiveScan),
+            Op::SelectiveScanUpdate => Self::of(npz, Inputs::SelectiveScanUpdate),
+            Op::HadamardQuant => Self::of(npz, Inputs::HadamardQuant),
+            Op::Linear => Self::of(npz, Inputs::Linear),
+            Op::RmsNormQuant => Self::of(npz, Inputs::RmsNormQuant),
+        }
+    }
+
+    fn of<T: OpCase>(npz: &mut NpzReader, inputs: fn(T) -> Inputs) -> Result<Self> {
+        let vectors = read::<T>(npz)?;
+        let mut cases: Vec<Case> = Vec::new();
+        for (name, matrix) in vectors.matrices {
+            let size = matrix.shape()[0];
+            cases.push(Case {
+                name: String::new(),
+                inputs: Inputs::HadamardMatrix(size),
+                expected: vec![(name, matrix)],
+            });
+        }
+        for case in vectors.cases {
+            let expected = case.expected();
+            let expected = expected
+                .iter()
+                .map(|o| (o.key.to_owned(), array_of(o.elements, o.shape)));
+            cases.push(Case {
+                name: case.name().to_owned(),
+                expected: expected.collect(),
+                inputs: inputs(case),
+            });
+        }
+        Ok(Self {
+            op: T::OP,
+            cases,
+            unknown: vectors.unknown,
+        })
+    }
+}
+
+impl Case {
+    /// The key of an output as the file has it.
+    pub fn key(&self, output: &str) -> String {
+        match self.name.as_str() {
+            "" => output.to_owned(),
+            name => format!("{name}/{output}"),
+        }
+    }
+
+    /// Runs the case and compares every expected output.
+    pub fn check(&self, rules: &Rules, summary: &mut Summary) -> Result<()> {
+        let found = self.compute(rules)?;
+        self.compare(&found, summary)
+    }
+
+    /// Compares every expected output with what came out.
+    pub fn compare(&self, found: &[Named], summary: &mut Summary) -> Result<()> {
+        for (key, expected) in &self.expected {
+            let name = self.key(key);
+            let Some((_, found)) = found.iter().find(|(other, _)| other == key) else {
+                summary.missing.push(name);
+                continue;
+            };
+            if found.shape() != expected.shape() || found.dtype() != expected.dtype() {
+                return Err(SimError::value(name, found.describe(), expected.describe()));
+            }
+            let mut result = PointResult::named(name, Tolerance::Exact);
+            let (x, y) = (elements(expected), elements(found));
+            result.add(&[], expected.shape(), x, y)?;
+            summary.points.push(result);
+        }
+        Ok(())
+    }
+
+    /// What comes out under other rules.
+    pub fn compute(&self, rules: &Rules) -> Result<Vec<Named>> {
+        let keys: Vec<&str> = self.expected.iter().map(|(key, _)| key.as_str()).collect();
+        compute::compute(&self.inputs, &keys, rules)
+    }
+}
+
+/// Runs every case and compares every output that the file holds.
+///
+/// # Errors
+///
+/// A case that the datapath cannot run (its sizes are beyond it), outputs of another type or shape.
+pub fn check_op(vectors: &Vectors, rules: &Rules) -> Result<Summary> {
+    let mut summary = Summary::default();
+    for case in &vectors.cases {
+        case.check(rules, &mut summary)?;
+    }
+    summary.missing.extend(vectors.unknown.iter().cloned());
+    Ok(summary)
+}
+
+/// The elements of an array of an output.
+pub(crate) fn elements(array: &Array) -> Elements<'_> {
+    const ROW_MAJOR: &str = "arrays of files are row-major";
+    match array {
+        Array::I8(a) => a.as_slice().expect(ROW_MAJOR).into(),
+        Array::F16(a) => a.as_slice().expect(ROW_MAJOR).into(),
+        Array::F32(a) => a.as_slice().expect(ROW_MAJOR).into(),
+        other => unreachable!("outputs are i8, f16 or f32, not {}", other.describe()),
+    }
+}
+
+fn array_of(elements: Elements<'_>, shape: &[usize]) -> Array {
+    fn of<T: crate::npz::Element>(values: &[T], shape: &[usize]) -> Array {
+        let array = ndarray::ArrayD::from_shape_vec(shape, values.to_vec());
+        T::wrap(array.expect("an output has as many elements as its shape says"))
+    }
+    match elements {
+        Elements::I8(v) => of(v, shape),
+        Elements::F16(v) => of(v, shape),
+        Elements::F32(v) => of(v, shape),
+    }
+}

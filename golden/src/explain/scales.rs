@@ -1,0 +1,165 @@
+//! Hypotheses about scales: one of them off by a constant factor, or applied twice.
+
+use crate::check_op::Inputs;
+use crate::ops::ScanParameters;
+use scalescope_sim::error::Result;
+use scalescope_sim::quant::{Multiplier, Scale};
+use std::fmt;
+
+/// Factors that mistakes have: powers of two, and a grid of 128 steps taken for one of 127.
+pub const FACTORS: [f32; 8] = [
+    2.0,
+    0.5,
+    4.0,
+    0.25,
+    128.0 / 127.0,
+    127.0 / 128.0,
+    255.0 / 256.0,
+    256.0 / 255.0,
+];
+
+/// A scale that could be another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScaleHypothesis {
+    /// Its key.
+    pub scale: &'static str,
+    /// What is multiplied with; `None` multiplies with the scale itself.
+    pub factor: Option<f32>,
+}
+
+impl fmt::Display for ScaleHypothesis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.factor {
+            Some(factor) => write!(f, "scale: {} times {factor}", self.scale),
+            None => write!(f, "scale: {} applied twice", self.scale),
+        }
+    }
+}
+
+/// A scale or a multiplier of a case.
+enum Slot<'a> {
+    Scale(&'a mut Scale),
+    Multiplier(&'a mut Multiplier),
+}
+
+impl ScaleHypothesis {
+    /// Changes the inputs of a case.
+    ///
+    /// # Errors
+    ///
+    /// The product is no scale.
+    pub fn apply(&self, inputs: &mut Inputs) -> Result<()> {
+        for (name, slot) in slots(inputs) {
+            if name != self.scale {
+                continue;
+            }
+            match slot {
+                Slot::Scale(s) => *s = s.times(self.factor.unwrap_or(s.get()))?,
+                Slot::Multiplier(m) => {
+                    *m = Multiplier::new(m.get() * self.factor.unwrap_or(m.get()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bits of every scale of a case, by name.
+pub fn bits(inputs: &Inputs) -> Vec<(&'static str, u32)> {
+    let mut inputs = inputs.clone();
+    let slots = slots(&mut inputs).into_iter();
+    let bits = slots.map(|(name, slot)| {
+        let value = match slot {
+            Slot::Scale(s) => s.get(),
+            Slot::Multiplier(m) => m.get(),
+        };
+        (name, value.to_bits())
+    });
+    bits.collect()
+}
+
+/// Sets a scale of a case.
+///
+/// # Errors
+///
+/// The bits are no scale.
+pub fn set_bits(inputs: &mut Inputs, scale: &str, bits: u32) -> Result<()> {
+    for (name, slot) in slots(inputs) {
+        if name == scale {
+            match slot {
+                Slot::Scale(s) => *s = Scale::new(f32::from_bits(bits))?,
+                Slot::Multiplier(m) => *m = Multiplier::new(f32::from_bits(bits))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every hypothesis about the scales of a case.
+pub fn hypotheses(inputs: &Inputs) -> Vec<ScaleHypothesis> {
+    let mut inputs = inputs.clone();
+    let names: Vec<&'static str> = slots(&mut inputs).into_iter().map(|(n, _)| n).collect();
+    let mut all = Vec::new();
+    for factor in FACTORS {
+        all.extend(names.iter().map(|scale| ScaleHypothesis {
+            scale,
+            factor: Some(factor),
+        }));
+    }
+    // The published FP32 conv kernel multiplies by its input scale twice.
+    all.extend(
+        names
+            .iter()
+            .filter(|name| **name == "scale_x")
+            .map(|scale| ScaleHypothesis {
+                scale,
+                factor: None,
+            }),
+    );
+    all
+}
+
+fn slots(inputs: &mut Inputs) -> Vec<(&'static str, Slot<'_>)> {
+    use Slot::{Multiplier as M, Scale as S};
+    match inputs {
+        Inputs::Conv1dSilu(c) => vec![
+            ("scale_x", S(&mut c.scale_x)),
+            ("scale_w", S(&mut c.scale_w)),
+            ("scale_b", S(&mut c.scale_b)),
+            ("scale_out", S(&mut c.scale_out)),
+        ],
+        Inputs::Conv1dUpdate(c) => vec![
+            ("scale_x", S(&mut c.scale_x)),
+            ("scale_w", S(&mut c.scale_w)),
+            ("scale_b", S(&mut c.scale_b)),
+            ("scale_out", S(&mut c.scale_out)),
+        ],
+        Inputs::SelectiveScan(c) => of_scan(&mut c.parameters),
+        Inputs::SelectiveScanUpdate(c) => of_scan(&mut c.parameters),
+        Inputs::HadamardQuant(c) => {
+            let mut slots = vec![("scale", M(&mut c.scale))];
+            if let Some(scale) = &mut c.scale_overflow {
+                slots.push(("scale_overflow", M(scale)));
+            }
+            slots
+        }
+        Inputs::Linear(c) => vec![("a", M(&mut c.a)), ("b", M(&mut c.b))],
+        Inputs::RmsNormQuant(c) => vec![("scale", S(&mut c.scale))],
+        Inputs::HadamardMatrix(_) => Vec::new(),
+    }
+}
+
+fn of_scan(p: &mut ScanParameters) -> Vec<(&'static str, Slot<'_>)> {
+    use Slot::Scale as S;
+    vec![
+        ("scale_u", S(&mut p.scale_u)),
+        ("scale_dt", S(&mut p.scale_dt)),
+        ("scale_A_log", S(&mut p.scale_a_log)),
+        ("scale_B", S(&mut p.scale_b)),
+        ("scale_C", S(&mut p.scale_c)),
+        ("scale_ssm_state", S(&mut p.scale_state)),
+        ("scale_D", S(&mut p.scale_d)),
+        ("scale_z", S(&mut p.scale_z)),
+        ("scale_dt_bias", S(&mut p.scale_dt_bias)),
+    ]
+}

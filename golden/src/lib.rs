@@ -1,0 +1,27 @@
+//! Vectors that say what is right, and the means to compare with them.
+//!
+//! | what | module |
+//! |---|---|
+//! | NumPy files in and out | [`npz`] |
+//! | vectors of single operations | [`ops`] |
+//! | traces of whole runs | [`trace_file`], [`value`] |
+//! | how far two tensors are apart | [`metrics`], [`ulp`] |
+//! | are they equal, and was everything there | [`compare`] |
+//! | or do they only lie differently | [`layout`] |
+//! | the datapath against a trace | [`check`] |
+//! | a step against vectors of its operation | [`check_op`] |
+//! | which single change would explain mismatches | [`explain`] |
+//! | would a flipped bit be noticed | [`selftest`] |
+
+pub mod check;
+pub mod check_op;
+pub mod compare;
+pub mod explain;
+pub mod layout;
+pub mod metrics;
+pub mod npz;
+pub mod ops;
+pub mod selftest;
+pub mod trace_file;
+pub mod ulp;
+pub mod value;

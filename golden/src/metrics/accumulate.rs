@@ -1,0 +1,265 @@
+//! One pass over two tensors that yields every metric.
+
+use super::{METRICS, Metric, Metrics, Reading};
+use crate::ulp::{ulp_f16, ulp_f32};
+use crate::value::Elements;
+use half::f16;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::quant::Scale;
+
+/// Collects metrics over several pieces of one tensor (the sequences of a batch). Sums are in f64.
+#[derive(Clone, Debug)]
+pub struct Accumulator {
+    expected_scale: Option<Scale>,
+    found_scale: Option<Scale>,
+    types: Option<(&'static str, &'static str)>,
+    compared: usize,
+    mismatched: usize,
+    non_finite: usize,
+    max_steps: u32,
+    max_error: f64,
+    sum_error: f64,
+    sum_error2: f64,
+    sum_x2: f64,
+    sum_y2: f64,
+    sum_xy: f64,
+    max_x: f64,
+    ulp_max: u64,
+    saturated: usize,
+    used: [bool; 256],
+}
+
+/// A pair of elements: real values, whether they differ, and how far in ulp.
+struct Pair {
+    x: f64,
+    y: f64,
+    differ: bool,
+    ulp: Option<u64>,
+}
+
+impl Accumulator {
+    /// Starts with the scales of codes, if known. Unless both are, two tensors of codes are
+    /// compared as integers.
+    pub fn new(expected: Option<Scale>, found: Option<Scale>) -> Self {
+        Self {
+            expected_scale: expected,
+            found_scale: found,
+            types: None,
+            compared: 0,
+            mismatched: 0,
+            non_finite: 0,
+            max_steps: 0,
+            max_error: 0.0,
+            sum_error: 0.0,
+            sum_error2: 0.0,
+            sum_x2: 0.0,
+            sum_y2: 0.0,
+            sum_xy: 0.0,
+            max_x: 0.0,
+            ulp_max: 0,
+            saturated: 0,
+            used: [false; 256],
+        }
+    }
+
+    /// Adds a piece: x and y, element for element. Pieces have the types of the first one.
+    pub fn add(&mut self, expected: Elements<'_>, found: Elements<'_>) -> Result<()> {
+        if expected.len() != found.len() {
+            return Err(SimError::value(
+                "elements to compare",
+                expected.len(),
+                found.len(),
+            ));
+        }
+        let types = (expected.dtype(), found.dtype());
+        if *self.types.get_or_insert(types) != types {
+            return Err(SimError::value(
+                "types",
+                "those of the first piece",
+                format_args!("{types:?}"),
+            ));
+        }
+        let (sx, sy) = self.steps()?;
+        match (expected, found) {
+            (Elements::I8(x), Elements::I8(y)) => self.each(x, y, |x, y| {
+                let (a, b) = (sx * f64::from(x), sy * f64::from(y));
+                // On one grid the codes decide, on two the values.
+                let differ = if sx == sy { x != y } else { a != b };
+                Pair {
+                    x: a,
+                    y: b,
+                    differ,
+                    ulp: None,
+                }
+            }),
+            (Elements::F32(x), Elements::F32(y)) => self.each(x, y, |x, y| Pair {
+                x: f64::from(x),
+                y: f64::from(y),
+                differ: x.to_bits() != y.to_bits(),
+                ulp: ulp_f32(x, y),
+            }),
+            (Elements::F16(x), Elements::F16(y)) => self.each(x, y, |x, y| Pair {
+                x: f64::from(x),
+                y: f64::from(y),
+                differ: x.to_bits() != y.to_bits(),
+                ulp: ulp_f16(x, y),
+            }),
+            (Elements::F16(x), Elements::F32(y)) => self.each(x, y, |x, y| Pair {
+                x: f64::from(x),
+                y: f64::from(y),
+                differ: x.to_f32().to_bits() != y.to_bits(),
+                ulp: ulp_f16(x, f16::from_f32(y)),
+            }),
+            (Elements::F32(x), Elements::F16(y)) => self.each(x, y, |x, y| Pair {
+                x: f64::from(x),
+                y: f64::from(y),
+                differ: x.to_bits() != y.to_f32().to_bits(),
+                ulp: ulp_f16(f16::from_f32(x), y),
+            }),
+            (Elements::I8(x), Elements::F16(y)) => {
+                self.each(x, y, |x, y| reals(sx * f64::from(x), f64::from(y)))
+            }
+            (Elements::I8(x), Elements::F32(y)) => {
+                self.each(x, y, |x, y| reals(sx * f64::from(x), f64::from(y)))
+            }
+            (Elements::F16(x), Elements::I8(y)) => {
+                self.each(x, y, |x, y| reals(f64::from(x), sy * f64::from(y)))
+            }
+            (Elements::F32(x), Elements::I8(y)) => {
+                self.each(x, y, |x, y| reals(f64::from(x), sy * f64::from(y)))
+            }
+        }
+        if let Elements::I8(y) = found {
+            for code in y {
+                self.saturated += usize::from(matches!(*code, i8::MIN | i8::MAX));
+                self.used[usize::from(*code as u8)] = true;
+            }
+        }
+        if let (Elements::I8(x), Elements::I8(y), true) = (expected, found, sx == sy) {
+            let steps = x.iter().zip(y).map(|(x, y)| u32::from(x.abs_diff(*y)));
+            self.max_steps = self.max_steps.max(steps.max().unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// Real value of one step of each side; 1 for floats, and for codes without scales.
+    fn steps(&self) -> Result<(f64, f64)> {
+        let of = |scale: Option<Scale>| scale.map(|s| f64::from(s.get()));
+        let missing = |side: &str| {
+            SimError::value(
+                format_args!("scale of the {side} codes"),
+                "a scale, to compare codes with floats",
+                "none",
+            )
+        };
+        let (x, y) = (of(self.expected_scale), of(self.found_scale));
+        match self.types.expect("set by the first piece") {
+            ("i8", "i8") => Ok(x.zip(y).unwrap_or((1.0, 1.0))),
+            ("i8", _) => Ok((x.ok_or_else(|| missing("expected"))?, 1.0)),
+            (_, "i8") => Ok((1.0, y.ok_or_else(|| missing("found"))?)),
+            _ => Ok((1.0, 1.0)),
+        }
+    }
+
+    #[inline(always)]
+    fn each<X: Copy, Y: Copy>(&mut self, x: &[X], y: &[Y], pair: impl Fn(X, Y) -> Pair) {
+        for (x, y) in x.iter().zip(y) {
+            let Pair { x, y, differ, ulp } = pair(*x, *y);
+            self.compared += 1;
+            if !(x.is_finite() && y.is_finite()) {
+                self.non_finite += 1;
+                self.mismatched += 1;
+                continue;
+            }
+            let error = y - x;
+            self.mismatched += usize::from(differ);
+            self.max_error = self.max_error.max(error.abs());
+            self.sum_error += error;
+            self.sum_error2 += error * error;
+            self.sum_x2 += x * x;
+            self.sum_y2 += y * y;
+            self.sum_xy += x * y;
+            self.max_x = self.max_x.max(x.abs());
+            // A finite f32 beyond binary16 has no neighbour there: as far as it gets.
+            self.ulp_max = self.ulp_max.max(ulp.unwrap_or(u64::from(u16::MAX)));
+        }
+    }
+
+    /// Every metric; an error if nothing was compared.
+    pub fn finish(self) -> Result<Metrics> {
+        if self.compared == 0 {
+            return Err(SimError::value(
+                "comparison",
+                "at least one element",
+                "none",
+            ));
+        }
+        let (sx, sy) = self.steps()?;
+        let (x_type, y_type) = self.types.expect("set by the first piece");
+        let codes = (x_type == "i8", y_type == "i8");
+        // The grid that differences are counted on: the result's own, else the reference's.
+        let step = if codes.1 { sy } else { sx };
+        let n = self.compared as f64;
+        let mse = self.sum_error2 / n;
+        let reading = |metric| match metric {
+            Metric::MismatchRate => Reading::Value(self.mismatched as f64 / n),
+            // These count codes, which are always finite.
+            Metric::SaturationRate if codes.1 => Reading::Value(self.saturated as f64 / n),
+            Metric::GridOccupancy if codes.1 => {
+                Reading::Value(self.used.iter().filter(|used| **used).count() as f64 / 256.0)
+            }
+            Metric::SaturationRate | Metric::GridOccupancy => Reading::NotApplicable,
+            Metric::MaxAbsLsb | Metric::RmseOverScale if !(codes.0 || codes.1) => {
+                Reading::NotApplicable
+            }
+            Metric::ScaleRatio if !codes.1 => Reading::NotApplicable,
+            Metric::UlpMax if codes.0 || codes.1 => Reading::NotApplicable,
+            _ if self.non_finite > 0 => Reading::NonFinite,
+            Metric::MaxAbsLsb if codes.0 && codes.1 && sx == sy => {
+                Reading::Value(f64::from(self.max_steps))
+            }
+            Metric::MaxAbsLsb => Reading::Value(self.max_error / step),
+            Metric::MaxAbsError => Reading::Value(self.max_error),
+            Metric::MeanError => Reading::Value(self.sum_error / n),
+            Metric::Mse => Reading::Value(mse),
+            Metric::RmseOverScale => Reading::Value(mse.sqrt() / step),
+            Metric::NormalizedL2 => Reading::Value(ratio(self.sum_error2, self.sum_x2).sqrt()),
+            // 20 log10 of the norms is 10 log10 of their squares. No error at all: infinite.
+            Metric::SqnrDb => Reading::Value(-10.0 * ratio(self.sum_error2, self.sum_x2).log10()),
+            Metric::Cosine => Reading::Value(self.cosine()),
+            Metric::UlpMax => Reading::Value(self.ulp_max as f64),
+            Metric::ScaleRatio => Reading::Value(self.max_x / (127.0 * sy)),
+        };
+        let readings = METRICS.map(|row| reading(row.metric));
+        Ok(Metrics {
+            compared: self.compared,
+            mismatched: self.mismatched,
+            non_finite: self.non_finite,
+            readings,
+        })
+    }
+
+    fn cosine(&self) -> f64 {
+        match (self.sum_x2 == 0.0, self.sum_y2 == 0.0) {
+            (true, true) => 1.0,
+            (true, false) | (false, true) => 0.0,
+            // One root of the product: exactly 1 for y = x. Squares of f32 fit f64 by far.
+            _ => (self.sum_xy / (self.sum_x2 * self.sum_y2).sqrt()).clamp(-1.0, 1.0),
+        }
+    }
+}
+
+/// A pair compared by value, of unlike types.
+fn reals(x: f64, y: f64) -> Pair {
+    Pair {
+        x,
+        y,
+        differ: x != y,
+        ulp: None,
+    }
+}
+
+/// error / signal, with 0/0 = 0: no error is no error.
+fn ratio(error: f64, signal: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / signal }
+}

@@ -1,0 +1,219 @@
+//! Vectors of single operations: inputs, parameters, and what the reference kernel made of them.
+//!
+//! A file holds cases, keys `case_0/x` and so on, or one case with bare keys. Axes: B sequences,
+//! L tokens, C channels, K taps, N states, I inputs, O outputs.
+
+mod cases;
+mod group;
+mod linear;
+#[cfg(test)]
+mod tests;
+
+pub use cases::{
+    Conv1dSilu, Conv1dUpdate, HadamardQuant, RmsNormQuant, ScanParameters, SelectiveScan,
+    SelectiveScanUpdate,
+};
+pub use linear::{Linear, LinearInput};
+
+use crate::compare::{PointResult, Summary, Tolerance};
+use crate::npz::{Array, NpzReader};
+use crate::value::Elements;
+use group::Group;
+use scalescope_sim::error::{Result, SimError};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// An operation that vectors exist for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Op {
+    /// Causal convolution and SiLU over a sequence.
+    Conv1dSilu,
+    /// The same, one token with a state.
+    Conv1dUpdate,
+    /// Selective scan over a sequence.
+    SelectiveScan,
+    /// The same, one token with an INT8 state.
+    SelectiveScanUpdate,
+    /// Hadamard transform and quantization.
+    HadamardQuant,
+    /// INT8 matrix product and requantization.
+    Linear,
+    /// Residual sum, RMSNorm and quantization.
+    RmsNormQuant,
+}
+
+impl Op {
+    /// Every operation.
+    pub const ALL: [Op; 7] = [
+        Op::Conv1dSilu,
+        Op::Conv1dUpdate,
+        Op::SelectiveScan,
+        Op::SelectiveScanUpdate,
+        Op::HadamardQuant,
+        Op::Linear,
+        Op::RmsNormQuant,
+    ];
+
+    /// The name, also of its file of vectors.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Conv1dSilu => "conv1d_silu",
+            Op::Conv1dUpdate => "conv1d_update",
+            Op::SelectiveScan => "selective_scan",
+            Op::SelectiveScanUpdate => "selective_scan_update",
+            Op::HadamardQuant => "hadamard_quant",
+            Op::Linear => "linear",
+            Op::RmsNormQuant => "rmsnorm_quant",
+        }
+    }
+
+    /// The operation of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|op| op.name() == name)
+    }
+}
+
+/// An expected or computed output of a case.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// Its key within the case.
+    pub key: &'static str,
+    /// Elements, row-major.
+    pub elements: Elements<'a>,
+    /// Lengths of the axes.
+    pub shape: &'a [usize],
+}
+
+impl<'a> Output<'a> {
+    /// The output of a key, if the file has it.
+    pub(crate) fn of<T, D>(
+        key: &'static str,
+        array: &'a Option<ndarray::Array<T, D>>,
+    ) -> Option<Self>
+    where
+        D: ndarray::Dimension,
+        Elements<'a>: From<&'a [T]>,
+    {
+        array.as_ref().map(|array| Self {
+            key,
+            elements: array
+                .as_slice()
+                .expect("arrays of files are row-major")
+                .into(),
+            shape: array.shape(),
+        })
+    }
+}
+
+/// One case of an operation.
+pub trait OpCase: Sized {
+    /// The operation.
+    const OP: Op;
+
+    /// Reads a case and checks that its arrays fit together.
+    #[doc(hidden)]
+    fn parse(group: &mut Group) -> Result<Self>;
+
+    /// The case's name in the file; empty for bare keys.
+    fn name(&self) -> &str;
+
+    /// The expected outputs that the file holds; at least one.
+    fn expected(&self) -> Vec<Output<'_>>;
+}
+
+/// The cases of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpVectors<T> {
+    /// Cases, in the order of their numbers.
+    pub cases: Vec<T>,
+    /// Matrices that belong to no case: the Hadamard matrices beside their vectors.
+    pub matrices: BTreeMap<String, Array>,
+    /// Keys that were not understood, sorted.
+    pub unknown: Vec<String>,
+}
+
+/// Reads the vectors of an operation.
+pub fn load<T: OpCase>(path: impl AsRef<Path>) -> Result<OpVectors<T>> {
+    let path = path.as_ref();
+    read(&mut NpzReader::open(path)?).map_err(|e| e.in_file(path))
+}
+
+/// Takes the vectors of an operation from an open file.
+pub fn read<T: OpCase>(npz: &mut NpzReader) -> Result<OpVectors<T>> {
+    let names: Vec<String> = npz.names().map(str::to_owned).collect();
+    let mut groups: BTreeMap<(String, usize, String), Group> = BTreeMap::new();
+    let mut vectors = OpVectors {
+        cases: Vec::new(),
+        matrices: BTreeMap::new(),
+        unknown: Vec::new(),
+    };
+    for name in names {
+        let array = npz.read(&name)?;
+        let (case, key) = name.split_once('/').unwrap_or(("", &name));
+        if case.is_empty() && is_hadamard_matrix(T::OP, key, &array) {
+            vectors.matrices.insert(name, array);
+            continue;
+        }
+        groups
+            .entry(in_order(case))
+            .or_insert_with(|| Group::new(case))
+            .insert(key, array);
+    }
+    for (_, mut group) in groups {
+        let case = T::parse(&mut group)?;
+        if case.expected().is_empty() {
+            let item = format!("{}: {}", T::OP.name(), group.label());
+            return Err(SimError::value(item, "at least one output", "inputs only"));
+        }
+        vectors.unknown.extend(group.leftover());
+        vectors.cases.push(case);
+    }
+    if vectors.cases.is_empty() {
+        return Err(SimError::value(T::OP.name(), "at least one case", "none"));
+    }
+    Ok(vectors)
+}
+
+/// `case_2` before `case_10`.
+fn in_order(case: &str) -> (String, usize, String) {
+    let head = case.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = case[head.len()..].parse().unwrap_or(0);
+    (head.to_owned(), number, case.to_owned())
+}
+
+fn is_hadamard_matrix(op: Op, key: &str, array: &Array) -> bool {
+    let named = key.starts_with("matrix_")
+        || key
+            .strip_prefix('h')
+            .is_some_and(|n| n.parse::<usize>().is_ok());
+    op == Op::HadamardQuant && named && matches!(*array.shape(), [n, m] if n == m)
+}
+
+/// Compares what was computed for a case with what the file expects. Outputs that were not computed
+/// are listed as missing.
+pub fn compare<T: OpCase>(
+    case: &T,
+    found: &[Output<'_>],
+    tolerance: Tolerance,
+    summary: &mut Summary,
+) -> Result<()> {
+    for expected in case.expected() {
+        let key = match case.name() {
+            "" => expected.key.to_owned(),
+            name => format!("{name}/{}", expected.key),
+        };
+        let Some(found) = found.iter().find(|output| output.key == expected.key) else {
+            summary.missing.push(key);
+            continue;
+        };
+        if found.shape != expected.shape {
+            let words =
+                |output: &Output<'_>| format!("{} {:?}", output.elements.dtype(), output.shape);
+            return Err(SimError::value(key, words(&expected), words(found)));
+        }
+        let mut result = PointResult::named(key, tolerance);
+        result.add(&[], expected.shape, expected.elements, found.elements)?;
+        summary.points.push(result);
+    }
+    Ok(())
+}

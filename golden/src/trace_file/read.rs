@@ -1,0 +1,364 @@
+//! From `.npz` to [`TraceFile`].
+
+use super::{Meta, Points, Step, TraceFile, allowed_rows};
+use crate::npz::{Array, NpzReader, shown};
+use crate::value::Value;
+use ndarray::{Array2, ArrayD};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::quant::Scale;
+use scalescope_sim::trace::{Place, Selection, TracePoint};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a key means.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Tokens,
+    StepToken(usize),
+    Point(Place),
+    StepPoint(usize, Place),
+    Scale(Place),
+    Meta,
+}
+
+impl Key {
+    fn parse(name: &str) -> Option<Self> {
+        match name {
+            "tokens" | "prefill_tokens" => return Some(Self::Tokens),
+            "meta" => return Some(Self::Meta),
+            _ => {}
+        }
+        if let Some(place) = Place::from_key(name) {
+            return Some(Self::Point(place));
+        }
+        let (head, rest) = name.split_once('/')?;
+        if head == "scale" {
+            return Place::from_key(rest).map(Self::Scale);
+        }
+        let step = head.strip_prefix("step_")?.parse().ok()?;
+        if rest == "token" {
+            return Some(Self::StepToken(step));
+        }
+        let bare = || TracePoint::from_name(rest).filter(|point| !point.in_layer());
+        let place = Place::from_key(rest).or_else(|| bare().map(Place::end))?;
+        Some(Self::StepPoint(step, place))
+    }
+}
+
+impl TraceFile {
+    /// Reads a trace.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        Self::read_selected(path, &Selection::default())
+    }
+
+    /// Reads the selected tensors of a trace; the others stay unread.
+    pub fn read_selected(path: impl AsRef<Path>, selection: &Selection) -> Result<Self> {
+        let path = path.as_ref();
+        let mut npz = NpzReader::open(path)?;
+        read(&mut npz, selection).map_err(|e| e.in_file(path))
+    }
+
+    /// Reads every tensor of an open file.
+    pub fn from_npz(npz: &mut NpzReader) -> Result<Self> {
+        read(npz, &Selection::default())
+    }
+}
+
+/// Values with the file's name for them.
+type Named<T> = BTreeMap<T, (String, Vec<Value>)>;
+
+fn read(npz: &mut NpzReader, selection: &Selection) -> Result<TraceFile> {
+    let mut trace = TraceFile::default();
+    let mut keys: BTreeMap<Key, String> = BTreeMap::new();
+    let mut tokens: Option<(String, Array2<u32>)> = None;
+    let names: Vec<String> = npz.names().map(str::to_owned).collect();
+    for name in names {
+        match Key::parse(&name) {
+            None => trace.unknown.push(name),
+            // Two names for the tokens are one key too many only if they disagree.
+            Some(Key::Tokens) => {
+                let found = prefill_tokens(&name, npz.read(&name)?)?;
+                match &tokens {
+                    Some((other, known)) if *known != found => {
+                        return Err(SimError::value(
+                            name,
+                            format_args!("the ids of {other}"),
+                            "others",
+                        ));
+                    }
+                    _ => tokens = Some((name, found)),
+                }
+            }
+            Some(key) => {
+                if let Some(other) = keys.get(&key) {
+                    return Err(SimError::value(
+                        name,
+                        "one key for a tensor",
+                        format_args!("also {other}"),
+                    ));
+                }
+                keys.insert(key, name);
+            }
+        }
+    }
+    let mut batch = Batch(
+        tokens
+            .as_ref()
+            .map(|(name, ids)| (name.clone(), ids.nrows())),
+    );
+    let mut prefill: Named<Place> = BTreeMap::new();
+    let mut steps: BTreeMap<usize, (Vec<u32>, Named<Place>)> = BTreeMap::new();
+    for (key, name) in keys {
+        match key {
+            Key::Tokens => {}
+            Key::Meta => trace.meta = Some(meta(&name, npz.read(&name)?)?),
+            Key::Scale(place) => {
+                trace.scales.insert(place, scale(&name, npz.read(&name)?)?);
+            }
+            Key::StepToken(step) => {
+                let ids = step_tokens(&name, npz.read(&name)?)?;
+                batch.check(&name, ids.len())?;
+                steps.entry(step).or_default().0 = ids;
+            }
+            Key::Point(place) if selection.keeps(place) => {
+                let values = split(&name, place, npz.read(&name)?, &mut batch, false)?;
+                prefill.insert(place, (name, values));
+            }
+            Key::StepPoint(step, place) if selection.keeps(place) => {
+                let values = split(&name, place, npz.read(&name)?, &mut batch, true)?;
+                steps
+                    .entry(step)
+                    .or_default()
+                    .1
+                    .insert(place, (name, values));
+            }
+            Key::Point(_) | Key::StepPoint(..) => {}
+        }
+    }
+    check_lengths(&prefill, tokens.as_ref().map(|(_, ids)| ids.ncols()))?;
+    let batch = batch.0.map_or(0, |(_, batch)| batch);
+    trace.tokens = tokens.map(|(_, ids)| ids);
+    trace.sequences = transpose(prefill, batch);
+    trace.steps = steps
+        .into_iter()
+        .map(|(index, (tokens, named))| Step {
+            index,
+            tokens,
+            sequences: transpose(named, batch),
+        })
+        .collect();
+    Ok(trace)
+}
+
+/// The number of sequences, and which key said so first.
+struct Batch(Option<(String, usize)>);
+
+impl Batch {
+    fn check(&mut self, name: &str, found: usize) -> Result<()> {
+        match &self.0 {
+            None => self.0 = Some((name.to_owned(), found)),
+            Some((first, batch)) if *batch != found => {
+                return Err(SimError::value(
+                    name,
+                    format_args!("{batch} sequences, as in {first}"),
+                    found,
+                ));
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn is_one(&self) -> bool {
+        self.0.as_ref().is_none_or(|(_, batch)| *batch == 1)
+    }
+}
+
+fn prefill_tokens(name: &str, array: Array) -> Result<Array2<u32>> {
+    let words = array.describe();
+    let ids = ids(name, &array)?;
+    let shape = match *array.shape() {
+        [batch, length] => (batch, length),
+        [length] => (1, length),
+        _ => return Err(SimError::value(name, "token ids [B, L]", words)),
+    };
+    if shape.0 == 0 || shape.1 == 0 {
+        return Err(SimError::value(name, "at least one token", words));
+    }
+    Ok(Array2::from_shape_vec(shape, ids).expect("one id an element"))
+}
+
+fn step_tokens(name: &str, array: Array) -> Result<Vec<u32>> {
+    match *array.shape() {
+        [] | [_] | [_, 1] if !array.is_empty() => ids(name, &array),
+        _ => Err(SimError::value(
+            name,
+            "token ids [B] or [B, 1]",
+            array.describe(),
+        )),
+    }
+}
+
+/// The elements of an array as token ids.
+fn ids(name: &str, array: &Array) -> Result<Vec<u32>> {
+    let wide = array
+        .to_i64()
+        .ok_or_else(|| SimError::value(name, "integer token ids", array.describe()))?;
+    wide.iter()
+        .map(|id| {
+            u32::try_from(*id)
+                .map_err(|_| SimError::value(name, "token ids from 0 to 2^32 - 1", id))
+        })
+        .collect()
+}
+
+fn scale(name: &str, array: Array) -> Result<Scale> {
+    let words = array.describe();
+    match array {
+        Array::F32(a) if a.len() == 1 => {
+            let value = a.iter().next().copied().expect("one element");
+            Scale::new(value)
+                .map_err(|_| SimError::value(name, "a positive, finite, normal f32", value))
+        }
+        _ => Err(SimError::value(name, "one f32", words)),
+    }
+}
+
+fn meta(name: &str, array: Array) -> Result<Meta> {
+    let words = array.describe();
+    let Array::U8(bytes) = array else {
+        return Err(SimError::value(name, "JSON in u8", words));
+    };
+    let (bytes, _) = bytes.into_raw_vec_and_offset();
+    serde_json::from_slice(&bytes).map_err(|e| {
+        SimError::value(
+            name,
+            "JSON with mode, profile, model as texts",
+            shown(&e.to_string()),
+        )
+    })
+}
+
+/// One [`Value`] a sequence.
+fn split(
+    name: &str,
+    place: Place,
+    array: Array,
+    batch: &mut Batch,
+    decode: bool,
+) -> Result<Vec<Value>> {
+    let state = place.point.is_state();
+    let words = array.describe();
+    let shape = match *array.shape() {
+        [b, rows, columns] if !decode || state || rows == 1 => (b, rows, columns),
+        [b, columns] if decode && !state => (b, 1, columns),
+        [rows, columns] if !decode || state => {
+            if !batch.is_one() {
+                return Err(SimError::value(
+                    name,
+                    "axes [B, ., .], as there are more sequences",
+                    words,
+                ));
+            }
+            (1, rows, columns)
+        }
+        _ => {
+            let expected = match (state, decode) {
+                (true, _) => "a state [B, E, N]",
+                (false, true) => "[B, channels] or [B, 1, channels]",
+                (false, false) => "[B, L, channels]",
+            };
+            return Err(SimError::value(name, expected, words));
+        }
+    };
+    if shape.0 == 0 || shape.1 == 0 || shape.2 == 0 {
+        return Err(SimError::value(name, "at least one element", words));
+    }
+    batch.check(name, shape.0)?;
+    match array {
+        Array::I8(a) => Ok(rows_of(a, shape).map(Value::I8).collect()),
+        Array::F16(a) => Ok(rows_of(a, shape).map(Value::F16).collect()),
+        Array::F32(a) => Ok(rows_of(a, shape).map(Value::F32).collect()),
+        _ => Err(SimError::value(name, "i8, f16 or f32", words)),
+    }
+}
+
+fn rows_of<T: Clone>(
+    array: ArrayD<T>,
+    (batch, rows, columns): (usize, usize, usize),
+) -> impl Iterator<Item = Array2<T>> {
+    let (mut values, _) = array.into_raw_vec_and_offset();
+    let length = rows * columns;
+    // From the back, so that each sequence is split off without copying what remains.
+    let mut sequences: Vec<Array2<T>> = (0..batch)
+        .rev()
+        .map(|sequence| values.split_off(sequence * length))
+        .map(|rest| Array2::from_shape_vec((rows, columns), rest).expect("rows times columns"))
+        .collect();
+    sequences.reverse();
+    sequences.into_iter()
+}
+
+/// Every tensor has one row a token.
+fn check_lengths(prefill: &Named<Place>, tokens: Option<usize>) -> Result<()> {
+    let rows = |values: &[Value]| values.first().map_or(0, |v| v.dim().0);
+    let whole = |place: &&Place| !place.point.is_state() && place.point != TracePoint::ConvInScale;
+    let first = prefill.keys().find(whole).map(|p| &prefill[p]);
+    let (source, length) = match (tokens, first) {
+        (Some(length), _) => ("the tokens", length),
+        (None, Some((name, values))) => (name.as_str(), rows(values)),
+        (None, None) => return Ok(()),
+    };
+    for (place, (name, values)) in prefill {
+        // A transposed tensor is let in, to be recognised and named where it is compared.
+        let columns = values.first().map_or(0, |v| v.dim().1);
+        if !allowed_rows(*place, rows(values), length) && columns != length {
+            return Err(SimError::value(
+                name,
+                format_args!("{length} rows, as in {source}"),
+                rows(values),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn transpose(named: Named<Place>, batch: usize) -> Vec<Points> {
+    let mut sequences = vec![Points::new(); batch];
+    for (place, (_, values)) in named {
+        for (points, value) in sequences.iter_mut().zip(values) {
+            points.insert(place, value);
+        }
+    }
+    sequences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_apart() {
+        let conv = Place::layer(7, TracePoint::ConvOut);
+        let logits = Place::end(TracePoint::Logits);
+        for (name, key) in [
+            ("tokens", Some(Key::Tokens)),
+            ("prefill_tokens", Some(Key::Tokens)),
+            ("meta", Some(Key::Meta)),
+            ("layer_07/conv_out", Some(Key::Point(conv))),
+            ("final/logits", Some(Key::Point(logits))),
+            ("step_12/token", Some(Key::StepToken(12))),
+            ("step_12/layer_07/conv_out", Some(Key::StepPoint(12, conv))),
+            ("step_12/logits", Some(Key::StepPoint(12, logits))),
+            ("step_12/final/logits", Some(Key::StepPoint(12, logits))),
+            ("scale/layer_07/conv_out", Some(Key::Scale(conv))),
+            ("layer_07/conv_owt", None),
+            ("step_x/logits", None),
+            ("step_1/norm_out", None),
+            ("logits", None),
+            ("scale/x", None),
+        ] {
+            assert_eq!(Key::parse(name), key, "{name}");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+use super::*;
+use crate::npz::{Array, Compression, read_npz, write_npz};
+use half::f16;
+use ndarray::{ArrayD, IxDyn, array};
+use scalescope_sim::quant::QTensor;
+use scalescope_sim::trace::{Probe, Selection};
+use std::path::Path;
+
+fn scale(value: f32) -> Scale {
+    Scale::new(value).unwrap()
+}
+
+/// A recorder that saw five tensors of one sequence of `length` tokens.
+fn recorder(length: usize, seed: i8, step: f32) -> Recorder {
+    let mut recorder = Recorder::new(Selection::default());
+    let codes = Array2::from_shape_fn((length, 6), |(t, c)| seed + (t * 6 + c) as i8);
+    let tensors = [
+        (
+            Place::layer(0, TracePoint::NormOut),
+            Tensor::I8(QTensor {
+                codes: codes.clone(),
+                scale: scale(step),
+            }),
+        ),
+        (Place::layer(1, TracePoint::ConvIn), Tensor::Codes(codes)),
+        (
+            Place::layer(1, TracePoint::SsmState),
+            Tensor::I8(QTensor {
+                codes: array![[seed, 1], [2, 3], [4, 5]],
+                scale: scale(0.5),
+            }),
+        ),
+        (
+            Place::end(TracePoint::FinalResidual),
+            Tensor::F32(Array2::from_elem((length, 4), f32::from(seed))),
+        ),
+        (
+            Place::end(TracePoint::Logits),
+            Tensor::F16(Array2::from_elem((length, 8), f16::from_f32(-0.5))),
+        ),
+    ];
+    for (place, mut tensor) in tensors {
+        recorder.visit(place, &mut tensor).unwrap();
+    }
+    recorder
+}
+
+fn tokens(batch: usize, length: usize) -> Array2<u32> {
+    Array2::from_shape_fn((batch, length), |(b, t)| (b * 100 + t) as u32)
+}
+
+fn round_trip(trace: &TraceFile) -> TraceFile {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.npz");
+    trace.write(&path, Compression::Deflate).unwrap();
+    TraceFile::read(&path).unwrap()
+}
+
+#[test]
+fn prefill_round_trips() {
+    for batch in [1, 3] {
+        let recorders = (0..batch).map(|b| recorder(5, b as i8, 0.25));
+        let mut trace = TraceFile::from_recorders(tokens(batch, 5), recorders).unwrap();
+        trace.meta = Some(Meta {
+            mode: Some("2-4".into()),
+            ..Meta::default()
+        });
+        let back = round_trip(&trace);
+        assert_eq!(back, trace);
+        assert_eq!((back.batch(), back.layers()), (batch, 2));
+        // Codes whose scale varies come back without one, the others with theirs.
+        let norm = Place::layer(0, TracePoint::NormOut);
+        assert_eq!(back.tensor(0, norm).unwrap().scale(), Some(scale(0.25)));
+        assert!(matches!(
+            back.tensor(0, Place::layer(1, TracePoint::ConvIn)),
+            Some(Tensor::Codes(_))
+        ));
+        assert_eq!(back.places().last(), Some(&Place::end(TracePoint::Logits)));
+    }
+}
+
+#[test]
+fn decode_round_trips() {
+    let mut trace = TraceFile {
+        tokens: Some(tokens(2, 7)),
+        ..TraceFile::default()
+    };
+    trace.sequences = vec![Points::new(); 2];
+    for step in 0..3 {
+        let recorders = (0..2).map(|b| recorder(1, b + step, 0.25));
+        trace.push_step(&[step as u32, 9], recorders).unwrap();
+    }
+    let back = round_trip(&trace);
+    assert_eq!(back, trace);
+    assert_eq!(back.steps[2].index, 2);
+    assert_eq!(back.steps[2].tokens, [2, 9]);
+}
+
+#[test]
+fn recorders_that_do_not_fit_together_are_refused() {
+    let error = TraceFile::from_recorders(tokens(2, 5), [recorder(5, 0, 0.25)]).unwrap_err();
+    assert!(error.to_string().contains("2, one for each"), "{error}");
+    let error = TraceFile::from_recorders(tokens(1, 6), [recorder(5, 0, 0.25)]).unwrap_err();
+    assert!(error.to_string().contains("6 tokens"), "{error}");
+    let pair = [recorder(5, 0, 0.25), recorder(5, 0, 0.5)];
+    let error = TraceFile::from_recorders(tokens(2, 5), pair).unwrap_err();
+    assert!(error.to_string().contains("scale"), "{error}");
+    let mut other = recorder(5, 0, 0.25);
+    other.tensors.remove(&Place::end(TracePoint::Logits));
+    let error = TraceFile::from_recorders(tokens(2, 5), [recorder(5, 0, 0.25), other]).unwrap_err();
+    assert!(
+        error.to_string().contains("final/logits of sequence 1"),
+        "{error}"
+    );
+    let error = TraceFile::default()
+        .push_step(&[1], [recorder(2, 0, 0.25)])
+        .unwrap_err();
+    assert!(error.to_string().contains("one row"), "{error}");
+}
+
+fn f32s(shape: &[usize]) -> Array {
+    Array::F32(ArrayD::zeros(IxDyn(shape)))
+}
+
+fn i32s(shape: &[usize]) -> Array {
+    Array::I32(ArrayD::zeros(IxDyn(shape)))
+}
+
+fn read_of(arrays: &[(&str, Array)]) -> Result<TraceFile> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.npz");
+    write_npz(
+        &path,
+        arrays.iter().map(|(n, a)| (*n, a)),
+        Compression::Stored,
+    )
+    .unwrap();
+    TraceFile::read(path)
+}
+
+#[test]
+fn shapes_of_other_tools_are_understood() {
+    let trace = read_of(&[
+        ("tokens", Array::U16(ArrayD::zeros(IxDyn(&[5])))),
+        ("layer_0/norm_out", f32s(&[5, 8])),
+        ("layer_11/ssm_state", f32s(&[4, 2])),
+        ("layer_00/conv_in_scale", f32s(&[1, 1])),
+        ("final/logits", f32s(&[1, 5, 3])),
+        ("something/else", f32s(&[2])),
+    ])
+    .unwrap();
+    assert_eq!(trace.unknown, ["something/else"]);
+    assert_eq!(trace.tokens().unwrap().dim(), (1, 5));
+    assert_eq!(trace.sequences[0].len(), 4);
+    assert_eq!(
+        trace.sequences[0][&Place::layer(11, TracePoint::SsmState)].dim(),
+        (4, 2)
+    );
+    // No tokens at all: a few points of a dump.
+    let trace = read_of(&[("layer_00/norm_out", f32s(&[2, 5, 8]))]).unwrap();
+    assert_eq!(trace.batch(), 2);
+    assert!(trace.tokens().is_err());
+    // Decode: one token each, states of one sequence without its axis.
+    let trace = read_of(&[
+        ("step_0/token", i32s(&[1, 1])),
+        ("step_0/layer_00/norm_out", f32s(&[1, 8])),
+        ("step_0/layer_00/ssm_state_in", f32s(&[4, 2])),
+        ("step_0/logits", f32s(&[1, 1, 8])),
+        ("step_4/token", i32s(&[1])),
+    ])
+    .unwrap();
+    assert_eq!(trace.steps.len(), 2);
+    assert_eq!(
+        (trace.steps[1].index, trace.steps[0].sequences[0].len()),
+        (4, 3)
+    );
+    // Nothing understood: read, but nothing is there.
+    let trace = read_of(&[("a", f32s(&[1]))]).unwrap();
+    assert_eq!((trace.batch(), trace.unknown.len()), (0, 1));
+}
+
+#[test]
+fn files_that_contradict_themselves_are_refused_by_name() {
+    let cases: &[(&str, &[(&str, Array)])] = &[
+        (
+            "layer_00/norm_out: expected 2 sequences, as in tokens",
+            &[
+                ("tokens", i32s(&[2, 5])),
+                ("layer_00/norm_out", f32s(&[1, 5, 8])),
+            ],
+        ),
+        (
+            "layer_00/norm_out: expected 5 rows, as in the tokens",
+            &[
+                ("tokens", i32s(&[1, 5])),
+                ("layer_00/norm_out", f32s(&[1, 6, 8])),
+            ],
+        ),
+        (
+            "5 rows, as in layer_00/norm_out",
+            &[
+                ("layer_00/norm_out", f32s(&[1, 5, 8])),
+                ("layer_00/ssm_u", f32s(&[1, 6, 8])),
+            ],
+        ),
+        (
+            "more sequences",
+            &[
+                ("tokens", i32s(&[2, 5])),
+                ("layer_00/norm_out", f32s(&[5, 8])),
+            ],
+        ),
+        (
+            "one key for a tensor",
+            &[
+                ("layer_0/norm_out", f32s(&[1, 5, 8])),
+                ("layer_00/norm_out", f32s(&[1, 5, 8])),
+            ],
+        ),
+        (
+            "the ids of prefill_tokens",
+            &[("prefill_tokens", i32s(&[1, 5])), ("tokens", i32s(&[1, 6]))],
+        ),
+        (
+            "layer_00/norm_out: expected i8, f16 or f32, found i32",
+            &[("layer_00/norm_out", i32s(&[1, 5, 8]))],
+        ),
+        (
+            "layer_00/norm_out: expected [B, L, channels]",
+            &[("layer_00/norm_out", f32s(&[5]))],
+        ),
+        (
+            "at least one element",
+            &[("layer_00/norm_out", f32s(&[1, 0, 8]))],
+        ),
+        ("at least one token", &[("tokens", i32s(&[1, 0]))]),
+        ("integer token ids", &[("tokens", f32s(&[1, 5]))]),
+        (
+            "token ids from 0",
+            &[("tokens", Array::I8(ArrayD::from_elem(IxDyn(&[5]), -1)))],
+        ),
+        (
+            "step_0/token: expected token ids [B] or [B, 1]",
+            &[("step_0/token", i32s(&[1, 2]))],
+        ),
+        (
+            "expected [B, channels] or [B, 1, channels]",
+            &[("step_0/layer_00/norm_out", f32s(&[1, 2, 8]))],
+        ),
+        (
+            "scale/layer_00/norm_out: expected a positive",
+            &[("scale/layer_00/norm_out", f32s(&[]))],
+        ),
+        (
+            "scale/layer_00/norm_out: expected one f32",
+            &[("scale/layer_00/norm_out", f32s(&[2]))],
+        ),
+        (
+            "meta: expected JSON",
+            &[("meta", Array::U8(ArrayD::zeros(IxDyn(&[3]))))],
+        ),
+        ("meta: expected JSON in u8", &[("meta", i32s(&[3]))]),
+    ];
+    for (word, arrays) in cases {
+        let error = read_of(arrays).unwrap_err().to_string();
+        assert!(
+            error.contains(word) && error.contains("t.npz"),
+            "{word}: {error}"
+        );
+    }
+}
+
+#[test]
+fn written_files_are_what_the_specification_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.npz");
+    let trace = TraceFile::from_recorders(tokens(1, 5), [recorder(5, 3, 0.25)]).unwrap();
+    trace.write(&path, Compression::Stored).unwrap();
+    let arrays = read_npz(&path).unwrap();
+    let described: Vec<String> = arrays
+        .iter()
+        .map(|(n, a)| format!("{n} {}", a.describe()))
+        .collect();
+    assert_eq!(
+        described,
+        [
+            "final/logits f16 [1, 5, 8]",
+            "final/residual f32 [1, 5, 4]",
+            "layer_00/norm_out i8 [1, 5, 6]",
+            "layer_01/conv_in i8 [1, 5, 6]",
+            "layer_01/ssm_state i8 [1, 3, 2]",
+            "scale/layer_00/norm_out f32 []",
+            "scale/layer_01/ssm_state f32 []",
+            "tokens i32 [1, 5]",
+        ]
+    );
+}
+
+#[test]
+fn a_selection_reads_only_what_it_keeps() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.npz");
+    let trace = TraceFile::from_recorders(tokens(1, 5), [recorder(5, 3, 0.25)]).unwrap();
+    trace.write(&path, Compression::Stored).unwrap();
+    let selection = Selection {
+        layers: Some(vec![1]),
+        points: Some(vec![TracePoint::SsmState, TracePoint::NormOut]),
+    };
+    let part = TraceFile::read_selected(&path, &selection).unwrap();
+    assert_eq!(part.places(), [Place::layer(1, TracePoint::SsmState)]);
+    assert!(TraceFile::read(Path::new("/nonexistent/x.npz")).is_err());
+}

@@ -1,0 +1,152 @@
+//! A tensor of a file: what [`Tensor`] is in the datapath, less the scale, which files may lack.
+
+use half::f16;
+use ndarray::Array2;
+use scalescope_sim::quant::{QTensor, Scale};
+use scalescope_sim::trace::Tensor;
+
+/// Values of one tensor of one sequence, row-major: `[L, channels]`, or `[E, N]` for a state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// INT8 codes; the scale, if known, is kept beside.
+    I8(Array2<i8>),
+    /// Binary16.
+    F16(Array2<f16>),
+    /// FP32.
+    F32(Array2<f32>),
+}
+
+/// The elements of a [`Value`] or of any other array, in row-major order.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// INT8 codes.
+    I8(&'a [i8]),
+    /// Binary16.
+    F16(&'a [f16]),
+    /// FP32.
+    F32(&'a [f32]),
+}
+
+impl Value {
+    /// Rows and columns.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Value::I8(a) => a.dim(),
+            Value::F16(a) => a.dim(),
+            Value::F32(a) => a.dim(),
+        }
+    }
+
+    /// The type's name: `i8`, `f16`, `f32`.
+    pub fn dtype(&self) -> &'static str {
+        self.elements().dtype()
+    }
+
+    /// Type and shape in words: `i8 [171, 192]`.
+    pub fn describe(&self) -> String {
+        let (rows, columns) = self.dim();
+        format!("{} [{rows}, {columns}]", self.dtype())
+    }
+
+    /// The elements, row by row.
+    pub fn elements(&self) -> Elements<'_> {
+        let fit = "values are kept row-major";
+        match self {
+            Value::I8(a) => Elements::I8(a.as_slice().expect(fit)),
+            Value::F16(a) => Elements::F16(a.as_slice().expect(fit)),
+            Value::F32(a) => Elements::F32(a.as_slice().expect(fit)),
+        }
+    }
+
+    /// Splits a tensor of the datapath into its values and its scale.
+    pub fn from_tensor(tensor: Tensor) -> (Self, Option<Scale>) {
+        let scale = tensor.scale();
+        let value = match tensor {
+            Tensor::I8(QTensor { codes, .. }) | Tensor::Codes(codes) => Value::I8(standard(codes)),
+            Tensor::F16(a) => Value::F16(standard(a)),
+            Tensor::F32(a) => Value::F32(standard(a)),
+        };
+        (value, scale)
+    }
+
+    /// As the datapath takes it. Codes without a scale become [`Tensor::Codes`].
+    pub fn into_tensor(self, scale: Option<Scale>) -> Tensor {
+        match (self, scale) {
+            (Value::I8(codes), Some(scale)) => Tensor::I8(QTensor { codes, scale }),
+            (Value::I8(codes), None) => Tensor::Codes(codes),
+            (Value::F16(a), _) => Tensor::F16(a),
+            (Value::F32(a), _) => Tensor::F32(a),
+        }
+    }
+
+    /// Real values; codes without a scale count in steps of 1.
+    pub fn to_real(&self, scale: Option<Scale>) -> Array2<f64> {
+        let step = scale.map_or(1.0, |s| f64::from(s.get()));
+        match self {
+            Value::I8(a) => a.mapv(|q| step * f64::from(q)),
+            Value::F16(a) => a.mapv(f64::from),
+            Value::F32(a) => a.mapv(f64::from),
+        }
+    }
+}
+
+/// Row-major, copied only if it is not.
+pub(crate) fn standard<T: Clone>(array: Array2<T>) -> Array2<T> {
+    if array.is_standard_layout() {
+        array
+    } else {
+        array.as_standard_layout().into_owned()
+    }
+}
+
+impl<'a> Elements<'a> {
+    /// Number of elements.
+    pub fn len(self) -> usize {
+        match self {
+            Elements::I8(a) => a.len(),
+            Elements::F16(a) => a.len(),
+            Elements::F32(a) => a.len(),
+        }
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The type's name: `i8`, `f16`, `f32`.
+    pub fn dtype(self) -> &'static str {
+        match self {
+            Elements::I8(_) => "i8",
+            Elements::F16(_) => "f16",
+            Elements::F32(_) => "f32",
+        }
+    }
+
+    /// Element `index` as a number; codes as they are.
+    pub fn get(self, index: usize) -> f64 {
+        match self {
+            Elements::I8(a) => f64::from(a[index]),
+            Elements::F16(a) => f64::from(a[index]),
+            Elements::F32(a) => f64::from(a[index]),
+        }
+    }
+}
+
+impl<'a> From<&'a [i8]> for Elements<'a> {
+    fn from(values: &'a [i8]) -> Self {
+        Elements::I8(values)
+    }
+}
+
+impl<'a> From<&'a [f16]> for Elements<'a> {
+    fn from(values: &'a [f16]) -> Self {
+        Elements::F16(values)
+    }
+}
+
+impl<'a> From<&'a [f32]> for Elements<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Elements::F32(values)
+    }
+}
