@@ -1,0 +1,390 @@
+//! Arguments. What each command does with them is in `cmd`.
+
+use crate::eval::settings::Shard;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Bit-accurate simulator of the INT8 datapath of Mamba language models.
+///
+/// Runs a quantized Mamba model in any precision mode, step by step as the hardware does, and shows
+/// what each quantization does to the numbers. Without a model, commands use the sample model that
+/// is built in.
+#[derive(Debug, Parser)]
+#[command(
+    name = "scalescope",
+    version,
+    propagate_version = true,
+    after_help = "Examples:
+  scalescope report                            every mode against the float model, on the sample model
+  scalescope modes                             what each mode quantizes, and where
+  scalescope run --mode 2-1 --text \"It was a dark\" --generate 40
+  scalescope run --mode 0 --tokens t.npy --trace out.npz --layers 0,6 --points conv_out,ssm_y
+  scalescope quantize path/to/mamba-130m-hf -o q.safetensors
+  scalescope check --model q.safetensors --golden trace.npz --mode 0
+  scalescope eval --data passages.jsonl --samples out.jsonl
+
+Exit codes: 0 done and equal, 1 a mismatch, 2 an argument or input that cannot be used."
+)]
+pub struct Cli {
+    /// Number of threads (results do not depend on it) [default: one per core]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run every mode against the float model and show where each loses accuracy
+    Report(ReportArgs),
+    /// Run one mode on text or tokens; write traces, generate
+    Run(RunArgs),
+    /// Compare a run with a recorded trace, element by element
+    Check(CheckArgs),
+    /// Compare one operation with vectors, such as a kernel's dump
+    CheckOp(CheckOpArgs),
+    /// Flip bits of golden data, scales, weights and tables, and see that each flip is noticed
+    Selftest(SelftestArgs),
+    /// Show what each mode assigns to each tensor
+    Modes(ModesArgs),
+    /// Fold, calibrate and quantize a Hugging Face checkpoint
+    Quantize(QuantizeArgs),
+    /// Measure accuracy and perplexity of modes, with intervals, tests and ties
+    Eval(EvalArgs),
+    /// Join the sample files of all shards of an `eval`
+    Merge(MergeArgs),
+    /// Print a shell completion script
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Which model, and how its parts are found.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ModelArgs {
+    /// A quantized .safetensors file or a Hugging Face directory [default: the built-in sample model]
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// A model of random weights in a published shape: 130m, 370m, 790m, 1.4b, 2.8b (or tiny)
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "float", "scales"])]
+    pub synthetic: Option<String>,
+    /// Hugging Face directory of the float model, when --model is a quantized file
+    #[arg(long, value_name = "DIR")]
+    pub float: Option<PathBuf>,
+    /// Activation scales (JSON or a quantized file), when --model is a directory
+    /// [default: calibrated on text the model itself writes]
+    #[arg(long, value_name = "FILE")]
+    pub scales: Option<PathBuf>,
+    /// tokenizer.json [default: beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// TOML file of further modes (`[mode."2-4d"]`, `base = "2-4"`, fields to override)
+    #[arg(long, value_name = "FILE")]
+    pub modes_file: Vec<PathBuf>,
+}
+
+/// What to run on.
+#[derive(Args, Clone, Debug, Default)]
+#[group(multiple = false)]
+pub struct TextSource {
+    /// Text on the command line
+    #[arg(long, value_name = "TEXT")]
+    pub text: Option<String>,
+    /// Token ids, .npy of one or two dimensions
+    #[arg(long, value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+    /// Text file, or JSON lines with a `text` field (.jsonl)
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// How much of it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct InputArgs {
+    /// Where the tokens come from.
+    #[command(flatten)]
+    pub source: TextSource,
+    /// Keep at most this many sequences
+    #[arg(long, value_name = "N")]
+    pub limit: Option<NonZeroUsize>,
+    /// Keep at most this many tokens of each sequence
+    #[arg(long, value_name = "N")]
+    pub length: Option<NonZeroUsize>,
+}
+
+/// Arguments of `report`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope report
+  scalescope report --modes 0,2-4 --profile deployed --file book.txt --length 512
+  scalescope report --json > report.json")]
+pub struct ReportArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Modes to run: `all`, or names separated by commas
+    #[arg(long, default_value = "all", value_name = "MODES")]
+    pub modes: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope run --text \"The old captain\"
+  scalescope run --mode 2-4 --profile deployed --file book.txt --length 512 --trace out.npz
+  scalescope run --model q.safetensors --mode 0 --tokens t.npy --trace out.npz --points conv_out,ssm_y")]
+pub struct RunArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Write the tensors of the run to this .npz
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Blocks to trace, separated by commas [default: every one]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "trace")]
+    pub layers: Option<Vec<usize>>,
+    /// Points to trace, separated by commas [default: every one; see docs/trace-points.md]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "trace")]
+    pub points: Option<Vec<String>>,
+    /// Continue each sequence by this many tokens, greedily
+    #[arg(long, value_name = "N")]
+    pub generate: Option<NonZeroUsize>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `check`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope check --golden trace.npz --mode 0
+  scalescope check --model q.safetensors --golden trace.npz --mode 2-1 --cumulative --json
+  scalescope check --golden trace.npz --mode 0 --atol ssm_y:1e-3 --explain
+
+A local check puts the file's tensors in place of the run's, so that each step is judged by itself;
+tensors whose own inputs are not in the file are given, not judged. Exit code 0 only if something
+was compared, everything is equal and nothing is missing.")]
+pub struct CheckArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The trace: tokens and any tensors, see docs/trace-points.md
+    #[arg(long, value_name = "FILE")]
+    pub golden: PathBuf,
+    /// The mode (see `scalescope modes`) [default: the file's own, else 0]
+    #[arg(long)]
+    pub mode: Option<String>,
+    /// Arithmetic: exact, torch, deployed [default: the file's own, else deployed]
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// Feed each step the file's own inputs (the default)
+    #[arg(long, conflicts_with = "cumulative")]
+    pub local: bool,
+    /// Feed each step what the run made: errors flow on
+    #[arg(long)]
+    pub cumulative: bool,
+    /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5)
+    #[arg(long, value_name = "POINT:X")]
+    pub atol: Vec<String>,
+    /// Say which single change of the rules would explain the mismatches
+    #[arg(long)]
+    pub explain: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `check-op`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope check-op selective_scan vectors.npz
+  scalescope check-op linear vectors.npz --arith exact --explain
+
+Operations: conv1d_silu, conv1d_update, selective_scan, selective_scan_update, hadamard_quant,
+linear, rmsnorm_quant. Keys of a file: see docs/golden.md.")]
+pub struct CheckOpArgs {
+    /// The operation
+    #[arg(value_name = "NAME")]
+    pub op: String,
+    /// Vectors, .npz: inputs, scales and outputs of one or more cases
+    #[arg(value_name = "FILE")]
+    pub vectors: PathBuf,
+    /// Arithmetic: exact, torch, cuda-fast
+    #[arg(long, default_value = "cuda-fast")]
+    pub arith: String,
+    /// Say which single change of the rules would explain the mismatches
+    #[arg(long)]
+    pub explain: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `selftest`.
+#[derive(Args, Debug)]
+pub struct SelftestArgs {
+    /// Seed of the sampled positions
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `modes`.
+#[derive(Args, Debug)]
+pub struct ModesArgs {
+    /// TOML file of further modes
+    #[arg(long, value_name = "FILE")]
+    pub modes_file: Vec<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `quantize`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope quantize mamba-130m-hf -o q.safetensors
+  scalescope quantize mamba-130m-hf -o q.safetensors --calibrate pile.jsonl --samples 512 --alpha 0.9995
+  scalescope quantize mamba-130m-hf -o q.safetensors --scales scales.json")]
+pub struct QuantizeArgs {
+    /// Hugging Face directory: config.json, model.safetensors or its sharded index
+    #[arg(value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// The quantized model to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Use these activation scales (JSON or a quantized file) instead of calibrating
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub scales: Option<PathBuf>,
+    /// Calibration text: .txt, .jsonl with `text`, or token ids in .npy
+    /// [default: text the model itself writes from --seed]
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
+    /// tokenizer.json [default: in the directory]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Calibration sequences [default: 128 of a file, 32 self-written]
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Tokens of a calibration sequence [default: 512 of a file, 256 self-written]
+    #[arg(long, value_name = "N")]
+    pub length: Option<usize>,
+    /// Percentile of the percentile observers (x_proj_input, ssm_state)
+    #[arg(long, default_value_t = 0.9995)]
+    pub alpha: f32,
+    /// Seed of the self-written calibration text
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// What `eval` asks of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EvalTask {
+    /// The last word of each passage, as lm-eval's lambada_openai
+    LastWord,
+    /// Every token of each text, in windows
+    Perplexity,
+}
+
+/// Arguments of `eval`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope eval --data passages.jsonl
+  scalescope eval --data passages.jsonl --modes all,original --profile deployed --samples out.jsonl --json out.json
+  scalescope eval --data passages.jsonl --samples out.jsonl --resume
+  scalescope eval --data books.jsonl --task perplexity --window 512 --stride 256
+  scalescope eval --model DIR --data passages.jsonl --samples part3.jsonl --shard 3/16
+
+docs/eval.md defines every number.")]
+pub struct EvalArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// JSON lines with a `text`
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// What is asked of the model
+    #[arg(long, value_enum, default_value = "last-word")]
+    pub task: EvalTask,
+    /// Modes to run: names separated by commas; `all` is every mode of `scalescope modes`
+    #[arg(long, default_value = "all", value_name = "MODES")]
+    pub modes: String,
+    /// Mode that KL and agreement are measured against, or `none`; left out if the model lacks it
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub reference: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Use at most this many lines
+    #[arg(long, value_name = "N")]
+    pub limit: Option<NonZeroUsize>,
+    /// last-word: longest input in tokens; the left end of longer ones is cut off
+    #[arg(long, value_name = "TOKENS", default_value = "2048")]
+    pub max_length: NonZeroUsize,
+    /// perplexity: longest input in tokens
+    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    pub window: NonZeroUsize,
+    /// perplexity: tokens each window after the first predicts [default: the window]
+    #[arg(long, value_name = "TOKENS")]
+    pub stride: Option<NonZeroUsize>,
+    /// Keep the outcome of every sample in this file, as it goes
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
+    /// Go on with the file of --samples, which must have the same settings
+    #[arg(long, requires = "samples")]
+    pub resume: bool,
+    /// Score only part i of n, i from 0 (line number mod n = i); `scalescope merge` joins them
+    #[arg(long, value_name = "I/N", requires = "samples")]
+    pub shard: Option<Shard>,
+    /// Seed of the bootstrap
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write the report as JSON too; `-` prints it instead of tables
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Arguments of `merge`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope merge part*.jsonl --json report.json
+  scalescope merge whole.jsonl                 the report of a finished run again")]
+pub struct MergeArgs {
+    /// Sample files of all shards, in any order
+    #[arg(required = true, value_name = "FILE")]
+    pub shards: Vec<PathBuf>,
+    /// Write the joined sample file
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
+    /// Seed of the bootstrap
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write the report as JSON too; `-` prints it instead of tables
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}

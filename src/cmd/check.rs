@@ -1,0 +1,212 @@
+//! `scalescope check`: a run against a recorded trace.
+
+use crate::Outcome;
+use crate::cli::CheckArgs;
+use crate::input::{load_subject, mode_table};
+use crate::output::{print, print_json, table, table_text};
+use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
+use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
+use scalescope_golden::explain::{Explanation, explain_trace};
+use scalescope_golden::trace_file::TraceFile;
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::Result;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::trace::TracePoint;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+pub fn run(args: &CheckArgs) -> Result<Outcome> {
+    let tolerances = Tolerances::parse(&args.atol)?;
+    let table = mode_table(&args.model.modes_file)?;
+    if let Some(name) = &args.mode {
+        table.get(name)?;
+    }
+    if let Some(name) = &args.profile {
+        Profile::get(name)?;
+    }
+    let trace = TraceFile::read(&args.golden)?;
+    let meta = trace.meta.clone().unwrap_or_default();
+    let in_file = |e: scalescope_sim::error::SimError| e.in_file(&args.golden);
+    let mode = match (&args.mode, &meta.mode) {
+        (Some(name), _) => table.get(name)?,
+        (None, Some(name)) => table.get(name).map_err(in_file)?,
+        (None, None) => table.get("0")?,
+    };
+    let profile = match (&args.profile, &meta.profile) {
+        (Some(name), _) => Profile::get(name)?,
+        (None, Some(name)) => Profile::get(name).map_err(in_file)?,
+        (None, None) => Profile::get("deployed")?,
+    };
+    let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
+    let datapath = Datapath::new(&subject.model, mode, &profile)?;
+    let feed = match args.cumulative {
+        true => Feed::Cumulative,
+        false => Feed::Local,
+    };
+    let options = CheckOptions {
+        feed,
+        tolerances,
+        keep: args.explain,
+    };
+    let report = check(&datapath, &trace, &options).map_err(in_file)?;
+    let explanations = match args.explain {
+        true => explain_trace((&subject.model, mode, &profile), &trace, &options, &report)?,
+        false => Vec::new(),
+    };
+    if args.json {
+        let mut json = json!({
+            "model": subject.name,
+            "golden": args.golden,
+            "mode": mode.name,
+            "profile": profile.name,
+            "feed": feed,
+        });
+        merge(&mut json, json!(report));
+        if args.explain {
+            json["explanations"] = json!(explanations);
+        }
+        print_json(&json);
+    } else {
+        let feed = match feed {
+            Feed::Local => "each step by itself",
+            Feed::Cumulative => "errors flow",
+        };
+        let heading = format!(
+            "{}, mode {}, profile {}, {feed}",
+            subject.name, mode.name, profile.name
+        );
+        let explained = explanations_text(&explanations);
+        print(&format!("{heading}\n\n{}{explained}", text(&report)));
+    }
+    Ok(match report.exit_code() {
+        0 => Outcome::Success,
+        _ => Outcome::Mismatch,
+    })
+}
+
+/// What would explain the mismatches, group by group.
+pub fn explanations_text(explanations: &[Explanation]) -> String {
+    explanations.iter().map(|e| format!("\n{e}")).collect()
+}
+
+/// Adds the fields of one JSON object to another.
+pub fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    if let (Some(into), serde_json::Value::Object(from)) = (into.as_object_mut(), from) {
+        into.extend(from);
+    }
+}
+
+fn text(report: &CheckReport) -> String {
+    let mut out = summary_text(&report.summary);
+    if report.given() > 0 {
+        let mut layers: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for given in &report.given {
+            let step = given.step.map_or(String::new(), |s| format!("step_{s}/"));
+            let layer = given
+                .layer
+                .map_or("final".into(), |l| format!("layer_{l:02}"));
+            layers
+                .entry(format!("{step}{layer}"))
+                .or_default()
+                .push(given.point);
+        }
+        let list: Vec<String> = layers
+            .iter()
+            .map(|(layer, points)| format!("{layer}/{{{}}}", points.join(",")))
+            .collect();
+        let _ = writeln!(
+            out,
+            "\ngiven, not judged (their inputs are not in the file): {} elements: {}",
+            report.given(),
+            list.join(" ")
+        );
+    }
+    out + &verdict(&report.summary, report.exit_code())
+}
+
+/// A row for each point, the tolerances, what is missing.
+pub fn summary_text(summary: &Summary) -> String {
+    let header = ["point", "compared", "mismatched", "max", "first mismatch"];
+    let mut points = table(&header, 1);
+    points
+        .column_mut(4)
+        .expect("five columns")
+        .set_cell_alignment(comfy_table::CellAlignment::Left);
+    for result in &summary.points {
+        points.add_row([
+            name(result),
+            result.compared.to_string(),
+            result.mismatched.to_string(),
+            largest(result),
+            first(result),
+        ]);
+    }
+    let mut out = table_text(&points);
+    let mut forgiven: BTreeMap<(&str, String), (usize, usize)> = BTreeMap::new();
+    for result in &summary.points {
+        if result.tolerance != Tolerance::Exact {
+            let key = (result.point.as_str(), result.tolerance.to_string());
+            let (used, of) = forgiven.entry(key).or_default();
+            *used += result.within_tolerance;
+            *of += result.compared;
+        }
+    }
+    for ((point, tolerance), (used, of)) in forgiven {
+        let _ = writeln!(
+            out,
+            "\n{point}: tolerance {tolerance}; {used} of {of} elements needed it"
+        );
+    }
+    if !summary.missing.is_empty() {
+        let _ = writeln!(out, "\nmissing (the file has them, the run does not):");
+        for key in &summary.missing {
+            let _ = writeln!(out, "  {key}");
+        }
+    }
+    out
+}
+
+/// The last line: counts and verdict.
+pub fn verdict(summary: &Summary, exit_code: u8) -> String {
+    let word = match (exit_code, summary.mismatched()) {
+        (0, _) => "equal",
+        (_, 0) => "not verified",
+        _ => "MISMATCH",
+    };
+    format!("\n{summary}: {word}\n")
+}
+
+/// `layer_07/conv_out`, `final/logits`, `step_3/logits`.
+fn name(result: &PointResult) -> String {
+    let end = TracePoint::from_name(&result.point).is_some_and(|point| !point.in_layer());
+    match (result.step, end) {
+        (None, true) => format!("final/{}", result.point),
+        _ => result.key(),
+    }
+}
+
+fn largest(result: &PointResult) -> String {
+    match (result.max_abs_lsb, result.ulp_max) {
+        (Some(lsb), _) => format!("{lsb} LSB"),
+        (None, Some(ulp)) => format!("{ulp} ulp"),
+        (None, None) => "-".into(),
+    }
+}
+
+fn first(result: &PointResult) -> String {
+    match &result.first {
+        None => String::new(),
+        Some(first) => format!(
+            "{:?}: expected {}, found {}",
+            first.index,
+            number(first.expected),
+            number(first.found)
+        ),
+    }
+}
+
+/// All digits of an f32, no more.
+fn number(v: f64) -> String {
+    (v as f32).to_string()
+}

@@ -1,0 +1,58 @@
+//! `scalescope check-op`: one operation against vectors.
+
+use super::check::{explanations_text, merge, summary_text, verdict};
+use crate::Outcome;
+use crate::cli::CheckOpArgs;
+use crate::output::{print, print_json};
+use scalescope_golden::check_op::{Rules, Vectors, check_op};
+use scalescope_golden::explain::explain_op;
+use scalescope_golden::ops::Op;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::profile::{ARITHMETICS, Arithmetic};
+use serde_json::json;
+
+pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
+    let op = Op::from_name(&args.op).ok_or_else(|| {
+        let known = Op::ALL.map(Op::name).join(", ");
+        SimError::value("operation", format_args!("one of {known}"), &args.op)
+    })?;
+    let arithmetic = arithmetic(&args.arith)?;
+    let rules = Rules::new(arithmetic);
+    let vectors = Vectors::read(op, &args.vectors)?;
+    let summary = check_op(&vectors, &rules).map_err(|e| e.in_file(&args.vectors))?;
+    let equal = summary.compared() > 0 && summary.mismatched() == 0 && summary.missing.is_empty();
+    let explanations = match args.explain {
+        true => explain_op(&vectors, &rules, &summary)?,
+        false => Vec::new(),
+    };
+    if args.json {
+        let mut json = json!({
+            "op": op.name(),
+            "vectors": args.vectors,
+            "arithmetic": arithmetic.name,
+        });
+        merge(&mut json, json!(summary));
+        if args.explain {
+            json["explanations"] = json!(explanations);
+        }
+        print_json(&json);
+    } else {
+        let heading = format!("{}, arithmetic {}", op.name(), arithmetic.name);
+        let body = summary_text(&summary);
+        let verdict = verdict(&summary, u8::from(!equal));
+        let explained = explanations_text(&explanations);
+        print(&format!("{heading}\n\n{body}{verdict}{explained}"));
+    }
+    Ok(match equal {
+        true => Outcome::Success,
+        false => Outcome::Mismatch,
+    })
+}
+
+fn arithmetic(name: &str) -> Result<Arithmetic> {
+    let found = ARITHMETICS.iter().find(|a| a.name == name);
+    found.copied().ok_or_else(|| {
+        let known: Vec<&str> = ARITHMETICS.iter().map(|a| a.name).collect();
+        SimError::value("--arith", format_args!("one of {}", known.join(", ")), name)
+    })
+}

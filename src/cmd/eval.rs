@@ -1,0 +1,245 @@
+//! `scalescope eval`: accuracy and perplexity of modes on a data file.
+
+use crate::Outcome;
+use crate::cli::{EvalArgs, EvalTask, ModelArgs};
+use crate::eval::data::Dataset;
+use crate::eval::engine::Engine;
+use crate::eval::samples::{Record, SampleFile};
+use crate::eval::settings::{Origin, Settings, Shard};
+use crate::eval::summary::Report;
+use crate::eval::task::{Task, Unit, UnitMaker};
+use crate::eval::text::text;
+use crate::input::{Subject, load_subject, mode_table, select_modes};
+use crate::output::{print, print_json, progress};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::sample;
+use serde_json::Value;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Unusable lines that are printed one by one.
+const SHOWN: usize = 20;
+
+pub fn run(args: &EvalArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let modes = select_modes(&known, &args.modes)?;
+    let profile = Profile::get(&args.profile)?;
+    let reference = match &*args.reference {
+        "none" => None,
+        name => Some(known.get(name)?.clone()),
+    };
+    let needed: Vec<ModeSpec> = modes.iter().chain(&reference).cloned().collect();
+    let subject = load_subject(&args.model, &needed)?;
+    let reference = reference.filter(|mode| has_parts(&subject, mode));
+    let task = task(args)?;
+    let bytes = std::fs::read(&args.data).map_err(|e| SimError::io(&args.data, e))?;
+    let data = read_data(args, &subject, task, &bytes)?;
+
+    let settings = Settings {
+        version: env!("CARGO_PKG_VERSION").into(),
+        model: model_origin(&args.model, &subject)?,
+        data: Origin::of_bytes(&crate::eval::settings::last_part(&args.data), &bytes),
+        limit: args.limit.map(Into::into),
+        lines: data.lines,
+        units: data.units.len(),
+        bad_lines: data.bad,
+        task,
+        profile: profile.name.into(),
+        modes: modes.iter().map(row).collect(),
+        reference: reference.as_ref().map(row),
+        shard: args.shard.unwrap_or(Shard::WHOLE),
+    };
+    let (mut file, mut records) = open(args, &settings)?;
+    let done: HashSet<(usize, usize)> = records.iter().map(Record::unit).collect();
+    let mine: Vec<&Unit> = (data.units.iter())
+        .filter(|unit| settings.shard.has(unit))
+        .collect();
+    let left: Vec<&Unit> = (mine.iter().copied())
+        .filter(|unit| !done.contains(&(unit.id, unit.part)))
+        .collect();
+
+    let engine = Engine::new(&subject.model, &modes, reference.as_ref(), &profile)?;
+    let stop = stop_on_interrupt()?;
+    let bar = progress(mine.len() as u64, "scoring");
+    bar.set_position(done.len() as u64);
+    let end = engine.run(&left, &stop, |new| {
+        if let Some(file) = &mut file {
+            file.append(&new)?;
+        }
+        records.extend(new);
+        bar.inc(1);
+        Ok(())
+    });
+    bar.finish_and_clear();
+    if let (Err(SimError::Interrupted), Some(path)) = (&end, &args.samples) {
+        let (kept, all) = (records.len() / modes.len(), mine.len());
+        eprintln!(
+            "{kept} of {all} samples are in {}; --resume goes on from there",
+            path.display()
+        );
+    }
+    end?;
+    show(
+        &Report::new(settings, records, args.seed)?,
+        args.json.as_deref(),
+    )?;
+    Ok(Outcome::Success)
+}
+
+/// Prints a report, and writes it as JSON where asked; `-` prints the JSON instead.
+pub fn show(report: &Report, json: Option<&Path>) -> Result<()> {
+    match json {
+        Some(path) if path == Path::new("-") => print_json(report),
+        path => {
+            if let Some(path) = path {
+                let mut json = serde_json::to_string_pretty(report).expect("plain data");
+                json.push('\n');
+                std::fs::write(path, json).map_err(|e| SimError::io(path, e))?;
+            }
+            print(&text(report));
+        }
+    }
+    Ok(())
+}
+
+fn row(mode: &ModeSpec) -> Value {
+    serde_json::to_value(mode).expect("a mode is plain data")
+}
+
+/// Whether the model has what a mode runs on. (A quantized file alone has no float reference.)
+fn has_parts(subject: &Subject, mode: &ModeSpec) -> bool {
+    let model = &subject.model;
+    let float = match mode.rotated {
+        true => &model.float,
+        false => &model.original,
+    };
+    (!mode.needs_float() || float.is_some())
+        && (!mode.needs_quantized() || model.quantized.is_some())
+}
+
+fn task(args: &EvalArgs) -> Result<Task> {
+    Ok(match args.task {
+        EvalTask::LastWord => Task::LastWord {
+            max_length: args.max_length.into(),
+        },
+        EvalTask::Perplexity => {
+            let window: usize = args.window.into();
+            let stride = args.stride.map_or(window, Into::into);
+            if stride > window {
+                return Err(SimError::value(
+                    "--stride",
+                    format_args!("at most the window of {window}"),
+                    stride,
+                ));
+            }
+            Task::Perplexity { window, stride }
+        }
+    })
+}
+
+fn read_data(args: &EvalArgs, subject: &Subject, task: Task, bytes: &[u8]) -> Result<Dataset> {
+    let config = subject.model.config()?;
+    let start = ["bos_token_id", "eos_token_id"]
+        .iter()
+        .find_map(|key| config.json[*key].as_u64())
+        .and_then(|id| u32::try_from(id).ok())
+        .filter(|id| (*id as usize) < config.vocab_size);
+    let tokenizer = subject.tokenizer()?;
+    let maker = UnitMaker {
+        encoder: &tokenizer,
+        vocab_size: config.vocab_size,
+        start,
+        task,
+    };
+    let data = Dataset::read(bytes, args.limit.map(Into::into), &maker);
+    for bad in data.bad.iter().take(SHOWN) {
+        eprintln!(
+            "{}: line {} (id {}): {}",
+            args.data.display(),
+            bad.id + 1,
+            bad.id,
+            bad.reason
+        );
+    }
+    if data.bad.len() > SHOWN {
+        eprintln!("… and {} more lines", data.bad.len() - SHOWN);
+    }
+    let found =
+        |what: String| SimError::file(&args.data, "lines", "at most 1 % that cannot be used", what);
+    if data.too_bad() {
+        return Err(found(format!("{} of {}", data.bad.len(), data.lines)));
+    }
+    if data.units.is_empty() {
+        return Err(found("no lines at all".into()));
+    }
+    Ok(data)
+}
+
+fn open(args: &EvalArgs, settings: &Settings) -> Result<(Option<SampleFile>, Vec<Record>)> {
+    Ok(match &args.samples {
+        None => (None, vec![]),
+        Some(path) if args.resume => {
+            let (file, records) = SampleFile::resume(path, settings)?;
+            (Some(file), records)
+        }
+        Some(path) => (Some(SampleFile::create(path, settings)?), vec![]),
+    })
+}
+
+/// Hash of every file that makes the model, and of its tokenizer.
+fn model_origin(args: &ModelArgs, subject: &Subject) -> Result<Origin> {
+    let tokenizer = subject.tokenizer_file().map(Path::to_path_buf);
+    let Some(model) = &args.model else {
+        let mut content: Vec<u8> = match &args.synthetic {
+            Some(name) => name.to_string().into_bytes(),
+            None => sample::files().concat(),
+        };
+        if let Some(path) = tokenizer {
+            content.extend(std::fs::read(&path).map_err(|e| SimError::io(&path, e))?);
+        }
+        return Ok(Origin::of_bytes(&subject.name, &content));
+    };
+    let mut files = Vec::new();
+    for path in [Some(model), args.float.as_ref(), args.scales.as_ref()] {
+        files.extend(
+            path.map(|p| model_files(p))
+                .transpose()?
+                .unwrap_or_default(),
+        );
+    }
+    files.extend(tokenizer);
+    Origin::of_files(model, &files)
+}
+
+fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+        .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
+        .map_err(|e| SimError::io(path, e))?;
+    files.retain(|file| {
+        file.extension().is_some_and(|e| e == "safetensors")
+            || file.file_name().is_some_and(|n| n == "config.json")
+    });
+    files.sort();
+    Ok(files)
+}
+
+/// A flag that Ctrl-C or a termination signal sets; a second one ends the program at once.
+fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("finishing the samples at hand; once more to stop at once");
+    })
+    .map_err(|e| SimError::value("Ctrl-C", "a handler", e))?;
+    Ok(stop)
+}

@@ -1,0 +1,24 @@
+//! One file for each command.
+
+pub mod check;
+pub mod check_op;
+pub mod eval;
+pub mod merge;
+pub mod modes;
+pub mod quantize;
+pub mod report;
+pub mod run;
+pub mod selftest;
+
+use crate::Outcome;
+use crate::cli::Cli;
+use clap::CommandFactory;
+use scalescope_sim::error::Result;
+
+/// Prints a completion script.
+pub fn completions(shell: clap_complete::Shell) -> Result<Outcome> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "scalescope", &mut script);
+    crate::output::print(&String::from_utf8_lossy(&script));
+    Ok(Outcome::Success)
+}

@@ -1,0 +1,81 @@
+//! `scalescope quantize`: a float checkpoint to the quantized format.
+
+use crate::Outcome;
+use crate::cli::QuantizeArgs;
+use crate::input::{calibrated, calibration_sequences, read_tokenizer, self_calibrated};
+use crate::output::print;
+use scalescope_sim::calibrate::CalibrationOptions;
+use scalescope_sim::checkpoint::{fold, hf, quantize, quantized, scales};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::generate::OwnText;
+use scalescope_sim::model::ActivationScales;
+use std::sync::Arc;
+
+pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
+    check_output(args)?;
+    let float = Arc::new(fold::fold(hf::read(&args.checkpoint)?)?);
+    let (scales, origin) = activation_scales(args, &float)?;
+    let model = quantize::quantize(&float, &scales)?;
+    quantized::write(&args.output, &model)?;
+    print(&format!(
+        "{}: {} blocks, activation scales {origin}",
+        args.output.display(),
+        model.layers.len(),
+    ));
+    Ok(Outcome::Success)
+}
+
+/// Refuses an output folder that does not exist before minutes are spent on calibration.
+fn check_output(args: &QuantizeArgs) -> Result<()> {
+    let folder = match args.output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => return Ok(()),
+    };
+    let metadata = std::fs::metadata(folder).map_err(|e| SimError::io(folder, e))?;
+    match metadata.is_dir() {
+        true => Ok(()),
+        false => Err(SimError::file(
+            folder,
+            "--output",
+            "a folder to write into",
+            "a file",
+        )),
+    }
+}
+
+fn activation_scales(
+    args: &QuantizeArgs,
+    float: &Arc<scalescope_sim::model::FloatModel>,
+) -> Result<(Vec<ActivationScales>, String)> {
+    if let Some(file) = &args.scales {
+        return Ok((scales::read(file)?, format!("from {}", file.display())));
+    }
+    let mut options = CalibrationOptions::default();
+    options.set_alpha(args.alpha);
+    let Some(file) = &args.calibrate else {
+        let usual = OwnText::default();
+        let own = OwnText {
+            sequences: args.samples.unwrap_or(usual.sequences),
+            length: args.length.unwrap_or(usual.length),
+            seed: args.seed.unwrap_or(usual.seed),
+        };
+        (options.samples, options.length) = (own.sequences, own.length);
+        let scales = self_calibrated(float, &own, &options)?;
+        let origin = format!(
+            "calibrated on {} sequences that the model wrote",
+            own.sequences
+        );
+        return Ok((scales, origin));
+    };
+    options.samples = args.samples.unwrap_or(options.samples);
+    options.length = args.length.unwrap_or(options.length);
+    let beside = args.checkpoint.join("tokenizer.json");
+    let tokenizer = args.tokenizer.as_deref().unwrap_or(&beside);
+    let samples = calibration_sequences(file, || read_tokenizer(tokenizer))?;
+    let scales = calibrated(float, &samples, &options).map_err(|e| e.in_file(file))?;
+    let used = samples.len().min(options.samples);
+    Ok((
+        scales,
+        format!("calibrated on {used} sequences of {}", file.display()),
+    ))
+}

@@ -1,0 +1,280 @@
+//! `scalescope run`: one mode on text or tokens.
+
+use crate::Outcome;
+use crate::cli::RunArgs;
+use crate::input::{Subject, load_subject, mode_table, rectangular};
+use crate::output::{print, print_json, progress, table, table_text};
+use rayon::prelude::*;
+use scalescope_golden::npz::Compression;
+use scalescope_golden::trace_file::{Meta, TraceFile};
+use scalescope_sim::arith::saturate::Status;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::generate::{Sampler, continue_from};
+use scalescope_sim::profile::Profile;
+use scalescope_sim::score::{Row, SequenceScore, perplexity};
+use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a run of one sequence gave.
+#[derive(Serialize)]
+struct SequenceResult {
+    tokens: usize,
+    /// Over tokens 1, 2, …; absent for a single token.
+    perplexity: Option<f64>,
+    next: Vec<Candidate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generated: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generated_text: Option<String>,
+}
+
+/// A token that may come next.
+#[derive(Serialize)]
+struct Candidate {
+    token: u32,
+    text: Option<String>,
+    probability: f64,
+}
+
+/// Candidates shown.
+const CANDIDATES: usize = 5;
+
+pub fn run(args: &RunArgs) -> Result<Outcome> {
+    let mode = mode_table(&args.model.modes_file)?.get(&args.mode)?.clone();
+    let profile = Profile::get(&args.profile)?;
+    let selection = selection(args)?;
+    let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
+    let Some(sequences) = subject.sequences(&args.input)? else {
+        return Err(SimError::value(
+            "input",
+            "--text, --tokens or --file",
+            "none of them",
+        ));
+    };
+    let tokens = match (&args.trace, rectangular(&sequences)) {
+        (Some(_), None) => {
+            return Err(SimError::value(
+                "--trace",
+                "sequences of one length (cut them with --length, choose one with --limit 1)",
+                "different lengths",
+            ));
+        }
+        (_, tokens) => tokens,
+    };
+    check_layers(args, &subject)?;
+    let datapath = Datapath::new(&subject.model, &mode, &profile)?;
+    let bar = progress(sequences.len() as u64, "running");
+    let done: Vec<(Recorder, SequenceResult)> = sequences
+        .par_iter()
+        .map(|sequence| {
+            let out = run_sequence(&datapath, sequence, selection.clone(), args.generate);
+            bar.inc(1);
+            out
+        })
+        .collect::<Result<_>>()?;
+    bar.finish_and_clear();
+    let (recorders, mut results): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+    let tokenizer = subject.tokenizer().ok();
+    for result in &mut results {
+        let Some(tokenizer) = &tokenizer else { break };
+        for candidate in &mut result.next {
+            candidate.text = tokenizer.decode(&[candidate.token], false).ok();
+        }
+        if let Some(ids) = &result.generated {
+            result.generated_text = tokenizer.decode(ids, false).ok();
+        }
+    }
+    let counts = total_counts(&recorders);
+    if let (Some(path), Some(tokens)) = (&args.trace, tokens) {
+        let meta = Meta {
+            mode: Some(mode.name.to_string()),
+            profile: Some(profile.name.to_string()),
+            ..Meta::default()
+        };
+        let mut trace = TraceFile::from_recorders(tokens, recorders)?;
+        trace.meta = Some(meta);
+        trace.write(path, Compression::Deflate)?;
+    }
+    if args.json {
+        print_json(&serde_json::json!({
+            "model": subject.name,
+            "mode": mode.name,
+            "profile": profile.name,
+            "sequences": results,
+            "quantizers": counts.iter().map(|(point, status)| (point.name(), status)).collect::<BTreeMap<_, _>>(),
+        }));
+    } else {
+        let heading = format!(
+            "{}, mode {}, profile {}",
+            subject.name, mode.name, profile.name
+        );
+        print(&text(&heading, &results, &counts, args.trace.as_deref()));
+    }
+    Ok(Outcome::Success)
+}
+
+fn selection(args: &RunArgs) -> Result<Selection> {
+    if args.trace.is_none() {
+        return Ok(Selection {
+            layers: Some(Vec::new()),
+            points: Some(Vec::new()),
+        });
+    }
+    let points = match &args.points {
+        None => None,
+        Some(names) => Some(
+            names
+                .iter()
+                .map(|name| {
+                    TracePoint::from_name(name).ok_or_else(|| {
+                        let known: Vec<_> = TracePoint::ALL.iter().map(|p| p.name()).collect();
+                        SimError::value(
+                            "--points",
+                            format_args!("some of {}", known.join(", ")),
+                            name,
+                        )
+                    })
+                })
+                .collect::<Result<_>>()?,
+        ),
+    };
+    Ok(Selection {
+        layers: args.layers.clone(),
+        points,
+    })
+}
+
+fn check_layers(args: &RunArgs, subject: &Subject) -> Result<()> {
+    let count = subject.model.config()?.n_layers;
+    match args.layers.iter().flatten().find(|layer| **layer >= count) {
+        Some(layer) => Err(SimError::value(
+            "--layers",
+            format_args!("blocks below {count}"),
+            layer,
+        )),
+        None => Ok(()),
+    }
+}
+
+fn run_sequence(
+    datapath: &Datapath,
+    tokens: &[u32],
+    selection: Selection,
+    generate: Option<std::num::NonZeroUsize>,
+) -> Result<(Recorder, SequenceResult)> {
+    let mut recorder = Recorder::new(selection);
+    let (logits, mut state) = datapath.prefill(tokens, LogitRows::All, &mut recorder)?;
+    let logits = logits.to_real();
+    let last = logits.row(logits.nrows() - 1).to_vec();
+    let score = SequenceScore::new(tokens, &logits);
+    let generated = match generate {
+        None => None,
+        Some(count) => Some(continue_from(
+            datapath,
+            &last,
+            &mut state,
+            count.get(),
+            Sampler::Greedy,
+        )?),
+    };
+    let result = SequenceResult {
+        tokens: tokens.len(),
+        perplexity: (tokens.len() > 1).then(|| perplexity(&score.log_likelihood)),
+        next: candidates(&last),
+        generated,
+        generated_text: None,
+    };
+    Ok((recorder, result))
+}
+
+fn candidates(logits: &[f32]) -> Vec<Candidate> {
+    let row = Row::new(logits);
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    ids.sort_by(|a, b| {
+        logits[*b as usize]
+            .total_cmp(&logits[*a as usize])
+            .then(a.cmp(b))
+    });
+    ids.into_iter()
+        .take(CANDIDATES)
+        .map(|token| Candidate {
+            token,
+            text: None,
+            probability: row.log_likelihood(token).exp(),
+        })
+        .collect()
+}
+
+/// Counters of every quantizer, summed over sequences and blocks.
+fn total_counts(recorders: &[Recorder]) -> BTreeMap<TracePoint, Status> {
+    let mut total: BTreeMap<TracePoint, Status> = BTreeMap::new();
+    for (Place { point, .. }, status) in recorders.iter().flat_map(|r| &r.counts) {
+        *total.entry(*point).or_default() += *status;
+    }
+    total
+}
+
+fn text(
+    heading: &str,
+    results: &[SequenceResult],
+    counts: &BTreeMap<TracePoint, Status>,
+    trace: Option<&Path>,
+) -> String {
+    let mut sequences = table(&["sequence", "tokens", "perplexity", "next token"], 1);
+    sequences
+        .column_mut(3)
+        .expect("four columns")
+        .set_cell_alignment(comfy_table::CellAlignment::Left);
+    for (i, result) in results.iter().enumerate() {
+        let next: Vec<String> = result
+            .next
+            .iter()
+            .map(|c| {
+                let name = match &c.text {
+                    Some(text) => format!("{text:?}"),
+                    None => c.token.to_string(),
+                };
+                format!("{name} {:.1} %", 100.0 * c.probability)
+            })
+            .collect();
+        sequences.add_row([
+            i.to_string(),
+            result.tokens.to_string(),
+            result.perplexity.map_or("-".into(), |p| format!("{p:.3}")),
+            next.join("  "),
+        ]);
+    }
+    let mut out = format!("{heading}\n\n{}", table_text(&sequences));
+    if !counts.is_empty() {
+        let mut quantizers = table(
+            &["quantizer", "values", "saturated", "wrapped", "scale_ratio"],
+            1,
+        );
+        for (point, status) in counts {
+            quantizers.add_row([
+                point.name().to_string(),
+                status.values.to_string(),
+                status.saturated.to_string(),
+                status.wrapped.to_string(),
+                format!("{:.3}", status.scale_ratio()),
+            ]);
+        }
+        out.push_str(&format!("\n{}", table_text(&quantizers)));
+    }
+    for (i, result) in results.iter().enumerate() {
+        if let Some(ids) = &result.generated {
+            let shown = match &result.generated_text {
+                Some(text) => text.clone(),
+                None => format!("{ids:?}"),
+            };
+            out.push_str(&format!("\nsequence {i} continues:{shown}\n"));
+        }
+    }
+    if let Some(path) = trace {
+        out.push_str(&format!("\ntrace written to {}\n", path.display()));
+    }
+    out
+}

@@ -1,0 +1,300 @@
+//! Runs units in every mode. A unit runs alone, at its own length: nothing is padded, and its
+//! outcome depends on nothing but the unit. Threads take one unit each, so memory holds as many
+//! sequences as there are threads; a thread without a unit helps the others with their modes.
+
+use super::samples::Record;
+use super::task::Unit;
+use ndarray::Array2;
+use rayon::prelude::*;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::score::Row;
+use scalescope_sim::trace::Blind;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// A model ready to be scored in several modes.
+pub struct Engine<'m> {
+    /// What really runs: modes that are one computation under the profile are here once.
+    paths: Vec<Datapath<'m>>,
+    /// The modes asked for, and the path of each.
+    modes: Vec<(String, usize)>,
+    /// The path that KL and agreement are measured against.
+    reference: Option<usize>,
+}
+
+impl<'m> Engine<'m> {
+    /// Prepares the weights of every mode.
+    pub fn new(
+        model: &'m Model,
+        modes: &[ModeSpec],
+        reference: Option<&ModeSpec>,
+        profile: &Profile,
+    ) -> Result<Self> {
+        let mut paths: Vec<Datapath> = Vec::new();
+        let mut path_of = |mode: &ModeSpec| -> Result<usize> {
+            let same = |path: &Datapath| profile.prefills_alike(path.mode(), mode);
+            if let Some(i) = paths.iter().position(same) {
+                return Ok(i);
+            }
+            paths.push(Datapath::new(model, mode, profile)?);
+            Ok(paths.len() - 1)
+        };
+        let reference = reference.map(&mut path_of).transpose()?;
+        let modes = modes
+            .iter()
+            .map(|mode| Ok((mode.name.to_string(), path_of(mode)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            paths,
+            modes,
+            reference,
+        })
+    }
+
+    /// The outcomes of a unit, in the order of the modes.
+    pub fn score(&self, unit: &Unit) -> Result<Vec<Record>> {
+        let run = |path: &Datapath| -> Result<Array2<f32>> {
+            let input = unit.input();
+            let rows = LogitRows::From(input.len() - unit.targets);
+            let (logits, _) = path.prefill(input, rows, &mut Blind)?;
+            Ok(logits.to_real())
+        };
+        let truth = match self.reference {
+            Some(i) => Some((i, run(&self.paths[i])?)),
+            None => None,
+        };
+        let truth: Option<(usize, Vec<Row>)> =
+            (truth.as_ref()).map(|(i, logits)| (*i, rows(logits)));
+        let outcomes: Vec<Record> = (self.paths.par_iter().enumerate())
+            .map(|(i, path)| match &truth {
+                Some((reference, truth)) if *reference == i => outcome(unit, truth, Some(truth)),
+                _ => outcome(unit, &rows(&run(path)?), truth.as_ref().map(|t| &t.1[..])),
+            })
+            .collect::<Result<_>>()?;
+        Ok(self
+            .modes
+            .iter()
+            .map(|(name, path)| Record {
+                mode: name.clone(),
+                ..outcomes[*path].clone()
+            })
+            .collect())
+    }
+
+    /// Scores units with all threads and hands over the records of each, in the order of the units
+    /// as far as they got. Setting `stop` ends it early, with [`SimError::Interrupted`].
+    pub fn run(
+        &self,
+        units: &[&Unit],
+        stop: &AtomicBool,
+        keep: impl FnMut(Vec<Record>) -> Result<()> + Send,
+    ) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let output = Mutex::new(InOrder {
+            keep,
+            next: 0,
+            waiting: BTreeMap::new(),
+            error: None,
+        });
+        let lock = || output.lock().expect("no thread panics with the lock");
+        rayon::broadcast(|_| {
+            while !stop.load(Ordering::Relaxed) {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(unit) = units.get(i) else { break };
+                let result = self.score(unit);
+                let mut output = lock();
+                if output.error.is_some() {
+                    break;
+                }
+                let kept = result.and_then(|records| output.push(i, records));
+                if let Err(error) = kept {
+                    output.error = Some(error);
+                }
+            }
+        });
+        let mut output = output.into_inner().expect("no thread panics with the lock");
+        if let Some(error) = output.error.take() {
+            return Err(error);
+        }
+        let done = output.next + output.waiting.len();
+        for records in std::mem::take(&mut output.waiting).into_values() {
+            (output.keep)(records)?;
+        }
+        match done == units.len() {
+            true => Ok(()),
+            false => Err(SimError::Interrupted),
+        }
+    }
+}
+
+/// Hands over results in the order of their numbers.
+struct InOrder<F> {
+    keep: F,
+    next: usize,
+    waiting: BTreeMap<usize, Vec<Record>>,
+    error: Option<SimError>,
+}
+
+impl<F: FnMut(Vec<Record>) -> Result<()>> InOrder<F> {
+    fn push(&mut self, i: usize, records: Vec<Record>) -> Result<()> {
+        self.waiting.insert(i, records);
+        while let Some(records) = self.waiting.remove(&self.next) {
+            (self.keep)(records)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+}
+
+fn rows(logits: &Array2<f32>) -> Vec<Row<'_>> {
+    (logits.outer_iter())
+        .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
+        .collect()
+}
+
+/// How the targets fare under `rows`, one row a target.
+fn outcome(unit: &Unit, rows: &[Row], truth: Option<&[Row]>) -> Result<Record> {
+    let mut record = Record {
+        id: unit.id,
+        part: unit.part,
+        mode: String::new(),
+        greedy: false,
+        log_likelihood: 0.0,
+        target_tokens: unit.targets,
+        greedy_tokens: 0,
+        bytes: unit.bytes,
+        kl: truth.map(|_| 0.0),
+        agreed_tokens: truth.map(|_| 0),
+    };
+    for (t, (row, target)) in rows.iter().zip(unit.target()).enumerate() {
+        let greedy = row.greedy();
+        record.log_likelihood += row.log_likelihood(*target);
+        record.greedy_tokens += usize::from(greedy == *target);
+        if let Some(truth) = truth {
+            *record.kl.get_or_insert(0.0) += row.kl_from(&truth[t]);
+            *record.agreed_tokens.get_or_insert(0) += usize::from(greedy == truth[t].greedy());
+        }
+    }
+    record.greedy = record.greedy_tokens == record.target_tokens;
+    match record.log_likelihood.is_finite() && record.kl.is_none_or(f64::is_finite) {
+        true => Ok(record),
+        false => Err(SimError::value(
+            format_args!("sample {}: log-likelihood", unit.id),
+            "a finite number",
+            record.log_likelihood,
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scalescope_sim::mode::ModeTable;
+    use scalescope_sim::sample;
+
+    fn units() -> Vec<Unit> {
+        (0..5)
+            .map(|id| Unit {
+                id,
+                part: 0,
+                tokens: (0..7 + 3 * id as u32)
+                    .map(|t| (t * 977 + 5) % 8000)
+                    .collect(),
+                targets: 1 + id % 3,
+                bytes: 4,
+            })
+            .collect()
+    }
+
+    fn modes(names: &[&str]) -> Vec<ModeSpec> {
+        let table = ModeTable::default();
+        (names.iter())
+            .map(|name| table.get(name).unwrap().clone())
+            .collect()
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_records_in_order() {
+        let model = sample::model();
+        let modes = modes(&["0", "1", "2-4"]);
+        let profile = Profile::get("deployed").unwrap();
+        let engine = Engine::new(&model, &modes, Some(&modes[1]), &profile).unwrap();
+        let units = units();
+        let alone: Vec<Record> = (units.iter())
+            .flat_map(|unit| engine.score(unit).unwrap())
+            .collect();
+        assert!(alone.iter().all(|r| r.mode != "1" || r.kl == Some(0.0)));
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            let mut kept = Vec::new();
+            let all: Vec<&Unit> = units.iter().collect();
+            pool.install(|| {
+                engine.run(&all, &AtomicBool::new(false), |records| {
+                    kept.extend(records);
+                    Ok(())
+                })
+            })
+            .unwrap();
+            assert_eq!(kept, alone, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn a_stop_keeps_what_is_done_and_says_so() {
+        let model = sample::model();
+        let modes = modes(&["0"]);
+        let engine = Engine::new(&model, &modes, None, &Profile::get("exact").unwrap()).unwrap();
+        let units = units();
+        let all: Vec<&Unit> = units.iter().collect();
+        let stop = AtomicBool::new(false);
+        let mut kept = 0;
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        let end = one_thread.unwrap().install(|| {
+            engine.run(&all, &stop, |records| {
+                assert_eq!(records[0].kl, None);
+                kept += 1;
+                stop.store(true, Ordering::Relaxed);
+                Ok(())
+            })
+        });
+        assert!(matches!(end, Err(SimError::Interrupted)));
+        assert_eq!(kept, 1);
+    }
+
+    #[test]
+    fn modes_that_are_one_computation_run_once() {
+        let model = sample::model();
+        let modes = modes(&["0", "2-1", "2-0"]);
+        let count = |profile| {
+            let profile = Profile::get(profile).unwrap();
+            let engine = Engine::new(&model, &modes, None, &profile).unwrap();
+            engine.paths.len()
+        };
+        assert_eq!(count("exact"), 2);
+        assert_eq!(count("deployed"), 3);
+    }
+
+    #[test]
+    fn targets_are_the_last_tokens() {
+        let unit = Unit {
+            id: 1,
+            part: 0,
+            tokens: vec![0, 1, 2],
+            targets: 2,
+            bytes: 2,
+        };
+        let logits = ndarray::arr2(&[[0.0, 2f32.ln(), 0.0], [9.0, 0.0, 0.0]]);
+        let record = outcome(&unit, &rows(&logits), None).unwrap();
+        assert_eq!((record.greedy, record.greedy_tokens), (false, 1));
+        let second = -(9f64.exp() + 2.0).ln();
+        approx::assert_relative_eq!(record.log_likelihood, 0.5f64.ln() + second, epsilon = 1e-6);
+    }
+}

@@ -1,0 +1,56 @@
+//! Results to stdout, and the pieces their tables share.
+
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write;
+
+/// Prints a result. A reader that stopped reading (`| head`) is no error.
+pub fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes());
+    if !text.ends_with('\n') {
+        let _ = stdout.write_all(b"\n");
+    }
+    let _ = stdout.flush();
+}
+
+/// Prints a result as JSON.
+pub fn print_json(value: &impl serde::Serialize) {
+    print(&serde_json::to_string_pretty(value).expect("results are plain data"));
+}
+
+/// A table without frames: a header, a rule, rows. Columns from `left` on are numbers, to the right.
+pub fn table(header: &[&str], left: usize) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if i >= left {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// A table's text, without trailing blanks.
+pub fn table_text(table: &Table) -> String {
+    let mut text = String::new();
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A progress bar on stderr, if that is a terminal.
+pub fn progress(total: u64, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    bar.set_style(
+        ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {eta}")
+            .expect("a constant template")
+            .progress_chars("=> "),
+    );
+    bar.set_message(what);
+    bar
+}

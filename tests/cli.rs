@@ -1,0 +1,444 @@
+//! The commands as a user meets them: what they print, what they write, how they refuse.
+
+mod common;
+
+use common::{arg, checkpoint, json, refusal, scales, scalescope, stdout};
+use ndarray::Array;
+use scalescope_golden::npz::{Array as NpyArray, read_npz, write_npy};
+use std::fs;
+use std::path::Path;
+
+const TEXT: &str = "It was late in the evening when the old captain came home from the harbour.";
+
+#[test]
+fn help_explains_itself_with_examples() {
+    for args in [
+        vec!["--help"],
+        vec!["report", "--help"],
+        vec!["run", "--help"],
+    ] {
+        let text = stdout(&args);
+        assert!(text.contains("Examples:"), "{args:?}");
+        assert!(text.contains("scalescope run") || text.contains("scalescope report"));
+    }
+}
+
+#[test]
+fn modes_lists_the_table() {
+    let rows = json(&["modes", "--json"]);
+    let names: Vec<&str> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        ["0", "1", "2-0", "2-1", "2-2", "2-3", "2-4", "3", "3-grid"]
+    );
+    assert_eq!(rows[7]["conv_in"], "dynamic-tensor");
+    let text = stdout(&["modes"]);
+    assert!(text.contains("conv_out") && text.contains("3-grid"));
+}
+
+#[test]
+fn a_mode_from_a_file_works_like_a_built_in_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mine.toml");
+    fs::write(
+        &file,
+        "[mode.\"2-4t\"]\nbase = \"2-4\"\nconv_in = \"dynamic-token\"\n",
+    )
+    .unwrap();
+    let out = json(&[
+        "run",
+        "--modes-file",
+        arg(&file),
+        "--mode",
+        "2-4t",
+        "--text",
+        TEXT,
+        "--json",
+    ]);
+    assert_eq!(out["mode"], "2-4t");
+    fs::write(&file, "[mode.x]\nbase = \"0\"\nconv_in = \"dynmic\"\n").unwrap();
+    let line = refusal(&[
+        "run",
+        "--modes-file",
+        arg(&file),
+        "--mode",
+        "x",
+        "--text",
+        TEXT,
+    ]);
+    assert!(
+        line.contains("mine.toml") && line.contains("dynmic"),
+        "{line}"
+    );
+}
+
+#[test]
+fn run_predicts_and_generates() {
+    let out = json(&[
+        "run",
+        "--mode",
+        "2-1",
+        "--text",
+        TEXT,
+        "--generate",
+        "5",
+        "--json",
+    ]);
+    let sequence = &out["sequences"][0];
+    assert_eq!(sequence["generated"].as_array().unwrap().len(), 5);
+    assert!(sequence["perplexity"].as_f64().unwrap() < 500.0);
+    let p: f64 = sequence["next"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["probability"].as_f64().unwrap())
+        .sum();
+    assert!(p > 0.0 && p <= 1.0 + 1e-9);
+    assert!(out["quantizers"]["conv_out"]["values"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_trace_holds_what_was_asked_for_and_is_the_same_for_any_thread_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for threads in ["1", "2", "5"] {
+        let file = dir.path().join(format!("t{threads}.npz"));
+        stdout(&[
+            "run",
+            "--mode",
+            "0",
+            "--profile",
+            "deployed",
+            "--text",
+            TEXT,
+            "--trace",
+            arg(&file),
+            "--layers",
+            "0,3",
+            "--points",
+            "conv_out,ssm_y,logits",
+            "--threads",
+            threads,
+        ]);
+        files.push(fs::read(&file).unwrap());
+    }
+    assert!(files.windows(2).all(|w| w[0] == w[1]));
+    let arrays = read_npz(dir.path().join("t1.npz")).unwrap();
+    let keys: Vec<&str> = arrays
+        .keys()
+        .map(String::as_str)
+        .filter(|k| !k.starts_with("scale/") && *k != "meta")
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "final/logits",
+            "layer_00/conv_out",
+            "layer_00/ssm_y",
+            "layer_03/conv_out",
+            "layer_03/ssm_y",
+            "tokens"
+        ]
+    );
+    assert_eq!(arrays["layer_00/conv_out"].shape()[2], 384);
+}
+
+#[test]
+fn sequences_do_not_depend_on_their_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = |rows: &[[u16; 6]]| -> NpyArray {
+        let flat: Vec<u16> = rows.iter().flatten().copied().collect();
+        NpyArray::U16(Array::from_shape_vec(vec![rows.len(), 6], flat).unwrap())
+    };
+    let rows = [
+        [46, 37, 55, 1238, 47, 50],
+        [898, 294, 2365, 339, 262, 7],
+        [1, 2, 3, 4, 5, 6],
+    ];
+    let trace = |name: &str, rows: &[[u16; 6]], mode: &str| {
+        let npy = dir.path().join(format!("{name}.npy"));
+        let npz = dir.path().join(format!("{name}.npz"));
+        write_npy(&npy, &ids(rows)).unwrap();
+        stdout(&[
+            "run",
+            "--mode",
+            mode,
+            "--tokens",
+            arg(&npy),
+            "--trace",
+            arg(&npz),
+            "--points",
+            "ssm_y,logits",
+        ]);
+        read_npz(npz).unwrap()
+    };
+    for mode in ["0", "1", "3"] {
+        let all = trace("all", &rows, mode);
+        for (i, row) in rows.iter().enumerate() {
+            let one = trace("one", &[*row], mode);
+            for (key, whole) in all
+                .iter()
+                .filter(|(k, _)| k.contains("ssm_y") || k.contains("logits"))
+            {
+                let (a, b) = (
+                    format!("{:?}", row_of(whole, i)),
+                    format!("{:?}", row_of(&one[key], 0)),
+                );
+                assert!(a == b, "mode {mode} {key} sequence {i}");
+            }
+        }
+    }
+}
+
+fn row_of(array: &NpyArray, i: usize) -> Vec<u32> {
+    use ndarray::Axis;
+    match array {
+        NpyArray::F16(a) => a
+            .index_axis(Axis(0), i)
+            .iter()
+            .map(|v| u32::from(v.to_bits()))
+            .collect(),
+        NpyArray::F32(a) => a
+            .index_axis(Axis(0), i)
+            .iter()
+            .map(|v| v.to_bits())
+            .collect(),
+        other => panic!("unexpected {}", other.describe()),
+    }
+}
+
+#[test]
+fn a_quantized_file_runs_like_the_built_in_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = checkpoint(dir.path());
+    let file = dir.path().join("checkpoint/q.safetensors");
+    stdout(&[
+        "quantize",
+        arg(&from),
+        "-o",
+        arg(&file),
+        "--scales",
+        arg(&scales()),
+    ]);
+    let args = ["--mode", "2-4", "--text", TEXT, "--json"];
+    let own = json(&[&["run", "--model", arg(&file)][..], &args].concat());
+    let built_in = json(&[&["run"][..], &args].concat());
+    assert_eq!(own["sequences"], built_in["sequences"]);
+    let line = refusal(&["run", "--model", arg(&file), "--mode", "1", "--text", TEXT]);
+    assert!(line.contains("float"), "{line}");
+    let float = json(&[
+        "run",
+        "--model",
+        arg(&file),
+        "--float",
+        arg(&from),
+        "--mode",
+        "1",
+        "--text",
+        TEXT,
+        "--json",
+    ]);
+    let built_in = json(&["run", "--mode", "1", "--text", TEXT, "--json"]);
+    assert_eq!(float["sequences"], built_in["sequences"]);
+}
+
+#[test]
+fn report_tells_every_mode_from_the_reference() {
+    let out = json(&["report", "--text", TEXT, "--json"]);
+    let modes = out["modes"].as_array().unwrap();
+    assert_eq!(modes.len(), 9);
+    for mode in modes {
+        let exact = mode["reference"].as_bool().unwrap();
+        let l2 = mode["layers"][11]["normalized_l2"].as_f64().unwrap();
+        assert_eq!(l2 == 0.0, exact, "mode {}", mode["mode"]);
+        assert_eq!(
+            mode["agreement"].as_f64().unwrap() == 1.0 && mode["kl"].as_f64().unwrap() == 0.0,
+            exact
+        );
+        assert!(mode["perplexity"].as_f64().unwrap().is_finite());
+    }
+    // 0 ≡ 2-0 ≡ 2-1 ≡ 2-2 in profile exact.
+    // (2-0 quantizes u once more, so its saturation rates have another denominator.)
+    for layer in 0..12 {
+        let l2 = |mode: usize| &modes[mode]["layers"][layer]["normalized_l2"];
+        assert!([2, 3, 4].into_iter().all(|same| l2(0) == l2(same)));
+    }
+    assert_eq!(modes[0]["layers"], modes[3]["layers"]);
+    assert_ne!(modes[0]["layers"], modes[6]["layers"]);
+    let text = stdout(&["report", "--text", TEXT, "--modes", "0,2-4"]);
+    for word in [
+        "normalized_l2",
+        "sqnr_db",
+        "saturation_rate",
+        "scale_ratio",
+        "perplexity",
+        "agreement",
+    ] {
+        assert!(text.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn arguments_are_refused_in_one_line() {
+    for (args, parts) in [
+        (
+            vec!["run", "--mode", "9", "--text", "a"],
+            vec!["mode", "2-1", "9"],
+        ),
+        (
+            vec!["run", "--profile", "fast", "--text", "a"],
+            vec!["profile", "deployed", "fast"],
+        ),
+        (
+            vec!["run", "--text", ""],
+            vec!["--text", "at least one token"],
+        ),
+        (vec!["run"], vec!["--text, --tokens or --file"]),
+        (vec!["run", "--file", "no/such.txt"], vec!["no/such.txt"]),
+        (
+            vec!["run", "--model", "no/such/dir", "--text", "a"],
+            vec!["no/such/dir"],
+        ),
+        (
+            vec!["run", "--text", "a", "--trace", "no/such/dir/t.npz"],
+            vec!["no/such/dir"],
+        ),
+        (
+            vec!["run", "--text", "a", "--trace", "t.npz", "--layers", "12"],
+            vec!["--layers", "12"],
+        ),
+        (
+            vec!["run", "--text", "a", "--trace", "t.npz", "--points", "conv"],
+            vec!["--points", "conv_out", "conv"],
+        ),
+        (
+            vec!["report", "--modes", "0,7", "--text", "a b"],
+            vec!["mode", "7"],
+        ),
+        (vec!["report", "--text", "a"], vec!["at least two tokens"]),
+        (
+            vec!["quantize", "no/such", "-o", "q.safetensors"],
+            vec!["no/such"],
+        ),
+    ] {
+        let line = refusal(&args);
+        for part in parts {
+            assert!(line.contains(part), "{args:?}: {line}");
+        }
+    }
+    assert!(!Path::new("t.npz").exists());
+}
+
+#[test]
+fn token_files_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let npy = dir.path().join("t.npy");
+    let check = |array: NpyArray, part: &str| {
+        write_npy(&npy, &array).unwrap();
+        let line = refusal(&["run", "--tokens", arg(&npy)]);
+        assert!(line.contains("t.npy") && line.contains(part), "{line}");
+    };
+    check(
+        NpyArray::I64(Array::from_vec(vec![1, 2, 8192]).into_dyn()),
+        "token 2",
+    );
+    check(
+        NpyArray::I32(Array::from_vec(vec![1, -2]).into_dyn()),
+        "element 1",
+    );
+    check(NpyArray::F32(Array::from_vec(vec![1.0]).into_dyn()), "f32");
+    check(
+        NpyArray::I32(Array::zeros(vec![0, 4])),
+        "at least one sequence",
+    );
+    check(NpyArray::I32(Array::zeros(vec![2, 2, 2])), "[B, L]");
+    fs::write(&npy, b"\x93NUMPY\x01\x00v\x00{'descr'").unwrap();
+    assert!(refusal(&["run", "--tokens", arg(&npy)]).contains("t.npy"));
+}
+
+#[test]
+fn damaged_models_are_refused_and_nothing_is_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = checkpoint(dir.path());
+    let weights = from.join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    let out = dir.path().join("q.safetensors");
+    for length in [0, 4, 100, 20_000, whole.len() - 1] {
+        fs::write(&weights, &whole[..length]).unwrap();
+        let line = refusal(&[
+            "quantize",
+            arg(&from),
+            "-o",
+            arg(&out),
+            "--scales",
+            arg(&scales()),
+        ]);
+        assert!(line.contains("model.safetensors"), "{line}");
+    }
+    let mut damaged = whole.clone();
+    let nan = [0x00, 0x7e];
+    let at = damaged.len() - 2;
+    damaged[at..].copy_from_slice(&nan);
+    fs::write(&weights, &damaged).unwrap();
+    let line = refusal(&[
+        "quantize",
+        arg(&from),
+        "-o",
+        arg(&out),
+        "--scales",
+        arg(&scales()),
+    ]);
+    assert!(
+        line.contains("model.safetensors") && line.contains("finite"),
+        "{line}"
+    );
+    fs::write(&weights, &whole).unwrap();
+    let bad = dir.path().join("scales.json");
+    for (from_text, to_text) in [("0.", "-0."), ("in_proj_input", "in_proj_inptu")] {
+        let text = fs::read_to_string(scales())
+            .unwrap()
+            .replacen(from_text, to_text, 1);
+        fs::write(&bad, text).unwrap();
+        let line = refusal(&[
+            "quantize",
+            arg(&from),
+            "-o",
+            arg(&out),
+            "--scales",
+            arg(&bad),
+        ]);
+        assert!(line.contains("scales.json"), "{line}");
+    }
+    let left: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    let line = refusal(&[
+        "quantize",
+        arg(&from),
+        "-o",
+        "no/such/q.safetensors",
+        "--scales",
+        arg(&scales()),
+    ]);
+    assert!(line.contains("no/such"), "{line}");
+}
+
+#[test]
+fn a_reader_that_stops_is_no_error() {
+    use std::io::Read;
+    use std::process::Stdio;
+    let mut child = scalescope(&["modes"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut byte = [0u8; 1];
+    child.stdout.take().unwrap().read_exact(&mut byte).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

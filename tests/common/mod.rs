@@ -1,0 +1,62 @@
+//! Running the built program, and small inputs for it.
+#![allow(dead_code)] // each test file uses its part
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The program with arguments, not started yet.
+pub fn scalescope(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scalescope"));
+    command.args(args).env("NO_COLOR", "1");
+    command
+}
+
+/// Runs the program.
+pub fn run(args: &[&str]) -> Output {
+    scalescope(args).output().expect("the program starts")
+}
+
+/// Standard output of a run that must succeed.
+pub fn stdout(args: &[&str]) -> String {
+    let out = run(args);
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(0), "{args:?}: {error}");
+    String::from_utf8(out.stdout).expect("results are text")
+}
+
+/// JSON of a run that must succeed.
+pub fn json(args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&stdout(args)).expect("--json prints JSON")
+}
+
+/// The one line of a run that must be refused with exit code 2.
+pub fn refusal(args: &[&str]) -> String {
+    let out = run(args);
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(2), "{args:?}: {error}");
+    assert!(out.stdout.is_empty(), "{args:?} printed a result");
+    assert!(!error.contains("panicked"), "{args:?}: {error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "{args:?}: {error}");
+    error
+}
+
+/// The built-in model's files as a checkpoint directory.
+pub fn checkpoint(dir: &Path) -> PathBuf {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/sample");
+    let to = dir.join("checkpoint");
+    std::fs::create_dir_all(&to).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(sample.join(name), to.join(name)).unwrap();
+    }
+    to
+}
+
+/// The reference scales of the built-in model.
+pub fn scales() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/sample/scales.json")
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}

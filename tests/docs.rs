@@ -1,0 +1,211 @@
+//! The tables in the documents are made from the code. A table that no longer says what the code
+//! does fails here; `SCALESCOPE_UPDATE_DOCS=1 cargo test --test docs` writes them anew.
+
+use scalescope_sim::mode::MODES;
+use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::profile::{ARITHMETICS, PROFILES};
+use scalescope_sim::trace::{Tensor, TracePoint};
+use serde_json::Value;
+use std::fmt::Write;
+use std::path::Path;
+
+/// Holds the lines between `<!-- table NAME -->` and `<!-- end -->` of a document against `want`.
+fn check(file: &str, name: &str, want: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let open = format!("<!-- table {name} -->\n");
+    let start = text
+        .find(&open)
+        .unwrap_or_else(|| panic!("{file}: no table {name}"))
+        + open.len();
+    let end = start + text[start..].find("<!-- end -->").expect("a table ends");
+    if &text[start..end] == want {
+        return;
+    }
+    if std::env::var_os("SCALESCOPE_UPDATE_DOCS").is_some() {
+        let fresh = format!("{}{want}{}", &text[..start], &text[end..]);
+        std::fs::write(&path, fresh).unwrap();
+        return;
+    }
+    panic!("{file}: table {name} is out of date; it should read\n{want}");
+}
+
+fn markdown(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut text = format!(
+        "| {} |\n|{}\n",
+        header.join(" | "),
+        "---|".repeat(header.len())
+    );
+    for row in rows {
+        writeln!(text, "| {} |", row.join(" | ")).unwrap();
+    }
+    text
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn modes() {
+    let rows: Vec<Value> = MODES
+        .iter()
+        .map(|m| serde_json::to_value(m).unwrap())
+        .collect();
+    let fields: Vec<&String> = rows[0].as_object().unwrap().keys().collect();
+    let mut header = vec!["field"];
+    header.extend(MODES.iter().map(|m| &*m.name));
+    let table = markdown(
+        &header,
+        fields
+            .iter()
+            .filter(|f| *f != &"name" && *f != &"summary")
+            .map(|field| {
+                let mut row = vec![format!("`{field}`")];
+                row.extend(rows.iter().map(|r| cell(&r[field.as_str()])));
+                row
+            }),
+    );
+    check("docs/modes.md", "fields", &table);
+    let summaries = markdown(
+        &["mode", "what it does"],
+        MODES
+            .iter()
+            .map(|m| vec![format!("`{}`", m.name), m.summary.to_string()]),
+    );
+    check("docs/modes.md", "summaries", &summaries);
+    check("README.md", "modes", &summaries);
+}
+
+#[test]
+fn arithmetics_and_profiles() {
+    let profiles = markdown(
+        &["profile", "`cuda` steps", "`torch` steps", "what it is"],
+        PROFILES.iter().map(|p| {
+            vec![
+                format!("`{}`", p.name),
+                format!("`{}`", p.cuda.name),
+                format!("`{}`", p.torch.name),
+                p.summary.to_string(),
+            ]
+        }),
+    );
+    check("docs/arithmetic.md", "profiles", &profiles);
+    let mut rules: Vec<Vec<String>> = Vec::new();
+    let flat: Vec<Vec<(String, String)>> = ARITHMETICS
+        .iter()
+        .map(|a| {
+            let mut out = Vec::new();
+            flatten("", &serde_json::to_value(a).unwrap(), &mut out);
+            out
+        })
+        .collect();
+    for (i, (path, _)) in flat[0].iter().enumerate().filter(|(_, (p, _))| p != "name") {
+        let mut row = vec![format!("`{path}`")];
+        for arithmetic in &flat {
+            assert_eq!(&arithmetic[i].0, path);
+            row.push(arithmetic[i].1.clone());
+        }
+        rules.push(row);
+    }
+    let mut header = vec!["rule"];
+    header.extend(ARITHMETICS.iter().map(|a| a.name));
+    check(
+        "docs/arithmetic.md",
+        "arithmetics",
+        &markdown(&header, rules),
+    );
+}
+
+fn flatten(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let path = match path {
+                    "" => key.clone(),
+                    _ => format!("{path}.{key}"),
+                };
+                flatten(&path, value, out);
+            }
+        }
+        leaf => out.push((path.to_string(), cell(leaf))),
+    }
+}
+
+#[test]
+fn every_trace_point_is_documented_in_order() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trace-points.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let documented: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .filter(|name| TracePoint::from_name(name).is_some())
+        .collect();
+    let points: Vec<&str> = TracePoint::ALL.iter().map(|p| p.name()).collect();
+    assert_eq!(documented, points);
+}
+
+#[test]
+fn documented_types_are_what_the_modes_emit() {
+    use scalescope_sim::datapath::{Datapath, LogitRows};
+    use scalescope_sim::profile::Profile;
+    use scalescope_sim::trace::{Recorder, Selection};
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trace-points.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let types = |point: TracePoint| -> String {
+        let line = text
+            .lines()
+            .find(|l| l.starts_with(&format!("| `{}`", point.name())));
+        line.expect("documented")
+            .split('|')
+            .nth(2)
+            .unwrap()
+            .to_string()
+    };
+    let model = scalescope_sim::sample::model();
+    let tokens = [46, 37, 55, 1238, 47];
+    let mut seen = std::collections::BTreeSet::new();
+    for mode in MODES {
+        let datapath = Datapath::new(&model, mode, &Profile::get("exact").unwrap()).unwrap();
+        let mut prefill = Recorder::new(Selection::default());
+        let (_, mut state) = datapath
+            .prefill(&tokens, LogitRows::All, &mut prefill)
+            .unwrap();
+        let mut decode = Recorder::new(Selection::default());
+        datapath.decode(7, &mut state, &mut decode).unwrap();
+        for (place, tensor) in prefill.tensors.iter().chain(&decode.tensors) {
+            let dtype = tensor.dtype();
+            assert!(
+                types(place.point).contains(dtype),
+                "mode {}: {place} is {dtype}, documented as{}",
+                mode.name,
+                types(place.point),
+            );
+            let _: &Tensor = tensor;
+            seen.insert(place.point);
+        }
+    }
+    for point in TracePoint::ALL {
+        assert!(seen.contains(&point), "no mode emits {}", point.name());
+    }
+}
+
+#[test]
+fn scale_uses_are_documented() {
+    let rows = ScaleUse::ALL.iter().map(|u| {
+        let name = serde_json::to_value(u).unwrap();
+        vec![
+            format!("`{}`", name.as_str().unwrap()),
+            format!("`{}`", u.key().name()),
+            if u.produces() { "producer" } else { "consumer" }.to_string(),
+        ]
+    });
+    check(
+        "docs/arithmetic.md",
+        "scales",
+        &markdown(&["use", "calibrated scale", "side"], rows),
+    );
+}
