@@ -112,7 +112,7 @@ fn arithmetics_and_profiles() {
         rules.push(row);
     }
     let mut header = vec!["rule"];
-    header.extend(ARITHMETICS.iter().map(|a| a.name));
+    header.extend(ARITHMETICS.iter().map(|a| a.name.as_ref()));
     check(
         "docs/arithmetic.md",
         "arithmetics",

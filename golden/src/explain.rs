@@ -193,7 +193,7 @@ fn rule_changes(rules: &Rules, op: Op) -> Vec<(String, Rules)> {
     changes
         .filter_map(|change| {
             let words = change.describe(rules, decode)?;
-            let mut changed = *rules;
+            let mut changed = rules.clone();
             change.apply(&mut changed);
             Some((format!("{}: {words}", change.step()), changed))
         })

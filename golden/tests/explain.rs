@@ -43,7 +43,7 @@ fn explain(vectors: &Vectors, rules: &Rules) -> Vec<Explanation> {
 /// The change is named first, and explains everything, in every output that it reaches.
 fn named_first(vectors: &Vectors, base: Arithmetic, change: Change) {
     let rules = Rules::new(base);
-    let mut changed = rules;
+    let mut changed = rules.clone();
     change.apply(&mut changed);
     let words = change
         .describe(
@@ -424,7 +424,7 @@ fn traces() {
             "conv (cuda): wrap instead of saturate",
         ),
     ] {
-        let mut altered = profile;
+        let mut altered = profile.clone();
         change.apply_to(&mut altered.cuda);
         let mut recorder = Recorder::new(Selection::default());
         Datapath::new(&model, mode, &altered)

@@ -9,7 +9,7 @@ use crate::bench::Step;
 use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Stream};
 use crate::model::{Config, Model};
-use crate::profile::{Profile, StepRules};
+use crate::profile::Profile;
 use crate::step::linear::{LinearOutput, LinearWeight, linear};
 use crate::step::norm;
 use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
@@ -63,12 +63,12 @@ impl<'m> Datapath<'m> {
         let config = model.config()?;
         let ends = prepare::ends(model, mode)?;
         let layers = (0..config.n_layers)
-            .map(|i| prepare_layer(model, mode, i))
+            .map(|i| prepare_layer(model, mode, profile, i))
             .collect::<Result<_>>()?;
         Ok(Self {
             config,
             mode: mode.clone(),
-            profile: *profile,
+            profile: profile.clone(),
             layers,
             embedding: ends.embedding,
             norm_f: ends.norm_f.iter().map(|w| f32::from(*w)).collect(),
@@ -218,14 +218,6 @@ impl<'m> Datapath<'m> {
         let order = self.profile.cuda.prefill.linear.out_proj;
         let (logits, _) = linear(&Tensor::F32(x), None, &self.head, order, output);
         show(probe, Place::end(TracePoint::Logits), logits)
-    }
-
-    fn rules(&self, implementation: crate::mode::Implementation, phase: Phase) -> &StepRules {
-        let arithmetic = self.profile.arithmetic(implementation);
-        match phase {
-            Phase::Prefill => &arithmetic.prefill,
-            Phase::Decode => &arithmetic.decode,
-        }
     }
 }
 

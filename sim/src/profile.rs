@@ -9,6 +9,7 @@ use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
 use crate::mode::{Implementation, ModeSpec};
 use serde::Serialize;
+use std::borrow::Cow;
 
 /// Scale orders of the four linear steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -82,8 +83,12 @@ pub struct ConvRules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct StepRules {
+    /// Output of RMSNorm to INT8.
+    pub norm_out: QuantRule,
     /// Scale orders of the linear steps.
     pub linear: LinearOrders,
+    /// A real conv input to INT8, with a static scale.
+    pub conv_in: QuantRule,
     /// Convolution.
     pub conv: ConvRules,
     /// Selective scan.
@@ -106,11 +111,11 @@ pub enum FinalNorm {
 }
 
 /// A full rule set for the steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Arithmetic {
     /// The name it is called by.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Prefill: a whole sequence at once.
     pub prefill: StepRules,
     /// Decode: one token, the state carried.
@@ -136,7 +141,9 @@ const ONE_ROW_ORDERS: LinearOrders = LinearOrders {
 };
 
 const EXACT_RULES: StepRules = StepRules {
+    norm_out: QuantRule::NEAREST_EVEN,
     linear: MATRIX_ORDERS,
+    conv_in: QuantRule::NEAREST_EVEN,
     conv: ConvRules {
         real: RealRules::CorrectlyRounded,
         form: ConvForm::IntegerSum,
@@ -155,7 +162,7 @@ const EXACT_RULES: StepRules = StepRules {
 /// Every primitive correctly rounded, IEEE division, sequential scan, saturation everywhere.
 /// Decode uses the formulas of prefill.
 pub const EXACT: Arithmetic = Arithmetic {
-    name: "exact",
+    name: Cow::Borrowed("exact"),
     prefill: EXACT_RULES,
     decode: EXACT_RULES,
     final_norm: FinalNorm::RoundedOnce,
@@ -178,7 +185,7 @@ const TORCH_RULES: StepRules = StepRules {
 /// and correctly rounded exp and log1p. Linears and Hadamard are never PyTorch steps; their rules
 /// here are `exact`'s.
 pub const TORCH: Arithmetic = Arithmetic {
-    name: "torch",
+    name: Cow::Borrowed("torch"),
     prefill: TORCH_RULES,
     decode: TORCH_RULES,
     final_norm: FinalNorm::RoundedOnce,
@@ -186,9 +193,11 @@ pub const TORCH: Arithmetic = Arithmetic {
 
 /// The deployed CUDA kernels, bit for bit.
 pub const CUDA_FAST: Arithmetic = Arithmetic {
-    name: "cuda-fast",
+    name: Cow::Borrowed("cuda-fast"),
     prefill: StepRules {
+        norm_out: QuantRule::NEAREST_EVEN,
         linear: MATRIX_ORDERS,
+        conv_in: QuantRule::NEAREST_EVEN,
         conv: ConvRules {
             real: RealRules::SpecialFunctionUnit,
             form: ConvForm::IntegerSum,
@@ -204,7 +213,9 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
         requantize: QuantRule::NEAREST_EVEN,
     },
     decode: StepRules {
+        norm_out: QuantRule::NEAREST_EVEN,
         linear: ONE_ROW_ORDERS,
+        conv_in: QuantRule::NEAREST_EVEN,
         conv: ConvRules {
             real: RealRules::SpecialFunctionUnit,
             form: ConvForm::TapChain,
@@ -226,13 +237,13 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
 pub const ARITHMETICS: &[Arithmetic] = &[EXACT, TORCH, CUDA_FAST];
 
 /// Maps the implementations a mode names to arithmetics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Profile {
     /// The name it is called by.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// One line for tables and help.
-    pub summary: &'static str,
+    pub summary: Cow<'static, str>,
     /// Arithmetic of `cuda` steps.
     pub cuda: Arithmetic,
     /// Arithmetic of `torch` steps.
@@ -242,20 +253,24 @@ pub struct Profile {
 /// Every profile.
 pub const PROFILES: &[Profile] = &[
     Profile {
-        name: "exact",
-        summary: "every primitive correctly rounded: any correct implementation gives these bits",
+        name: Cow::Borrowed("exact"),
+        summary: Cow::Borrowed(
+            "every primitive correctly rounded: any correct implementation gives these bits",
+        ),
         cuda: EXACT,
         torch: EXACT,
     },
     Profile {
-        name: "torch",
-        summary: "correctly rounded kernels around PyTorch's scan and requantizations",
+        name: Cow::Borrowed("torch"),
+        summary: Cow::Borrowed(
+            "correctly rounded kernels around PyTorch's scan and requantizations",
+        ),
         cuda: EXACT,
         torch: TORCH,
     },
     Profile {
-        name: "deployed",
-        summary: "the deployed CUDA kernels and PyTorch loops, bit for bit",
+        name: Cow::Borrowed("deployed"),
+        summary: Cow::Borrowed("the deployed CUDA kernels and PyTorch loops, bit for bit"),
         cuda: CUDA_FAST,
         torch: TORCH,
     },
@@ -267,9 +282,9 @@ impl Profile {
         PROFILES
             .iter()
             .find(|profile| profile.name == name)
-            .copied()
+            .cloned()
             .ok_or_else(|| {
-                let known: Vec<&str> = PROFILES.iter().map(|p| p.name).collect();
+                let known: Vec<&str> = PROFILES.iter().map(|p| p.name.as_ref()).collect();
                 SimError::value("profile", format_args!("one of {}", known.join(", ")), name)
             })
     }

@@ -149,7 +149,11 @@ fn wrap_against_saturate(v: f32) {
     for rounding in Rounding::ALL {
         let i = rounding.round(v);
         let (wrapped, saturated) = (Overflow::Wrap.to_i8(i), Overflow::Saturate.to_i8(i));
-        assert_eq!((i64::from(wrapped) - i as i64) % 256, 0, "the low byte of {i}");
+        assert_eq!(
+            (i64::from(wrapped) - i as i64) % 256,
+            0,
+            "the low byte of {i}"
+        );
         if (-128.0..=127.0).contains(&i) {
             assert_eq!(wrapped, saturated);
         } else {

@@ -17,7 +17,7 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         SimError::value("operation", format_args!("one of {known}"), &args.op)
     })?;
     let arithmetic = arithmetic(&args.arith)?;
-    let rules = Rules::new(arithmetic);
+    let rules = Rules::new(arithmetic.clone());
     let vectors = Vectors::read(op, &args.vectors)?;
     let summary = check_op(&vectors, &rules).map_err(|e| e.in_file(&args.vectors))?;
     let equal = summary.compared() > 0 && summary.mismatched() == 0 && summary.missing.is_empty();
@@ -51,8 +51,8 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
 
 fn arithmetic(name: &str) -> Result<Arithmetic> {
     let found = ARITHMETICS.iter().find(|a| a.name == name);
-    found.copied().ok_or_else(|| {
-        let known: Vec<&str> = ARITHMETICS.iter().map(|a| a.name).collect();
+    found.cloned().ok_or_else(|| {
+        let known: Vec<&str> = ARITHMETICS.iter().map(|a| a.name.as_ref()).collect();
         SimError::value("--arith", format_args!("one of {}", known.join(", ")), name)
     })
 }

@@ -48,7 +48,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         units: data.units.len(),
         bad_lines: data.bad,
         task,
-        profile: profile.name.into(),
+        profile: profile.name.to_string(),
         modes: modes.iter().map(row).collect(),
         reference: reference.as_ref().map(row),
         shard: args.shard.unwrap_or(Shard::WHOLE),

@@ -11,7 +11,7 @@ use std::fmt;
 
 /// Everything an operation's bits depend on: an arithmetic, and the rules that all arithmetics
 /// share.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     /// Rules that arithmetics differ in.
     pub arithmetic: Arithmetic,

@@ -111,12 +111,12 @@ fn by_point(summary: &Summary) -> BTreeMap<TracePoint, usize> {
 fn profiles(change: Change, profile: &Profile) -> Vec<(String, Profile)> {
     let mut found: Vec<(String, Profile)> = Vec::new();
     for (name, torch) in [("cuda", false), ("torch", true)] {
-        let mut changed = *profile;
+        let mut changed = profile.clone();
         let arithmetic = match torch {
             true => &mut changed.torch,
             false => &mut changed.cuda,
         };
-        let rules = Rules::new(*arithmetic);
+        let rules = Rules::new(arithmetic.clone());
         let words = change
             .describe(&rules, false)
             .or_else(|| change.describe(&rules, true));
@@ -216,7 +216,7 @@ fn step_rules(
                 .map(|s| &s.sequences),
         };
         for points in sequences.into_iter().flatten() {
-            let mut rules = Rules::new(profile.cuda);
+            let mut rules = Rules::new(profile.cuda.clone());
             let found = as_case(model, &mut rules, points, *place, step.is_some());
             let Some((op, case)) = found else { continue };
             for (words, changed) in rule_changes(&rules, op) {

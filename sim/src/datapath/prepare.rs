@@ -5,6 +5,7 @@ use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Precision};
 use crate::model::{FloatModel, Model, QuantizedModel};
 use crate::plan::ScalePlan;
+use crate::profile::Profile;
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
@@ -14,6 +15,8 @@ use ndarray::{Array2, s};
 /// A block's weights and scales.
 pub(super) struct Layer<'m> {
     pub mode: ModeSpec,
+    /// The arithmetic of this block.
+    pub profile: Profile,
     pub norm: Vec<f32>,
     /// Rows of in_proj that make x.
     pub in_proj_x: LinearWeight<'m>,
@@ -79,7 +82,12 @@ pub(super) fn ends<'m>(model: &'m Model, mode: &ModeSpec) -> Result<Ends<'m>> {
     }
 }
 
-pub(super) fn prepare_layer<'m>(model: &'m Model, mode: &ModeSpec, i: usize) -> Result<Layer<'m>> {
+pub(super) fn prepare_layer<'m>(
+    model: &'m Model,
+    mode: &ModeSpec,
+    profile: &Profile,
+    i: usize,
+) -> Result<Layer<'m>> {
     let config = model.config()?;
     let e = config.d_inner;
     let scales = if mode.needs_quantized() {
@@ -99,6 +107,7 @@ pub(super) fn prepare_layer<'m>(model: &'m Model, mode: &ModeSpec, i: usize) -> 
             let in_proj = &layer.in_proj;
             Layer {
                 mode: mode.clone(),
+                profile: profile.clone(),
                 norm: real(&layer.norm),
                 in_proj_x: LinearWeight::int8(in_proj.codes.slice(s![..e, ..]), in_proj.scale),
                 in_proj_z: LinearWeight::int8(in_proj.codes.slice(s![e.., ..]), in_proj.scale),
@@ -115,6 +124,7 @@ pub(super) fn prepare_layer<'m>(model: &'m Model, mode: &ModeSpec, i: usize) -> 
             let layer = &float(model, mode)?.layers[i];
             Layer {
                 mode: mode.clone(),
+                profile: profile.clone(),
                 norm: real(&layer.norm),
                 in_proj_x: LinearWeight::float(layer.in_proj.slice(s![..e, ..])),
                 in_proj_z: LinearWeight::float(layer.in_proj.slice(s![e.., ..])),

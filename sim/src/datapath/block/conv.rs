@@ -1,0 +1,140 @@
+//! Convolution with SiLU, its input window, dynamic quantization, and the history kept for decode.
+
+use super::columns::{last_rows, stack, transposed};
+use super::{Run, f32_of};
+use crate::datapath::Phase;
+use crate::error::Result;
+use crate::mode::{ConvInput, Implementation, Precision};
+use crate::plan::ScaleUse;
+use crate::quant::QTensor;
+use crate::step::conv::{ConvWindow, conv_silu};
+use crate::step::dynamic;
+use crate::trace::{Tensor, TracePoint};
+use ndarray::{Array2, Axis, Slice, s};
+
+/// The last K inputs of a block's convolution, oldest first, `[K, E]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConvHistory {
+    /// INT8 codes on the static grid.
+    Int8(QTensor),
+    /// Real values: kept where the conv input is FP32, or quantized dynamically (a dynamic
+    /// quantizer sees the whole window of each token again).
+    Real(Array2<f32>),
+}
+
+impl Run<'_, '_> {
+    /// Convolution with SiLU: its output, and the last K inputs.
+    pub(super) fn conv(&mut self, x: Tensor, before: ConvHistory) -> Result<(Tensor, ConvHistory)> {
+        let before = self.show_history(TracePoint::ConvStateIn, before)?;
+        let (window, after) = self.conv_window(x, before)?;
+        let after = self.show_history(TracePoint::ConvStateOut, after)?;
+        let rules = self.rules(self.layer.mode.conv).conv;
+        let y = conv_silu(rules.real, rules.form, &self.layer.conv, &window, true);
+        let out = match self.layer.mode.conv_out {
+            Precision::Int8 => {
+                let q = self.quantize(TracePoint::ConvOut, &y, ScaleUse::ConvOut, rules.output);
+                self.show(TracePoint::ConvOut, Tensor::I8(q))?
+            }
+            Precision::Float => self.show(TracePoint::ConvOutF32, Tensor::F32(y))?,
+        };
+        Ok((out, after))
+    }
+
+    /// Puts the history before x, quantizes as the mode says, and keeps the last K rows.
+    fn conv_window(&mut self, x: Tensor, before: ConvHistory) -> Result<(ConvWindow, ConvHistory)> {
+        let taps = self.layer.conv.taps();
+        match before {
+            ConvHistory::Int8(history) => {
+                let x = match x {
+                    Tensor::I8(x) => x.codes,
+                    other => {
+                        let rule = self.rules(Implementation::Cuda).conv_in;
+                        let point = TracePoint::ConvIn;
+                        let q = self.quantize(point, &other.to_real(), ScaleUse::ConvIn, rule);
+                        match self.show(point, Tensor::I8(q))? {
+                            Tensor::I8(q) => q.codes,
+                            _ => unreachable!("`show` keeps the type"),
+                        }
+                    }
+                };
+                let rows = stack(&history.codes, &x);
+                let after = ConvHistory::Int8(QTensor {
+                    codes: last_rows(&rows, taps),
+                    scale: history.scale,
+                });
+                let window = ConvWindow::Int8 {
+                    codes: rows.slice_axis(Axis(0), Slice::from(1..)).to_owned(),
+                    scale: self.scale(ScaleUse::ConvIn),
+                };
+                Ok((window, after))
+            }
+            ConvHistory::Real(history) => {
+                let real = match (&x, self.input_scale(&x, ScaleUse::ConvIn)) {
+                    (Tensor::I8(q), Some(scale)) => QTensor {
+                        codes: q.codes.clone(),
+                        scale,
+                    }
+                    .dequantize(),
+                    _ => x.to_real(),
+                };
+                let rows = stack(&history, &real);
+                let after = ConvHistory::Real(last_rows(&rows, taps));
+                let window = rows.slice_axis(Axis(0), Slice::from(1..)).to_owned();
+                let dynamic = match self.layer.mode.conv_in {
+                    ConvInput::DynamicTensor => dynamic::per_tensor(&window),
+                    ConvInput::DynamicToken => dynamic::per_token(&window),
+                    _ => return Ok((ConvWindow::Real(window), after)),
+                };
+                Ok((self.show_dynamic(dynamic, real.nrows())?, after))
+            }
+        }
+    }
+
+    /// Shows what a dynamic quantizer made of the last `l` rows of a window.
+    fn show_dynamic(&mut self, mut q: dynamic::DynamicTensor, l: usize) -> Result<ConvWindow> {
+        let history = q.codes.nrows() - l;
+        let own_scales = match q.scales.len() {
+            1 => &q.scales[..],
+            _ => &q.scales[history..],
+        };
+        let column = Array2::from_shape_fn((own_scales.len(), 1), |(i, _)| own_scales[i].get());
+        self.show(TracePoint::ConvInScale, Tensor::F32(column))?;
+        if self.probe.wants(self.place(TracePoint::ConvIn)) {
+            let codes = q.codes.slice(s![history.., ..]).to_owned();
+            if let Tensor::Codes(codes) = self.show(TracePoint::ConvIn, Tensor::Codes(codes))? {
+                q.codes.slice_mut(s![history.., ..]).assign(&codes);
+            }
+        }
+        Ok(match q.scales[..] {
+            [scale] => ConvWindow::Int8 {
+                codes: q.codes,
+                scale,
+            },
+            _ => ConvWindow::PerRow {
+                codes: q.codes,
+                scales: q.scales,
+            },
+        })
+    }
+
+    /// Shows a conv state, `[E, K]`, in decode.
+    fn show_history(&mut self, point: TracePoint, history: ConvHistory) -> Result<ConvHistory> {
+        if self.phase != Phase::Decode || !self.probe.wants(self.place(point)) {
+            return Ok(history);
+        }
+        let value = match &history {
+            ConvHistory::Int8(q) => Tensor::I8(QTensor {
+                codes: transposed(&q.codes),
+                scale: q.scale,
+            }),
+            ConvHistory::Real(values) => Tensor::F32(transposed(values)),
+        };
+        Ok(match self.show(point, value)? {
+            Tensor::I8(q) => ConvHistory::Int8(QTensor {
+                codes: transposed(&q.codes),
+                scale: q.scale,
+            }),
+            other => ConvHistory::Real(transposed(&f32_of(other))),
+        })
+    }
+}

@@ -1,0 +1,94 @@
+//! The four linear steps: in_proj, x_proj with the quantizer of route A, dt_proj, out_proj.
+
+use super::Run;
+use super::columns::{columns, join_columns};
+use crate::error::Result;
+use crate::mode::{Implementation, Precision, Stream, XOutput};
+use crate::plan::ScaleUse;
+use crate::step::linear::{LinearOutput, linear};
+use crate::trace::{Tensor, TracePoint};
+
+impl Run<'_, '_> {
+    pub(super) fn in_proj(&mut self, norm_out: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mode = &self.layer.mode;
+        let s_in = self.input_scale(norm_out, ScaleUse::InProjIn);
+        let order = self.rules(Implementation::Cuda).linear.in_proj;
+        let x_output = match mode.x {
+            XOutput::Int8 => LinearOutput::Int8(self.scale(ScaleUse::InProjOut)),
+            XOutput::F16 => LinearOutput::F16,
+            XOutput::Float => LinearOutput::F32,
+        };
+        let z_output = self.linear_output(mode.z, ScaleUse::InProjOut);
+        let (x, mut status) = linear(norm_out, s_in, &self.layer.in_proj_x, order, x_output);
+        let (z, z_status) = linear(norm_out, s_in, &self.layer.in_proj_z, order, z_output);
+        status += z_status;
+        self.probe.count(self.place(TracePoint::InProjOut), status);
+        if x.dtype() != z.dtype() {
+            let x = self.show(TracePoint::InProjX, x)?;
+            let z = self.show(TracePoint::InProjZ, z)?;
+            return Ok((x, z));
+        }
+        if !self.probe.wants(self.place(TracePoint::InProjOut)) {
+            return Ok((x, z));
+        }
+        let e = self.path.config.d_inner;
+        let both = self.show(TracePoint::InProjOut, join_columns(&x, &z))?;
+        Ok((columns(&both, 0, e), columns(&both, e, 2 * e)))
+    }
+
+    /// Route A: x_proj on the conv's output.
+    pub(super) fn x_proj(&mut self, conv: &Tensor) -> Result<Tensor> {
+        let mode = &self.layer.mode;
+        let input = match (conv, mode.x_proj_in) {
+            (Tensor::I8(_), Precision::Int8) | (Tensor::F32(_), Precision::Float) => None,
+            (Tensor::I8(q), Precision::Float) => {
+                Some(Tensor::F32(self.dequantize(q, ScaleUse::XProjIn)))
+            }
+            (other, Precision::Int8) => {
+                let real = other.to_real();
+                let q = self.requantize(TracePoint::XProjIn, &real, ScaleUse::XProjQuant);
+                Some(Tensor::I8(q))
+            }
+            (other, Precision::Float) => Some(Tensor::F32(other.to_real())),
+        };
+        let input = match input {
+            Some(made_here) => Some(self.show(TracePoint::XProjIn, made_here)?),
+            None => None,
+        };
+        let input = input.as_ref().unwrap_or(conv);
+        let s_in = self.input_scale(input, ScaleUse::XProjIn);
+        let order = self.rules(Implementation::Cuda).linear.x_proj;
+        let output = self.linear_output(mode.x_proj_out, ScaleUse::XProjOut);
+        let (out, status) = linear(input, s_in, &self.layer.x_proj, order, output);
+        self.probe.count(self.place(TracePoint::XProjOut), status);
+        self.show(TracePoint::XProjOut, out)
+    }
+
+    pub(super) fn dt_proj(&mut self, x_proj_out: &Tensor) -> Result<Tensor> {
+        let dt = columns(x_proj_out, 0, self.path.config.dt_rank);
+        let s_in = self.input_scale(&dt, ScaleUse::DtProjIn);
+        let order = self.rules(Implementation::Cuda).linear.dt_proj;
+        let output = self.linear_output(self.layer.mode.dt_proj_out, ScaleUse::DtProjOut);
+        let (out, status) = linear(&dt, s_in, &self.layer.dt_proj, order, output);
+        self.probe.count(self.place(TracePoint::DtProjOut), status);
+        self.show(TracePoint::DtProjOut, out)
+    }
+
+    pub(super) fn out_proj(&mut self, rotated: &Tensor) -> Result<Tensor> {
+        let s_in = self.input_scale(rotated, ScaleUse::OutProjIn);
+        let order = self.rules(Implementation::Cuda).linear.out_proj;
+        let output = match self.layer.mode.stream {
+            Stream::F16 => LinearOutput::F16,
+            Stream::Float => LinearOutput::F32,
+        };
+        let (out, _) = linear(rotated, s_in, &self.layer.out_proj, order, output);
+        self.show(TracePoint::OutProjOut, out)
+    }
+
+    fn linear_output(&self, precision: Precision, scale_use: ScaleUse) -> LinearOutput {
+        match precision {
+            Precision::Int8 => LinearOutput::Int8(self.scale(scale_use)),
+            Precision::Float => LinearOutput::F32,
+        }
+    }
+}

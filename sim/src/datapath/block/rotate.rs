@@ -1,0 +1,34 @@
+//! The online Hadamard rotation and its quantizer.
+
+use super::Run;
+use crate::arith::requant::QuantRule;
+use crate::error::Result;
+use crate::mode::{Implementation, Precision};
+use crate::plan::ScaleUse;
+use crate::step::rotate;
+use crate::trace::{Tensor, TracePoint};
+
+impl Run<'_, '_> {
+    pub(super) fn rotate(&mut self, y: &Tensor) -> Result<Tensor> {
+        let real = y.to_real();
+        let overflow = self.rules(Implementation::Cuda).hadamard_overflow;
+        let out = match (self.layer.rotation, self.layer.mode.had_out) {
+            (Some(size), Precision::Int8) => {
+                let scale = self.scale(ScaleUse::HadOut);
+                let factor = rotate::quantizer_factor(size, scale);
+                let (q, status) = rotate::rotate_quantize(real, size, factor, scale, overflow);
+                self.probe.count(self.place(TracePoint::HadOut), status);
+                Tensor::I8(q)
+            }
+            (Some(size), Precision::Float) => Tensor::F32(rotate::rotate(real, size)),
+            (None, Precision::Int8) => Tensor::I8(self.quantize(
+                TracePoint::HadOut,
+                &real,
+                ScaleUse::HadOut,
+                QuantRule::HALF_AWAY,
+            )),
+            (None, Precision::Float) => Tensor::F32(real),
+        };
+        self.show(TracePoint::HadOut, out)
+    }
+}

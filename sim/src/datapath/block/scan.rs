@@ -1,0 +1,86 @@
+//! Route B, the selective scan with its gate, and the recurrent state.
+
+use super::Run;
+use super::columns::columns;
+use crate::datapath::Phase;
+use crate::error::Result;
+use crate::mode::{Precision, ScanInput, Stream};
+use crate::plan::ScaleUse;
+use crate::step::scan::{ScanInputs, Source, selective_scan};
+use crate::trace::{Tensor, TracePoint};
+
+impl Run<'_, '_> {
+    /// Route B: the scan's main input.
+    pub(super) fn scan_input(&mut self, conv: Tensor) -> Result<Tensor> {
+        let u = match (conv, self.layer.mode.u) {
+            (Tensor::I8(q), ScanInput::Int8) => Tensor::I8(q),
+            (Tensor::I8(q), ScanInput::Float) => Tensor::F32(self.dequantize(&q, ScaleUse::ScanU)),
+            (Tensor::I8(q), ScanInput::RoundTrip) => {
+                let real = self.dequantize(&q, ScaleUse::ScanU);
+                Tensor::I8(self.requantize(TracePoint::SsmU, &real, ScaleUse::ScanUQuant))
+            }
+            (real, ScanInput::Float) => real,
+            (real, ScanInput::Int8 | ScanInput::RoundTrip) => {
+                let real = real.to_real();
+                Tensor::I8(self.requantize(TracePoint::SsmU, &real, ScaleUse::ScanUQuant))
+            }
+        };
+        self.show(TracePoint::SsmU, u)
+    }
+
+    pub(super) fn scan(
+        &mut self,
+        u: &Tensor,
+        dt: &Tensor,
+        x_proj_out: &Tensor,
+        z: &Tensor,
+        before: Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let (r, n) = (self.path.config.dt_rank, self.path.config.d_state);
+        let b = columns(x_proj_out, r, r + n);
+        let c = columns(x_proj_out, r + n, r + 2 * n);
+        let before = match self.phase {
+            Phase::Prefill => None,
+            Phase::Decode => Some(self.show(TracePoint::SsmStateIn, before)?),
+        };
+        let rules = self.rules(self.layer.mode.scan).scan;
+        let inputs = ScanInputs {
+            u: self.source(u, ScaleUse::ScanU),
+            dt: self.source(dt, ScaleUse::ScanDt),
+            b: self.source(&b, ScaleUse::ScanB),
+            c: self.source(&c, ScaleUse::ScanC),
+            z: Some(self.source(z, ScaleUse::ScanZ)),
+            state: before.as_ref().map(|s| self.source(s, ScaleUse::StateIn)),
+        };
+        let out = selective_scan(&rules, &self.layer.scan, &inputs);
+        let y = match self.layer.mode.stream {
+            Stream::F16 => Tensor::f16(&out.y),
+            Stream::Float => Tensor::F32(out.y),
+        };
+        let y = self.show(TracePoint::SsmY, y)?;
+        let point = match self.phase {
+            Phase::Prefill => TracePoint::SsmState,
+            Phase::Decode => TracePoint::SsmStateOut,
+        };
+        let last = match self.layer.mode.state {
+            Precision::Int8 => {
+                Tensor::I8(self.quantize(point, &out.state, ScaleUse::StateOut, rules.state))
+            }
+            Precision::Float => Tensor::F32(out.state),
+        };
+        Ok((y, self.show(point, last)?))
+    }
+
+    fn source<'t>(&self, value: &'t Tensor, scale_use: ScaleUse) -> Source<'t> {
+        match value {
+            Tensor::I8(q) => Source::Int8 {
+                codes: &q.codes,
+                scale: self.scale(scale_use),
+            },
+            Tensor::F32(values) => Source::Real(values),
+            Tensor::F16(_) | Tensor::Codes(_) => {
+                unreachable!("steps before the scan emit INT8 with a scale, or FP32")
+            }
+        }
+    }
+}
