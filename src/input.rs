@@ -14,10 +14,12 @@ use scalescope_sim::generate::{OwnText, own_text};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
 use scalescope_sim::model::{ActivationScales, FloatModel, Model};
 use scalescope_sim::sample;
+use std::cell::Cell;
 use std::fs;
 use std::ops::ControlFlow;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use tokenizers::Tokenizer;
 
 /// A model, its name for headings, and where its tokenizer is.
@@ -265,16 +267,34 @@ pub fn calibration_sequences(
 }
 
 /// A tokenizer.json.
+///
+/// The `tokenizers` crate panics on some inconsistent files; such a panic is an error of the file too.
 pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     let bytes = fs::read(path).map_err(|e| SimError::io(path, e))?;
-    Tokenizer::from_bytes(bytes).map_err(|e| {
-        SimError::file(
-            path,
-            "tokenizer",
-            "a Hugging Face tokenizer.json",
-            one_line(&e),
-        )
-    })
+    let bad =
+        |found: String| SimError::file(path, "tokenizer", "a Hugging Face tokenizer.json", found);
+    match quietly(|| Tokenizer::from_bytes(bytes)) {
+        Some(read) => read.map_err(|e| bad(one_line(&e))),
+        None => Err(bad("one whose parts do not fit together".into())),
+    }
+}
+
+/// Runs foreign code that may panic; `None` if it did. The panic prints nothing.
+fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+    thread_local! { static QUIET: Cell<bool> = const { Cell::new(false) } }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(false);
+    done.ok()
 }
 
 /// Texts to ids, no special tokens added.

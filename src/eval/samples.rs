@@ -305,7 +305,7 @@ fn line(value: &impl Serialize) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::super::settings::Shard;
     use super::super::settings::tests::settings;
     use super::super::summary::Report;

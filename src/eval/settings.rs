@@ -181,7 +181,7 @@ fn name_of(mode: &serde_json::Value) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Settings of a made-up run of these modes.

@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Makes the first cases of each corpus: small valid files, and the hostile ones everybody knows.
+
+    pip install numpy safetensors && python fuzz/seeds.py
+"""
+
+import io
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+CORPUS = Path(__file__).parent / "corpus"
+rng = np.random.default_rng(0)
+
+
+def case(target, name, data):
+    folder = CORPUS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def npz(members, method=zipfile.ZIP_STORED):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+    return out.getvalue()
+
+
+def npy(array):
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def header(text):
+    text += "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+# The model of `CONFIG` in readers.rs: M = 16, E = 32, N = 4, R = 2, one block, eight tokens.
+M, E, N, R, V, K = 16, 32, 4, 2, 8, 4
+shapes = {
+    "backbone.embeddings.weight": (V, M), "backbone.norm_f.weight": (M,),
+    "backbone.layers.0.norm.weight": (M,), "backbone.layers.0.mixer.in_proj.weight": (2 * E, M),
+    "backbone.layers.0.mixer.conv1d.weight": (E, 1, K), "backbone.layers.0.mixer.conv1d.bias": (E,),
+    "backbone.layers.0.mixer.x_proj.weight": (R + 2 * N, E), "backbone.layers.0.mixer.dt_proj.weight": (E, R),
+    "backbone.layers.0.mixer.dt_proj.bias": (E,), "backbone.layers.0.mixer.A_log": (E, N),
+    "backbone.layers.0.mixer.D": (E,), "backbone.layers.0.mixer.out_proj.weight": (M, E),
+}
+model = save({n: rng.standard_normal(s).astype(np.float16) for n, s in shapes.items()})
+case("safetensors", "valid", model)
+case("safetensors", "header-longer-than-file", struct.pack("<Q", 1 << 40) + b"{}")
+case("safetensors", "offsets-near-the-end-of-u64", struct.pack("<Q", 87)
+     + b'{"a":{"dtype":"F16","shape":[9223372036854775807,2],"data_offsets":[0,18446744073709551615]}}'[:87])
+case("safetensors", "one-name-twice", struct.pack("<Q", 111)
+     + b'{"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}     x')
+case("quantized", "a-float-model", model)
+case("quantized", "no-tensors", struct.pack("<Q", 44) + b'{"__metadata__":{"format":"scalescope"}}    ')
+case("index", "one-shard", json.dumps({"metadata": {}, "weight_map": {n: "a.safetensors" for n in shapes}}))
+case("index", "outside", json.dumps({"weight_map": {"backbone.norm_f.weight": "../a.safetensors"}}))
+config = dict(model_type="mamba", hidden_size=M, intermediate_size=E, state_size=N, conv_kernel=K,
+              num_hidden_layers=1, time_step_rank=R, vocab_size=V, layer_norm_epsilon=1e-5)
+case("config", "valid", json.dumps(config))
+case("config", "sizes-that-overflow", json.dumps(config | dict(hidden_size=1 << 62, intermediate_size=1 << 63, vocab_size=2**64 - 1)))
+keys = ["in_proj_input", "in_proj_output", "x_proj_input", "x_proj_output", "dt_proj_output", "ssm_state", "out_proj_input"]
+case("scales", "valid", json.dumps({"layers": [{k: 0.01 for k in keys}]}))
+case("scales", "zero-and-huge", json.dumps({"layers": [{k: 0 for k in keys}, {k: 1e300 for k in keys}]}))
+
+arrays = [("tokens.npy", npy(np.arange(6, dtype=np.uint16).reshape(2, 3))),
+          ("L0/conv_out.npy", npy(rng.integers(-128, 128, (2, 3, 4), dtype=np.int8))),
+          ("L0/conv_out.scale.npy", npy(np.float32(0.5))), ("L0/ssm_y.npy", npy(rng.standard_normal((2, 3, 4)).astype(np.float16)))]
+for target in ("npz", "trace"):
+    case(target, "valid-stored", npz(arrays))
+    case(target, "valid-deflated", npz(arrays, zipfile.ZIP_DEFLATED))
+    case(target, "names-that-climb", npz([("../../etc/x.npy", arrays[0][1]), ("/abs.npy", arrays[0][1]), ("a\\..\\b.npy", arrays[0][1])]))
+    bomb = header("{'descr': '<f4', 'fortran_order': False, 'shape': (2000000,), }") + bytes(8_000_000)
+    case(target, "bomb", npz([("a.npy", bomb)], zipfile.ZIP_DEFLATED))
+    case(target, "shape-that-overflows", npz([("a.npy", header("{'descr': '<f8', 'fortran_order': False, 'shape': (4294967296, 4294967296, 4), }"))]))
+case("npy", "valid", arrays[0][1])
+case("npy", "fortran", npy(np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))))
+case("npy", "shape-without-data", header("{'descr': '|i1', 'fortran_order': False, 'shape': (9223372036854775807,), }"))
+case("npy", "deep-header", header("{'descr': " + "(" * 5000))
+case("modes", "row", '[mode.mine]\nbase = "2-4"\nconv_in = "dynamic-token"\n')
+case("modes", "unknown-key", '[mode.mine]\nbase = "0"\nwings = 2\n')
+case("tokenizer", "byte-level", json.dumps({"version": "1.0", "added_tokens": [], "normalizer": None,
+     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}, "post_processor": None,
+     "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}))
+case("passages", "valid", '{"text": "It was a dark and stormy night"}\n\n{"text": "x y", "n": 1}\n')
+case("passages", "damaged", b'{"text": 3}\n\xff\xfe\n{"text": " "}\n[[[[[[\n{"text": "a\\ud800 b"}\n')
+case("samples", "no-settings", '{"scalescope_samples": 1}\n')
+case("samples", "another-version", '{"scalescope_samples": 99, "settings": {}}\n')

@@ -1,0 +1,61 @@
+//! The command line: arguments in, results on stdout, everything else on stderr.
+//!
+//! Exit codes: 0 done (and, where things are compared, everything equal), 1 a mismatch, 2 an
+//! argument or an input that cannot be used, 130 interrupted.
+
+mod cli;
+mod cmd;
+pub mod eval;
+pub mod input;
+mod output;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use scalescope_sim::error::{Result, SimError};
+use std::process::ExitCode;
+
+/// How a command that ran to its end ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Done; everything compared was equal.
+    Success,
+    /// Something compared was not equal.
+    Mismatch,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(Outcome::Success) => ExitCode::SUCCESS,
+        Ok(Outcome::Mismatch) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("scalescope: {error}");
+            match error {
+                SimError::Interrupted => ExitCode::from(130),
+                _ => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Outcome> {
+    if let Some(threads) = cli.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .build_global()
+            .map_err(|e| SimError::value("--threads", "a thread pool", e))?;
+    }
+    match cli.command {
+        Command::Check(args) => cmd::check::run(&args),
+        Command::CheckOp(args) => cmd::check_op::run(&args),
+        Command::Selftest(args) => cmd::selftest::run(&args),
+        Command::Report(args) => cmd::report::run(&args),
+        Command::Run(args) => cmd::run::run(&args),
+        Command::Modes(args) => cmd::modes::run(&args),
+        Command::Quantize(args) => cmd::quantize::run(&args),
+        Command::Eval(args) => cmd::eval::run(&args),
+        Command::Merge(args) => cmd::merge::run(&args),
+        Command::Completions { shell } => cmd::completions(shell),
+    }
+}
