@@ -12,7 +12,9 @@
 //! | a step against vectors of its operation | [`check_op`] |
 //! | which single change would explain mismatches | [`explain`] |
 //! | would a flipped bit be noticed | [`selftest`] |
+//! | which step or scale is to blame | [`attribute`] |
 
+pub mod attribute;
 pub mod check;
 pub mod check_op;
 pub mod compare;
