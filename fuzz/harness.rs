@@ -1,5 +1,6 @@
 //! One input through one reader: no panic, no more memory than the reader's bound, no file but its own.
 
+#[allow(unsafe_code)] // an allocator
 #[path = "allocations.rs"]
 pub mod allocations;
 #[path = "readers.rs"]

@@ -1,6 +1,7 @@
 //! From arguments to models, modes and tokens.
 
 use crate::cli::{InputArgs, ModelArgs, TextSource};
+use crate::interrupt;
 use crate::output::progress;
 use ndarray::Array2;
 use scalescope_golden::npz::read_npy;
@@ -16,7 +17,6 @@ use scalescope_sim::model::{ActivationScales, FloatModel, Model};
 use scalescope_sim::sample;
 use std::cell::Cell;
 use std::fs;
-use std::ops::ControlFlow;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
@@ -390,7 +390,7 @@ pub fn self_calibrated(
     let bar = progress(own.tokens() as u64, "writing calibration text");
     let samples = own_text(&model, own, &|done| {
         bar.set_position(done as u64);
-        ControlFlow::Continue(())
+        interrupt::go_on()
     })?;
     bar.finish_and_clear();
     calibrated(float, &samples, options)
@@ -406,7 +406,7 @@ pub fn calibrated(
     let bar = progress(total as u64, "calibrating");
     let scales = calibrate(&only_float(float), samples, options, &|done| {
         bar.set_position(done as u64);
-        ControlFlow::Continue(())
+        interrupt::go_on()
     });
     bar.finish_and_clear();
     scales

@@ -7,6 +7,7 @@ mod cli;
 mod cmd;
 pub mod eval;
 pub mod input;
+mod interrupt;
 mod output;
 
 use clap::Parser;

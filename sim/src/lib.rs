@@ -25,7 +25,9 @@ pub mod checkpoint;
 pub mod datapath;
 pub mod error;
 pub mod generate;
+#[allow(unsafe_code)] // calls functions compiled for a found instruction set
 pub mod isa;
+#[allow(unsafe_code)] // vector intrinsics
 pub mod kernels;
 pub mod mode;
 pub mod model;

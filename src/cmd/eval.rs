@@ -10,6 +10,7 @@ use crate::eval::summary::Report;
 use crate::eval::task::{Task, Unit, UnitMaker};
 use crate::eval::text::text;
 use crate::input::{Subject, load_subject, mode_table, select_modes};
+use crate::interrupt;
 use crate::output::{print, print_json, progress};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
@@ -18,8 +19,6 @@ use scalescope_sim::sample;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Unusable lines that are printed one by one.
 const SHOWN: usize = 20;
@@ -63,10 +62,10 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         .collect();
 
     let engine = Engine::new(&subject.model, &modes, reference.as_ref(), &profile)?;
-    let stop = stop_on_interrupt()?;
+    let stop = interrupt::flag()?;
     let bar = progress(mine.len() as u64, "scoring");
     bar.set_position(done.len() as u64);
-    let end = engine.run(&left, &stop, |new| {
+    let end = engine.run(&left, stop, |new| {
         if let Some(file) = &mut file {
             file.append(&new)?;
         }
@@ -228,18 +227,4 @@ fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
     });
     files.sort();
     Ok(files)
-}
-
-/// A flag that Ctrl-C or a termination signal sets; a second one ends the program at once.
-fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("finishing the samples at hand; once more to stop at once");
-    })
-    .map_err(|e| SimError::value("Ctrl-C", "a handler", e))?;
-    Ok(stop)
 }

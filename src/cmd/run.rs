@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::cli::RunArgs;
 use crate::input::{Subject, load_subject, mode_table, rectangular};
+use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
 use rayon::prelude::*;
 use scalescope_golden::npz::Compression;
@@ -70,6 +71,7 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
     let done: Vec<(Recorder, SequenceResult)> = sequences
         .par_iter()
         .map(|sequence| {
+            interrupt::check()?;
             let out = run_sequence(&datapath, sequence, selection.clone(), args.generate);
             bar.inc(1);
             out

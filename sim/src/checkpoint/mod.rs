@@ -12,6 +12,7 @@
 
 mod atomic;
 mod config;
+#[allow(unsafe_code)] // maps files
 mod container;
 pub mod fold;
 pub mod hf;

@@ -1,0 +1,43 @@
+//! Ctrl-C and termination signals in long work: what is done stays, temporary files go.
+
+use scalescope_sim::error::{Result, SimError};
+use std::ops::ControlFlow;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// The first signal sets the flag, a second one ends the program at once.
+static HANDLER: LazyLock<std::result::Result<(), String>> = LazyLock::new(|| {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("finishing what is at hand; once more to stop at once");
+    })
+    .map_err(|e| e.to_string())
+});
+
+/// A flag that a signal sets, from now on. Work that asks for it must look at it often.
+pub fn flag() -> Result<&'static AtomicBool> {
+    match &*HANDLER {
+        Ok(()) => Ok(&STOP),
+        Err(e) => Err(SimError::value("Ctrl-C", "a handler", e)),
+    }
+}
+
+/// An error once somebody asked to stop.
+pub fn check() -> Result<()> {
+    match flag()?.load(Ordering::Relaxed) {
+        true => Err(SimError::Interrupted),
+        false => Ok(()),
+    }
+}
+
+/// The same for work that reports its progress.
+pub fn go_on() -> ControlFlow<()> {
+    match check() {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }
+}
