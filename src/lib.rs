@@ -48,6 +48,7 @@ fn run(cli: Cli) -> Result<Outcome> {
             .map_err(|e| SimError::value("--threads", "a thread pool", e))?;
     }
     match cli.command {
+        Command::Compare(args) => cmd::compare::run(&args),
         Command::Check(args) => cmd::check::run(&args),
         Command::CheckOp(args) => cmd::check_op::run(&args),
         Command::Selftest(args) => cmd::selftest::run(&args),

@@ -43,6 +43,23 @@ pub fn table_text(table: &Table) -> String {
     text
 }
 
+/// A number in at most four digits, for cells: `0`, `0.0312`, `-1.5e-7`, `inf`.
+pub fn number(value: f64) -> String {
+    let size = value.abs();
+    if !value.is_finite() || size == 0.0 {
+        return value.to_string();
+    }
+    if !(1e-4..1e6).contains(&size) {
+        return format!("{value:.3e}");
+    }
+    let decimals = (3 - size.log10().floor() as i32).max(0) as usize;
+    let text = format!("{value:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
 /// A progress bar on stderr, if that is a terminal.
 pub fn progress(total: u64, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(total);

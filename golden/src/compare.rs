@@ -9,9 +9,11 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod tolerance;
+mod traces;
 
-pub use summary::{Summary, Verdict, compare_traces};
+pub use summary::{Summary, Verdict};
 pub use tolerance::{Tolerance, Tolerances};
+pub use traces::{CompareOptions, Comparison, Difference, LeftOut, Tensor, Whose, compare_traces};
 
 use crate::layout::detect;
 use crate::metrics::serialize_number;

@@ -149,19 +149,18 @@ pub fn detect_in(expected: Side<'_>, found: Side<'_>, blocks: &[usize]) -> Vec<L
         return Vec::new();
     }
     let same_shape = x.shape == y.shape;
-    let before = if same_shape {
-        agreement(&x, &y, Some).share()
-    } else {
-        0.0
-    };
+    let differing: Vec<usize> = (0..x.values.len())
+        .filter(|at| !same_shape || !x.agrees(*at, &y, *at))
+        .collect();
+    let before = 1.0 - differing.len() as f64 / x.values.len() as f64;
     let mut findings = Vec::new();
-    let differing = (1.0 - before) * x.values.len() as f64;
-    if differing >= MIN_MISMATCHED as f64 {
+    if differing.len() >= MIN_MISMATCHED {
         let test = Test {
             x: &x,
             y: &y,
             before,
             chance: chance(&x, &y),
+            differing: spread(differing.len(), 3).map(|i| differing[i]).collect(),
         };
         findings.extend(test.best(transpositions(&x, &y)));
         if same_shape {
@@ -197,6 +196,12 @@ impl Grid {
             shape,
             codes: matches!(side.elements, Elements::I8(_)),
         })
+    }
+
+    /// Whether an element agrees with one of another array.
+    fn agrees(&self, at: usize, other: &Grid, there: usize) -> bool {
+        let codes = self.codes && other.codes;
+        agree(codes, self.values[at], other.values[there])
     }
 
     fn unravel(&self, at: usize) -> [usize; 3] {
@@ -235,15 +240,14 @@ fn agree(codes: bool, x: f64, y: f64) -> bool {
 
 /// Pairs every element of x with the one of y that `map` names.
 fn agreement(x: &Grid, y: &Grid, map: impl Fn(usize) -> Option<usize>) -> Agreement {
-    let codes = x.codes && y.codes;
     let mut result = Agreement {
         all: x.values.len(),
         ..Agreement::default()
     };
-    for (at, value) in x.values.iter().enumerate() {
+    for at in 0..x.values.len() {
         if let Some(other) = map(at) {
             result.paired += 1;
-            result.agreeing += usize::from(agree(codes, *value, y.values[other]));
+            result.agreeing += usize::from(x.agrees(at, y, other));
         }
     }
     result
@@ -268,7 +272,7 @@ fn chance(x: &Grid, y: &Grid) -> f64 {
     let (mut agreeing, mut all) = (0usize, 0usize);
     for (i, j) in pairs {
         all += 1;
-        agreeing += usize::from(agree(x.codes && y.codes, x.values[i], y.values[j]));
+        agreeing += usize::from(x.agrees(i, y, j));
     }
     agreeing as f64 / all as f64
 }
@@ -278,6 +282,8 @@ struct Test<'a> {
     y: &'a Grid,
     before: f64,
     chance: f64,
+    /// Some of the elements that do not agree as they lie.
+    differing: Vec<usize>,
 }
 
 impl Test<'_> {
@@ -296,20 +302,19 @@ impl Test<'_> {
 
     fn judge(&self, layout: Layout) -> Option<LayoutFinding> {
         let map = |at| self.map(layout, at);
-        let codes = self.x.codes && self.y.codes;
-        let (mut paired, mut agreeing) = (0usize, 0usize);
-        for at in spread(self.x.values.len(), 3) {
-            // Half of the demand: a sample is coarse. Most hypotheses fail at the first look.
-            if paired == FIRST_LOOK && self.kappa(agreeing as f64 / paired as f64) < MIN_KAPPA / 2.0
-            {
+        // A finding resolves half of what differs; of a sample, half of that. Most hypotheses fail at
+        // the first look.
+        let (mut paired, mut resolved) = (0usize, 0usize);
+        for at in &self.differing {
+            if paired == FIRST_LOOK && resolved < FIRST_LOOK / 8 {
                 return None;
             }
-            if let Some(other) = map(at) {
+            if let Some(other) = map(*at) {
                 paired += 1;
-                agreeing += usize::from(agree(codes, self.x.values[at], self.y.values[other]));
+                resolved += usize::from(self.x.agrees(*at, self.y, other));
             }
         }
-        if paired == 0 || self.kappa(agreeing as f64 / paired as f64) < MIN_KAPPA / 2.0 {
+        if paired == 0 || resolved < paired / 4 {
             return None;
         }
         let all = agreement(self.x, self.y, map);

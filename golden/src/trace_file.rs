@@ -11,10 +11,14 @@
 //!
 //! B sequences, L tokens each. Keys of no such form are listed in [`TraceFile::unknown`].
 
+pub mod counterpart;
+mod digest;
 mod read;
 #[cfg(test)]
 mod tests;
 mod write;
+
+pub use digest::model_digest;
 
 use crate::value::Value;
 use ndarray::Array2;
@@ -64,7 +68,7 @@ pub struct Meta {
     /// The profile's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
-    /// Digest of the model.
+    /// Digest of the model, [`model_digest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Anything else.

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod check_op;
+pub mod compare;
 pub mod eval;
 pub mod merge;
 pub mod modes;

@@ -7,7 +7,7 @@ use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
 use rayon::prelude::*;
 use scalescope_golden::npz::Compression;
-use scalescope_golden::trace_file::{Meta, TraceFile};
+use scalescope_golden::trace_file::{Meta, TraceFile, model_digest};
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
@@ -94,6 +94,7 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
         let meta = Meta {
             mode: Some(mode.name.to_string()),
             profile: Some(profile.name.to_string()),
+            model: model_digest(&subject.model),
             ..Meta::default()
         };
         let mut trace = TraceFile::from_recorders(tokens, recorders)?;

@@ -1,8 +1,6 @@
 //! Many points, one verdict.
 
-use super::{PointResult, Tolerances};
-use crate::trace_file::{Points, TraceFile, in_data_order, step_key};
-use scalescope_sim::error::{Result, SimError};
+use super::PointResult;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -108,93 +106,4 @@ impl Serialize for Summary {
         json.serialize_field("points", &self.points)?;
         json.end()
     }
-}
-
-/// Compares every tensor of a reference trace, prefill and decode, with a result's. The result may
-/// hold more.
-///
-/// Traces of other tokens or of another number of sequences are refused.
-pub fn compare_traces(
-    expected: &TraceFile,
-    found: &TraceFile,
-    tolerances: &Tolerances,
-) -> Result<Summary> {
-    if let (Some(x), Some(y)) = (&expected.tokens, &found.tokens) {
-        if x.dim() != y.dim() {
-            let words = |dim: (usize, usize)| format!("[{}, {}]", dim.0, dim.1);
-            return Err(SimError::value("tokens", words(x.dim()), words(y.dim())));
-        }
-        if let Some(((b, t), id)) = x.indexed_iter().find(|(at, id)| y[*at] != **id) {
-            return Err(SimError::value(
-                format_args!("tokens[{b}, {t}]"),
-                id,
-                y[(b, t)],
-            ));
-        }
-    }
-    let mut summary = Summary::default();
-    compare_sequences(
-        &mut summary,
-        None,
-        &expected.sequences,
-        &found.sequences,
-        tolerances,
-    )?;
-    for step in &expected.steps {
-        let other = found.steps.iter().find(|other| other.index == step.index);
-        let head = format!("step_{}", step.index);
-        if let Some(other) = other
-            && !step.tokens.is_empty()
-            && !other.tokens.is_empty()
-            && step.tokens != other.tokens
-        {
-            return Err(SimError::value(
-                format_args!("{head}/token"),
-                format_args!("{:?}", step.tokens),
-                format_args!("{:?}", other.tokens),
-            ));
-        }
-        let sequences = other.map_or(&[][..], |other| &other.sequences);
-        compare_sequences(
-            &mut summary,
-            Some(step.index),
-            &step.sequences,
-            sequences,
-            tolerances,
-        )?;
-    }
-    Ok(summary)
-}
-
-fn compare_sequences(
-    summary: &mut Summary,
-    step: Option<usize>,
-    expected: &[Points],
-    found: &[Points],
-    tolerances: &Tolerances,
-) -> Result<()> {
-    if !expected.is_empty() && !found.is_empty() && expected.len() != found.len() {
-        return Err(SimError::value("sequences", expected.len(), found.len()));
-    }
-    for place in in_data_order(expected.iter().flat_map(|s| s.keys().copied())) {
-        let mut result = PointResult::new(place, tolerances.of(place));
-        result.step = step;
-        let pairs: Option<Vec<_>> = expected
-            .iter()
-            .enumerate()
-            .map(|(b, points)| Some((b, points.get(&place)?, found.get(b)?.get(&place)?)))
-            .collect();
-        let Some(pairs) = pairs else {
-            summary.missing.push(match step {
-                Some(step) => format!("step_{step}/{}", step_key(place)),
-                None => place.key(),
-            });
-            continue;
-        };
-        for (sequence, expected, found) in pairs {
-            result.add_value(sequence, expected, found)?;
-        }
-        summary.points.push(result);
-    }
-    Ok(())
 }

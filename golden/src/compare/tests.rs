@@ -1,5 +1,6 @@
+mod traces;
+
 use super::*;
-use crate::trace_file::{Points, Step, TraceFile};
 use ndarray::{Array2, array};
 use scalescope_sim::trace::TracePoint;
 use serde_json::json;
@@ -174,149 +175,6 @@ fn shapes_and_types_must_agree() {
     assert_eq!(r.compared, 3);
 }
 
-fn points(entries: &[(Place, Value)]) -> Points {
-    entries.iter().cloned().collect()
-}
-
-fn trace() -> TraceFile {
-    let conv = Place::layer(0, TracePoint::ConvOut);
-    let logits = Place::end(TracePoint::Logits);
-    let sequence = points(&[
-        (conv, Value::I8(array![[1, 2], [3, 4]])),
-        (logits, f16s(array![[1.0, 2.0], [3.0, 4.0]])),
-    ]);
-    TraceFile {
-        tokens: Some(array![[7, 8], [9, 9]]),
-        sequences: vec![sequence.clone(), sequence],
-        steps: vec![Step {
-            index: 0,
-            tokens: vec![5, 6],
-            sequences: vec![points(&[(conv, Value::I8(array![[9, 9]]))]); 2],
-        }],
-        ..TraceFile::default()
-    }
-}
-
-#[test]
-fn equal_traces_pass_and_every_flipped_element_fails() {
-    let golden = trace();
-    let rules = Tolerances::default();
-    let summary = compare_traces(&golden, &golden, &rules).unwrap();
-    assert_eq!(summary.to_string(), "compared 20, mismatched 0, missing 0");
-    assert_eq!(
-        (summary.verdict(), summary.exit_code()),
-        (Verdict::Equal, 0)
-    );
-    for (b, t, c) in [(0, 0, 0), (1, 1, 1)] {
-        let mut broken = golden.clone();
-        for value in broken.sequences[b].values_mut() {
-            match value {
-                Value::I8(a) => a[(t, c)] ^= 1,
-                Value::F16(a) => a[(t, c)] = f16::from_bits(a[(t, c)].to_bits() ^ 2),
-                Value::F32(_) => unreachable!(),
-            }
-        }
-        let summary = compare_traces(&golden, &broken, &rules).unwrap();
-        assert_eq!((summary.mismatched(), summary.exit_code()), (2, 1));
-        for point in &summary.points[..2] {
-            assert_eq!(point.first.as_ref().unwrap().index, [b, t, c]);
-        }
-    }
-    let mut broken = golden.clone();
-    broken.steps[0].sequences[1].insert(
-        Place::layer(0, TracePoint::ConvOut),
-        Value::I8(array![[9, 8]]),
-    );
-    let summary = compare_traces(&golden, &broken, &rules).unwrap();
-    let bad: Vec<_> = summary.points.iter().filter(|p| p.mismatched > 0).collect();
-    assert_eq!(
-        (bad.len(), bad[0].key().as_str()),
-        (1, "step_0/layer_00/conv_out")
-    );
-}
-
-#[test]
-fn what_is_missing_is_named_and_never_passes() {
-    let golden = trace();
-    let mut part = golden.clone();
-    part.sequences[1].remove(&Place::end(TracePoint::Logits));
-    part.steps.clear();
-    let summary = compare_traces(&golden, &part, &Tolerances::default()).unwrap();
-    assert_eq!(
-        summary.missing,
-        ["final/logits", "step_0/layer_00/conv_out"]
-    );
-    assert_eq!(
-        (summary.compared(), summary.verdict()),
-        (8, Verdict::Incomplete)
-    );
-    assert_eq!(summary.exit_code(), 2);
-    // More than the reference has is fine.
-    let summary = compare_traces(&part, &golden, &Tolerances::default()).unwrap();
-    assert!(summary.missing.iter().all(|key| key == "final/logits"));
-    // Nothing in common, nothing at all.
-    let summary = compare_traces(&golden, &TraceFile::default(), &Tolerances::default()).unwrap();
-    assert_eq!(
-        (
-            summary.compared(),
-            summary.missing.len(),
-            summary.exit_code()
-        ),
-        (0, 3, 2)
-    );
-    assert_eq!(Summary::default().exit_code(), 2);
-    let hollow = PointResult::named("empty", Tolerance::Exact);
-    let full = one(array![[1i8]], array![[1i8]], Tolerance::Exact);
-    let summary = Summary {
-        points: vec![full, hollow],
-        missing: vec![],
-    };
-    assert_eq!(summary.verdict(), Verdict::Incomplete);
-}
-
-#[test]
-fn traces_of_other_tokens_are_refused() {
-    let golden = trace();
-    let rules = Tolerances::default();
-    let mut other = golden.clone();
-    other.tokens = Some(array![[7, 8], [9, 1]]);
-    let error = compare_traces(&golden, &other, &rules).unwrap_err();
-    assert_eq!(error.to_string(), "tokens[1, 1]: expected 9, found 1");
-    other.tokens = Some(array![[7, 8]]);
-    assert!(compare_traces(&golden, &other, &rules).is_err());
-    let mut other = golden.clone();
-    other.steps[0].tokens = vec![5, 7];
-    assert!(compare_traces(&golden, &other, &rules).is_err());
-    let mut other = golden.clone();
-    other.sequences.pop();
-    assert!(compare_traces(&golden, &other, &rules).is_err());
-}
-
-#[test]
-fn a_transposed_dump_is_read_and_named() {
-    let place = Place::layer(0, TracePoint::NormOut);
-    let codes = Array2::from_shape_fn((9, 16), |(t, c)| (t * t * 7 + c * 13) as i8);
-    let trace = |value: Array2<i8>| TraceFile {
-        tokens: Some(Array2::zeros((1, 9))),
-        sequences: vec![points(&[(place, Value::I8(value))])],
-        ..TraceFile::default()
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("t.npz");
-    let across = trace(codes.t().as_standard_layout().into_owned());
-    across
-        .write(&path, crate::npz::Compression::Stored)
-        .unwrap();
-    let read = TraceFile::read(&path).unwrap();
-    let error = compare_traces(&trace(codes), &read, &Tolerances::default()).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("i8 [16, 9], transposed (100.0 %"),
-        "{error}"
-    );
-}
-
 #[test]
 fn tolerances_are_set_by_point_and_by_place() {
     let rules = Tolerances::parse(["ssm_y:1e-3", "layer_07/ssm_y:0.5", "logits:0"]).unwrap();
@@ -382,5 +240,25 @@ fn json_has_the_promised_form() {
                 "first": {"index": [0, 0, 1], "expected": 2.0, "found": 4.0}
             }]
         })
+    );
+}
+
+#[test]
+fn what_was_not_compared_never_passes() {
+    assert_eq!(Summary::default().exit_code(), 2);
+    let hollow = PointResult::named("empty", Tolerance::Exact);
+    let full = one(array![[1i8]], array![[1i8]], Tolerance::Exact);
+    let summary = Summary {
+        points: vec![full.clone(), hollow],
+        missing: vec![],
+    };
+    assert_eq!(summary.verdict(), Verdict::Incomplete);
+    let summary = Summary {
+        points: vec![full],
+        missing: vec!["final/logits".into()],
+    };
+    assert_eq!(
+        (summary.verdict(), summary.exit_code()),
+        (Verdict::Incomplete, 2)
     );
 }

@@ -82,11 +82,17 @@ impl Tolerances {
 
     /// The tolerance of a place.
     pub fn of(&self, place: Place) -> Tolerance {
+        self.set_for(place)
+            .unwrap_or_else(|| Tolerance::of(place.point))
+    }
+
+    /// The tolerance that was set for a place, if any was.
+    pub fn set_for(&self, place: Place) -> Option<Tolerance> {
         let set = self
             .places
             .get(&place)
             .or_else(|| self.points.get(&place.point));
-        set.copied().unwrap_or_else(|| Tolerance::of(place.point))
+        set.copied()
     }
 
     fn set_atol(&mut self, setting: &str) -> Result<()> {

@@ -27,6 +27,9 @@ pub struct Accumulator {
     ulp_max: u64,
     saturated: usize,
     used: [bool; 256],
+    atol: Option<f64>,
+    beyond: usize,
+    first: Option<usize>,
 }
 
 /// A pair of elements: real values, whether they differ, and how far in ulp.
@@ -59,7 +62,27 @@ impl Accumulator {
             ulp_max: 0,
             saturated: 0,
             used: [false; 256],
+            atol: None,
+            beyond: 0,
+            first: None,
         }
+    }
+
+    /// Forgives differences up to this much, in steps of the grid between two tensors of codes.
+    /// [`Accumulator::beyond`] tells what is left; the metrics stay those of the whole tensor.
+    #[must_use]
+    pub fn forgiving(self, atol: Option<f64>) -> Self {
+        Self { atol, ..self }
+    }
+
+    /// Elements that differ by more than is forgiven; NaN and infinity always do.
+    pub fn beyond(&self) -> usize {
+        self.beyond
+    }
+
+    /// The first of those, counted over all pieces.
+    pub fn first(&self) -> Option<usize> {
+        self.first
     }
 
     /// Adds a piece: x and y, element for element. Pieces have the types of the first one.
@@ -161,17 +184,34 @@ impl Accumulator {
         }
     }
 
+    /// What is forgiven, in the units of x and y.
+    fn allowed(&self) -> Option<f64> {
+        let step = match (self.types, self.found_scale) {
+            (Some(("i8", "i8")), Some(scale)) if self.expected_scale.is_some() => {
+                f64::from(scale.get())
+            }
+            _ => 1.0,
+        };
+        self.atol.map(|atol| atol * step)
+    }
+
     #[inline(always)]
     fn each<X: Copy, Y: Copy>(&mut self, x: &[X], y: &[Y], pair: impl Fn(X, Y) -> Pair) {
+        let allowed = self.allowed();
         for (x, y) in x.iter().zip(y) {
             let Pair { x, y, differ, ulp } = pair(*x, *y);
             self.compared += 1;
-            if !(x.is_finite() && y.is_finite()) {
+            let error = y - x;
+            let finite = x.is_finite() && y.is_finite();
+            if !finite || differ && allowed.is_none_or(|allowed| error.abs() > allowed) {
+                self.beyond += 1;
+                self.first.get_or_insert(self.compared - 1);
+            }
+            if !finite {
                 self.non_finite += 1;
                 self.mismatched += 1;
                 continue;
             }
-            let error = y - x;
             self.mismatched += usize::from(differ);
             self.max_error = self.max_error.max(error.abs());
             self.sum_error += error;

@@ -1,0 +1,476 @@
+//! Two traces, tensor by tensor: every metric, layouts that differ, scales that differ.
+
+use super::{Mismatch, Tolerance, Tolerances, unravel};
+use crate::layout::{LayoutFinding, Side, detect_in};
+use crate::metrics::{Accumulator, Metric, Metrics, Reading};
+use crate::trace_file::counterpart::{Pairing, Take, Taken, pairings};
+use crate::trace_file::{Points, TraceFile, step_key};
+use crate::value::Value;
+use ndarray::Array2;
+use rayon::prelude::*;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::quant::Scale;
+use scalescope_sim::trace::Place;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// How two traces are compared.
+#[derive(Clone, Debug, Default)]
+pub struct CompareOptions {
+    /// What differences are forgiven; nothing is unless set here, logits included.
+    pub tolerances: Tolerances,
+    /// Compare what both hold and list the rest, instead of refusing traces that hold different
+    /// tensors.
+    pub common: bool,
+}
+
+/// One tensor of the reference against one of the result.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// The decode step, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
+    /// The block; `None` after the last one.
+    pub layer: Option<usize>,
+    /// What is compared.
+    pub point: &'static str,
+    /// The reference's tensor.
+    pub expected: Tensor,
+    /// The result's tensor.
+    pub found: Tensor,
+    /// Elements that differ by more than the tolerance.
+    pub beyond_tolerance: usize,
+    /// What was allowed.
+    pub tolerance: Tolerance,
+    /// The first element beyond the tolerance.
+    pub first: Option<Mismatch>,
+    /// Every metric; `None` where the shapes differ and only a layout can be told.
+    pub metrics: Option<Metrics>,
+    /// Layouts that would explain what differs.
+    pub layouts: Vec<LayoutFinding>,
+}
+
+/// Where a side's tensor comes from and what it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Tensor {
+    /// Its point, which may stand in for the one compared.
+    pub point: &'static str,
+    /// `i8`, `f16`, `f32`.
+    #[serde(rename = "type")]
+    pub dtype: &'static str,
+    /// Sequences, rows, columns.
+    pub shape: [usize; 3],
+    /// The step of codes, if the file tells.
+    pub scale: Option<Scale>,
+}
+
+/// What two traces have to do with each other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Comparison {
+    /// One entry a tensor, in the order of the data.
+    pub points: Vec<Difference>,
+    /// Keys that only one of them holds, and which.
+    pub left_out: Vec<LeftOut>,
+    /// Whether both tell the token ids (they are the same then).
+    pub tokens_compared: bool,
+}
+
+/// A key that was not compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// The key.
+    pub key: String,
+    /// Whose it is.
+    pub only_in: Whose,
+}
+
+/// One of two traces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Whose {
+    /// The reference, A.
+    Expected,
+    /// The result, B.
+    Found,
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Whose::Expected => "A",
+            Whose::Found => "B",
+        })
+    }
+}
+
+impl Difference {
+    /// The point as tables show it: `step_3/layer_07/conv_out`, `final/logits`.
+    pub fn key(&self) -> String {
+        let step = self.step.map_or(String::new(), |s| format!("step_{s}/"));
+        match (self.layer, self.step) {
+            (Some(layer), _) => format!("{step}layer_{layer:02}/{}", self.point),
+            (None, Some(_)) => format!("{step}{}", self.point),
+            (None, None) => format!("final/{}", self.point),
+        }
+    }
+
+    /// Elements compared.
+    pub fn compared(&self) -> usize {
+        self.expected.shape.iter().product()
+    }
+
+    /// Whether every element is the same, or as near as the tolerance asks.
+    pub fn is_equal(&self) -> bool {
+        self.beyond_tolerance == 0
+    }
+}
+
+impl Comparison {
+    /// Whether everything compared is equal.
+    pub fn is_equal(&self) -> bool {
+        self.points.iter().all(Difference::is_equal)
+    }
+
+    /// Elements compared.
+    pub fn compared(&self) -> usize {
+        self.points.iter().map(Difference::compared).sum()
+    }
+
+    /// Elements that differ by more than their tolerance.
+    pub fn beyond_tolerance(&self) -> usize {
+        self.points.iter().map(|p| p.beyond_tolerance).sum()
+    }
+}
+
+impl Serialize for Comparison {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let verdict = match self.is_equal() {
+            true => "equal",
+            false => "mismatch",
+        };
+        let mut json = serializer.serialize_struct("Comparison", 6)?;
+        json.serialize_field("verdict", verdict)?;
+        json.serialize_field("compared", &self.compared())?;
+        json.serialize_field("beyond_tolerance", &self.beyond_tolerance())?;
+        json.serialize_field("tokens_compared", &self.tokens_compared)?;
+        json.serialize_field("left_out", &self.left_out)?;
+        json.serialize_field("points", &self.points)?;
+        json.end()
+    }
+}
+
+/// Compares every tensor of two traces, prefill and decode; `expected` is the reference.
+///
+/// # Errors
+///
+/// Traces of other tokens, other numbers of sequences or another model; tensors that only one of them
+/// holds, unless that is asked for; shapes that no layout explains; NaN or infinity; nothing to
+/// compare.
+pub fn compare_traces(
+    expected: &TraceFile,
+    found: &TraceFile,
+    options: &CompareOptions,
+) -> Result<Comparison> {
+    same_origin(expected, found)?;
+    let pairs = pairs(expected, found);
+    let left_out = left_out(&pairs, expected, found);
+    if let (false, Some(first)) = (options.common, left_out.first()) {
+        let more = match left_out.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more keys in one of them only)"),
+        };
+        return Err(SimError::value(
+            &first.key,
+            "a tensor that both traces hold, or --common to compare only those",
+            format_args!("it in {} only{more}", first.only_in),
+        ));
+    }
+    let both: Vec<&(Option<usize>, Pairing)> = (pairs.iter())
+        .filter(|(_, pair)| pair.expected.is_some() && pair.found.is_some())
+        .collect();
+    if both.is_empty() {
+        return Err(SimError::value(
+            "traces",
+            "at least one tensor that both hold",
+            "none",
+        ));
+    }
+    let points: Vec<Difference> = both
+        .into_par_iter()
+        .map(|(step, pair)| difference((expected, found), *step, *pair, options))
+        .collect::<Result<_>>()?;
+    Ok(Comparison {
+        points,
+        left_out,
+        tokens_compared: expected.tokens.is_some() && found.tokens.is_some(),
+    })
+}
+
+/// Refuses traces of other inputs.
+fn same_origin(expected: &TraceFile, found: &TraceFile) -> Result<()> {
+    let model = |trace: &TraceFile| trace.meta.as_ref().and_then(|meta| meta.model.clone());
+    if let (Some(x), Some(y)) = (model(expected), model(found))
+        && x != y
+    {
+        return Err(SimError::value("meta: model", x, y));
+    }
+    if let (Some(x), Some(y)) = (&expected.tokens, &found.tokens) {
+        if x.dim() != y.dim() {
+            let words = |dim: (usize, usize)| format!("[{}, {}]", dim.0, dim.1);
+            return Err(SimError::value("tokens", words(x.dim()), words(y.dim())));
+        }
+        if let Some(((b, t), id)) = x.indexed_iter().find(|(at, id)| y[*at] != **id) {
+            return Err(SimError::value(
+                format_args!("tokens[{b}, {t}]"),
+                id,
+                y[(b, t)],
+            ));
+        }
+    }
+    for step in &expected.steps {
+        if let Some(other) = found.steps.iter().find(|other| other.index == step.index)
+            && !step.tokens.is_empty()
+            && !other.tokens.is_empty()
+            && step.tokens != other.tokens
+        {
+            return Err(SimError::value(
+                format_args!("step_{}/token", step.index),
+                format_args!("{:?}", step.tokens),
+                format_args!("{:?}", other.tokens),
+            ));
+        }
+    }
+    if expected.batch() != found.batch() && expected.batch() > 0 && found.batch() > 0 {
+        return Err(SimError::value(
+            "sequences",
+            expected.batch(),
+            found.batch(),
+        ));
+    }
+    Ok(())
+}
+
+/// Tensors that stand against each other, of the prefill and of every decode step.
+fn pairs(expected: &TraceFile, found: &TraceFile) -> Vec<(Option<usize>, Pairing)> {
+    let mode = |trace: &TraceFile| trace.meta.as_ref().and_then(|meta| meta.mode.clone());
+    let stand_ins = mode(expected).is_none() || mode(expected) != mode(found);
+    let steps: BTreeSet<Option<usize>> = (expected.steps.iter().chain(&found.steps))
+        .map(|step| Some(step.index))
+        .chain([None])
+        .collect();
+    let places = |trace: &TraceFile, step| -> BTreeSet<Place> {
+        let points = sequences(trace, step).first();
+        points.into_iter().flat_map(|p| p.keys().copied()).collect()
+    };
+    let of_step = |step| {
+        pairings(&places(expected, step), &places(found, step), stand_ins)
+            .into_iter()
+            .map(move |pair| (step, pair))
+    };
+    steps.into_iter().flat_map(of_step).collect()
+}
+
+fn sequences(trace: &TraceFile, step: Option<usize>) -> &[Points] {
+    match step {
+        None => &trace.sequences,
+        Some(index) => trace
+            .steps
+            .iter()
+            .find(|step| step.index == index)
+            .map_or(&[], |step| &step.sequences),
+    }
+}
+
+fn left_out(
+    pairs: &[(Option<usize>, Pairing)],
+    expected: &TraceFile,
+    found: &TraceFile,
+) -> Vec<LeftOut> {
+    let of_pairs = pairs.iter().filter_map(|(step, pair)| {
+        let only_in = match (pair.expected, pair.found) {
+            (Some(_), None) => Whose::Expected,
+            (None, Some(_)) => Whose::Found,
+            _ => return None,
+        };
+        let key = match step {
+            Some(step) => format!("step_{step}/{}", step_key(pair.place)),
+            None => pair.place.key(),
+        };
+        Some(LeftOut { key, only_in })
+    });
+    let unknown = [(expected, Whose::Expected), (found, Whose::Found)];
+    let unknown = unknown.into_iter().flat_map(|(trace, only_in)| {
+        let keys = trace.unknown.iter().cloned();
+        keys.map(move |key| LeftOut { key, only_in })
+    });
+    of_pairs.chain(unknown).collect()
+}
+
+/// A tensor of every sequence.
+fn take(trace: &TraceFile, step: Option<usize>, take: Take, real: bool) -> Vec<Taken> {
+    let sequences = sequences(trace, step);
+    let taken = sequences.iter().map(|points| match real {
+        true => take.real_of(points, &trace.scales),
+        false => take.of(points, &trace.scales),
+    });
+    taken
+        .map(|t| t.expect("sequences hold the same places"))
+        .collect()
+}
+
+fn difference(
+    (expected, found): (&TraceFile, &TraceFile),
+    step: Option<usize>,
+    pair: Pairing,
+    options: &CompareOptions,
+) -> Result<Difference> {
+    let (Some(x_take), Some(y_take)) = (pair.expected, pair.found) else {
+        unreachable!("pairs with one side are left out");
+    };
+    // Codes with a varying scale compare as codes with their like, as reals with anything else.
+    let real = x_take.place().point != y_take.place().point;
+    let x = take(expected, step, x_take, real);
+    let y = take(found, step, y_take, real);
+    let tolerance = options.tolerances.set_for(pair.place);
+    let mut out = Difference {
+        step,
+        layer: pair.place.layer,
+        point: pair.place.point.name(),
+        expected: describe(&x, x_take),
+        found: describe(&y, y_take),
+        beyond_tolerance: 0,
+        tolerance: tolerance.unwrap_or(Tolerance::Exact),
+        first: None,
+        metrics: None,
+        layouts: Vec::new(),
+    };
+    if out.expected.shape == out.found.shape {
+        measure(&mut out, &x, &y)?;
+    } else {
+        out.beyond_tolerance = out.compared();
+    }
+    if out.beyond_tolerance > 0 {
+        out.layouts = layouts(&out, &x, &y);
+    }
+    if out.metrics.is_none() && out.layouts.is_empty() {
+        let words = |side: &Tensor| format!("{} {:?}", side.dtype, side.shape);
+        return Err(SimError::value(
+            out.key(),
+            words(&out.expected),
+            words(&out.found),
+        ));
+    }
+    Ok(out)
+}
+
+fn describe(taken: &[Taken], take: Take) -> Tensor {
+    let first = taken.first().expect("a trace with tensors has sequences");
+    let (rows, columns) = first.value.dim();
+    Tensor {
+        point: take.place().point.name(),
+        dtype: first.value.dtype(),
+        shape: [taken.len(), rows, columns],
+        scale: first.scale,
+    }
+}
+
+fn measure(out: &mut Difference, x: &[Taken], y: &[Taken]) -> Result<()> {
+    let key = out.key();
+    for (side, other, whose) in [
+        (&out.expected, &out.found, "A"),
+        (&out.found, &out.expected, "B"),
+    ] {
+        if side.dtype == "i8" && side.scale.is_none() && other.dtype != "i8" {
+            return Err(SimError::value(
+                format_args!("scale/{key}"),
+                format_args!(
+                    "the scale of {whose}'s codes, to compare them with {}",
+                    other.dtype
+                ),
+                "no such key",
+            ));
+        }
+    }
+    let atol = match out.tolerance {
+        Tolerance::Atol(atol) => Some(atol),
+        _ => None,
+    };
+    let mut sums = Accumulator::new(out.expected.scale, out.found.scale).forgiving(atol);
+    for (x, y) in x.iter().zip(y) {
+        sums.add(x.value.elements(), y.value.elements())?;
+    }
+    out.beyond_tolerance = sums.beyond();
+    out.first = sums.first().map(|at| {
+        let [_, rows, columns] = out.expected.shape;
+        let (sequence, within) = (at / (rows * columns), at % (rows * columns));
+        Mismatch {
+            index: unravel(&[sequence], &[rows, columns], within),
+            expected: x[sequence].value.elements().get(within),
+            found: y[sequence].value.elements().get(within),
+        }
+    });
+    let metrics = sums.finish()?;
+    if metrics.get(Metric::MaxAbsError) == Reading::NonFinite {
+        return Err(non_finite(&key, x, y, metrics.non_finite));
+    }
+    out.metrics = Some(metrics);
+    Ok(())
+}
+
+/// NaN and infinity are refused: no metric says anything about them.
+fn non_finite(key: &str, x: &[Taken], y: &[Taken], count: usize) -> SimError {
+    let sides = [("A", x), ("B", y)];
+    let first = sides.iter().find_map(|(whose, taken)| {
+        taken.iter().enumerate().find_map(|(b, taken)| {
+            let elements = taken.value.elements();
+            let at = (0..elements.len()).find(|at| !elements.get(*at).is_finite())?;
+            let columns = taken.value.dim().1;
+            let (row, column) = (at / columns, at % columns);
+            Some(format!(
+                "{} in {whose} at [{b}, {row}, {column}], {count} such elements",
+                elements.get(at)
+            ))
+        })
+    });
+    SimError::value(key, "finite numbers", first.unwrap_or_default())
+}
+
+fn layouts(out: &Difference, x: &[Taken], y: &[Taken]) -> Vec<LayoutFinding> {
+    let (x, y) = (stacked(x), stacked(y));
+    detect_in(
+        Side {
+            elements: x.elements(),
+            shape: &out.expected.shape,
+            scale: out.expected.scale,
+        },
+        Side {
+            elements: y.elements(),
+            shape: &out.found.shape,
+            scale: out.found.scale,
+        },
+        &[],
+    )
+}
+
+/// Sequences one below the other, as one tensor.
+fn stacked(taken: &[Taken]) -> Value {
+    fn rows<'a, T: Copy + 'a>(parts: impl Iterator<Item = &'a Array2<T>>) -> Array2<T> {
+        let parts: Vec<_> = parts.map(|a| a.view()).collect();
+        ndarray::concatenate(ndarray::Axis(0), &parts).expect("sequences have one shape")
+    }
+    macro_rules! rows_as {
+        ($variant:path) => {
+            $variant(rows(taken.iter().map(|t| match &t.value {
+                $variant(array) => array,
+                _ => unreachable!("sequences have one type"),
+            })))
+        };
+    }
+    match &taken[0].value {
+        Value::I8(_) => rows_as!(Value::I8),
+        Value::F16(_) => rows_as!(Value::F16),
+        Value::F32(_) => rows_as!(Value::F32),
+    }
+}

@@ -1,0 +1,192 @@
+//! Which tensor of one trace stands against which of another. Two modes do not make the same
+//! tensors: where one has `conv_out`, the other may have `conv_out_f32`.
+
+use super::{Points, in_data_order};
+use crate::value::Value;
+use ndarray::{Array2, s};
+use scalescope_sim::quant::Scale;
+use scalescope_sim::trace::{Place, TracePoint};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A tensor of a trace, or half of its columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Take {
+    /// All of it.
+    Whole(Place),
+    /// The left half of the columns (x of x‖z).
+    Left(Place),
+    /// The right half of the columns (z of x‖z).
+    Right(Place),
+}
+
+/// A tensor as a comparison needs it.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// The elements.
+    pub value: Value,
+    /// The step of codes, if known.
+    pub scale: Option<Scale>,
+}
+
+/// Two tensors that stand against each other; `None` where a trace has nothing to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pairing {
+    /// What is compared.
+    pub place: Place,
+    /// The reference's tensor.
+    pub expected: Option<Take>,
+    /// The result's tensor.
+    pub found: Option<Take>,
+}
+
+impl Take {
+    /// The tensor's place.
+    pub fn place(self) -> Place {
+        match self {
+            Take::Whole(place) | Take::Left(place) | Take::Right(place) => place,
+        }
+    }
+
+    /// The tensor of one sequence. Codes whose scale varies come as codes.
+    pub fn of(self, points: &Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
+        let place = self.place();
+        let value = points.get(&place)?;
+        let value = match self {
+            Take::Whole(_) => value.clone(),
+            Take::Left(_) => half(value, false),
+            Take::Right(_) => half(value, true),
+        };
+        let scale = scales.get(&place).copied();
+        Some(Taken { value, scale })
+    }
+
+    /// As [`Take::of`], but codes of a dynamic quantizer as the real values they stand for.
+    pub fn real_of(self, points: &Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
+        let taken = self.of(points, scales)?;
+        let place = self.place();
+        let column = points.get(&Place {
+            point: TracePoint::ConvInScale,
+            ..place
+        });
+        match (place.point, &taken.value, column) {
+            (TracePoint::ConvIn, Value::I8(codes), Some(Value::F32(column)))
+                if taken.scale.is_none() =>
+            {
+                let rows = column.nrows();
+                let real = Array2::from_shape_fn(codes.dim(), |(t, c)| {
+                    column[(if rows == 1 { 0 } else { t }, 0)] * f32::from(codes[(t, c)])
+                });
+                let value = Value::F32(real);
+                Some(Taken { value, scale: None })
+            }
+            _ => Some(taken),
+        }
+    }
+}
+
+fn half(value: &Value, right: bool) -> Value {
+    let columns = value.dim().1;
+    let (first, last) = match right {
+        false => (0, columns / 2),
+        true => (columns / 2, columns),
+    };
+    let cut = s![.., first..last];
+    match value {
+        Value::I8(a) => Value::I8(a.slice(cut).as_standard_layout().into_owned()),
+        Value::F16(a) => Value::F16(a.slice(cut).as_standard_layout().into_owned()),
+        Value::F32(a) => Value::F32(a.slice(cut).as_standard_layout().into_owned()),
+    }
+}
+
+/// Every pair of two traces' places, in the order of the data. Without `stand_ins` only tensors of
+/// one name stand against each other.
+///
+/// | where one has | and the other lacks it | there stands |
+/// |---|---|---|
+/// | `conv_out`, `conv_out_f32` | | the other of the two |
+/// | `x_proj_in` | | `conv_out`, `conv_out_f32` |
+/// | `in_proj_x`, `in_proj_z` | | half of `in_proj_out` |
+/// | `conv_in` | | `in_proj_x`, half of `in_proj_out` |
+/// | `conv_in_scale` | and `conv_in` | nothing, and nothing is missing |
+pub fn pairings(
+    expected: &BTreeSet<Place>,
+    found: &BTreeSet<Place>,
+    stand_ins: bool,
+) -> Vec<Pairing> {
+    let mut places: BTreeSet<Place> = expected.union(found).copied().collect();
+    if stand_ins {
+        split_in_proj(&mut places, expected, found);
+    }
+    let mut pairs: Vec<Pairing> = Vec::new();
+    for place in in_data_order(places) {
+        let find = |side: &BTreeSet<Place>| match stand_ins {
+            true => find(side, place),
+            false => side.contains(&place).then_some(Take::Whole(place)),
+        };
+        let (expected_take, found_take) = (find(expected), find(found));
+        let conv_in = Place {
+            point: TracePoint::ConvIn,
+            ..place
+        };
+        let lacks = |take: Option<Take>, side: &BTreeSet<Place>| {
+            take.is_none() && stand_ins && !side.contains(&conv_in)
+        };
+        let idle_scale = place.point == TracePoint::ConvInScale
+            && (lacks(expected_take, expected) || lacks(found_take, found));
+        let known = pairs
+            .iter()
+            .any(|p| (p.expected, p.found) == (expected_take, found_take));
+        if !idle_scale && !known {
+            pairs.push(Pairing {
+                place,
+                expected: expected_take,
+                found: found_take,
+            });
+        }
+    }
+    pairs
+}
+
+/// Where one side has x‖z and the other x and z, halves are compared.
+fn split_in_proj(
+    places: &mut BTreeSet<Place>,
+    expected: &BTreeSet<Place>,
+    found: &BTreeSet<Place>,
+) {
+    let whole: Vec<Place> = (places.iter().copied())
+        .filter(|place| place.point == TracePoint::InProjOut)
+        .collect();
+    for place in whole {
+        let halves =
+            [TracePoint::InProjX, TracePoint::InProjZ].map(|point| Place { point, ..place });
+        let split = [expected, found]
+            .iter()
+            .any(|side| !side.contains(&place) && halves.iter().any(|half| side.contains(half)));
+        if split {
+            places.remove(&place);
+            places.extend(halves);
+        }
+    }
+}
+
+/// The tensor of a place, or what stands for it.
+fn find(places: &BTreeSet<Place>, place: Place) -> Option<Take> {
+    let at = |point| {
+        let place = Place { point, ..place };
+        places.contains(&place).then_some(place)
+    };
+    if let Some(place) = at(place.point) {
+        return Some(Take::Whole(place));
+    }
+    let x = || at(TracePoint::InProjOut).map(Take::Left);
+    let conv = |point| at(point).map(Take::Whole);
+    match place.point {
+        TracePoint::InProjX => x(),
+        TracePoint::InProjZ => at(TracePoint::InProjOut).map(Take::Right),
+        TracePoint::ConvIn => conv(TracePoint::InProjX).or_else(x),
+        TracePoint::ConvOut => conv(TracePoint::ConvOutF32),
+        TracePoint::ConvOutF32 => conv(TracePoint::ConvOut),
+        TracePoint::XProjIn => conv(TracePoint::ConvOut).or_else(|| conv(TracePoint::ConvOutF32)),
+        _ => None,
+    }
+}

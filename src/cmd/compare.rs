@@ -1,0 +1,224 @@
+//! `scalescope compare`: two traces, tensor by tensor.
+
+use crate::Outcome;
+use crate::cli::CompareArgs;
+use crate::cmd::check::merge;
+use crate::output::{number, print, print_json, table, table_text};
+use comfy_table::CellAlignment;
+use scalescope_golden::compare::{
+    CompareOptions, Comparison, Difference, Tensor, Tolerance, Tolerances, compare_traces,
+};
+use scalescope_golden::metrics::{Better, METRICS, MetricInfo, Reading};
+use scalescope_golden::trace_file::TraceFile;
+use scalescope_sim::error::{Result, SimError};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+pub fn run(args: &CompareArgs) -> Result<Outcome> {
+    let options = CompareOptions {
+        tolerances: Tolerances::parse(&args.atol)?,
+        common: args.common,
+    };
+    let metrics = metrics(args.metrics.as_deref())?;
+    let (a, b) = rayon::join(|| TraceFile::read(&args.a), || TraceFile::read(&args.b));
+    let comparison = compare_traces(&a?, &b?, &options)
+        .map_err(|e| e.in_file(format!("{} and {}", args.a.display(), args.b.display())))?;
+    if args.json {
+        let mut json = json!({ "a": args.a, "b": args.b, "metrics": METRICS });
+        merge(&mut json, json!(comparison));
+        print_json(&json);
+    } else if args.csv {
+        print(&csv(&comparison)?);
+    } else {
+        let heading = format!("A {}\nB {}\n\n", args.a.display(), args.b.display());
+        print(&(heading + &text(&comparison, &metrics)));
+    }
+    Ok(match comparison.is_equal() {
+        true => Outcome::Success,
+        false => Outcome::Mismatch,
+    })
+}
+
+/// The metrics of a list of names; every one without a list.
+fn metrics(names: Option<&[String]>) -> Result<Vec<&'static MetricInfo>> {
+    let Some(names) = names else {
+        return Ok(METRICS.iter().collect());
+    };
+    let find = |name: &String| {
+        METRICS.iter().find(|row| row.name == name).ok_or_else(|| {
+            let known: Vec<_> = METRICS.iter().map(|row| row.name).collect();
+            SimError::value(
+                "--metrics",
+                format_args!("some of {}", known.join(", ")),
+                name,
+            )
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+/// Which way a metric is good, as a sign.
+pub fn sign(better: Better) -> &'static str {
+    match better {
+        Better::Lower => "↓",
+        Better::Higher => "↑",
+        Better::NearZero => "→0",
+        Better::NearOne => "→1",
+    }
+}
+
+fn text(comparison: &Comparison, metrics: &[&MetricInfo]) -> String {
+    let mut header = vec![
+        "point".to_owned(),
+        "A".into(),
+        "B".into(),
+        "compared".into(),
+    ];
+    header.extend(
+        metrics
+            .iter()
+            .map(|m| format!("{} {}", m.name, sign(m.better))),
+    );
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut rows = table(&header, 3);
+    for point in &comparison.points {
+        let mut row = vec![
+            point.key(),
+            side(point, &point.expected),
+            side(point, &point.found),
+            point.compared().to_string(),
+        ];
+        let reading = |info: &&MetricInfo| point.metrics.as_ref().map(|m| m.get(info.metric));
+        row.extend(metrics.iter().map(|info| cell(reading(info))));
+        rows.add_row(row);
+    }
+    for column in 1..3 {
+        let column = rows.column_mut(column).expect("the sides have columns");
+        column.set_cell_alignment(CellAlignment::Left);
+    }
+    let mut out = table_text(&rows);
+    out.push_str(
+        "\n↓ lower is better, ↑ higher is better, →0 and →1 nearest is better; x is A, y is B\n",
+    );
+    for line in notes(comparison) {
+        let _ = writeln!(out, "{line}");
+    }
+    let word = match comparison.is_equal() {
+        true => "equal",
+        false => "MISMATCH",
+    };
+    let _ = writeln!(
+        out,
+        "\n{} tensors, {} elements compared, {} differ beyond their tolerance: {word}",
+        comparison.points.len(),
+        comparison.compared(),
+        comparison.beyond_tolerance()
+    );
+    out
+}
+
+/// The type of a side's tensor, and its point if that stands in for another.
+fn side(point: &Difference, tensor: &Tensor) -> String {
+    match point.point == tensor.point {
+        true => tensor.dtype.to_owned(),
+        false => format!("{} {}", tensor.dtype, tensor.point),
+    }
+}
+
+fn cell(reading: Option<Reading>) -> String {
+    match reading {
+        Some(Reading::Value(value)) => number(value),
+        Some(Reading::NonFinite) => "non-finite".into(),
+        Some(Reading::NotApplicable) | None => "-".into(),
+    }
+}
+
+/// What the table cannot hold: layouts, scales, tolerances, what was not compared.
+fn notes(comparison: &Comparison) -> Vec<String> {
+    let mut notes = Vec::new();
+    for point in &comparison.points {
+        for layout in &point.layouts {
+            notes.push(format!("\n{}: B is A {layout}", point.key()));
+        }
+    }
+    let scales: Vec<String> = (comparison.points.iter())
+        .filter_map(|point| {
+            let (x, y) = (point.expected.scale?.get(), point.found.scale?.get());
+            (x != y).then(|| {
+                format!(
+                    "\n{}: scale {y:e} in B is {:.4} times {x:e} in A",
+                    point.key(),
+                    y / x
+                )
+            })
+        })
+        .collect();
+    notes.extend(scales);
+    let used: BTreeSet<(&str, String)> = (comparison.points.iter())
+        .filter(|point| point.tolerance != Tolerance::Exact)
+        .map(|point| (point.point, point.tolerance.to_string()))
+        .collect();
+    notes.extend(
+        used.iter()
+            .map(|(point, tolerance)| format!("\n{point}: tolerance {tolerance}")),
+    );
+    if !comparison.left_out.is_empty() {
+        notes.push("\nnot compared, as only one trace holds it:".into());
+        let keys = comparison.left_out.iter();
+        notes.extend(keys.map(|left| format!("  {} (in {})", left.key, left.only_in)));
+    }
+    if !comparison.tokens_compared {
+        notes.push("\ntoken ids not compared: they are not in both files".into());
+    }
+    let first = comparison.points.iter().find(|point| !point.is_equal());
+    if let Some((key, first)) = first.and_then(|p| Some((p.key(), p.first.as_ref()?))) {
+        notes.push(format!(
+            "\nfirst difference: {key} {:?}: {} in A, {} in B",
+            first.index, first.expected, first.found
+        ));
+    }
+    notes
+}
+
+fn csv(comparison: &Comparison) -> Result<String> {
+    let failed = |e: csv::Error| SimError::value("--csv", "rows that can be written", e);
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    let fixed = [
+        "step", "layer", "point", "a_point", "a_type", "b_point", "b_type", "compared",
+    ];
+    let tail = ["beyond_tolerance", "tolerance", "layout"];
+    let names = METRICS.iter().map(|m| m.name);
+    csv.write_record(fixed.into_iter().chain(names).chain(tail))
+        .map_err(failed)?;
+    for point in &comparison.points {
+        let optional = |n: Option<usize>| n.map_or(String::new(), |n| n.to_string());
+        let mut row = vec![
+            optional(point.step),
+            optional(point.layer),
+            point.point.to_owned(),
+            point.expected.point.to_owned(),
+            point.expected.dtype.to_owned(),
+            point.found.point.to_owned(),
+            point.found.dtype.to_owned(),
+            point.compared().to_string(),
+        ];
+        row.extend(METRICS.iter().map(|info| {
+            let reading = point.metrics.as_ref().map(|m| m.get(info.metric));
+            reading
+                .and_then(Reading::value)
+                .map_or(String::new(), |v| v.to_string())
+        }));
+        let layouts: Vec<String> = point.layouts.iter().map(ToString::to_string).collect();
+        row.extend([
+            point.beyond_tolerance.to_string(),
+            point.tolerance.to_string(),
+            layouts.join("; "),
+        ]);
+        csv.write_record(row).map_err(failed)?;
+    }
+    let bytes = csv
+        .into_inner()
+        .map_err(|e| failed(e.into_error().into()))?;
+    Ok(String::from_utf8(bytes).expect("fields are text"))
+}
