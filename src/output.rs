@@ -2,16 +2,33 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::Write;
+use scalescope_sim::error::{Result, SimError};
+use std::io::{self, Write};
+use std::sync::OnceLock;
 
-/// Prints a result. A reader that stopped reading (`| head`) is no error.
+/// What went wrong when a result was printed.
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a result. What goes wrong is kept for [`printed`].
 pub fn print(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes());
-    if !text.ends_with('\n') {
-        let _ = stdout.write_all(b"\n");
+    let mut stdout = io::stdout().lock();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    let done = (stdout.write_all(text.as_bytes()))
+        .and_then(|()| stdout.write_all(end.as_bytes()))
+        .and_then(|()| stdout.flush());
+    if let Err(e) = done {
+        let _ = LOST.set(e);
     }
-    let _ = stdout.flush();
+}
+
+/// Whether everything went to stdout. A reader that stopped reading (`| head`) is no error.
+pub fn printed() -> Result<()> {
+    match LOST.get() {
+        Some(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(SimError::value("stdout", "room for the result", e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prints a result as JSON.

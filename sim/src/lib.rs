@@ -15,10 +15,12 @@
 //! | what its logits say, what it writes | [`score`], [`generate`] |
 //! | what can be seen while it runs | [`trace`] |
 //! | how far long work is | [`progress`] |
+//! | files that appear whole or not at all | [`mod@atomic`] |
 //! | where its time goes | [`mod@bench`] |
 //! | the same loops for every instruction set | [`isa`], [`kernels`] |
 
 pub mod arith;
+pub mod atomic;
 pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;

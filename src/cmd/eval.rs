@@ -12,6 +12,7 @@ use crate::eval::text::text;
 use crate::input::{Subject, load_subject, mode_table, select_modes};
 use crate::interrupt;
 use crate::output::{print, print_json, progress};
+use scalescope_sim::atomic;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::Profile;
@@ -97,7 +98,7 @@ pub fn show(report: &Report, json: Option<&Path>) -> Result<()> {
             if let Some(path) = path {
                 let mut json = serde_json::to_string_pretty(report).expect("plain data");
                 json.push('\n');
-                std::fs::write(path, json).map_err(|e| SimError::io(path, e))?;
+                atomic::write_text(path, &json)?;
             }
             print(&text(report));
         }

@@ -3,8 +3,9 @@
 use super::array::{Array, Element, with_array};
 use super::header::{Header, MAX_DIMS, shown};
 use ndarray::ArrayD;
+use scalescope_sim::atomic::{put_in_place, temporary_beside};
 use scalescope_sim::error::{Result, SimError};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
@@ -25,7 +26,7 @@ pub enum Compression {
 #[derive(Debug)]
 pub struct NpzWriter {
     path: PathBuf,
-    zip: ZipWriter<BufWriter<NamedTempFile>>,
+    zip: ZipWriter<Careful>,
     options: SimpleFileOptions,
 }
 
@@ -39,7 +40,7 @@ impl NpzWriter {
             Compression::Stored => CompressionMethod::Stored,
             Compression::Deflate => CompressionMethod::Deflated,
         });
-        let zip = ZipWriter::new(BufWriter::with_capacity(1 << 16, temporary));
+        let zip = ZipWriter::new(Careful::new(temporary));
         Ok(Self { path, zip, options })
     }
 
@@ -67,14 +68,59 @@ impl NpzWriter {
 
     /// Completes the file and puts it in its place.
     pub fn finish(self) -> Result<()> {
-        let buffered = self.zip.finish().map_err(|e| match e {
+        let written = self.zip.finish().map_err(|e| match e {
             zip::result::ZipError::Io(e) => SimError::io(&self.path, e),
             other => SimError::file(&self.path, "archive", "to be written", other),
         })?;
-        let temporary = buffered
-            .into_inner()
-            .map_err(|e| SimError::io(&self.path, e.into_error()))?;
+        let temporary =
+            (written.file.into_inner()).map_err(|e| SimError::io(&self.path, e.into_error()))?;
         put_in_place(temporary, &self.path)
+    }
+}
+
+/// A file that takes no more after an error and then says nothing: a dropped `ZipWriter` would try
+/// again and print what happened.
+#[derive(Debug)]
+struct Careful {
+    file: BufWriter<NamedTempFile>,
+    failed: bool,
+}
+
+impl Careful {
+    fn new(file: NamedTempFile) -> Self {
+        Self {
+            file: BufWriter::with_capacity(1 << 16, file),
+            failed: false,
+        }
+    }
+
+    fn once<T>(
+        &mut self,
+        instead: T,
+        work: impl FnOnce(&mut BufWriter<NamedTempFile>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        if self.failed {
+            return Ok(instead);
+        }
+        let done = work(&mut self.file);
+        self.failed = done.is_err();
+        done
+    }
+}
+
+impl Write for Careful {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.once(bytes.len(), |file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.once((), |file| file.flush())
+    }
+}
+
+impl Seek for Careful {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.once(0, |file| file.seek(to))
     }
 }
 
@@ -118,44 +164,4 @@ fn encode<T: Element>(array: &ArrayD<T>) -> Result<Vec<u8>> {
         None => array.iter().for_each(|v| v.put_le(&mut bytes)),
     }
     Ok(bytes)
-}
-
-/// A temporary file in the folder of `path`, so that a rename can put it in place.
-fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
-    // Renaming over a device or a folder would replace or fail late.
-    if let Ok(meta) = std::fs::metadata(path)
-        && !meta.is_file()
-    {
-        return Err(SimError::file(
-            path,
-            "output",
-            "a regular file",
-            "something else",
-        ));
-    }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    if path.file_name().is_none() {
-        return Err(SimError::file(path, "output", "a file name", "none"));
-    }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".scalescope-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any other new file; the umask applies.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder
-        .tempfile_in(folder)
-        .map_err(|e| SimError::io(path, e))
-}
-
-fn put_in_place(temporary: NamedTempFile, path: &Path) -> Result<()> {
-    temporary
-        .persist(path)
-        .map(drop)
-        .map_err(|e| SimError::io(path, e.error))
 }

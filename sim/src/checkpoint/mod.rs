@@ -10,7 +10,6 @@
 //! | [`load`] | any of these by its path |
 //! | [`synthetic`] | random models of published shapes |
 
-mod atomic;
 mod config;
 #[allow(unsafe_code)] // maps files
 mod container;

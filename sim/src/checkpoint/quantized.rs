@@ -16,9 +16,9 @@
 //!
 //! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
 
-use super::atomic;
 use super::config;
 use super::container::{Container, Tensor};
+use crate::atomic;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
 use crate::quant::{QTensor, QVector, Scale};

@@ -9,7 +9,8 @@
 
 use super::container::Container;
 use super::input::{read_small, shown};
-use super::{atomic, quantized};
+use super::quantized;
+use crate::atomic;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, ScaleKey};
 use crate::quant::Scale;
