@@ -4,7 +4,7 @@
 mod compute;
 mod rules;
 
-pub use rules::{Change, Part, Rules};
+pub use rules::{Change, Part};
 
 use crate::compare::{PointResult, Summary, Tolerance};
 use crate::npz::{Array, NpzReader};
@@ -14,6 +14,7 @@ use crate::ops::{
 };
 use crate::value::Elements;
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::profile::Arithmetic;
 use std::path::Path;
 
 /// The inputs of a case.
@@ -122,7 +123,7 @@ impl Case {
     }
 
     /// Runs the case and compares every expected output.
-    pub fn check(&self, rules: &Rules, summary: &mut Summary) -> Result<()> {
+    pub fn check(&self, rules: &Arithmetic, summary: &mut Summary) -> Result<()> {
         let found = self.compute(rules)?;
         self.compare(&found, summary)
     }
@@ -147,7 +148,7 @@ impl Case {
     }
 
     /// What comes out under other rules.
-    pub fn compute(&self, rules: &Rules) -> Result<Vec<Named>> {
+    pub fn compute(&self, rules: &Arithmetic) -> Result<Vec<Named>> {
         let keys: Vec<&str> = self.expected.iter().map(|(key, _)| key.as_str()).collect();
         compute::compute(&self.inputs, &keys, rules)
     }
@@ -158,7 +159,7 @@ impl Case {
 /// # Errors
 ///
 /// A case that the datapath cannot run (its sizes are beyond it), outputs of another type or shape.
-pub fn check_op(vectors: &Vectors, rules: &Rules) -> Result<Summary> {
+pub fn check_op(vectors: &Vectors, rules: &Arithmetic) -> Result<Summary> {
     let mut summary = Summary::default();
     for case in &vectors.cases {
         case.check(rules, &mut summary)?;

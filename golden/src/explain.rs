@@ -12,17 +12,17 @@
 //! of mismatches that it removes from a group.
 
 pub mod scales;
-mod steps;
 mod trace;
 
 pub use trace::explain_trace;
 
-use crate::check_op::{Case, Change, Rules, Vectors, elements};
+use crate::check_op::{Case, Change, Vectors, elements};
 use crate::compare::Summary;
 use crate::layout::{Layout, LayoutFinding, Side, detect_in};
 use crate::npz::Array;
 use crate::ops::Op;
 use scalescope_sim::error::Result;
+use scalescope_sim::profile::Arithmetic;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -114,7 +114,11 @@ impl Findings {
 }
 
 /// Explains the mismatches of an operation's vectors, one entry an output (`out`, `y`, …).
-pub fn explain_op(vectors: &Vectors, rules: &Rules, summary: &Summary) -> Result<Vec<Explanation>> {
+pub fn explain_op(
+    vectors: &Vectors,
+    rules: &Arithmetic,
+    summary: &Summary,
+) -> Result<Vec<Explanation>> {
     let bad = |key: &str| {
         let mut points = summary.points.iter();
         points.any(|point| point.point == key && point.mismatched > 0)
@@ -141,7 +145,7 @@ pub fn explain_op(vectors: &Vectors, rules: &Rules, summary: &Summary) -> Result
 }
 
 /// Mismatches of cases under a hypothesis.
-fn mismatches(cases: &[Case], rules: &Rules) -> Result<usize> {
+fn mismatches(cases: &[Case], rules: &Arithmetic) -> Result<usize> {
     let mut summary = Summary::default();
     for case in cases {
         case.check(rules, &mut summary)?;
@@ -149,7 +153,7 @@ fn mismatches(cases: &[Case], rules: &Rules) -> Result<usize> {
     Ok(summary.mismatched())
 }
 
-fn explain_cases(group: String, cases: &[Case], rules: &Rules, op: Op) -> Result<Explanation> {
+fn explain_cases(group: String, cases: &[Case], rules: &Arithmetic, op: Op) -> Result<Explanation> {
     let mut findings = Findings::new(mismatches(cases, rules)?);
     for (words, changed) in rule_changes(rules, op) {
         findings.add(words, mismatches(cases, &changed)?);
@@ -178,7 +182,7 @@ fn explain_cases(group: String, cases: &[Case], rules: &Rules, op: Op) -> Result
 }
 
 /// Every change of a rule that an operation has, in words and made.
-fn rule_changes(rules: &Rules, op: Op) -> Vec<(String, Rules)> {
+fn rule_changes(rules: &Arithmetic, op: Op) -> Vec<(String, Arithmetic)> {
     let decode = matches!(op, Op::Conv1dUpdate | Op::SelectiveScanUpdate);
     let steps: &[&str] = match op {
         Op::Conv1dSilu | Op::Conv1dUpdate => &["conv"],

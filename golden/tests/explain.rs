@@ -3,7 +3,7 @@
 
 use ndarray::{Array1, Array2, Array3, Axis};
 use scalescope_golden::check::{CheckOptions, check};
-use scalescope_golden::check_op::{Case, Change, Inputs, Part, Rules, Vectors, check_op};
+use scalescope_golden::check_op::{Case, Change, Inputs, Part, Vectors, check_op};
 use scalescope_golden::explain::scales::{FACTORS, ScaleHypothesis, hypotheses};
 use scalescope_golden::explain::{Explanation, explain_op, explain_trace};
 use scalescope_golden::npz::Array;
@@ -26,7 +26,7 @@ use scalescope_sim::trace::{Recorder, Selection};
 use std::sync::Arc;
 
 /// Puts what the cases give under `rules` in the place of what is expected.
-fn injected(vectors: &Vectors, rules: &Rules) -> Vectors {
+fn injected(vectors: &Vectors, rules: &Arithmetic) -> Vectors {
     let mut altered = vectors.clone();
     for case in &mut altered.cases {
         case.expected = case.compute(rules).unwrap();
@@ -34,7 +34,7 @@ fn injected(vectors: &Vectors, rules: &Rules) -> Vectors {
     altered
 }
 
-fn explain(vectors: &Vectors, rules: &Rules) -> Vec<Explanation> {
+fn explain(vectors: &Vectors, rules: &Arithmetic) -> Vec<Explanation> {
     let summary = check_op(vectors, rules).unwrap();
     assert!(summary.mismatched() > 0, "the change shows in the vectors");
     explain_op(vectors, rules, &summary).unwrap()
@@ -42,7 +42,7 @@ fn explain(vectors: &Vectors, rules: &Rules) -> Vec<Explanation> {
 
 /// The change is named first, and explains everything, in every output that it reaches.
 fn named_first(vectors: &Vectors, base: Arithmetic, change: Change) {
-    let rules = Rules::new(base);
+    let rules = base;
     let mut changed = rules.clone();
     change.apply(&mut changed);
     let words = change
@@ -73,7 +73,7 @@ fn one(op: Op, inputs: Inputs, key: &str) -> Vectors {
         inputs,
         expected: vec![(key.into(), Array::scalar(0i8))],
     };
-    case.expected = case.compute(&Rules::new(CUDA_FAST)).unwrap();
+    case.expected = case.compute(&CUDA_FAST).unwrap();
     Vectors {
         op,
         cases: vec![case],
@@ -187,11 +187,11 @@ fn reciprocal_or_division() {
         conv.scale_out = conv.scale_x.times(2.0).unwrap();
         let vectors = one(Op::Conv1dSilu, Inputs::Conv1dSilu(conv), "out_no_silu");
         let change = Change::ConvOutput(Part::Quotient(Quotient::Divide));
-        let mut changed = Rules::new(CUDA_FAST);
+        let mut changed = CUDA_FAST;
         change.apply(&mut changed);
-        let summary = check_op(&injected(&vectors, &changed), &Rules::new(CUDA_FAST)).unwrap();
+        let summary = check_op(&injected(&vectors, &changed), &CUDA_FAST).unwrap();
         if summary.mismatched() > 0 {
-            let explained = explain(&injected(&vectors, &changed), &Rules::new(CUDA_FAST));
+            let explained = explain(&injected(&vectors, &changed), &CUDA_FAST);
             // Ties to even gives the same codes by chance where every tie is even: any order.
             let words = "conv: division instead of multiplication by the reciprocal";
             let finding = explained[0].findings.iter().find(|f| f.change == words);
@@ -222,9 +222,9 @@ fn orders_of_two_scales() {
     }
     let gemv = one(Op::Linear, Inputs::Linear(linear), "gemv_out_f16");
     for order in [ScaleOrder::ChannelMajor, ScaleOrder::RowMajor] {
-        let mut changed = Rules::new(CUDA_FAST);
+        let mut changed = CUDA_FAST;
         Change::LinearOrder(order).apply(&mut changed);
-        let explained = explain(&injected(&gemv, &changed), &Rules::new(CUDA_FAST));
+        let explained = explain(&injected(&gemv, &changed), &CUDA_FAST);
         assert_eq!(explained[0].findings[0].share, 1.0, "{}", explained[0]);
         let named = &explained[0].findings[0].change;
         let want = match order {
@@ -283,13 +283,13 @@ fn scans() {
     inputs.state_in = Array3::from_shape_fn((rows, 64, 16), |(b, c, n)| {
         (b * 41 + c * 7 + n * 3) as u8 as i8
     });
-    update.cases[0].expected = update.cases[0].compute(&Rules::new(CUDA_FAST)).unwrap();
+    update.cases[0].expected = update.cases[0].compute(&CUDA_FAST).unwrap();
     let change = Change::State(Part::Quotient(Quotient::Divide));
-    assert_eq!(change.describe(&Rules::new(EXACT), true), None);
+    assert_eq!(change.describe(&EXACT, true), None);
     let formula = Change::ScanFormula(ScanFormula::Fused);
-    let mut changed = Rules::new(CUDA_FAST);
+    let mut changed = CUDA_FAST;
     formula.apply(&mut changed);
-    for case in explain(&injected(&update, &changed), &Rules::new(CUDA_FAST)) {
+    for case in explain(&injected(&update, &changed), &CUDA_FAST) {
         assert!(
             case.findings[0].change.contains("prefill kernel's formula"),
             "{case}"
@@ -299,7 +299,7 @@ fn scans() {
 
 #[test]
 fn scales_off_by_a_factor_and_applied_twice() {
-    let base = Rules::new(CUDA_FAST);
+    let base = CUDA_FAST;
     for op in [
         Op::Conv1dSilu,
         Op::Conv1dUpdate,
@@ -353,7 +353,7 @@ fn scales_off_by_a_factor_and_applied_twice() {
 
 #[test]
 fn layouts() {
-    let base = Rules::new(CUDA_FAST);
+    let base = CUDA_FAST;
     let mut vectors = vectors(Op::Conv1dSilu);
     vectors.cases.retain(|case| case.name == "case_2");
     vectors.cases[0]
@@ -425,7 +425,7 @@ fn traces() {
         ),
     ] {
         let mut altered = profile.clone();
-        change.apply_to(&mut altered.cuda);
+        change.apply(&mut altered.cuda);
         let mut recorder = Recorder::new(Selection::default());
         Datapath::new(&model, mode, &altered)
             .unwrap()

@@ -2,7 +2,7 @@
 
 use ndarray::Array2;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
-use scalescope_golden::check_op::{Rules, Vectors, check_op};
+use scalescope_golden::check_op::{Vectors, check_op};
 use scalescope_golden::ops::Op;
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_golden::value::Value;
@@ -44,7 +44,7 @@ fn deployed(trace: &TraceFile, mode: &str, feed: Feed) -> CheckReport {
 fn every_operation_has_vectors_and_all_are_reproduced() {
     for op in Op::ALL {
         let vectors = Vectors::read(op, data(&format!("ops/{}.npz", op.name()))).unwrap();
-        let summary = check_op(&vectors, &Rules::new(CUDA_FAST)).unwrap();
+        let summary = check_op(&vectors, &CUDA_FAST).unwrap();
         assert!(summary.compared() > 500, "{}: {summary}", op.name());
         assert_eq!(summary.mismatched(), 0, "{}: {summary}", op.name());
         assert!(summary.missing.is_empty(), "{:?}", summary.missing);

@@ -40,6 +40,7 @@ fn product(bencher: Bencher, isa: Isa, rows: usize) {
         a: scale.to_real(),
         b: scale,
         order: ScaleOrder::ChannelMajor,
+        rule: QuantRule::NEAREST_EVEN,
     };
     let mut out = Array2::zeros((rows, 2 * E));
     bencher

@@ -215,8 +215,8 @@ impl<'m> Datapath<'m> {
             Stream::F16 => (Tensor::f16(&normed).to_real(), LinearOutput::F16),
             Stream::Float => (normed, LinearOutput::F32),
         };
-        let order = self.profile.cuda.prefill.linear.out_proj;
-        let (logits, _) = linear(&Tensor::F32(x), None, &self.head, order, output);
+        let rule = self.profile.cuda.prefill.linear.out_proj;
+        let logits = linear(&Tensor::F32(x), None, &self.head, rule, output).out;
         show(probe, Place::end(TracePoint::Logits), logits)
     }
 }

@@ -3,22 +3,75 @@
 //!
 //! Source: datapath specification, sections 4 to 7; `docs/arithmetic.md` shows the tables.
 
+use crate::arith::accumulate::Accumulator;
 use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, ScaleOrder};
+use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
 use crate::mode::{Implementation, ModeSpec};
 use serde::Serialize;
 use std::borrow::Cow;
 
-/// Scale orders of the four linear steps.
+/// Rules of a linear step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LinearRule {
+    /// The register that sums the products of codes.
+    pub accumulator: Accumulator,
+    /// The order in which the sum meets the scales.
+    pub order: ScaleOrder,
+    /// The scaled sum to INT8; it is in units of the output grid already, so the quotient does not
+    /// apply.
+    pub output: QuantRule,
+}
+
+impl LinearRule {
+    /// Exact sums, `rne8`.
+    const fn exact(order: ScaleOrder) -> Self {
+        Self {
+            accumulator: Accumulator::I32,
+            order,
+            output: QuantRule::NEAREST_EVEN,
+        }
+    }
+}
+
+/// Rules of the four linear steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)] // each is the step of that name
-pub struct LinearOrders {
-    pub in_proj: ScaleOrder,
-    pub x_proj: ScaleOrder,
-    pub dt_proj: ScaleOrder,
-    pub out_proj: ScaleOrder,
+pub struct LinearRules {
+    pub in_proj: LinearRule,
+    pub x_proj: LinearRule,
+    pub dt_proj: LinearRule,
+    pub out_proj: LinearRule,
+}
+
+impl LinearRules {
+    /// The four, in the order of the data.
+    pub fn each(&self) -> [&LinearRule; 4] {
+        [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj]
+    }
+
+    /// The four, to be changed.
+    pub fn each_mut(&mut self) -> [&mut LinearRule; 4] {
+        [
+            &mut self.in_proj,
+            &mut self.x_proj,
+            &mut self.dt_proj,
+            &mut self.out_proj,
+        ]
+    }
+}
+
+/// Rules of the Hadamard quantizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HadamardRules {
+    /// `h ⊗ factor` to an integer.
+    pub rounding: Rounding,
+    /// That integer to INT8.
+    pub overflow: Overflow,
 }
 
 /// How conv taps meet the scales.
@@ -73,6 +126,8 @@ pub struct ScanRules {
 pub struct ConvRules {
     /// Operations and functions.
     pub real: RealRules,
+    /// The register of an integer sum over the taps.
+    pub accumulator: Accumulator,
     /// How taps meet scales.
     pub form: ConvForm,
     /// Real output to INT8.
@@ -85,16 +140,16 @@ pub struct ConvRules {
 pub struct StepRules {
     /// Output of RMSNorm to INT8.
     pub norm_out: QuantRule,
-    /// Scale orders of the linear steps.
-    pub linear: LinearOrders,
+    /// The linear steps.
+    pub linear: LinearRules,
     /// A real conv input to INT8, with a static scale.
     pub conv_in: QuantRule,
     /// Convolution.
     pub conv: ConvRules,
     /// Selective scan.
     pub scan: ScanRules,
-    /// What the Hadamard quantizer does with values beyond INT8; it rounds `h ⊗ s` half away.
-    pub hadamard_overflow: Overflow,
+    /// The Hadamard quantizer.
+    pub hadamard: HadamardRules,
     /// Quantization of an FP32 tensor between steps.
     pub requantize: QuantRule,
 }
@@ -124,28 +179,41 @@ pub struct Arithmetic {
     pub final_norm: FinalNorm,
 }
 
-/// Scale orders of the matrix kernels.
-const MATRIX_ORDERS: LinearOrders = LinearOrders {
-    in_proj: ScaleOrder::ChannelMajor,
-    x_proj: ScaleOrder::RowMajor,
-    dt_proj: ScaleOrder::ChannelMajor,
-    out_proj: ScaleOrder::RowMajor,
+/// The matrix kernels.
+const MATRIX_LINEARS: LinearRules = LinearRules {
+    in_proj: LinearRule::exact(ScaleOrder::ChannelMajor),
+    x_proj: LinearRule::exact(ScaleOrder::RowMajor),
+    dt_proj: LinearRule::exact(ScaleOrder::ChannelMajor),
+    out_proj: LinearRule::exact(ScaleOrder::RowMajor),
 };
 
-/// Scale orders of the one-row kernels.
-const ONE_ROW_ORDERS: LinearOrders = LinearOrders {
-    in_proj: ScaleOrder::OneRow,
-    x_proj: ScaleOrder::OneRow,
-    dt_proj: ScaleOrder::OneRow,
-    out_proj: ScaleOrder::OneRow,
+/// The one-row kernels.
+const ONE_ROW_LINEARS: LinearRules = LinearRules {
+    in_proj: LinearRule::exact(ScaleOrder::OneRow),
+    x_proj: LinearRule::exact(ScaleOrder::OneRow),
+    dt_proj: LinearRule::exact(ScaleOrder::OneRow),
+    out_proj: LinearRule::exact(ScaleOrder::OneRow),
+};
+
+/// `rha`, saturated.
+const HADAMARD: HadamardRules = HadamardRules {
+    rounding: Rounding::NearestTiesAway,
+    overflow: Overflow::Saturate,
+};
+
+/// `rha`, the low 8 bits.
+const HADAMARD_WRAPS: HadamardRules = HadamardRules {
+    overflow: Overflow::Wrap,
+    ..HADAMARD
 };
 
 const EXACT_RULES: StepRules = StepRules {
     norm_out: QuantRule::NEAREST_EVEN,
-    linear: MATRIX_ORDERS,
+    linear: MATRIX_LINEARS,
     conv_in: QuantRule::NEAREST_EVEN,
     conv: ConvRules {
         real: RealRules::CorrectlyRounded,
+        accumulator: Accumulator::I32,
         form: ConvForm::IntegerSum,
         output: QuantRule::HALF_AWAY,
     },
@@ -155,7 +223,7 @@ const EXACT_RULES: StepRules = StepRules {
         order: ScanOrder::Sequential,
         state: QuantRule::HALF_AWAY,
     },
-    hadamard_overflow: Overflow::Saturate,
+    hadamard: HADAMARD,
     requantize: QuantRule::NEAREST_EVEN,
 };
 
@@ -196,10 +264,11 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
     name: Cow::Borrowed("cuda-fast"),
     prefill: StepRules {
         norm_out: QuantRule::NEAREST_EVEN,
-        linear: MATRIX_ORDERS,
+        linear: MATRIX_LINEARS,
         conv_in: QuantRule::NEAREST_EVEN,
         conv: ConvRules {
             real: RealRules::SpecialFunctionUnit,
+            accumulator: Accumulator::I32,
             form: ConvForm::IntegerSum,
             output: QuantRule::HALF_AWAY_RECIPROCAL,
         },
@@ -209,15 +278,16 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             order: ScanOrder::WarpBlock,
             state: QuantRule::HALF_AWAY_RECIPROCAL,
         },
-        hadamard_overflow: Overflow::Wrap,
+        hadamard: HADAMARD_WRAPS,
         requantize: QuantRule::NEAREST_EVEN,
     },
     decode: StepRules {
         norm_out: QuantRule::NEAREST_EVEN,
-        linear: ONE_ROW_ORDERS,
+        linear: ONE_ROW_LINEARS,
         conv_in: QuantRule::NEAREST_EVEN,
         conv: ConvRules {
             real: RealRules::SpecialFunctionUnit,
+            accumulator: Accumulator::I32,
             form: ConvForm::TapChain,
             output: QuantRule::HALF_AWAY_RECIPROCAL,
         },
@@ -227,7 +297,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             order: ScanOrder::Sequential,
             state: QuantRule::SCALED_QUOTIENT,
         },
-        hadamard_overflow: Overflow::Wrap,
+        hadamard: HADAMARD_WRAPS,
         requantize: QuantRule::NEAREST_EVEN,
     },
     final_norm: FinalNorm::TorchDevice,

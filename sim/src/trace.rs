@@ -6,6 +6,7 @@
 //!
 //! `docs/trace-points.md` lists names, shapes and units, checked by a test.
 
+use crate::arith::accumulate::Accumulated;
 use crate::arith::binary16::{from_f16, narrow, to_f16, widen};
 use crate::arith::saturate::Status;
 use crate::bench::Step;
@@ -286,6 +287,9 @@ pub trait Probe: Send {
 
     /// Tells how many values a quantizer at this place handled and how many did not fit.
     fn count(&mut self, _place: Place, _status: Status) {}
+
+    /// Tells what the accumulators of the step that makes this place came to.
+    fn accumulate(&mut self, _place: Place, _seen: Accumulated) {}
 
     /// Tells that a step begins (and the one before it is over).
     fn enter(&mut self, _step: Step) {}

@@ -84,9 +84,15 @@ fn int8_products() {
 fn requantized(x: &Array2<i8>, weight: &Array2<i8>, sums: &Array2<i32>) {
     let a = Scale::new(0.01).unwrap().ratio(Scale::new(0.37).unwrap());
     let b = Scale::new(0.013).unwrap();
+    let rule = QuantRule::NEAREST_EVEN;
     for order in ScaleOrder::ALL {
         let mut got = Array2::zeros(sums.dim());
-        let status = matmul_i8(x, weight.view(), &mut got, &Requantize { a, b, order });
+        let status = matmul_i8(
+            x,
+            weight.view(),
+            &mut got,
+            &Requantize { a, b, order, rule },
+        );
         let (mut saturated, mut peak) = (0, 0.0f32);
         for (sum, got) in sums.iter().zip(&got) {
             let integer = order.apply(a, b, Acc(*sum)).round_ties_even();

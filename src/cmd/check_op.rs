@@ -4,7 +4,7 @@ use super::check::{explanations_text, merge, summary_text, verdict};
 use crate::Outcome;
 use crate::cli::CheckOpArgs;
 use crate::output::{print, print_json};
-use scalescope_golden::check_op::{Rules, Vectors, check_op};
+use scalescope_golden::check_op::{Vectors, check_op};
 use scalescope_golden::explain::explain_op;
 use scalescope_golden::ops::Op;
 use scalescope_sim::error::{Result, SimError};
@@ -17,12 +17,11 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         SimError::value("operation", format_args!("one of {known}"), &args.op)
     })?;
     let arithmetic = arithmetic(&args.arith)?;
-    let rules = Rules::new(arithmetic.clone());
     let vectors = Vectors::read(op, &args.vectors)?;
-    let summary = check_op(&vectors, &rules).map_err(|e| e.in_file(&args.vectors))?;
+    let summary = check_op(&vectors, arithmetic).map_err(|e| e.in_file(&args.vectors))?;
     let equal = summary.compared() > 0 && summary.mismatched() == 0 && summary.missing.is_empty();
     let explanations = match args.explain {
-        true => explain_op(&vectors, &rules, &summary)?,
+        true => explain_op(&vectors, arithmetic, &summary)?,
         false => Vec::new(),
     };
     if args.json {

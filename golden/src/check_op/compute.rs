@@ -1,6 +1,6 @@
 //! Runs the cases through the datapath's steps.
 
-use super::{Inputs, Named, Rules};
+use super::{Inputs, Named};
 use crate::npz::{Array, Element};
 use crate::ops::{
     Conv1dSilu, Conv1dUpdate, HadamardQuant, Linear, LinearInput, RmsNormQuant, ScanParameters,
@@ -10,9 +10,8 @@ use half::f16;
 use ndarray::{Array2, ArrayD, Axis, concatenate, s};
 use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::arith::requant::{QuantRule, ScaleOrder, to_f16};
-use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::error::{Result, SimError};
-use scalescope_sim::profile::ConvRules;
+use scalescope_sim::profile::{Arithmetic, ConvRules, LinearRule};
 use scalescope_sim::quant::{Acc, Multiplier, QTensor, QVector, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
 use scalescope_sim::step::linear::{LinearOutput, LinearWeight, linear};
@@ -22,7 +21,7 @@ use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan}
 use scalescope_sim::trace::Tensor;
 
 /// The outputs of those keys.
-pub(super) fn compute(inputs: &Inputs, keys: &[&str], rules: &Rules) -> Result<Vec<Named>> {
+pub(super) fn compute(inputs: &Inputs, keys: &[&str], rules: &Arithmetic) -> Result<Vec<Named>> {
     let mut out = Outputs {
         keys,
         named: Vec::new(),
@@ -93,8 +92,10 @@ fn check_taps(taps: usize) -> Result<()> {
     }
 }
 
-fn conv1d_silu(case: &Conv1dSilu, rules: &Rules, out: &mut Outputs) -> Result<()> {
-    let ConvRules { real, form, output } = rules.arithmetic.prefill.conv;
+fn conv1d_silu(case: &Conv1dSilu, rules: &Arithmetic, out: &mut Outputs) -> Result<()> {
+    let ConvRules {
+        real, form, output, ..
+    } = rules.prefill.conv;
     let (channels, taps) = case.weight.dim();
     check_taps(taps)?;
     let weight = ConvWeight::int8(
@@ -128,8 +129,10 @@ fn conv1d_silu(case: &Conv1dSilu, rules: &Rules, out: &mut Outputs) -> Result<()
     Ok(())
 }
 
-fn conv1d_update(case: &Conv1dUpdate, rules: &Rules, out: &mut Outputs) -> Result<()> {
-    let ConvRules { real, form, output } = rules.arithmetic.decode.conv;
+fn conv1d_update(case: &Conv1dUpdate, rules: &Arithmetic, out: &mut Outputs) -> Result<()> {
+    let ConvRules {
+        real, form, output, ..
+    } = rules.decode.conv;
     let (channels, taps) = case.weight.dim();
     check_taps(taps)?;
     let weight = ConvWeight::int8(
@@ -187,9 +190,9 @@ fn state_codes(state: &Array2<f32>, scale: Scale, rule: QuantRule) -> Vec<i8> {
         .0
 }
 
-fn scan(case: &SelectiveScan, rules: &Rules, out: &mut Outputs) -> Result<()> {
+fn scan(case: &SelectiveScan, rules: &Arithmetic, out: &mut Outputs) -> Result<()> {
     let p = &case.parameters;
-    let rules = rules.arithmetic.prefill.scan;
+    let rules = rules.prefill.scan;
     let weight = scan_weight(p)?;
     let channels = weight.channels();
     for (gate, key) in [(true, "y"), (false, "y_no_z")] {
@@ -228,9 +231,9 @@ fn scan(case: &SelectiveScan, rules: &Rules, out: &mut Outputs) -> Result<()> {
     Ok(())
 }
 
-fn scan_update(case: &SelectiveScanUpdate, rules: &Rules, out: &mut Outputs) -> Result<()> {
+fn scan_update(case: &SelectiveScanUpdate, rules: &Arithmetic, out: &mut Outputs) -> Result<()> {
     let p = &case.parameters;
-    let rules = rules.arithmetic.decode.scan;
+    let rules = rules.decode.scan;
     let weight = scan_weight(p)?;
     let (mut y, mut states) = (Vec::new(), Vec::new());
     for b in 0..case.u.nrows() {
@@ -259,13 +262,13 @@ fn scan_update(case: &SelectiveScanUpdate, rules: &Rules, out: &mut Outputs) -> 
     Ok(())
 }
 
-fn hadamard(case: &HadamardQuant, rules: &Rules, out: &mut Outputs) -> Result<()> {
+fn hadamard(case: &HadamardQuant, rules: &Arithmetic, out: &mut Outputs) -> Result<()> {
     let size = HadamardSize::of(case.x.ncols())?;
     // Powers of two are 1·2^k here and 2·2^k in files.
     if size.base() != case.base && size.base() * case.base != 2 {
         return Err(SimError::value("base", size.base(), case.base));
     }
-    let overflow = rules.arithmetic.prefill.hadamard_overflow;
+    let rules = rules.prefill.hadamard;
     let unit = Scale::new(1.0).expect("one is a scale");
     for (key, factor) in [
         ("out", Some(case.scale)),
@@ -274,46 +277,38 @@ fn hadamard(case: &HadamardQuant, rules: &Rules, out: &mut Outputs) -> Result<()
         let (Some(factor), true) = (factor, out.wants(key)) else {
             continue;
         };
-        let mut x = case.x.mapv(f32::from);
-        let codes = if rules.hadamard == Rounding::NearestTiesAway {
-            rotate_quantize(x, size, factor.get(), unit, overflow)
-                .0
-                .codes
-        } else {
-            size.transform(x.as_slice_mut().expect("row-major"));
-            x.mapv(|v| overflow.to_i8(rules.hadamard.round(v * factor.get())))
-        };
-        out.put_matrix(key, codes);
+        let x = case.x.mapv(f32::from);
+        let (q, _) = rotate_quantize(x, size, factor.get(), unit, rules);
+        out.put_matrix(key, q.codes);
     }
     Ok(())
 }
 
-fn linear_case(case: &Linear, rules: &Rules, out: &mut Outputs) -> Result<()> {
+fn linear_case(case: &Linear, rules: &Arithmetic, out: &mut Outputs) -> Result<()> {
     let b = Scale::new(case.b.get())
         .map_err(|_| SimError::value("b", "a positive, finite, normal f32", case.b.get()))?;
-    let (prefill, decode) = (
-        rules.arithmetic.prefill.linear,
-        rules.arithmetic.decode.linear,
-    );
+    let (prefill, decode) = (rules.prefill.linear, rules.decode.linear);
     let one_row = decode.x_proj;
     match &case.input {
         LinearInput::Accumulators(acc) => {
             let alpha = case.alpha.map(Multiplier::get);
-            let real = |order: ScaleOrder| {
-                let alpha = alpha.filter(|_| order == ScaleOrder::OneRow);
+            let real = |rule: LinearRule| {
+                let alpha = alpha.filter(|_| rule.order == ScaleOrder::OneRow);
                 acc.iter().map(move |acc| match alpha {
                     Some(alpha) => alpha * *acc as f32,
-                    None => order.apply(case.a, b, Acc(*acc)),
+                    None => rule.order.apply(case.a, b, Acc(*acc)),
                 })
             };
+            let codes = |rule: LinearRule| {
+                let code = |v: f32| rule.output.overflow.to_i8(rule.output.rounding.round(v));
+                real(rule).map(code).collect()
+            };
             let shape = [acc.len()];
-            let code = |v: f32| rules.linear.overflow.to_i8(rules.linear.rounding.round(v));
             let row = prefill.x_proj;
-            out.put("out_i8", &shape, real(row).map(code).collect());
+            out.put("out_i8", &shape, codes(row));
             out.put("out_f16", &shape, real(row).map(to_f16).collect());
-            let channel = real(prefill.in_proj).map(code).collect();
-            out.put("out_i8_channel_major", &shape, channel);
-            out.put("gemv_out_i8", &shape, real(one_row).map(code).collect());
+            out.put("out_i8_channel_major", &shape, codes(prefill.in_proj));
+            out.put("gemv_out_i8", &shape, codes(one_row));
             out.put("gemv_out_f16", &shape, real(one_row).map(to_f16).collect());
         }
         LinearInput::Product { x, weight } => {
@@ -323,7 +318,6 @@ fn linear_case(case: &Linear, rules: &Rules, out: &mut Outputs) -> Result<()> {
                 a: Scale::new(case.a.get()).map_err(|_| {
                     SimError::value("a", "a positive, finite, normal f32", case.a.get())
                 })?,
-                rule: rules.linear,
             };
             let row = prefill.x_proj;
             if out.wants("out_i8") {
@@ -352,40 +346,34 @@ struct Product<'a> {
     weight: LinearWeight<'a>,
     /// Stands for `s_in / s_out`, with an output scale of 1.
     a: Scale,
-    rule: QuantRule,
 }
 
 impl Product<'_> {
-    fn run(&self, rows: usize, order: ScaleOrder, output: LinearOutput) -> Tensor {
+    fn run(&self, rows: usize, rule: LinearRule, output: LinearOutput) -> Tensor {
         let x = Tensor::I8(QTensor {
             codes: self.x.slice(s![..rows, ..]).to_owned(),
             scale: self.a,
         });
-        linear(&x, Some(self.a), &self.weight, order, output).0
+        linear(&x, Some(self.a), &self.weight, rule, output).out
     }
 
-    fn codes(&self, rows: usize, order: ScaleOrder) -> Array2<i8> {
-        if self.rule == QuantRule::NEAREST_EVEN {
-            let unit = Scale::new(1.0).expect("one is a scale");
-            match self.run(rows, order, LinearOutput::Int8(unit)) {
-                Tensor::I8(q) => q.codes,
-                _ => unreachable!("INT8 was asked for"),
-            }
-        } else {
-            let v = self.run(rows, order, LinearOutput::F32).to_real();
-            v.mapv(|v| self.rule.overflow.to_i8(self.rule.rounding.round(v)))
+    fn codes(&self, rows: usize, rule: LinearRule) -> Array2<i8> {
+        let unit = Scale::new(1.0).expect("one is a scale");
+        match self.run(rows, rule, LinearOutput::Int8(unit)) {
+            Tensor::I8(q) => q.codes,
+            _ => unreachable!("INT8 was asked for"),
         }
     }
 
-    fn halves(&self, rows: usize, order: ScaleOrder) -> Array2<f16> {
-        match self.run(rows, order, LinearOutput::F16) {
+    fn halves(&self, rows: usize, rule: LinearRule) -> Array2<f16> {
+        match self.run(rows, rule, LinearOutput::F16) {
             Tensor::F16(v) => v,
             _ => unreachable!("binary16 was asked for"),
         }
     }
 }
 
-fn norm(case: &RmsNormQuant, rules: &Rules, out: &mut Outputs) {
+fn norm(case: &RmsNormQuant, rules: &Arithmetic, out: &mut Outputs) {
     let weight: Vec<f32> = case.weight.iter().map(|w| f32::from(*w)).collect();
     let x = Tensor::F16(case.x.clone());
     for (residual, codes_key, stream_key) in [
@@ -396,7 +384,7 @@ fn norm(case: &RmsNormQuant, rules: &Rules, out: &mut Outputs) {
             continue;
         }
         let done = rms_norm(&x, residual, &weight, case.eps);
-        let (q, _) = QTensor::quantize(&done.normed, case.scale, rules.norm);
+        let (q, _) = QTensor::quantize(&done.normed, case.scale, rules.prefill.norm_out);
         out.put_matrix(codes_key, q.codes);
         out.put_matrix(stream_key, done.residual);
     }

@@ -4,36 +4,8 @@ use scalescope_sim::arith::real::RealRules;
 use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
-use scalescope_sim::profile::{
-    Arithmetic, ConvForm, ConvRules, ScanFormula, ScanOrder, ScanRules, StepRules,
-};
+use scalescope_sim::profile::{Arithmetic, ConvForm, ScanFormula, ScanOrder, StepRules};
 use std::fmt;
-
-/// Everything an operation's bits depend on: an arithmetic, and the rules that all arithmetics
-/// share.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rules {
-    /// Rules that arithmetics differ in.
-    pub arithmetic: Arithmetic,
-    /// RMSNorm's quantizer.
-    pub norm: QuantRule,
-    /// The linear steps' quantizer; its quotient does not apply.
-    pub linear: QuantRule,
-    /// The Hadamard quantizer's rounding.
-    pub hadamard: Rounding,
-}
-
-impl Rules {
-    /// The rules of an arithmetic.
-    pub fn new(arithmetic: Arithmetic) -> Self {
-        Self {
-            arithmetic,
-            norm: QuantRule::NEAREST_EVEN,
-            linear: QuantRule::NEAREST_EVEN,
-            hadamard: Rounding::NearestTiesAway,
-        }
-    }
-}
 
 /// One rule that could be another one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -154,18 +126,8 @@ impl Change {
         all
     }
 
-    /// The rules with this one changed, in prefill and decode.
-    pub fn apply(self, rules: &mut Rules) {
-        match self {
-            Change::Norm(part) => part.apply(&mut rules.norm),
-            Change::Linear(part) => part.apply(&mut rules.linear),
-            Change::HadamardRounding(rounding) => rules.hadamard = rounding,
-            _ => self.apply_to(&mut rules.arithmetic),
-        }
-    }
-
     /// The arithmetic with this rule changed, in prefill and decode.
-    pub fn apply_to(self, arithmetic: &mut Arithmetic) {
+    pub fn apply(self, arithmetic: &mut Arithmetic) {
         for step in [&mut arithmetic.prefill, &mut arithmetic.decode] {
             self.apply_to_step(step);
         }
@@ -183,15 +145,18 @@ impl Change {
             Change::ScanFormula(formula) => scan.formula = formula,
             Change::ScanOrder(order) => scan.order = order,
             Change::ScanReal(real) => scan.real = real,
-            Change::HadamardOverflow(overflow) => step.hadamard_overflow = overflow,
+            Change::HadamardOverflow(overflow) => step.hadamard.overflow = overflow,
+            Change::HadamardRounding(rounding) => step.hadamard.rounding = rounding,
+            Change::Norm(part) => part.apply(&mut step.norm_out),
             Change::Requantize(part) => part.apply(&mut step.requantize),
-            Change::LinearOrder(order) => {
-                linear.in_proj = order;
-                linear.x_proj = order;
-                linear.dt_proj = order;
-                linear.out_proj = order;
-            }
-            Change::Norm(_) | Change::Linear(_) | Change::HadamardRounding(_) => {}
+            Change::LinearOrder(order) => linear
+                .each_mut()
+                .into_iter()
+                .for_each(|rule| rule.order = order),
+            Change::Linear(part) => linear
+                .each_mut()
+                .into_iter()
+                .for_each(|rule| part.apply(&mut rule.output)),
         }
     }
 
@@ -210,18 +175,18 @@ impl Change {
 
     /// What the change puts in place of what: `saturate instead of wrap`. `None` if the rules have
     /// it already.
-    pub fn describe(self, rules: &Rules, decode: bool) -> Option<String> {
+    pub fn describe(self, rules: &Arithmetic, decode: bool) -> Option<String> {
         let step = match decode {
-            true => &rules.arithmetic.decode,
-            false => &rules.arithmetic.prefill,
+            true => &rules.decode,
+            false => &rules.prefill,
         };
-        let before = self.current(rules, step);
+        let before = self.current(step);
         (before != self).then(|| format!("{} instead of {}", self.word(), before.word()))
     }
 
     /// The change that would change nothing here.
-    fn current(self, rules: &Rules, step: &StepRules) -> Change {
-        let (conv, scan): (ConvRules, ScanRules) = (step.conv, step.scan);
+    fn current(self, step: &StepRules) -> Change {
+        let StepRules { conv, scan, .. } = step;
         match self {
             Change::ConvOutput(part) => Change::ConvOutput(part.of(conv.output)),
             Change::ConvForm(_) => Change::ConvForm(conv.form),
@@ -230,20 +195,23 @@ impl Change {
             Change::ScanFormula(_) => Change::ScanFormula(scan.formula),
             Change::ScanOrder(_) => Change::ScanOrder(scan.order),
             Change::ScanReal(_) => Change::ScanReal(scan.real),
-            Change::HadamardOverflow(_) => Change::HadamardOverflow(step.hadamard_overflow),
-            Change::HadamardRounding(_) => Change::HadamardRounding(rules.hadamard),
+            Change::HadamardOverflow(_) => Change::HadamardOverflow(step.hadamard.overflow),
+            Change::HadamardRounding(_) => Change::HadamardRounding(step.hadamard.rounding),
             Change::Requantize(part) => Change::Requantize(part.of(step.requantize)),
-            Change::Norm(part) => Change::Norm(part.of(rules.norm)),
+            Change::Norm(part) => Change::Norm(part.of(step.norm_out)),
             // Orders differ from step to step; applying one to all of them is the change.
             Change::LinearOrder(order) => {
-                let l = step.linear;
-                let all = [l.in_proj, l.x_proj, l.dt_proj, l.out_proj];
-                match all.into_iter().find(|o| *o != order) {
-                    Some(other) => Change::LinearOrder(other),
+                match step
+                    .linear
+                    .each()
+                    .into_iter()
+                    .find(|rule| rule.order != order)
+                {
+                    Some(other) => Change::LinearOrder(other.order),
                     None => self,
                 }
             }
-            Change::Linear(part) => Change::Linear(part.of(rules.linear)),
+            Change::Linear(part) => Change::Linear(part.of(step.linear.in_proj.output)),
         }
     }
 

@@ -1,9 +1,8 @@
 //! Explanations for the mismatches of a trace.
 
-use super::steps::as_case;
-use super::{Explanation, Findings, Layouts, rule_changes, scales};
+use super::{Explanation, Findings, Layouts, scales};
 use crate::check::{CheckOptions, CheckReport, Feed, check};
-use crate::check_op::{Change, Rules};
+use crate::check_op::Change;
 use crate::compare::Summary;
 use crate::layout::detect;
 use crate::trace_file::TraceFile;
@@ -63,7 +62,6 @@ pub fn explain_trace(
             judge(&words, touched(change), &mut groups, model, &changed)?;
         }
     }
-    step_rules(model, profile, trace, report, &mut groups);
     for key in ScaleKey::ALL {
         for factor in scales::FACTORS {
             let touches = scale_touches(key);
@@ -116,11 +114,10 @@ fn profiles(change: Change, profile: &Profile) -> Vec<(String, Profile)> {
             true => &mut changed.torch,
             false => &mut changed.cuda,
         };
-        let rules = Rules::new(arithmetic.clone());
         let words = change
-            .describe(&rules, false)
-            .or_else(|| change.describe(&rules, true));
-        change.apply_to(arithmetic);
+            .describe(arithmetic, false)
+            .or_else(|| change.describe(arithmetic, true));
+        change.apply(arithmetic);
         if let (Some(words), true) = (words, changed != *profile) {
             found.push((format!("{} ({name}): {words}", change.step()), changed));
         }
@@ -190,54 +187,5 @@ fn blocks(config: &Config, point: TracePoint) -> Vec<usize> {
         TracePoint::InProjOut => vec![e, e],
         TracePoint::XProjOut => vec![config.dt_rank, n, n],
         _ => Vec::new(),
-    }
-}
-
-/// Rules that the datapath does not take as data, tried on single steps with the file's inputs.
-fn step_rules(
-    model: &Model,
-    profile: &Profile,
-    trace: &TraceFile,
-    report: &CheckReport,
-    groups: &mut BTreeMap<TracePoint, Findings>,
-) {
-    let Some(model) = &model.quantized else {
-        return;
-    };
-    let mut remaining: BTreeMap<(TracePoint, String), usize> = BTreeMap::new();
-    let mut order: Vec<(TracePoint, String)> = Vec::new();
-    for (step, place) in report.kept.keys() {
-        let sequences = match step {
-            None => Some(&trace.sequences),
-            Some(index) => trace
-                .steps
-                .iter()
-                .find(|s| s.index == *index)
-                .map(|s| &s.sequences),
-        };
-        for points in sequences.into_iter().flatten() {
-            let mut rules = Rules::new(profile.cuda.clone());
-            let found = as_case(model, &mut rules, points, *place, step.is_some());
-            let Some((op, case)) = found else { continue };
-            for (words, changed) in rule_changes(&rules, op) {
-                // The others run in the datapath itself.
-                if changed.arithmetic != rules.arithmetic {
-                    continue;
-                }
-                let mut summary = Summary::default();
-                if case.check(&changed, &mut summary).is_ok() {
-                    let key = (place.point, words);
-                    if !remaining.contains_key(&key) {
-                        order.push(key.clone());
-                    }
-                    *remaining.entry(key).or_default() += summary.mismatched();
-                }
-            }
-        }
-    }
-    for key in order {
-        if let Some(findings) = groups.get_mut(&key.0) {
-            findings.add(key.1.clone(), remaining[&key]);
-        }
     }
 }

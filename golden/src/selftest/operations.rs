@@ -1,12 +1,12 @@
 //! Flips in the vectors of operations: expected outputs, and scales.
 
 use super::{Fate, Kind, OPERATIONS, Random, broken, embedded_vectors};
-use crate::check_op::{Case, Named, Rules, check_op};
+use crate::check_op::{Case, Named, check_op};
 use crate::compare::Summary;
 use crate::explain::scales;
 use crate::npz::Array;
 use scalescope_sim::error::Result;
-use scalescope_sim::profile::CUDA_FAST;
+use scalescope_sim::profile::{Arithmetic, CUDA_FAST};
 
 /// Flips of each output of each case.
 const FLIPS: usize = 12;
@@ -14,7 +14,7 @@ const FLIPS: usize = 12;
 pub(super) fn kinds(random: &mut Random) -> Result<Vec<Kind>> {
     let mut values = Kind::new("golden values of operations");
     let mut scales = Kind::new("scales of operations");
-    let rules = Rules::new(CUDA_FAST);
+    let rules = CUDA_FAST;
     for (op, _) in &OPERATIONS {
         let vectors = embedded_vectors(*op)?;
         let summary = check_op(&vectors, &rules)?;
@@ -52,7 +52,12 @@ fn flip(array: &mut Array, at: usize, bit: usize) {
     }
 }
 
-fn flip_values(case: &Case, rules: &Rules, random: &mut Random, kind: &mut Kind) -> Result<()> {
+fn flip_values(
+    case: &Case,
+    rules: &Arithmetic,
+    random: &mut Random,
+    kind: &mut Kind,
+) -> Result<()> {
     let found = case.compute(rules)?;
     let mut case = case.clone();
     for output in 0..case.expected.len() {
@@ -73,7 +78,7 @@ fn flip_values(case: &Case, rules: &Rules, random: &mut Random, kind: &mut Kind)
     Ok(())
 }
 
-fn flip_scales(case: &Case, rules: &Rules, kind: &mut Kind) -> Result<()> {
+fn flip_scales(case: &Case, rules: &Arithmetic, kind: &mut Kind) -> Result<()> {
     let before = case.compute(rules)?;
     for (name, bits) in scales::bits(&case.inputs) {
         for bit in 0..32 {

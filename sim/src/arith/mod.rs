@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`round`] | real number to integer |
 //! | [`saturate`] | integer to INT8, and the counters of what did not fit |
+//! | [`accumulate`] | sums of products in registers of a chosen width |
 //! | [`requant`] | accumulator or real number to a grid: scale orders, quotients, [`requant::QuantRule`] |
 //! | [`binary16`] | f32 to binary16 and back |
 //! | [`real`] | f32 operations and functions of an arithmetic: flush, exp, log1p, division, SiLU, softplus |
@@ -12,6 +13,7 @@
 //! | [`sfu`] | the GPU special-function unit's `ex2` and `rcp`, and what `cuda-fast` builds on them |
 //! | [`hadamard`] | Hadamard transforms in f32, in their defined order |
 
+pub mod accumulate;
 pub mod binary16;
 pub mod elementary;
 pub mod hadamard;

@@ -11,9 +11,10 @@ mod scan;
 
 use super::prepare::Layer;
 use super::{Datapath, Phase};
+use crate::arith::accumulate::{AccOverflow, Accumulated, Accumulator};
 use crate::arith::requant::QuantRule;
 use crate::bench::Step;
-use crate::error::Result;
+use crate::error::{Result, SimError};
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
 use crate::profile::StepRules;
@@ -176,6 +177,20 @@ impl Run<'_, '_> {
     fn requantize(&mut self, point: TracePoint, values: &Array2<f32>, by: ScaleUse) -> QTensor {
         let rule = self.rules(Implementation::Torch).requantize;
         self.quantize(point, values, by, rule)
+    }
+
+    /// Hands on what accumulators came to, and ends the run if one may not overflow and did.
+    fn accumulated(&mut self, point: TracePoint, by: Accumulator, seen: Accumulated) -> Result<()> {
+        let place = self.place(point);
+        self.probe.accumulate(place, seen);
+        if by.overflow() == AccOverflow::Trap && seen.overflows > 0 {
+            return Err(SimError::value(
+                format_args!("{place}: accumulator"),
+                format_args!("sums within {} bits (overflow = \"trap\")", by.bits()),
+                format_args!("{} additions beyond", seen.overflows),
+            ));
+        }
+        Ok(())
     }
 
     fn dequantize(&self, q: &QTensor, scale_use: ScaleUse) -> Array2<f32> {

@@ -17,14 +17,14 @@ const ROW_BLOCK: usize = 16;
 #[derive(Clone, Debug)]
 pub struct ConvWeight {
     /// INT8 codes, when the weight has them.
-    codes: Option<Vec<i8>>,
+    pub(super) codes: Option<Vec<i8>>,
     /// Codes or real weights as f32.
     taps: Vec<f32>,
-    tap_scale: f32,
+    pub(super) tap_scale: f32,
     /// Codes or real biases as f32.
-    bias: Vec<f32>,
-    bias_scale: f32,
-    channels: usize,
+    pub(super) bias: Vec<f32>,
+    pub(super) bias_scale: f32,
+    pub(super) channels: usize,
 }
 
 impl ConvWeight {

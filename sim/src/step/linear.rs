@@ -1,14 +1,17 @@
 //! Linear steps: in_proj, x_proj, dt_proj, out_proj and the head.
 //! Source: datapath specification, section 4, steps 2 and 7.
 
+use crate::arith::accumulate::{Accumulated, Accumulator};
 use crate::arith::requant::{QuantRule, ScaleOrder, to_f16};
 use crate::arith::saturate::{Status, Tally};
 use crate::kernels::matmul_f32::RealWeight;
 use crate::kernels::matmul_i8::{Epilogue, matmul_i8};
+use crate::profile::LinearRule;
 use crate::quant::{Acc, Multiplier, QTensor, Scale};
 use crate::trace::Tensor;
 use half::f16;
 use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
 
 /// A weight `[out, in]` as the model has it; products turn what they need in the cache.
 #[derive(Clone, Copy, Debug)]
@@ -56,19 +59,19 @@ pub enum LinearOutput {
 
 /// Multiplies `x` (`[L, in]`) by `weight` (`[out, in]`).
 ///
-/// Codes times codes are summed exactly and meet their scales in `order`; `input_scale` is the
-/// scale this step believes its input to have. Any FP32 operand makes the product FP32: codes are
+/// Codes times codes are summed in the rule's accumulator and meet their scales in its order;
+/// `input_scale` is the scale this step believes its input to have. Any FP32 operand makes the product FP32: codes are
 /// dequantized, the sum runs over k ascending by fma.
 pub fn linear(
     x: &Tensor,
     input_scale: Option<Scale>,
     weight: &LinearWeight,
-    order: ScaleOrder,
+    rule: LinearRule,
     output: LinearOutput,
-) -> (Tensor, Status) {
+) -> LinearResult {
     if let (Tensor::I8(x), LinearWeight::Int8 { codes, scale }) = (x, weight) {
         let s_in = input_scale.unwrap_or(x.scale);
-        return integer_linear(&x.codes, s_in, *codes, *scale, order, output);
+        return integer_linear(&x.codes, s_in, *codes, *scale, rule, output);
     }
     let real = match (x, input_scale) {
         (Tensor::I8(x), Some(scale)) => QTensor {
@@ -79,14 +82,30 @@ pub fn linear(
         (x, _) => x.to_real(),
     };
     let v = weight.real().multiply(&real);
-    match output {
+    let (out, status) = match output {
         LinearOutput::Int8(scale) => {
-            let (q, status) = QTensor::quantize(&v, scale, QuantRule::NEAREST_EVEN);
+            let (q, status) = QTensor::quantize(&v, scale, rule.output);
             (Tensor::I8(q), status)
         }
         LinearOutput::F16 => (Tensor::f16(&v), Status::default()),
         LinearOutput::F32 => (Tensor::F32(v), Status::default()),
+    };
+    LinearResult {
+        out,
+        status,
+        accumulated: Accumulated::default(),
     }
+}
+
+/// What a linear step did.
+#[derive(Clone, Debug)]
+pub struct LinearResult {
+    /// `[L, out]`.
+    pub out: Tensor,
+    /// What its quantizer counted.
+    pub status: Status,
+    /// What its accumulators counted, if they were watched.
+    pub accumulated: Accumulated,
 }
 
 fn integer_linear(
@@ -94,33 +113,98 @@ fn integer_linear(
     s_in: Scale,
     weight: ArrayView2<i8>,
     b: Scale,
-    order: ScaleOrder,
+    rule: LinearRule,
     output: LinearOutput,
-) -> (Tensor, Status) {
+) -> LinearResult {
+    let order = rule.order;
     let dim = (x.nrows(), weight.nrows());
+    let product = Product {
+        x,
+        weight,
+        accumulator: rule.accumulator,
+    };
     match output {
         LinearOutput::Int8(scale) => {
             let a = s_in.ratio(scale);
-            let mut codes = Array2::zeros(dim);
-            let status = matmul_i8(x, weight, &mut codes, &Requantize { a, b, order });
-            (Tensor::I8(QTensor { codes, scale }), status)
+            let rule = rule.output;
+            let epilogue = Requantize { a, b, order, rule };
+            product.run(&epilogue, Array2::zeros(dim), |codes| {
+                Tensor::I8(QTensor { codes, scale })
+            })
         }
         LinearOutput::F16 => {
             let a = s_in.to_real();
-            let mut out = Array2::zeros(dim);
-            let status = matmul_i8(x, weight, &mut out, &ToF16 { a, b, order });
-            (Tensor::F16(out), status)
+            product.run(&ToF16 { a, b, order }, Array2::zeros(dim), Tensor::F16)
         }
         LinearOutput::F32 => {
             let a = s_in.to_real();
-            let mut out = Array2::zeros(dim);
-            let status = matmul_i8(x, weight, &mut out, &ToF32 { a, b, order });
-            (Tensor::F32(out), status)
+            product.run(&ToF32 { a, b, order }, Array2::zeros(dim), Tensor::F32)
         }
     }
 }
 
-/// `rne8(v)` of accumulators.
+/// Codes times codes, and the register that sums them.
+struct Product<'a> {
+    /// `[L, K]`.
+    x: &'a Array2<i8>,
+    /// `[N, K]`.
+    weight: ArrayView2<'a, i8>,
+    accumulator: Accumulator,
+}
+
+impl Product<'_> {
+    fn run<E: Epilogue>(
+        &self,
+        epilogue: &E,
+        mut out: Array2<E::Out>,
+        tensor: impl Fn(Array2<E::Out>) -> Tensor,
+    ) -> LinearResult {
+        let (status, accumulated) = match self.accumulator.holds(self.largest()) {
+            true => {
+                let status = matmul_i8(self.x, self.weight, &mut out, epilogue);
+                (status, Accumulated::default())
+            }
+            false => self.narrow(&mut out, epilogue),
+        };
+        LinearResult {
+            out: tensor(out),
+            status,
+            accumulated,
+        }
+    }
+
+    /// The largest magnitude that any sum of K products can reach.
+    fn largest(&self) -> u64 {
+        (self.x.ncols() as u64) << 14
+    }
+
+    /// Term by term, for registers that the sums may not fit.
+    fn narrow<E: Epilogue>(&self, out: &mut Array2<E::Out>, epilogue: &E) -> (Status, Accumulated) {
+        let (n, k) = self.weight.dim();
+        if n == 0 || k == 0 {
+            return Default::default();
+        }
+        let weight = self.weight.as_slice().expect("weights are row-major");
+        let x = self.x.as_slice().expect("activations are row-major");
+        let out = out.as_slice_mut().expect("fresh arrays are row-major");
+        out.par_chunks_mut(n)
+            .zip(x.par_chunks(k))
+            .map(|(out, x)| {
+                let mut seen = Accumulated::default();
+                let sums = weight.chunks_exact(k).map(|w| {
+                    let (sum, now) = self.accumulator.dot(x, w);
+                    seen += now;
+                    // Registers wider than 32 bits hold every sum, and never come here.
+                    sum as i32
+                });
+                let sums: Vec<i32> = sums.collect();
+                (epilogue.row(&sums, out), seen)
+            })
+            .reduce(Default::default, |a, b| (a.0.plus(b.0), a.1.plus(b.1)))
+    }
+}
+
+/// Accumulators to INT8 codes.
 pub struct Requantize {
     /// `s_in / s_out`.
     pub a: Multiplier,
@@ -128,6 +212,8 @@ pub struct Requantize {
     pub b: Scale,
     /// Order in which they meet.
     pub order: ScaleOrder,
+    /// To an integer, and to INT8.
+    pub rule: QuantRule,
 }
 
 impl Epilogue for Requantize {
@@ -135,8 +221,17 @@ impl Epilogue for Requantize {
 
     #[inline(always)]
     fn row(&self, acc: &[i32], out: &mut [i8]) -> Status {
-        // The linear kernels' epilogue: the value is in units of the grid already.
-        let rule = QuantRule::NEAREST_EVEN;
+        // The rule of the vector kernels is a constant in its own copy of the loop.
+        match self.rule {
+            QuantRule::NEAREST_EVEN => self.row_by(QuantRule::NEAREST_EVEN, acc, out),
+            rule => self.row_by(rule, acc, out),
+        }
+    }
+}
+
+impl Requantize {
+    #[inline(always)]
+    fn row_by(&self, rule: QuantRule, acc: &[i32], out: &mut [i8]) -> Status {
         let mut tally = Tally::default();
         for (acc, out) in acc.iter().zip(out.iter_mut()) {
             let integer = rule

@@ -7,10 +7,12 @@
 //! | [`linear`] | in_proj, x_proj, dt_proj, out_proj, head |
 //! | [`dynamic`] | dynamic quantization of the conv input |
 //! | [`conv`] | causal conv1d with SiLU |
+//! | [`conv_sum`] | its integer sum in a narrow accumulator |
 //! | [`scan`] | selective scan: inputs, formulas, dispatch; `scan_sequential`, `scan_block`, `scan_update` its orders |
 //! | [`rotate`] | Hadamard rotation and quantization |
 
 pub mod conv;
+pub mod conv_sum;
 pub mod dynamic;
 pub mod linear;
 pub mod norm;

@@ -2,9 +2,9 @@
 //! Source: datapath specification, section 4, step 6.
 
 use crate::arith::hadamard::HadamardSize;
-use crate::arith::round::Rounding;
-use crate::arith::saturate::{Overflow, Status, Tally};
+use crate::arith::saturate::{Status, Tally};
 use crate::isa::{Kernel, dispatch};
+use crate::profile::HadamardRules;
 use crate::quant::{QTensor, Scale};
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -17,14 +17,13 @@ pub fn quantizer_factor(size: HadamardSize, output: Scale) -> f32 {
     (size.norm() / f64::from(output.get())) as f32
 }
 
-/// Rotates each row of `y` (`[L, E]`) and quantizes it: `q = rha(h ⊗ factor)`, then saturated or
-/// wrapped.
+/// Rotates each row of `y` (`[L, E]`) and quantizes it: `h ⊗ factor`, rounded and made to fit.
 pub fn rotate_quantize(
     y: Array2<f32>,
     size: HadamardSize,
     factor: f32,
     output: Scale,
-    overflow: Overflow,
+    rules: HadamardRules,
 ) -> (QTensor, Status) {
     let mut y = y;
     let e = y.ncols();
@@ -44,7 +43,7 @@ pub fn rotate_quantize(
             dispatch(QuantizeProducts {
                 values,
                 factor,
-                overflow,
+                rules,
                 codes,
             })
         })
@@ -76,7 +75,7 @@ pub fn rotate(y: Array2<f32>, size: HadamardSize) -> Array2<f32> {
 struct QuantizeProducts<'a> {
     values: &'a [f32],
     factor: f32,
-    overflow: Overflow,
+    rules: HadamardRules,
     codes: &'a mut [i8],
 }
 
@@ -85,12 +84,13 @@ impl Kernel for QuantizeProducts<'_> {
 
     #[inline(always)]
     fn run(self) -> Status {
+        let HadamardRules { rounding, overflow } = self.rules;
         let mut tally = Tally::default();
         for (v, code) in self.values.iter().zip(self.codes.iter_mut()) {
-            let integer = Rounding::NearestTiesAway.round(*v * self.factor);
+            let integer = rounding.round(*v * self.factor);
             tally.add(integer);
-            *code = self.overflow.to_i8(integer);
+            *code = overflow.to_i8(integer);
         }
-        tally.status(self.values.len(), self.overflow)
+        tally.status(self.values.len(), overflow)
     }
 }

@@ -6,8 +6,10 @@ use crate::datapath::Phase;
 use crate::error::Result;
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
+use crate::profile::{ConvForm, ConvRules};
 use crate::quant::QTensor;
 use crate::step::conv::{ConvWindow, conv_silu};
+use crate::step::conv_sum::{narrow_sums, silu_of_sums};
 use crate::step::dynamic;
 use crate::trace::{Tensor, TracePoint};
 use ndarray::{Array2, Axis, Slice, s};
@@ -29,7 +31,7 @@ impl Run<'_, '_> {
         let (window, after) = self.conv_window(x, before)?;
         let after = self.show_history(TracePoint::ConvStateOut, after)?;
         let rules = self.rules(self.layer.mode.conv).conv;
-        let y = conv_silu(rules.real, rules.form, &self.layer.conv, &window, true);
+        let y = self.convolved(&rules, &window)?;
         let out = match self.layer.mode.conv_out {
             Precision::Int8 => {
                 let q = self.quantize(TracePoint::ConvOut, &y, ScaleUse::ConvOut, rules.output);
@@ -38,6 +40,18 @@ impl Run<'_, '_> {
             Precision::Float => self.show(TracePoint::ConvOutF32, Tensor::F32(y))?,
         };
         Ok((out, after))
+    }
+
+    /// The real output, before any quantizer.
+    fn convolved(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Array2<f32>> {
+        let weight = &self.layer.conv;
+        if let (ConvForm::IntegerSum, ConvWindow::Int8 { scale, .. }) = (rules.form, window)
+            && let Some((sums, seen)) = narrow_sums(rules.accumulator, weight, window)
+        {
+            self.accumulated(TracePoint::ConvOut, rules.accumulator, seen)?;
+            return Ok(silu_of_sums(rules.real, weight, scale.get(), &sums));
+        }
+        Ok(conv_silu(rules.real, rules.form, weight, window, true))
     }
 
     /// Puts the history before x, quantizes as the mode says, and keeps the last K rows.

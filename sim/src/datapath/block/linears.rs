@@ -5,24 +5,25 @@ use super::columns::{columns, join_columns};
 use crate::error::Result;
 use crate::mode::{Implementation, Precision, Stream, XOutput};
 use crate::plan::ScaleUse;
-use crate::step::linear::{LinearOutput, linear};
+use crate::profile::LinearRule;
+use crate::step::linear::{LinearOutput, LinearResult, linear};
 use crate::trace::{Tensor, TracePoint};
 
 impl Run<'_, '_> {
     pub(super) fn in_proj(&mut self, norm_out: &Tensor) -> Result<(Tensor, Tensor)> {
         let mode = &self.layer.mode;
         let s_in = self.input_scale(norm_out, ScaleUse::InProjIn);
-        let order = self.rules(Implementation::Cuda).linear.in_proj;
+        let rule = self.rules(Implementation::Cuda).linear.in_proj;
         let x_output = match mode.x {
             XOutput::Int8 => LinearOutput::Int8(self.scale(ScaleUse::InProjOut)),
             XOutput::F16 => LinearOutput::F16,
             XOutput::Float => LinearOutput::F32,
         };
         let z_output = self.linear_output(mode.z, ScaleUse::InProjOut);
-        let (x, mut status) = linear(norm_out, s_in, &self.layer.in_proj_x, order, x_output);
-        let (z, z_status) = linear(norm_out, s_in, &self.layer.in_proj_z, order, z_output);
-        status += z_status;
-        self.probe.count(self.place(TracePoint::InProjOut), status);
+        let x = linear(norm_out, s_in, &self.layer.in_proj_x, rule, x_output);
+        let z = linear(norm_out, s_in, &self.layer.in_proj_z, rule, z_output);
+        let x = self.counted(TracePoint::InProjOut, rule, x)?;
+        let z = self.counted(TracePoint::InProjOut, rule, z)?;
         if x.dtype() != z.dtype() {
             let x = self.show(TracePoint::InProjX, x)?;
             let z = self.show(TracePoint::InProjZ, z)?;
@@ -57,32 +58,45 @@ impl Run<'_, '_> {
         };
         let input = input.as_ref().unwrap_or(conv);
         let s_in = self.input_scale(input, ScaleUse::XProjIn);
-        let order = self.rules(Implementation::Cuda).linear.x_proj;
+        let rule = self.rules(Implementation::Cuda).linear.x_proj;
         let output = self.linear_output(mode.x_proj_out, ScaleUse::XProjOut);
-        let (out, status) = linear(input, s_in, &self.layer.x_proj, order, output);
-        self.probe.count(self.place(TracePoint::XProjOut), status);
+        let done = linear(input, s_in, &self.layer.x_proj, rule, output);
+        let out = self.counted(TracePoint::XProjOut, rule, done)?;
         self.show(TracePoint::XProjOut, out)
     }
 
     pub(super) fn dt_proj(&mut self, x_proj_out: &Tensor) -> Result<Tensor> {
         let dt = columns(x_proj_out, 0, self.path.config.dt_rank);
         let s_in = self.input_scale(&dt, ScaleUse::DtProjIn);
-        let order = self.rules(Implementation::Cuda).linear.dt_proj;
+        let rule = self.rules(Implementation::Cuda).linear.dt_proj;
         let output = self.linear_output(self.layer.mode.dt_proj_out, ScaleUse::DtProjOut);
-        let (out, status) = linear(&dt, s_in, &self.layer.dt_proj, order, output);
-        self.probe.count(self.place(TracePoint::DtProjOut), status);
+        let done = linear(&dt, s_in, &self.layer.dt_proj, rule, output);
+        let out = self.counted(TracePoint::DtProjOut, rule, done)?;
         self.show(TracePoint::DtProjOut, out)
     }
 
     pub(super) fn out_proj(&mut self, rotated: &Tensor) -> Result<Tensor> {
         let s_in = self.input_scale(rotated, ScaleUse::OutProjIn);
-        let order = self.rules(Implementation::Cuda).linear.out_proj;
+        let rule = self.rules(Implementation::Cuda).linear.out_proj;
         let output = match self.layer.mode.stream {
             Stream::F16 => LinearOutput::F16,
             Stream::Float => LinearOutput::F32,
         };
-        let (out, _) = linear(rotated, s_in, &self.layer.out_proj, order, output);
-        self.show(TracePoint::OutProjOut, out)
+        let done = linear(rotated, s_in, &self.layer.out_proj, rule, output);
+        self.accumulated(TracePoint::OutProjOut, rule.accumulator, done.accumulated)?;
+        self.show(TracePoint::OutProjOut, done.out)
+    }
+
+    /// Hands on what a linear step counted, and keeps its output.
+    fn counted(
+        &mut self,
+        point: TracePoint,
+        rule: LinearRule,
+        done: LinearResult,
+    ) -> Result<Tensor> {
+        self.probe.count(self.place(point), done.status);
+        self.accumulated(point, rule.accumulator, done.accumulated)?;
+        Ok(done.out)
     }
 
     fn linear_output(&self, precision: Precision, scale_use: ScaleUse) -> LinearOutput {

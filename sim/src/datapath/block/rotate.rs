@@ -11,12 +11,12 @@ use crate::trace::{Tensor, TracePoint};
 impl Run<'_, '_> {
     pub(super) fn rotate(&mut self, y: &Tensor) -> Result<Tensor> {
         let real = y.to_real();
-        let overflow = self.rules(Implementation::Cuda).hadamard_overflow;
+        let rules = self.rules(Implementation::Cuda).hadamard;
         let out = match (self.layer.rotation, self.layer.mode.had_out) {
             (Some(size), Precision::Int8) => {
                 let scale = self.scale(ScaleUse::HadOut);
                 let factor = rotate::quantizer_factor(size, scale);
-                let (q, status) = rotate::rotate_quantize(real, size, factor, scale, overflow);
+                let (q, status) = rotate::rotate_quantize(real, size, factor, scale, rules);
                 self.probe.count(self.place(TracePoint::HadOut), status);
                 Tensor::I8(q)
             }
