@@ -18,10 +18,10 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
     })?;
     let arithmetic = arithmetic(&args.arith)?;
     let vectors = Vectors::read(op, &args.vectors)?;
-    let summary = check_op(&vectors, arithmetic).map_err(|e| e.in_file(&args.vectors))?;
+    let summary = check_op(&vectors, &arithmetic).map_err(|e| e.in_file(&args.vectors))?;
     let equal = summary.compared() > 0 && summary.mismatched() == 0 && summary.missing.is_empty();
     let explanations = match args.explain {
-        true => explain_op(&vectors, arithmetic, &summary)?,
+        true => explain_op(&vectors, &arithmetic, &summary)?,
         false => Vec::new(),
     };
     if args.json {
