@@ -22,6 +22,8 @@ pub enum Isa {
     /// AVX-512 VNNI beside that: four INT8 products a lane in one instruction. Only the INT8 matrix
     /// product differs from [`Isa::Avx512`].
     Avx512Vnni = 3,
+    /// AVX-512 VBMI beside that: permutations of bytes, which read the special-function unit's tables.
+    Avx512Vbmi = 4,
 }
 
 impl Isa {
@@ -48,6 +50,9 @@ impl Isa {
                     found.push(Isa::Avx512);
                     if is_x86_feature_detected!("avx512vnni") {
                         found.push(Isa::Avx512Vnni);
+                        if is_x86_feature_detected!("avx512vbmi") {
+                            found.push(Isa::Avx512Vbmi);
+                        }
                     }
                 }
             }
@@ -91,7 +96,7 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         Isa::Avx2 => unsafe { on_avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Vnni => unsafe { on_avx512(kernel) },
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { on_avx512(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run(),
     }

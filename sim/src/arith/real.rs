@@ -4,8 +4,35 @@
 use super::elementary;
 use serde::{Deserialize, Serialize};
 
+/// Channels side by side where steps work on channels.
+pub const LANES: usize = 16;
+/// One value for each of them.
+pub type Lanes = [f32; LANES];
+
+/// A function of an arithmetic and the values it is asked for.
+#[derive(Debug)]
+pub enum Slices<'a> {
+    /// `v ← softplus(v)`.
+    Softplus(&'a mut [f32]),
+    /// `v ← times_sigmoid(v, v)`.
+    Silu(&'a mut [f32]),
+    /// `n ← times_sigmoid(n, z)`, pair by pair.
+    TimesSigmoid(&'a mut [f32], &'a [f32]),
+    /// `decay ← exp_neg(alpha ⊗ delta)`, a row of `delta` for each row of `decay`.
+    Decays(&'a Lanes, &'a [Lanes], &'a mut [Lanes]),
+}
+
 /// The f32 operations of an arithmetic. All are pure functions of their operands' bits.
 pub trait RealMath: Copy + Send + Sync + 'static {
+    /// The same arithmetic for operands that are results of it: what it does to operands before it
+    /// uses them is done.
+    type OfResults: RealMath;
+
+    /// `x` as this arithmetic takes an operand.
+    #[inline(always)]
+    fn operand(x: f32) -> f32 {
+        x
+    }
     /// `a ⊗ b`.
     fn mul(a: f32, b: f32) -> f32;
     /// `a ⊕ b`.
@@ -33,6 +60,56 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     fn times_sigmoid(n: f32, z: f32) -> f32 {
         Self::div(n, Self::add(1.0, Self::exp_neg(z)))
     }
+
+    /// Computes `slices` by code of its own for the machine's lanes and returns true, or returns
+    /// false. The functions below say what the results are.
+    #[inline(always)]
+    fn on_lanes(_: Slices) -> bool {
+        false
+    }
+
+    /// [`Slices::Softplus`].
+    #[inline(always)]
+    fn softplus_slice(values: &mut [f32]) {
+        if !Self::on_lanes(Slices::Softplus(values)) {
+            for v in values {
+                *v = Self::softplus(*v);
+            }
+        }
+    }
+
+    /// [`Slices::Silu`].
+    #[inline(always)]
+    fn silu_slice(values: &mut [f32]) {
+        if !Self::on_lanes(Slices::Silu(values)) {
+            for v in values {
+                *v = Self::times_sigmoid(*v, *v);
+            }
+        }
+    }
+
+    /// [`Slices::TimesSigmoid`].
+    #[inline(always)]
+    fn times_sigmoid_slice(n: &mut [f32], z: &[f32]) {
+        if !Self::on_lanes(Slices::TimesSigmoid(n, z)) {
+            for (n, z) in n.iter_mut().zip(z) {
+                *n = Self::times_sigmoid(*n, *z);
+            }
+        }
+    }
+
+    /// [`Slices::Decays`].
+    #[inline(always)]
+    fn decays(alpha: &Lanes, delta: &[Lanes], decay: &mut [Lanes]) {
+        if !Self::on_lanes(Slices::Decays(alpha, delta, decay)) {
+            let alpha = *alpha;
+            for (decay, delta) in decay.iter_mut().zip(delta) {
+                for e in 0..LANES {
+                    decay[e] = Self::exp_neg(Self::mul(alpha[e], delta[e]));
+                }
+            }
+        }
+    }
 }
 
 /// Names a set of f32 operations.
@@ -54,6 +131,8 @@ pub enum RealRules {
 pub struct Ieee;
 
 impl RealMath for Ieee {
+    type OfResults = Self;
+
     #[inline(always)]
     fn mul(a: f32, b: f32) -> f32 {
         a * b

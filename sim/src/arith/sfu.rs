@@ -11,9 +11,13 @@
 //! No function here branches, reads outside its table or calls another crate: loops over them
 //! vectorise in every instruction set of [`crate::isa`].
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod math;
 mod tables;
 
-use super::real::RealMath;
+pub use math::{CudaFast, CudaSubnormal, Fast};
+
 use std::hint::select_unpredictable as select;
 
 /// log2(e) as the kernels have it, 0x3FB8AA3B.
@@ -208,24 +212,27 @@ pub fn flush(x: f32) -> f32 {
 /// the rounding of the product grows with it. Source: datapath specification, section 6.
 #[inline(always)]
 pub fn exp_fast(x: f32) -> f32 {
-    ex2(CudaFast::mul(x, LOG2_E))
+    ex2(flush(flush(x) * LOG2_E))
 }
+
+/// Of the polynomial in [`log1p_fast`], highest degree first.
+const LOG1P_COEFFICIENTS: [u32; 9] = [
+    0xBD39_BF78,
+    0x3DD8_0012,
+    0xBE07_78E0,
+    0x3E14_6475,
+    0xBE2A_68DD,
+    0x3E4C_AF9E,
+    0xBE80_0042,
+    0x3EAA_AAE6,
+    0xBF00_0000,
+];
 
 /// Fast-math `log1pf`, for a ≥ 0 and NaN, monotone, within 0.9 ulp; a subnormal
 /// counts as 0. For negative a the
 /// value is defined by the formula but not a logarithm. Source: datapath specification, section 6.
 #[inline(always)]
 pub fn log1p_fast(a: f32) -> f32 {
-    const COEFFICIENTS: [u32; 8] = [
-        0x3DD8_0012,
-        0xBE07_78E0,
-        0x3E14_6475,
-        0xBE2A_68DD,
-        0x3E4C_AF9E,
-        0xBE80_0042,
-        0x3EAA_AAE6,
-        0xBF00_0000,
-    ];
     // Only operands of the first step can be subnormal: from there on every value is zero, normal,
     // or a product too small to change the sum it is added to. So one flush suffices.
     let a = flush(a);
@@ -239,8 +246,9 @@ pub fn log1p_fast(a: f32) -> f32 {
     let m = f32::from_bits(a.to_bits().wrapping_sub(e));
     // 2^-k − 1; the product is exact, so this is the fma of the definition.
     let m = m + (f32::from_bits(0x4080_0000u32.wrapping_sub(e)) * 0.25 - 1.0);
-    let mut p = f32::from_bits(0xBD39_BF78);
-    for k in COEFFICIENTS {
+    let [first, rest @ ..] = LOG1P_COEFFICIENTS;
+    let mut p = f32::from_bits(first);
+    for k in rest {
         p = m.mul_add(p, f32::from_bits(k));
     }
     let log = m.mul_add(m * p, m);
@@ -305,83 +313,6 @@ pub fn loga(s: f32) -> f32 {
     let log = (f * p).mul_add(f, f);
     let result = k.mul_add(LN_2, log);
     select(bits & INFINITY == INFINITY, s, result)
-}
-
-/// The arithmetic of the prefill kernels: subnormal operands and results flushed to zero, division
-/// and functions by the special-function unit. Source: datapath specification, sections 4 and 6.
-#[derive(Clone, Copy, Debug)]
-pub struct CudaFast;
-
-impl RealMath for CudaFast {
-    #[inline(always)]
-    fn mul(a: f32, b: f32) -> f32 {
-        flush(flush(a) * flush(b))
-    }
-    #[inline(always)]
-    fn add(a: f32, b: f32) -> f32 {
-        flush(flush(a) + flush(b))
-    }
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        flush(flush(a).mul_add(flush(b), flush(c)))
-    }
-    #[inline(always)]
-    fn div(n: f32, d: f32) -> f32 {
-        Self::mul(n, rcp(d))
-    }
-    #[inline(always)]
-    fn exp(x: f32) -> f32 {
-        exp_fast(x)
-    }
-    #[inline(always)]
-    fn exp_neg(x: f32) -> f32 {
-        ex2(Self::mul(x, -LOG2_E))
-    }
-    #[inline(always)]
-    fn log1p(a: f32) -> f32 {
-        log1p_fast(a)
-    }
-}
-
-/// The arithmetic of the decode kernels: IEEE operations with subnormals kept, division and
-/// functions by the special-function unit. Source: datapath specification, section 5.
-#[derive(Clone, Copy, Debug)]
-pub struct CudaSubnormal;
-
-impl RealMath for CudaSubnormal {
-    #[inline(always)]
-    fn mul(a: f32, b: f32) -> f32 {
-        a * b
-    }
-    #[inline(always)]
-    fn add(a: f32, b: f32) -> f32 {
-        a + b
-    }
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-    #[inline(always)]
-    fn div(n: f32, d: f32) -> f32 {
-        diva(n, d)
-    }
-    #[inline(always)]
-    fn exp(x: f32) -> f32 {
-        expa(x)
-    }
-    #[inline(always)]
-    fn exp_neg(x: f32) -> f32 {
-        expa(-x)
-    }
-    #[inline(always)]
-    fn log1p(a: f32) -> f32 {
-        loga(a + 1.0)
-    }
-    /// `loga(expa(x) ⊕ 1)` for every x: the decode kernel has no threshold.
-    #[inline(always)]
-    fn softplus(x: f32) -> f32 {
-        Self::log1p(Self::exp(x))
-    }
 }
 
 #[cfg(test)]

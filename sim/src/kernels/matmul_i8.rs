@@ -93,9 +93,9 @@ pub fn matmul_i8<E: Epilogue>(
     #[cfg(target_arch = "x86_64")]
     if job.out.rows() >= ROWS_TO_PACK {
         match Isa::current() {
-            Isa::Avx512Vnni => return packed::run::<vnni::Vnni, E>(&job),
-            Isa::Avx512 | Isa::Avx2 => return packed::run::<avx2::Avx2, E>(&job),
             Isa::Baseline => {}
+            Isa::Avx2 | Isa::Avx512 => return packed::run::<avx2::Avx2, E>(&job),
+            Isa::Avx512Vnni | Isa::Avx512Vbmi => return packed::run::<vnni::Vnni, E>(&job),
         }
     }
     dots::run(&job)

@@ -188,9 +188,7 @@ impl<R: RealMath> Kernel for Rows<'_, R> {
                 }
             }
             if self.silu {
-                for v in out {
-                    *v = R::times_sigmoid(*v, *v);
-                }
+                R::silu_slice(out);
             }
         }
     }

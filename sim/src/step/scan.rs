@@ -17,7 +17,7 @@ use super::scan_formula::{Formula, Fused, Grouped, Separate};
 use super::scan_sequential::SequentialScan;
 use super::scan_tile::{Recurrence, Scratch, Tile};
 use super::scan_update::GroupedUpdate;
-use crate::arith::real::{Ieee, RealMath, RealRules};
+use crate::arith::real::{Ieee, LANES, Lanes, RealMath, RealRules};
 use crate::arith::sfu::{CudaFast, CudaSubnormal};
 use crate::isa::{Kernel, dispatch};
 use crate::kernels::columns::SplitColumns;
@@ -27,11 +27,6 @@ use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 use std::sync::OnceLock;
-
-/// Channels side by side in a tile.
-pub const LANES: usize = 16;
-/// One value for each channel of a tile.
-pub type Lanes = [f32; LANES];
 
 /// One value for each lane, from values read before: no store lies between the reads, which is what
 /// lets the compiler see a vector in the loop.
@@ -272,11 +267,12 @@ fn scan_in<R: RealMath>(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInp
 }
 
 /// Runs every tile of channels.
-fn tiles<R: RealMath, F: Formula<R>, O: Recurrence<R, F>>(
-    rules: &ScanRules,
-    weight: &ScanWeight,
-    inputs: &ScanInputs,
-) -> ScanOutput {
+fn tiles<R, F, O>(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs) -> ScanOutput
+where
+    R: RealMath,
+    F: Formula<R> + Formula<R::OfResults>,
+    O: Recurrence<R::OfResults, F>,
+{
     /// Token-states that are worth a thread of their own.
     const TASK: usize = 1 << 15;
     let (e, n, l) = (weight.channels(), weight.states(), inputs.u.rows());
@@ -319,7 +315,12 @@ struct Channels<'a, R, F, O> {
     rules: std::marker::PhantomData<(R, F, O)>,
 }
 
-impl<R: RealMath, F: Formula<R>, O: Recurrence<R, F>> Kernel for Channels<'_, R, F, O> {
+impl<R, F, O> Kernel for Channels<'_, R, F, O>
+where
+    R: RealMath,
+    F: Formula<R> + Formula<R::OfResults>,
+    O: Recurrence<R::OfResults, F>,
+{
     type Output = ();
 
     #[inline(always)]

@@ -6,10 +6,10 @@
 //! from its prefix. The association decides the last bit; here a lane is a channel and the threads
 //! are array elements, so the order is the kernel's whatever runs it.
 
-use super::scan::{LANES, Lanes, lanes};
+use super::scan::lanes;
 use super::scan_formula::Formula;
 use super::scan_tile::{Recurrence, Scratch, Tile};
-use crate::arith::real::RealMath;
+use crate::arith::real::{LANES, Lanes, RealMath};
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -80,7 +80,7 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
                         b: match t < tokens {
                             true => {
                                 let b = tile.b[(first + t) * states + n];
-                                tile.input::<R, F>(b, scratch.delta[t], scratch.u[t])
+                                tile.input::<R, F>(b, scratch.drive[t], scratch.u[t])
                             }
                             false => Map::IDENTITY.b,
                         },

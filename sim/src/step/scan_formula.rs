@@ -9,16 +9,18 @@ pub(super) trait Formula<R: RealMath>: Copy + Send + Sync {
     fn dt(scale: f32, dt: f32, bias: f32) -> f32;
     /// The output before the first state is added; `skip` is s_D ⊗ q_D.
     fn first_output(skip: f32, u: f32) -> f32;
-    /// What enters the state.
-    fn input(b: f32, delta: f32, u: f32) -> f32;
+    /// What all states share of what enters them.
+    fn drive(delta: f32, u: f32) -> f32;
+    /// What enters a state.
+    fn input(b: f32, drive: f32, u: f32) -> f32;
     /// The next state.
     fn update(decay: f32, x: f32, input: f32) -> f32;
     /// The output with one more state.
     fn accumulate(x: f32, c: f32, out: f32) -> f32;
     /// The output after the last state, before the gate.
     fn last_output(out: f32, skip: f32, u: f32) -> f32;
-    /// The gated output.
-    fn gate(out: f32, z: f32) -> f32;
+    /// The gated outputs, from the outputs and z.
+    fn gate(out: &mut [f32], z: &[f32]);
 }
 
 /// The CUDA prefill kernel's formula.
@@ -35,8 +37,12 @@ impl<R: RealMath> Formula<R> for Fused {
         R::mul(skip, u)
     }
     #[inline(always)]
-    fn input(b: f32, delta: f32, u: f32) -> f32 {
-        R::mul(b, R::mul(delta, u))
+    fn drive(delta: f32, u: f32) -> f32 {
+        R::mul(delta, u)
+    }
+    #[inline(always)]
+    fn input(b: f32, drive: f32, _: f32) -> f32 {
+        R::mul(b, drive)
     }
     #[inline(always)]
     fn update(decay: f32, x: f32, input: f32) -> f32 {
@@ -51,8 +57,11 @@ impl<R: RealMath> Formula<R> for Fused {
         out
     }
     #[inline(always)]
-    fn gate(out: f32, z: f32) -> f32 {
-        R::times_sigmoid(R::mul(out, z), z)
+    fn gate(out: &mut [f32], z: &[f32]) {
+        for (out, z) in out.iter_mut().zip(z) {
+            *out = R::mul(*out, *z);
+        }
+        R::times_sigmoid_slice(out, z);
     }
 }
 
@@ -71,6 +80,10 @@ impl<R: RealMath> Formula<R> for Separate {
         -0.0
     }
     #[inline(always)]
+    fn drive(delta: f32, _: f32) -> f32 {
+        delta
+    }
+    #[inline(always)]
     fn input(b: f32, delta: f32, u: f32) -> f32 {
         R::mul(R::mul(delta, b), u)
     }
@@ -87,8 +100,10 @@ impl<R: RealMath> Formula<R> for Separate {
         R::add(out, R::mul(u, skip))
     }
     #[inline(always)]
-    fn gate(out: f32, z: f32) -> f32 {
-        R::mul(out, R::times_sigmoid(z, z))
+    fn gate(out: &mut [f32], z: &[f32]) {
+        for (out, z) in out.iter_mut().zip(z) {
+            *out = R::mul(*out, R::times_sigmoid(*z, *z));
+        }
     }
 }
 
@@ -107,6 +122,10 @@ impl<R: RealMath> Formula<R> for Grouped {
         0.0
     }
     #[inline(always)]
+    fn drive(delta: f32, _: f32) -> f32 {
+        delta
+    }
+    #[inline(always)]
     fn input(b: f32, delta: f32, u: f32) -> f32 {
         R::mul(R::mul(b, delta), u)
     }
@@ -123,7 +142,10 @@ impl<R: RealMath> Formula<R> for Grouped {
         R::fma(skip, u, out)
     }
     #[inline(always)]
-    fn gate(out: f32, z: f32) -> f32 {
-        R::mul(out, R::mul(z, R::div(1.0, R::add(R::exp_neg(z), 1.0))))
+    fn gate(out: &mut [f32], z: &[f32]) {
+        for (out, z) in out.iter_mut().zip(z) {
+            let sigmoid = R::div(1.0, R::add(R::exp_neg(*z), 1.0));
+            *out = R::mul(*out, R::mul(*z, sigmoid));
+        }
     }
 }

@@ -28,7 +28,7 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SequentialScan {
             for t in 0..tokens {
                 let at = (first + t) * states + n;
                 let (b, c) = (tile.b[at], tile.c[at]);
-                let input = tile.input::<R, F>(b, scratch.delta[t], scratch.u[t]);
+                let input = tile.input::<R, F>(b, scratch.drive[t], scratch.u[t]);
                 let (decay, sum) = (scratch.decay[t], scratch.out[t]);
                 x = lanes(|e| F::update(decay[e], x[e], input[e]));
                 scratch.out[t] = lanes(|e| F::accumulate(x[e], c, sum[e]));

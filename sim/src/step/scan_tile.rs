@@ -5,9 +5,9 @@
 //! each token, for each lane" around a function; and, where a token needs the one before it,
 //! [`lanes`].
 
-use super::scan::{LANES, Lanes, ScanInputs, ScanWeight, lanes};
+use super::scan::{ScanInputs, ScanWeight, lanes};
 use super::scan_formula::Formula;
-use crate::arith::real::RealMath;
+use crate::arith::real::{LANES, Lanes, RealMath};
 use crate::kernels::columns::SplitColumns;
 
 /// A tile of channels: what it reads and where it writes.
@@ -36,6 +36,8 @@ pub(super) struct Scratch {
     pub delta: Vec<Lanes>,
     /// u of the chunk's tokens.
     pub u: Vec<Lanes>,
+    /// What all states share of their inputs, token by token.
+    pub drive: Vec<Lanes>,
     /// Output of the chunk's tokens.
     pub out: Vec<Lanes>,
     /// Decay of one state, token by token.
@@ -52,6 +54,7 @@ impl Scratch {
         Self {
             delta: zeros(tokens),
             u: zeros(tokens),
+            drive: zeros(tokens),
             out: zeros(tokens),
             decay: zeros(tokens),
             input: zeros(tokens),
@@ -81,7 +84,9 @@ impl Tile<'_> {
             return;
         };
         for e in 0..self.width {
-            source.each_of_row::<R>(self.first + e, |n, v| scratch.state[n][e] = v);
+            source.each_of_row::<R>(self.first + e, |n, v| {
+                scratch.state[n][e] = R::operand(v);
+            });
         }
     }
 
@@ -99,7 +104,7 @@ impl Tile<'_> {
 
     /// Loads a chunk: u, the softplus of dt, and the outputs before the first state.
     #[inline(always)]
-    pub fn begin<R: RealMath, F: Formula<R>>(
+    pub fn begin<R: RealMath, F: Formula<R> + Formula<R::OfResults>>(
         &self,
         scratch: &mut Scratch,
         first: usize,
@@ -113,35 +118,37 @@ impl Tile<'_> {
             let q = *u;
             let real = lanes(|e| R::mul(scale, q[e]));
             *u = real;
-            *out = lanes(|e| F::first_output(skip[e], real[e]));
+            *out = lanes(|e| <F as Formula<R::OfResults>>::first_output(skip[e], real[e]));
         }
         let delta = &mut scratch.delta[..tokens];
         self.inputs.dt.load(first, self.first, self.width, delta);
         let scale = self.inputs.dt.scale();
         for delta in delta {
             let q = *delta;
-            *delta = lanes(|e| F::dt(scale, q[e], bias[e]));
+            *delta = lanes(|e| <F as Formula<R>>::dt(scale, q[e], bias[e]));
         }
-        for v in scratch.delta[..tokens].as_flattened_mut() {
-            *v = R::softplus(*v);
+        R::softplus_slice(scratch.delta[..tokens].as_flattened_mut());
+        let Scratch {
+            delta, u, drive, ..
+        } = scratch;
+        for ((delta, u), drive) in delta[..tokens].iter_mut().zip(u).zip(drive) {
+            let (d, u) = (lanes(|e| R::operand(delta[e])), *u);
+            *delta = d;
+            *drive = lanes(|e| <F as Formula<R::OfResults>>::drive(d[e], u[e]));
         }
     }
 
     /// Decays of state n for the chunk's tokens.
     #[inline(always)]
     pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, tokens: usize, n: usize) {
-        let alpha = self.alpha(n);
-        for (decay, delta) in scratch.decay[..tokens].iter_mut().zip(&scratch.delta) {
-            for e in 0..LANES {
-                decay[e] = R::exp_neg(R::mul(alpha[e], delta[e]));
-            }
-        }
+        let Scratch { delta, decay, .. } = scratch;
+        R::decays(&self.alpha(n), &delta[..tokens], &mut decay[..tokens]);
     }
 
-    /// What enters state n, given B, softplus(dt) and u.
+    /// What enters a state, given its B.
     #[inline(always)]
-    pub fn input<R: RealMath, F: Formula<R>>(&self, b: f32, delta: Lanes, u: Lanes) -> Lanes {
-        lanes(|e| F::input(b, delta[e], u[e]))
+    pub fn input<R: RealMath, F: Formula<R>>(&self, b: f32, drive: Lanes, u: Lanes) -> Lanes {
+        lanes(|e| F::input(b, drive[e], u[e]))
     }
 
     /// exp(A_log) of state n.
@@ -155,7 +162,7 @@ impl Tile<'_> {
 
     /// Skip term, gate, and the outputs to their place.
     #[inline(always)]
-    pub fn finish<R: RealMath, F: Formula<R>>(
+    pub fn finish<R: RealMath, F: Formula<R::OfResults>>(
         &self,
         scratch: &mut Scratch,
         first: usize,
@@ -172,10 +179,10 @@ impl Tile<'_> {
             let z = &mut decay[..tokens];
             source.load(first, self.first, self.width, z);
             let scale = source.scale();
-            let out = out.as_flattened_mut().iter_mut();
-            for (out, q) in out.zip(z.as_flattened()) {
-                *out = F::gate(*out, R::mul(scale, *q));
+            for z in z.as_flattened_mut() {
+                *z = R::mul(scale, *z);
             }
+            F::gate(out.as_flattened_mut(), z.as_flattened());
         }
         for (t, out) in out.iter().enumerate() {
             // SAFETY: tiles have different channels, and this is the only segment of this one.

@@ -7,7 +7,7 @@ use crate::isa::{Isa, Kernel, dispatch};
 /// Multiplies every row of x with every row of the weight.
 pub(super) fn run<E: Epilogue>(job: &Job<E>) -> Status {
     #[cfg(target_arch = "x86_64")]
-    if Isa::current() == Isa::Avx512Vnni {
+    if Isa::current() >= Isa::Avx512Vnni {
         return super::vnni::dots(job);
     }
     panels(job, || (), |(), p| dispatch(Panel { job, p }))

@@ -1,0 +1,106 @@
+//! The f32 operations of the CUDA kernels, whose functions are those of the special-function unit.
+
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+use super::{LOG2_E, diva, ex2, exp_fast, expa, flush, log1p_fast, loga, rcp};
+use crate::arith::real::{RealMath, Slices};
+
+/// The arithmetic of the prefill kernels: subnormal operands and results flushed to zero, division
+/// and functions by the special-function unit. Source: datapath specification, sections 4 and 6.
+pub type CudaFast = Fast<false>;
+
+/// [`CudaFast`], or (`FLUSHED`) the same for operands that are flushed already.
+#[derive(Clone, Copy, Debug)]
+pub struct Fast<const FLUSHED: bool>;
+
+impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
+    type OfResults = Fast<true>;
+
+    #[inline(always)]
+    fn operand(x: f32) -> f32 {
+        if FLUSHED { x } else { flush(x) }
+    }
+    #[inline(always)]
+    fn mul(a: f32, b: f32) -> f32 {
+        flush(Self::operand(a) * Self::operand(b))
+    }
+    #[inline(always)]
+    fn add(a: f32, b: f32) -> f32 {
+        flush(Self::operand(a) + Self::operand(b))
+    }
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        flush(Self::operand(a).mul_add(Self::operand(b), Self::operand(c)))
+    }
+    #[inline(always)]
+    fn div(n: f32, d: f32) -> f32 {
+        Self::mul(n, rcp(d))
+    }
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        exp_fast(x)
+    }
+    #[inline(always)]
+    fn exp_neg(x: f32) -> f32 {
+        ex2(Self::mul(x, -LOG2_E))
+    }
+    #[inline(always)]
+    fn log1p(a: f32) -> f32 {
+        log1p_fast(a)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn on_lanes(slices: Slices) -> bool {
+        avx512::fast::<FLUSHED>(slices)
+    }
+}
+
+/// The arithmetic of the decode kernels: IEEE operations with subnormals kept, division and
+/// functions by the special-function unit. Source: datapath specification, section 5.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaSubnormal;
+
+impl RealMath for CudaSubnormal {
+    type OfResults = Self;
+
+    #[inline(always)]
+    fn mul(a: f32, b: f32) -> f32 {
+        a * b
+    }
+    #[inline(always)]
+    fn add(a: f32, b: f32) -> f32 {
+        a + b
+    }
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn div(n: f32, d: f32) -> f32 {
+        diva(n, d)
+    }
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        expa(x)
+    }
+    #[inline(always)]
+    fn exp_neg(x: f32) -> f32 {
+        expa(-x)
+    }
+    #[inline(always)]
+    fn log1p(a: f32) -> f32 {
+        loga(a + 1.0)
+    }
+    /// `loga(expa(x) ⊕ 1)` for every x: the decode kernel has no threshold.
+    #[inline(always)]
+    fn softplus(x: f32) -> f32 {
+        Self::log1p(Self::exp(x))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn on_lanes(slices: Slices) -> bool {
+        avx512::subnormal(slices)
+    }
+}
