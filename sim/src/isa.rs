@@ -24,6 +24,9 @@ pub enum Isa {
     Avx512Vnni = 3,
     /// AVX-512 VBMI beside that: permutations of bytes, which read the special-function unit's tables.
     Avx512Vbmi = 4,
+    /// AMX with INT8 beside that: products of tiles. Only the INT8 matrix product differs from
+    /// [`Isa::Avx512Vbmi`].
+    Amx = 5,
 }
 
 impl Isa {
@@ -52,6 +55,9 @@ impl Isa {
                         found.push(Isa::Avx512Vnni);
                         if is_x86_feature_detected!("avx512vbmi") {
                             found.push(Isa::Avx512Vbmi);
+                            if has_amx() {
+                                found.push(Isa::Amx);
+                            }
                         }
                     }
                 }
@@ -76,6 +82,48 @@ impl Isa {
     }
 }
 
+/// Whether the processor has AMX with INT8 and the system lets this process use it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_amx() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, __get_cpuid_max};
+    /// Bits of leaf 7, register EDX: tiles, and their INT8 products.
+    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    /// Bit of leaf 1, register ECX: the system saves the registers that `xgetbv` names.
+    const OSXSAVE: u32 = 1 << 27;
+    /// Bits of that register: the configuration and the data of tiles.
+    const TILE_STATE: u32 = 1 << 17 | 1 << 18;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+
+    if __get_cpuid_max(0).0 < 7
+        || __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8
+        || __cpuid(1).ecx & OSXSAVE == 0
+    {
+        return false;
+    }
+    let enabled: u32;
+    // SAFETY: `xgetbv` of register 0 is there where OSXSAVE is set, and only reads.
+    unsafe {
+        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") enabled, out("edx") _,
+            options(nomem, nostack, preserves_flags));
+    }
+    // Linux hands out the 8 KiB of tile data only to processes that ask.
+    // SAFETY: this call takes numbers and changes what this process may use.
+    enabled & TILE_STATE == TILE_STATE
+        && unsafe {
+            libc::syscall(
+                libc::SYS_arch_prctl,
+                ARCH_REQ_XCOMP_PERM,
+                XFEATURE_XTILEDATA,
+            )
+        } == 0
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_amx() -> bool {
+    false
+}
+
 static LIMIT: AtomicU8 = AtomicU8::new(u8::MAX);
 
 /// A loop over data that profits from wide instructions. Implementations mark `run`, and what it
@@ -96,7 +144,7 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         Isa::Avx2 => unsafe { on_avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { on_avx512(kernel) },
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Vbmi | Isa::Amx => unsafe { on_avx512(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run(),
     }

@@ -22,7 +22,8 @@ impl Overflow {
     #[inline(always)]
     pub fn to_i8(self, integer: f32) -> i8 {
         match self {
-            Overflow::Saturate => integer as i8,
+            // By way of i32, for which there are vector instructions.
+            Overflow::Saturate => (integer as i32).clamp(-128, 127) as i8,
             Overflow::Wrap => integer as i32 as i8,
         }
     }

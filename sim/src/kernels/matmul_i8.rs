@@ -5,7 +5,7 @@
 //! | [`matmul_i8`] | shares panels of 32 outputs among threads |
 //! | `dots` | the specification: one dot product after another; also the one-row product |
 //! | `packed` | many rows: a panel is packed in the cache and multiplied tile by tile |
-//! | `vnni`, `avx2` | the tiles of two instruction sets |
+//! | `amx`, `vnni`, `avx2` | the tiles of three instruction sets |
 //!
 //! Weights stay as the model has them. A panel is packed by the thread that is about to use it:
 //! one pass over 32 rows of the weight against L passes of arithmetic, in exchange for no second
@@ -14,6 +14,8 @@
 mod dots;
 mod packed;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -96,6 +98,7 @@ pub fn matmul_i8<E: Epilogue>(
             Isa::Baseline => {}
             Isa::Avx2 | Isa::Avx512 => return packed::run::<avx2::Avx2, E>(&job),
             Isa::Avx512Vnni | Isa::Avx512Vbmi => return packed::run::<vnni::Vnni, E>(&job),
+            Isa::Amx => return packed::run::<amx::Amx, E>(&job),
         }
     }
     dots::run(&job)

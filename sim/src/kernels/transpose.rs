@@ -41,6 +41,25 @@ pub(crate) fn transpose_16x16(rows: [__m512i; 16]) -> [__m512i; 16] {
     out
 }
 
+/// 64 codes from column `from` on of each of up to 16 rows of `k` codes, four to a word; codes and
+/// rows that are missing are zero.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(crate) fn rows_to_words(rows: &[i8], k: usize, from: usize) -> [__m512i; 16] {
+    let mut words = [_mm512_setzero_si512(); 16];
+    if from >= k {
+        return words;
+    }
+    let present = (k - from).min(64);
+    let mask = u64::MAX >> (64 - present);
+    for (words, row) in words.iter_mut().zip(rows.chunks_exact(k)) {
+        let codes = row[from..][..present].as_ptr();
+        // SAFETY: the mask keeps the load inside those codes.
+        *words = unsafe { _mm512_maskz_loadu_epi8(mask, codes) };
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -282,7 +282,7 @@ on_lanes! {
         _mm512_mask_mul_ps(w, halved, w, w)
     }
 
-    /// [`super::expa`].
+    #[cfg(test)]
     fn expa(x: __m512) -> __m512 {
         exp2a(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)))
     }
@@ -431,7 +431,7 @@ mod tests {
     fn words() -> impl Iterator<Item = u32> {
         let mantissas = |exponent: u32| {
             (0..1u32 << 23)
-                .step_by(if exponent == 127 { 1 } else { 7 })
+                .step_by(if exponent == 127 { 1 } else { 61 })
                 .map(move |m| exponent << 23 | m)
         };
         let all = [0, 100, 118, 126, 127, 128, 132, 133, 134, 254, 255];
@@ -498,7 +498,6 @@ mod tests {
                 |v| unsafe { silu_fast_slice(v) },
                 |v| CudaFast::times_sigmoid(v, v),
             );
-            let n = 0.3f32;
             check(
                 |v| unsafe {
                     let z = v.to_vec();
@@ -507,7 +506,6 @@ mod tests {
                 },
                 |z| CudaFast::times_sigmoid(0.3, z),
             );
-            let _ = n;
         }
     }
 

@@ -1,7 +1,7 @@
 //! AVX2. `vpmaddwd` adds two products of i16 to each i32 lane: codes are widened while packing, and
 //! no sum can overflow (2·2^14 a step, then as in the scalar code).
 
-use super::packed::{self, Packed, Tile, Words};
+use super::packed::{self, Rows, Scratch, Tile, Words};
 use super::{Epilogue, Job, PANEL};
 use crate::arith::saturate::Status;
 use std::arch::x86_64::*;
@@ -10,14 +10,20 @@ pub(super) struct Avx2;
 
 impl Tile for Avx2 {
     const GROUP: usize = 2;
+    const UNIT: usize = 1;
+    // Sixteen registers hold 2 rows of 32 outputs and what they need.
+    const ROWS: usize = 2;
 
-    #[inline(always)]
-    fn word(codes: &[i8]) -> i32 {
-        let code = |i| codes.get(i).map_or(0, |q: &i8| i32::from(*q));
-        code(0) & 0xffff | code(1) << 16
+    /// Row-major.
+    fn pack_rows(rows: &[i8], k: usize, words: &mut [i32]) {
+        let groups = k.div_ceil(2);
+        for (row, words) in rows.chunks_exact(k).zip(words.chunks_exact_mut(groups)) {
+            for (word, codes) in words.iter_mut().zip(row.chunks(2)) {
+                *word = pair(codes);
+            }
+        }
     }
 
-    #[inline(always)]
     fn start(_: i32) -> i32 {
         0
     }
@@ -26,46 +32,45 @@ impl Tile for Avx2 {
     fn pack(weight: &[i8], k: usize, panel: &mut [Words]) {
         for (lane, row) in weight.chunks_exact(k).enumerate() {
             for (words, codes) in panel.iter_mut().zip(row.chunks(2)) {
-                words[lane] = Self::word(codes);
+                words[lane] = pair(codes);
             }
         }
     }
 
     #[inline(always)]
-    fn multiply<const R: usize>(x: [&[i32]; R], panel: &[Words], start: [i32; R]) -> [Words; R] {
-        // Sixteen registers hold 2 rows of 32 outputs and what they need, not 8.
-        let mut acc = start.map(|s| [s; PANEL]);
-        for r in (0..R).step_by(2) {
-            // SAFETY: only `Avx2::panel` multiplies, with AVX2 enabled.
-            unsafe {
-                if r + 1 < R {
-                    rows([x[r], x[r + 1]], panel, &mut acc[r..]);
-                } else {
-                    rows([x[r]], panel, &mut acc[r..]);
-                }
+    fn multiply(words: &[i32], rows: usize, panel: &[Words], _: &[i32], acc: &mut [Words]) {
+        // SAFETY: only `Avx2::panel` multiplies, with AVX2 enabled.
+        unsafe {
+            match rows {
+                1 => multiply::<1>(words, panel, acc),
+                _ => multiply::<2>(words, panel, acc),
             }
         }
-        acc
     }
 
-    fn panel<E: Epilogue>(job: &Job<E>, x: &Packed, buffer: &mut [Words], p: usize) -> Status {
+    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
         // SAFETY: `matmul_i8` chooses this tile where `Isa::Avx2` was detected.
-        unsafe { panel(job, x, buffer, p) }
+        unsafe { panel(job, x, scratch, p) }
     }
 }
 
+/// Two codes, the second one zero if it is missing.
+#[inline(always)]
+fn pair(codes: &[i8]) -> i32 {
+    let code = |i| codes.get(i).map_or(0, |q: &i8| i32::from(*q));
+    code(0) & 0xffff | code(1) << 16
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel<E: Epilogue>(job: &Job<E>, x: &Packed, buffer: &mut [Words], p: usize) -> Status {
-    packed::panel::<Avx2, E>(job, x, buffer, p)
+fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+    packed::panel::<Avx2, E>(job, x, scratch, p)
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn rows<const R: usize>(x: [&[i32]; R], panel: &[Words], acc: &mut [Words]) {
+fn multiply<const R: usize>(words: &[i32], panel: &[Words], acc: &mut [Words]) {
     const VECTORS: usize = PANEL / 8;
-    for x in x {
-        assert_eq!(x.len(), panel.len());
-    }
+    let x: [&[i32]; R] = std::array::from_fn(|r| &words[r * panel.len()..][..panel.len()]);
     let mut sums = [[_mm256_setzero_si256(); VECTORS]; R];
     for (g, words) in panel.iter().enumerate() {
         // SAFETY: g is below the length of every row.

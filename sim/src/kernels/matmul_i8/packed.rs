@@ -1,23 +1,25 @@
 //! Many rows at once: a panel of 32 weight rows is packed so that 32 outputs lie side by side, and
-//! tiles of 8 rows of x by 32 outputs stay in registers while k runs.
+//! tiles of rows of x by 32 outputs stay in registers while k runs.
 
 use super::{Epilogue, Job, PANEL, panels};
 use crate::arith::saturate::Status;
-
-/// Rows of x in a tile.
-const ROWS: usize = 8;
 
 /// One 32-bit word for each output of a panel.
 pub(super) type Words = [i32; PANEL];
 
 /// How an instruction set multiplies: words of `GROUP` codes side by side, one instruction for all
-/// products of a word.
+/// products of a word. Only used where the instruction set was found.
 pub(super) trait Tile {
     /// Codes in a word.
     const GROUP: usize;
+    /// Words that k is filled up to a multiple of, with zeros.
+    const UNIT: usize;
+    /// Rows of x in a tile.
+    const ROWS: usize;
 
-    /// A word of x from `GROUP` codes or fewer; those that are missing count as zero.
-    fn word(codes: &[i8]) -> i32;
+    /// Packs `rows`, at most `ROWS` rows of `k` codes, into `ROWS` × groups words of a layout of its
+    /// own; rows that are missing may hold anything.
+    fn pack_rows(rows: &[i8], k: usize, words: &mut [i32]);
 
     /// What accumulators of a row start with, given the sum of its codes.
     fn start(row_sum: i32) -> i32;
@@ -25,83 +27,75 @@ pub(super) trait Tile {
     /// Packs `weight`, at most 32 rows of `k` codes; rows that are missing may hold anything.
     fn pack(weight: &[i8], k: usize, panel: &mut [Words]);
 
-    /// `start[r] + Σ_g word(x[r][g]) · panel[g]` in wrapping i32 arithmetic.
-    fn multiply<const R: usize>(x: [&[i32]; R], panel: &[Words], start: [i32; R]) -> [Words; R];
+    /// `acc[r] ← starts[r] + Σ_k x[r][k] · weight[k]` in wrapping i32 arithmetic, at least for the
+    /// `rows` first rows, 1 to `ROWS`. `words` is a packed tile, `acc` has room for `ROWS` rows.
+    fn multiply(words: &[i32], rows: usize, panel: &[Words], starts: &[i32], acc: &mut [Words]);
 
     /// Runs [`panel`] with the instruction set enabled.
-    fn panel<E: Epilogue>(job: &Job<E>, x: &Packed, buffer: &mut [Words], p: usize) -> Status;
+    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status;
 }
 
-/// The rows of x as words.
-pub(super) struct Packed {
-    /// `[L, groups]`.
+/// The rows of x, packed.
+pub(super) struct Rows {
+    /// Tile after tile.
     words: Vec<i32>,
     /// `[L]`.
     starts: Vec<i32>,
-    groups: usize,
+}
+
+/// What a thread needs for one panel at a time.
+pub(super) struct Scratch {
+    panel: Vec<Words>,
+    acc: Vec<Words>,
 }
 
 /// Multiplies every row of x with every row of the weight.
 pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
-    let groups = job.k.div_ceil(T::GROUP);
-    let rows = || job.x.chunks_exact(job.k);
-    let x = Packed {
-        words: rows()
-            .flat_map(|row| row.chunks(T::GROUP).map(T::word))
-            .collect(),
-        starts: rows()
-            .map(|row| T::start(row.iter().map(|q| i32::from(*q)).sum()))
-            .collect(),
-        groups,
+    let groups = job.k.div_ceil(T::GROUP).next_multiple_of(T::UNIT);
+    let tile = T::ROWS * groups;
+    let mut words = vec![0; job.out.rows().div_ceil(T::ROWS) * tile];
+    for (rows, words) in (job.x.chunks(T::ROWS * job.k)).zip(words.chunks_exact_mut(tile)) {
+        T::pack_rows(rows, job.k, words);
+    }
+    let sum = |row: &[i8]| row.iter().map(|q| i32::from(*q)).sum();
+    let starts = job.x.chunks_exact(job.k).map(|row| T::start(sum(row)));
+    let x = Rows {
+        words,
+        starts: starts.collect(),
     };
-    let buffer = || vec![[0; PANEL]; groups];
-    panels(job, buffer, |buffer, p| T::panel(job, &x, buffer, p))
+    let scratch = || Scratch {
+        panel: vec![[0; PANEL]; groups],
+        acc: vec![[0; PANEL]; T::ROWS],
+    };
+    panels(job, scratch, |scratch, p| T::panel(job, &x, scratch, p))
 }
 
 /// Packs a panel and multiplies all rows with it. The loop every instruction set gets a copy of.
 #[inline(always)]
 pub(super) fn panel<T: Tile, E: Epilogue>(
     job: &Job<E>,
-    x: &Packed,
-    buffer: &mut [Words],
+    x: &Rows,
+    scratch: &mut Scratch,
     p: usize,
 ) -> Status {
+    let Scratch { panel, acc } = scratch;
     let first = p * PANEL;
     let width = PANEL.min(job.out.columns() - first);
-    T::pack(&job.weight[first * job.k..][..width * job.k], job.k, buffer);
+    T::pack(&job.weight[first * job.k..][..width * job.k], job.k, panel);
     let mut status = Status::default();
-    let mut row = 0;
-    while row + ROWS <= job.out.rows() {
-        status += tile::<T, E, ROWS>(job, x, buffer, row, first..first + width);
-        row += ROWS;
-    }
-    while row < job.out.rows() {
-        status += tile::<T, E, 1>(job, x, buffer, row, first..first + width);
-        row += 1;
-    }
-    status
-}
-
-#[inline(always)]
-fn tile<T: Tile, E: Epilogue, const R: usize>(
-    job: &Job<E>,
-    x: &Packed,
-    panel: &[Words],
-    row: usize,
-    columns: std::ops::Range<usize>,
-) -> Status {
-    let rows = std::array::from_fn(|r| &x.words[(row + r) * x.groups..][..x.groups]);
-    let starts = std::array::from_fn(|r| x.starts[row + r]);
-    let acc = T::multiply::<R>(rows, panel, starts);
-    let mut status = Status::default();
-    for (r, acc) in acc.iter().enumerate() {
-        // SAFETY: panels have different columns, and this is the only segment of this one alive.
-        let out = unsafe { job.out.segment(row + r, columns.start, columns.len()) };
-        status += if columns.len() == PANEL {
-            job.epilogue.row(acc, out)
-        } else {
-            job.epilogue.row(&acc[..columns.len()], out)
-        };
+    let tiles = x.words.chunks_exact(T::ROWS * panel.len());
+    for (t, (words, starts)) in tiles.zip(x.starts.chunks(T::ROWS)).enumerate() {
+        T::multiply(words, starts.len(), panel, starts, acc);
+        for (r, acc) in acc[..starts.len()].iter().enumerate() {
+            let row = t * T::ROWS + r;
+            // SAFETY: panels have different columns, and this is the only segment of this one alive.
+            let out = unsafe { job.out.segment(row, first, width) };
+            status += if width == PANEL {
+                job.epilogue.row(acc, out)
+            } else {
+                job.epilogue.row(&acc[..width], out)
+            };
+        }
     }
     status
 }

@@ -10,30 +10,31 @@
 //! fit easily), so intermediate overflow is harmless: the result is the exact dot product modulo
 //! 2^32, and that fits.
 
-use super::packed::{self, Packed, Tile, Words};
+use super::packed::{self, Rows, Scratch, Tile, Words};
 use super::{Epilogue, Job, dots, panels};
 use crate::arith::saturate::Status;
-use crate::kernels::transpose::transpose_16x16;
+use crate::kernels::transpose::{rows_to_words, transpose_16x16};
 use std::arch::x86_64::*;
 
 /// 128 in each byte of a word.
 const OFFSET: i32 = 0x8080_8080_u32 as i32;
 
+/// Rows whose words lie side by side in a packed tile.
+const ROWS: usize = 16;
+
 pub(super) struct Vnni;
 
 impl Tile for Vnni {
     const GROUP: usize = 4;
+    const UNIT: usize = 1;
+    const ROWS: usize = ROWS;
 
-    #[inline(always)]
-    fn word(codes: &[i8]) -> i32 {
-        let mut bytes = [0u8; 4];
-        for (byte, q) in bytes.iter_mut().zip(codes) {
-            *byte = *q as u8;
-        }
-        i32::from_le_bytes(bytes)
+    /// Words of 16 rows side by side, so that one register walks through all of them.
+    fn pack_rows(rows: &[i8], k: usize, words: &mut [i32]) {
+        // SAFETY: this tile is used where AVX-512 was found.
+        unsafe { pack_rows(rows, k, words.as_chunks_mut().0) }
     }
 
-    #[inline(always)]
     fn start(row_sum: i32) -> i32 {
         row_sum.wrapping_mul(-128)
     }
@@ -41,46 +42,52 @@ impl Tile for Vnni {
     #[inline(always)]
     fn pack(weight: &[i8], k: usize, panel: &mut [Words]) {
         // SAFETY: only `Vnni::panel` packs, with AVX-512 enabled.
-        unsafe { pack(weight, k, panel) }
+        unsafe { pack(weight, k, OFFSET, panel) }
     }
 
     #[inline(always)]
-    fn multiply<const R: usize>(x: [&[i32]; R], panel: &[Words], start: [i32; R]) -> [Words; R] {
-        // SAFETY: only `Vnni::panel` multiplies, with AVX-512 VNNI enabled.
-        unsafe { multiply(x, panel, start) }
+    fn multiply(words: &[i32], rows: usize, panel: &[Words], starts: &[i32], acc: &mut [Words]) {
+        let mut padded = [0; ROWS];
+        padded[..rows].copy_from_slice(starts);
+        let words = words.as_chunks().0;
+        for first in (0..rows).step_by(8) {
+            // SAFETY: only `Vnni::panel` multiplies, with AVX-512 VNNI enabled.
+            unsafe { multiply(words, first, panel, &padded, acc) }
+        }
     }
 
-    fn panel<E: Epilogue>(job: &Job<E>, x: &Packed, buffer: &mut [Words], p: usize) -> Status {
+    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
         // SAFETY: `matmul_i8` chooses this tile where `Isa::Avx512Vnni` was detected.
-        unsafe { panel(job, x, buffer, p) }
+        unsafe { panel(job, x, scratch, p) }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn panel<E: Epilogue>(job: &Job<E>, x: &Packed, buffer: &mut [Words], p: usize) -> Status {
-    packed::panel::<Vnni, E>(job, x, buffer, p)
+fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+    packed::panel::<Vnni, E>(job, x, scratch, p)
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
+fn pack_rows(rows: &[i8], k: usize, words: &mut [[i32; ROWS]]) {
+    for (block, words) in words.chunks_mut(16).enumerate() {
+        let turned = transpose_16x16(rows_to_words(rows, k, 64 * block));
+        for (to, from) in words.iter_mut().zip(turned) {
+            // SAFETY: 16 words.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), from) };
+        }
+    }
+}
+
+/// Packs a panel: word g of all 32 rows side by side, `offset` added to (in fact, its bits flipped in)
+/// each. Words past k hold `offset`.
+#[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn pack(weight: &[i8], k: usize, panel: &mut [Words]) {
-    let rows = weight.len() / k;
-    let offset = _mm512_set1_epi32(OFFSET);
+pub(super) fn pack(weight: &[i8], k: usize, offset: i32, panel: &mut [Words]) {
+    let offset = _mm512_set1_epi32(offset);
+    let split = weight.len().min(16 * k);
     for (block, words) in panel.chunks_mut(16).enumerate() {
-        let first = 64 * block;
-        let present = (k - first).min(64);
-        let mask = u64::MAX >> (64 - present);
-        for half in 0..2 {
-            let mut lanes = [_mm512_setzero_si512(); 16];
-            for (lane, codes) in lanes.iter_mut().enumerate() {
-                let row = 16 * half + lane;
-                if row < rows {
-                    let codes_from = weight[row * k + first..][..present].as_ptr();
-                    // SAFETY: the mask keeps the load inside those `present` codes.
-                    *codes = unsafe { _mm512_maskz_loadu_epi8(mask, codes_from) };
-                }
-            }
-            let turned = transpose_16x16(lanes);
+        for (half, rows) in [&weight[..split], &weight[split..]].into_iter().enumerate() {
+            let turned = transpose_16x16(rows_to_words(rows, k, 64 * block));
             for (word, codes) in words.iter_mut().zip(turned) {
                 let to = word[16 * half..][..16].as_mut_ptr();
                 // SAFETY: 16 words from `to` on.
@@ -90,37 +97,39 @@ fn pack(weight: &[i8], k: usize, panel: &mut [Words]) {
     }
 }
 
+/// Rows `first..first + 8` of a tile.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-fn multiply<const R: usize>(x: [&[i32]; R], panel: &[Words], start: [i32; R]) -> [Words; R] {
-    let mut acc = [[_mm512_setzero_si512(); 2]; R];
-    for (acc, start) in acc.iter_mut().zip(start) {
-        *acc = [_mm512_set1_epi32(start); 2];
-    }
-    for x in x {
-        assert_eq!(x.len(), panel.len());
-    }
-    for (g, words) in panel.iter().enumerate() {
-        // SAFETY: 32 words each; g is below the length of every row.
+fn multiply(
+    words: &[[i32; ROWS]],
+    first: usize,
+    panel: &[Words],
+    starts: &[i32; ROWS],
+    acc: &mut [Words],
+) {
+    const R: usize = 8;
+    assert_eq!(words.len(), panel.len());
+    let starts: &[i32; R] = starts[first..][..R].try_into().expect("8 of 16");
+    let mut sums = starts.map(|start| [_mm512_set1_epi32(start); 2]);
+    for (x, w) in words.iter().zip(panel) {
+        let x: &[i32; R] = x[first..][..R].try_into().expect("8 of 16");
+        // SAFETY: 32 words.
         let w = unsafe {
             [
-                _mm512_loadu_si512(words[..16].as_ptr().cast()),
-                _mm512_loadu_si512(words[16..].as_ptr().cast()),
+                _mm512_loadu_si512(w[..16].as_ptr().cast()),
+                _mm512_loadu_si512(w[16..].as_ptr().cast()),
             ]
         };
         for r in 0..R {
-            // SAFETY: as above.
-            let codes = _mm512_set1_epi32(unsafe { *x[r].get_unchecked(g) });
-            acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], w[0], codes);
-            acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], w[1], codes);
+            let codes = _mm512_set1_epi32(x[r]);
+            sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], w[0], codes);
+            sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], w[1], codes);
         }
     }
-    let mut out = [[0; 32]; R];
-    for (out, acc) in out.iter_mut().zip(acc) {
+    for (acc, sums) in acc[first..][..R].iter_mut().zip(sums) {
         // SAFETY: two vectors of 16 words are 32 words.
-        *out = unsafe { std::mem::transmute::<[__m512i; 2], Words>(acc) };
+        *acc = unsafe { std::mem::transmute::<[__m512i; 2], Words>(sums) };
     }
-    out
 }
 
 /// The one-row product: every row of the weight is read once, in order.
