@@ -11,26 +11,24 @@
 //! No function here branches, reads outside its table or calls another crate: loops over them
 //! vectorise in every instruction set of [`crate::isa`].
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod math;
-mod tables;
+pub(crate) mod tables;
 
 pub use math::{CudaFast, CudaSubnormal, Fast};
 
 use std::hint::select_unpredictable as select;
 
 /// log2(e) as the kernels have it, 0x3FB8AA3B.
-const LOG2_E: f32 = f32::from_bits(0x3FB8_AA3B);
+pub(crate) const LOG2_E: f32 = f32::from_bits(0x3FB8_AA3B);
 /// log(2), nearest f32.
-const LN_2: f32 = f32::from_bits(0x3F31_7218);
+pub(crate) const LN_2: f32 = f32::from_bits(0x3F31_7218);
 /// What the unit returns for NaN.
-const NAN: u32 = 0x7FFF_FFFF;
-const INFINITY: u32 = 0x7F80_0000;
-const SIGN: u32 = 0x8000_0000;
-const MANTISSA: u32 = 0x007F_FFFF;
+pub(crate) const NAN: u32 = 0x7FFF_FFFF;
+pub(crate) const INFINITY: u32 = 0x7F80_0000;
+pub(crate) const SIGN: u32 = 0x8000_0000;
+pub(crate) const MANTISSA: u32 = 0x007F_FFFF;
 /// Significant bits: bit 23 is the hidden one.
-const HIDDEN: u32 = 0x0080_0000;
+pub(crate) const HIDDEN: u32 = 0x0080_0000;
 
 /// A coefficient table laid out for 32-bit lanes: two words a segment instead of three.
 ///
@@ -216,7 +214,7 @@ pub fn exp_fast(x: f32) -> f32 {
 }
 
 /// Of the polynomial in [`log1p_fast`], highest degree first.
-const LOG1P_COEFFICIENTS: [u32; 9] = [
+pub(crate) const LOG1P_COEFFICIENTS: [u32; 9] = [
     0xBD39_BF78,
     0x3DD8_0012,
     0xBE07_78E0,

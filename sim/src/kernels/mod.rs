@@ -6,4 +6,6 @@ pub mod columns;
 pub mod matmul_f32;
 pub mod matmul_i8;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod sfu;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod transpose;

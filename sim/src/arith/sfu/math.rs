@@ -1,9 +1,9 @@
 //! The f32 operations of the CUDA kernels, whose functions are those of the special-function unit.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::{LOG2_E, diva, ex2, exp_fast, expa, flush, log1p_fast, loga, rcp};
-use crate::arith::real::{RealMath, Slices};
+use crate::arith::real::RealMath;
+#[cfg(target_arch = "x86_64")]
+use crate::{arith::real::Slices, kernels};
 
 /// The arithmetic of the prefill kernels: subnormal operands and results flushed to zero, division
 /// and functions by the special-function unit. Source: datapath specification, sections 4 and 6.
@@ -52,7 +52,7 @@ impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn on_lanes(slices: Slices) -> bool {
-        avx512::fast::<FLUSHED>(slices)
+        kernels::sfu::fast::<FLUSHED>(slices)
     }
 }
 
@@ -101,6 +101,6 @@ impl RealMath for CudaSubnormal {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn on_lanes(slices: Slices) -> bool {
-        avx512::subnormal(slices)
+        kernels::sfu::subnormal(slices)
     }
 }

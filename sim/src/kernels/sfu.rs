@@ -1,5 +1,5 @@
 //! The special-function unit on 16 lanes with AVX-512 VBMI: the same integers as the scalar code of
-//! this module's parent, its specification (`sim/tests/sfu_lanes.rs` compares them bit for bit).
+//! [`crate::arith::sfu`], its specification; the tests below compare them bit for bit.
 //! What differs is how the integers are made, because gathers and single bits are slow in vectors:
 //!
 //! - coefficient tables stay in registers and are read by permutations;
@@ -8,8 +8,10 @@
 //!   `vpdpwssd` makes both products of what is below;
 //! - the truncated products of the square are two look-ups in one table of 64 bytes.
 
-use super::{LN_2, LOG1P_COEFFICIENTS, LOG2_E, MANTISSA, NAN, SIGN, tables};
 use crate::arith::real::Slices;
+use crate::arith::sfu::{
+    HIDDEN, INFINITY, LN_2, LOG1P_COEFFICIENTS, LOG2_E, MANTISSA, NAN, SIGN, tables,
+};
 use crate::isa::Isa;
 use std::arch::x86_64::*;
 
@@ -40,7 +42,7 @@ impl<const N: usize> Table<N> {
             assert!(slope >= -0x8000 && slope < 0x8000 && c2 >= 0 && c2 < 0x8000);
             let rest = (c0 as u32 & 3) + (rounding >> 13);
             assert!(rest < 8);
-            table.base[i / 16][i % 16] = ((c0 as u32 >> 2) - super::HIDDEN) | rest << 23;
+            table.base[i / 16][i % 16] = ((c0 as u32 >> 2) - HIDDEN) | rest << 23;
             table.slopes[i / 16][i % 16] = (slope as u32 & 0xFFFF) | (c2 as u32) << 16;
             i += 1;
         }
@@ -96,7 +98,7 @@ on_lanes! {
         _mm512_ternarylogic_epi32::<0xCA>(splat(mask), a, b)
     }
 
-    /// [`super::truncated_square`] of the low 17 bits of each lane, whose other bits may be anything.
+    /// [`crate::arith::sfu::truncated_square`] of the low 17 bits of each lane, whose other bits may be anything.
     fn truncated_square(x: __m512i) -> __m512i {
         // Byte 0: x>>14 and x>>2&7; byte 1: x>>10&7 and x>>6&7, as places in the table of products;
         // byte 2: the factors x>>13 and x>>5&15. The shifts are those of the even lane, then of the
@@ -141,7 +143,7 @@ on_lanes! {
         _mm512_add_epi32(_mm512_dpwssd_epi32(start, slopes, high), below)
     }
 
-    /// [`super::ex2`] of `scaled`·2^-23.
+    /// [`crate::arith::sfu::ex2`] of `scaled`·2^-23.
     fn ex2_scaled(scaled: __m512) -> __m512 {
         // Beyond 32 bits, and for NaN: −2^31, which is special below.
         let fixed = _mm512_cvttps_epi32(scaled);
@@ -185,7 +187,7 @@ on_lanes! {
         _mm512_mask_mov_ps(result, nan, _mm512_set1_ps(f32::from_bits(NAN)))
     }
 
-    /// [`super::rcp`].
+    /// [`crate::arith::sfu::rcp`].
     fn rcp(x: __m512) -> __m512 {
         let bits = _mm512_castps_si512(x);
         let segment = _mm512_srli_epi32::<16>(bits);
@@ -202,13 +204,13 @@ on_lanes! {
         let mantissa = interpolate(base, slopes, square, x16, high, RCP_ROUNDING, zero);
         // −|C1|·x = slope·x − 2^15·x. The exponent is 126 less that of x, biased.
         let mantissa = _mm512_sub_epi32(mantissa, x16);
-        let exponent = _mm512_and_si512(bits, splat(super::INFINITY));
+        let exponent = _mm512_and_si512(bits, splat(INFINITY));
         let result = _mm512_sub_epi32(
             _mm512_add_epi32(mantissa, splat(0x3F00_0000 + BIAS as u32)),
             exponent,
         );
         let sign = _mm512_and_ps(x, _mm512_castsi512_ps(splat(SIGN)));
-        let normal = _mm512_cmpge_epi32_mask(result, splat(super::HIDDEN));
+        let normal = _mm512_cmpge_epi32_mask(result, splat(HIDDEN));
         let result = _mm512_maskz_mov_ps(normal, _mm512_castsi512_ps(result));
         // Zeros and subnormals, then infinities.
         let small = _mm512_fpclass_ps_mask::<0x26>(x);
@@ -231,7 +233,7 @@ on_lanes! {
         _mm512_mask_mov_epi32(low, upper, high)
     }
 
-    /// [`super::flush`].
+    /// [`crate::arith::sfu::flush`].
     fn flush(x: __m512) -> __m512 {
         let subnormal = _mm512_fpclass_ps_mask::<0x20>(x);
         _mm512_mask_and_ps(x, subnormal, x, _mm512_castsi512_ps(splat(SIGN)))
@@ -244,7 +246,7 @@ on_lanes! {
         ex2_scaled(_mm512_mul_ps(x, _mm512_set1_ps(factor * TO_FIXED)))
     }
 
-    /// [`super::log1p_fast`].
+    /// [`crate::arith::sfu::log1p_fast`].
     fn log1p_fast(a: __m512) -> __m512 {
         let [first, rest @ ..] = LOG1P_COEFFICIENTS;
         let one = _mm512_set1_ps(1.0);
@@ -274,7 +276,7 @@ on_lanes! {
         _mm512_mask_mov_ps(result, unchanged, a)
     }
 
-    /// [`super::exp2a`].
+    /// [`crate::arith::sfu::exp2a`].
     fn exp2a(t: __m512) -> __m512 {
         let halved = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(t, _mm512_set1_ps(-126.0));
         let t = _mm512_mul_ps(t, _mm512_set1_ps(TO_FIXED));
@@ -287,14 +289,14 @@ on_lanes! {
         exp2a(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)))
     }
 
-    /// `softplus` of [`super::CudaFast`].
+    /// `softplus` of [`crate::arith::sfu::CudaFast`].
     fn softplus_fast(x: __m512) -> __m512 {
         let soft = log1p_fast(ex2_product(x, LOG2_E));
         let large = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(20.0));
         _mm512_mask_mov_ps(soft, large, x)
     }
 
-    /// `times_sigmoid` of [`super::CudaFast`].
+    /// `times_sigmoid` of [`crate::arith::sfu::CudaFast`].
     fn times_sigmoid_fast(n: __m512, z: __m512) -> __m512 {
         let d = _mm512_add_ps(_mm512_set1_ps(1.0), ex2_product(z, -LOG2_E));
         flush(_mm512_mul_ps(flush(n), rcp(d)))
@@ -330,24 +332,24 @@ macro_rules! slices {
 }
 
 slices! {
-    /// [`super::ex2`] of each value.
+    /// [`crate::arith::sfu::ex2`] of each value.
     #[cfg(test)]
     fn ex2_slice(values, x) = ex2_product(x, 1.0);
-    /// [`super::rcp`] of each value.
+    /// [`crate::arith::sfu::rcp`] of each value.
     #[cfg(test)]
     fn rcp_slice(values, x) = rcp(x);
-    /// [`super::expa`] of each value.
+    /// [`crate::arith::sfu::expa`] of each value.
     #[cfg(test)]
     fn expa_slice(values, x) = expa(x);
-    /// `softplus` of [`super::CudaFast`] of each value.
+    /// `softplus` of [`crate::arith::sfu::CudaFast`] of each value.
     fn softplus_fast_slice(values, x) = softplus_fast(x);
-    /// `times_sigmoid(value, z)` of [`super::CudaFast`] for each pair.
+    /// `times_sigmoid(value, z)` of [`crate::arith::sfu::CudaFast`] for each pair.
     fn times_sigmoid_fast_slice(values, n, z: z_lanes) = times_sigmoid_fast(n, z_lanes);
-    /// `times_sigmoid(value, value)` of [`super::CudaFast`] of each value.
+    /// `times_sigmoid(value, value)` of [`crate::arith::sfu::CudaFast`] of each value.
     fn silu_fast_slice(values, x) = times_sigmoid_fast(x, x);
 }
 
-/// `exp_neg(alpha ⊗ delta)` of [`super::CudaFast`], operands flushed already: 16 channels, one row a token.
+/// `exp_neg(alpha ⊗ delta)` of [`crate::arith::sfu::CudaFast`], operands flushed already: 16 channels, one row a token.
 ///
 /// # Safety
 ///
@@ -364,7 +366,7 @@ pub(super) fn decays_fast(alpha: &[f32; 16], delta: &[[f32; 16]], decay: &mut [[
     }
 }
 
-/// `exp_neg(alpha ⊗ delta)` of [`super::CudaSubnormal`], likewise.
+/// `exp_neg(alpha ⊗ delta)` of [`crate::arith::sfu::CudaSubnormal`], likewise.
 ///
 /// # Safety
 ///
@@ -383,8 +385,8 @@ pub(super) fn decays_subnormal(alpha: &[f32; 16], delta: &[[f32; 16]], decay: &m
     }
 }
 
-/// Computes `slices` as [`super::Fast`] does, if the machine can.
-pub(super) fn fast<const FLUSHED: bool>(slices: Slices) -> bool {
+/// Computes `slices` as [`crate::arith::sfu::Fast`] does, if the machine can.
+pub(crate) fn fast<const FLUSHED: bool>(slices: Slices) -> bool {
     if Isa::current() < Isa::Avx512Vbmi {
         return false;
     }
@@ -401,8 +403,8 @@ pub(super) fn fast<const FLUSHED: bool>(slices: Slices) -> bool {
     true
 }
 
-/// Computes `slices` as [`super::CudaSubnormal`] does, if the machine can and it is worth while.
-pub(super) fn subnormal(slices: Slices) -> bool {
+/// Computes `slices` as [`crate::arith::sfu::CudaSubnormal`] does, if the machine can and it is worth while.
+pub(crate) fn subnormal(slices: Slices) -> bool {
     match slices {
         Slices::Decays(alpha, delta, decay) if Isa::current() >= Isa::Avx512Vbmi => {
             // SAFETY: the instruction set was found.
