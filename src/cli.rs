@@ -57,6 +57,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Measure accuracy and perplexity of modes, with intervals, tests and ties
     Eval(EvalArgs),
+    /// Measure speed: tokens per second, where the time goes, share of the machine's peak
+    Bench(BenchArgs),
     /// Join the sample files of all shards of an `eval`
     Merge(MergeArgs),
     /// Print a shell completion script
@@ -424,4 +426,51 @@ pub struct MergeArgs {
     /// Write the report as JSON too; `-` prints it instead of tables
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope bench
+  scalescope bench --synthetic 370m --modes 0,1 --profile exact,deployed --threads 2
+  scalescope bench --length 512,2048,16384 --decode 0 --json
+  scalescope bench --batch 1,8,32
+
+tok/s is by wall time; beside it stands processor time, which other work on the machine disturbs
+less. docs/performance.md says how to read both.")]
+pub struct BenchArgs {
+    /// The model [default: random weights of the 130m shape].
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Modes to run: `all`, or names separated by commas
+    #[arg(long, default_value = "0", value_name = "MODES")]
+    pub modes: String,
+    /// Arithmetics, separated by commas: exact, torch, deployed
+    #[arg(
+        long,
+        default_value = "exact",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
+    pub profile: Vec<String>,
+    /// Tokens of a prefill; more than one length, separated by commas, shows growth
+    #[arg(
+        long,
+        default_value = "512",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
+    pub length: Vec<NonZeroUsize>,
+    /// Tokens of a decode, one by one from the empty state; 0 for none
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub decode: usize,
+    /// Sequences decoded together, separated by commas
+    #[arg(long, default_value = "1", value_name = "LIST", value_delimiter = ',')]
+    pub batch: Vec<NonZeroUsize>,
+    /// Runs of each, after one that does not count
+    #[arg(long, default_value = "5", value_name = "N")]
+    pub repeat: NonZeroUsize,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
 }

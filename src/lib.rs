@@ -57,6 +57,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Modes(args) => cmd::modes::run(&args),
         Command::Quantize(args) => cmd::quantize::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
+        Command::Bench(args) => cmd::bench::run(&args),
         Command::Merge(args) => cmd::merge::run(&args),
         Command::Completions { shell } => cmd::completions(shell),
     }

@@ -3,6 +3,14 @@
 //! The engine announces every step to its probe ([`Probe::enter`]); a stopwatch is a probe that
 //! looks at nothing and notes the time. `scalescope bench` prints what it finds.
 
+mod clock;
+mod peak;
+mod work;
+
+pub use clock::processor_time;
+pub use peak::{Peaks, measure as measure_peaks};
+pub use work::{LinearWork, linear_work};
+
 use crate::datapath::{Datapath, LogitRows};
 use crate::error::Result;
 use crate::trace::{Place, Probe, Tensor};
@@ -74,6 +82,8 @@ pub struct StepTimes {
     pub tokens: usize,
     /// Wall time of the whole run.
     pub total: Duration,
+    /// Processor time of all threads, where the system tells it.
+    pub processor: Option<Duration>,
     /// Wall time of each step, indexed as [`Step::ALL`].
     pub steps: [Duration; Step::ALL.len()],
 }
@@ -94,6 +104,7 @@ impl StepTimes {
 #[derive(Clone, Debug)]
 pub struct Stopwatch {
     begun: Instant,
+    processor: Option<Duration>,
     since: Instant,
     running: Option<Step>,
     steps: [Duration; Step::ALL.len()],
@@ -104,6 +115,7 @@ impl Default for Stopwatch {
         let now = Instant::now();
         Self {
             begun: now,
+            processor: processor_time(),
             since: now,
             running: None,
             steps: Default::default(),
@@ -118,6 +130,9 @@ impl Stopwatch {
         StepTimes {
             tokens,
             total: self.since - self.begun,
+            processor: processor_time()
+                .zip(self.processor)
+                .map(|(now, then)| now.saturating_sub(then)),
             steps: self.steps,
         }
     }
@@ -147,7 +162,7 @@ impl Probe for Stopwatch {
 }
 
 /// Prefills `length` tokens `repeats` times (at least once, after one run that does not count) and
-/// returns the median run. Logits are computed for the last token only.
+/// returns the median run with the median processor time. Logits are computed for the last token only.
 ///
 /// # Errors
 ///
@@ -180,6 +195,30 @@ pub fn decode_throughput(datapath: &Datapath, length: usize, repeats: usize) -> 
     median(repeats, run)
 }
 
+/// Decodes `length` tokens of each of `batch` sequences together, each from the empty state, `repeats`
+/// times as [`throughput`]. Steps are not told apart.
+///
+/// # Errors
+///
+/// Those of [`Datapath::decode_batch`].
+pub fn batch_throughput(
+    datapath: &Datapath,
+    batch: usize,
+    length: usize,
+    repeats: usize,
+) -> Result<StepTimes> {
+    let tokens = tokens(datapath, length);
+    let run = || {
+        let mut states = vec![datapath.empty_state(); batch];
+        let watch = Stopwatch::default();
+        for token in &tokens {
+            datapath.decode_batch(&vec![*token; batch], &mut states)?;
+        }
+        Ok(watch.stop(batch * length))
+    };
+    median(repeats, run)
+}
+
 /// A fixed sequence that visits the whole vocabulary.
 fn tokens(datapath: &Datapath, length: usize) -> Vec<u32> {
     let vocabulary = datapath.config().vocab_size as u64;
@@ -193,8 +232,14 @@ fn median(repeats: usize, run: impl Fn() -> Result<StepTimes>) -> Result<StepTim
     let mut runs = (0..repeats.max(1))
         .map(|_| run())
         .collect::<Result<Vec<_>>>()?;
+    // Each median by itself: a run that waited used no more processor time.
+    runs.sort_by_key(|times| times.processor);
+    let processor = runs[runs.len() / 2].processor;
     runs.sort_by_key(|times| times.total);
-    Ok(runs.swap_remove(runs.len() / 2))
+    Ok(StepTimes {
+        processor,
+        ..runs.swap_remove(runs.len() / 2)
+    })
 }
 
 #[cfg(test)]
@@ -218,6 +263,9 @@ mod tests {
         let table = ModeTable::default();
         let profile = Profile::get("exact").unwrap();
         let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
+        let together = batch_throughput(&path, 2, 3, 3).unwrap();
+        assert_eq!(together.tokens, 6);
+        assert!(together.tokens_per_second() > 0.0);
         for times in [throughput(&path, 9, 3), decode_throughput(&path, 3, 3)] {
             let times = times.unwrap();
             assert!(times.tokens_per_second() > 0.0);

@@ -21,6 +21,9 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use amx::burst as amx_burst;
+
 use super::columns::SplitColumns;
 use crate::arith::saturate::Status;
 use crate::isa::Isa;

@@ -5,6 +5,7 @@
 pub mod columns;
 pub mod matmul_f32;
 pub mod matmul_i8;
+pub mod peak;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod sfu;
 #[cfg(target_arch = "x86_64")]

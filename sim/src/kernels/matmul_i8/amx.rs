@@ -169,6 +169,31 @@ unsafe fn multiply(words: &[i32], panel: &[Words], acc: &mut [Words]) {
     }
 }
 
+/// Tile products in registers; returns how many operations, two for each product of codes.
+///
+/// # Safety
+///
+/// The machine has [`crate::isa::Isa::Amx`].
+pub(in super::super) unsafe fn burst(repeats: usize) -> u64 {
+    // SAFETY: by the contract; the loop reads and writes tile registers only.
+    unsafe {
+        let _tiles = Tiles::configure();
+        asm!(
+            "2:",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tdpbssd tmm2, tmm5, tmm6",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "dec {repeats}",
+            "jnz 2b",
+            repeats = inout(reg) repeats => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nomem, nostack),
+        );
+    }
+    (repeats * 4 * 2 * SIDE * SIDE * ROW_BYTES) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

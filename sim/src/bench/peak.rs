@@ -1,0 +1,66 @@
+//! What the machine can do at best, measured: the limits that shares are shares of.
+
+use crate::kernels::peak;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Peaks of all threads of the pool together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Peaks {
+    /// INT8 multiplications and additions, 10^9 a second; `None` without an instruction for them.
+    pub int8_gops: Option<f64>,
+    /// FP32 multiplications and additions, 10^9 a second.
+    pub fp32_gflops: f64,
+    /// Bytes read from memory, 10^9 a second.
+    pub read_gbs: f64,
+}
+
+/// Measures them with the instruction set in use, for about half a second. Each thread counts its
+/// fastest of many short stretches, so other work on the machine disturbs little.
+pub fn measure() -> Peaks {
+    /// A stretch of arithmetic: well below a time slice.
+    const STRETCH: Duration = Duration::from_micros(500);
+    const STRETCHES: usize = 100;
+    /// Read by each thread; more than any cache holds for it.
+    const BYTES: usize = 96 << 20;
+    const PASSES: usize = 6;
+
+    let arithmetic = |burst: fn() -> u64| -> f64 {
+        let of_thread = |_: rayon::BroadcastContext| {
+            (0..STRETCHES).fold(0.0f64, |best, _| {
+                let (begun, mut operations) = (Instant::now(), 0);
+                while begun.elapsed() < STRETCH {
+                    operations += burst();
+                }
+                best.max(operations as f64 / begun.elapsed().as_secs_f64())
+            })
+        };
+        rayon::broadcast(of_thread).iter().sum::<f64>() / 1e9
+    };
+    let reading = |_: rayon::BroadcastContext| {
+        let buffer = vec![1u64; BYTES / 8];
+        (0..PASSES).fold(0.0f64, |best, _| {
+            let begun = Instant::now();
+            std::hint::black_box(peak::read(&buffer));
+            best.max(BYTES as f64 / begun.elapsed().as_secs_f64())
+        })
+    };
+    Peaks {
+        int8_gops: peak::has_int8().then(|| arithmetic(peak::int8)),
+        fp32_gflops: arithmetic(peak::fp32),
+        read_gbs: rayon::broadcast(reading).iter().sum::<f64>() / 1e9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_peak_is_a_number_above_zero() {
+        let peaks = measure();
+        assert!(peaks.int8_gops.is_none_or(|p| p > 0.0 && p.is_finite()));
+        assert!(peaks.fp32_gflops > 0.0 && peaks.fp32_gflops.is_finite());
+        assert!(peaks.read_gbs > 0.0 && peaks.read_gbs.is_finite());
+    }
+}

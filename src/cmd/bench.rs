@@ -1,0 +1,239 @@
+//! `scalescope bench`: speed of whole models, where the time goes, and what the machine could do.
+
+use crate::Outcome;
+use crate::cli::BenchArgs;
+use crate::input::{load_subject, mode_table, select_modes};
+use crate::output::{print, print_json, progress, table, table_text};
+use scalescope_sim::bench::{
+    Peaks, Step, StepTimes, batch_throughput, decode_throughput, linear_work, measure_peaks,
+    throughput,
+};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::Result;
+use scalescope_sim::isa::Isa;
+use scalescope_sim::profile::Profile;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The model that is measured when none is named.
+const SHAPE: &str = "130m";
+
+/// One mode and profile at one kind of work; medians over the repeats.
+#[derive(Serialize)]
+struct Measurement {
+    mode: String,
+    profile: String,
+    /// `prefill` or `decode`.
+    phase: &'static str,
+    /// Tokens of a sequence.
+    length: usize,
+    /// Sequences together.
+    batch: usize,
+    /// By wall time.
+    tokens_per_second: f64,
+    /// Milliseconds of all threads; absent where the system does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processor_ms_per_token: Option<f64>,
+    /// Tokens per second if the threads shared that processor time evenly and never waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_per_processor_second: Option<f64>,
+    /// 10^9 INT8 operations a second within the linear steps that are INT8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    int8_gops: Option<f64>,
+    /// 10^9 FP32 operations a second within the linear steps that are not, in prefill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fp32_gflops: Option<f64>,
+    /// 10^9 bytes of weights a second over the whole of a decode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_gbs: Option<f64>,
+    /// Share of wall time by step; empty where steps are not told apart.
+    steps: BTreeMap<&'static str, f64>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    threads: usize,
+    isa: String,
+    repeats: usize,
+    /// Of this process before peaks were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_memory_mib: Option<f64>,
+    peaks: Peaks,
+    measurements: Vec<Measurement>,
+}
+
+pub fn run(args: &BenchArgs) -> Result<Outcome> {
+    let modes = select_modes(&mode_table(&args.model.modes_file)?, &args.modes)?;
+    let profiles: Vec<Profile> = (args.profile.iter())
+        .map(|name| Profile::get(name))
+        .collect::<Result<_>>()?;
+    let mut model = args.model.clone();
+    if model.model.is_none() && model.synthetic.is_none() {
+        model.synthetic = Some(SHAPE.into());
+    }
+    let subject = load_subject(&model, &modes)?;
+    let repeats = args.repeat.get();
+    let each = args.length.len() + if args.decode > 0 { args.batch.len() } else { 0 };
+    let bar = progress((modes.len() * profiles.len() * each) as u64, "measuring");
+    let mut measurements = Vec::new();
+    for mode in &modes {
+        for profile in &profiles {
+            let path = Datapath::new(&subject.model, mode, profile)?;
+            for length in &args.length {
+                let times = throughput(&path, length.get(), repeats)?;
+                measurements.push(measurement(&path, "prefill", length.get(), 1, &times));
+                bar.inc(1);
+            }
+            for batch in args.batch.iter().filter(|_| args.decode > 0) {
+                let times = match batch.get() {
+                    1 => decode_throughput(&path, args.decode, repeats)?,
+                    batch => batch_throughput(&path, batch, args.decode, repeats)?,
+                };
+                let (length, batch) = (args.decode, batch.get());
+                measurements.push(measurement(&path, "decode", length, batch, &times));
+                bar.inc(1);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    let report = Report {
+        model: subject.name.clone(),
+        threads: rayon::current_num_threads(),
+        isa: format!("{:?}", Isa::current()),
+        repeats,
+        peak_memory_mib: peak_memory_mib(),
+        peaks: measure_peaks(),
+        measurements,
+    };
+    if args.json {
+        print_json(&report);
+    } else {
+        print(&text(&report));
+    }
+    Ok(Outcome::Success)
+}
+
+fn measurement(
+    path: &Datapath,
+    phase: &'static str,
+    length: usize,
+    batch: usize,
+    times: &StepTimes,
+) -> Measurement {
+    let seconds = times.total.as_secs_f64();
+    let tokens = times.tokens as f64;
+    let work = linear_work(path.config(), path.mode());
+    let rate = |integer: bool| {
+        // The head is left out: prefill runs it for one token, decode is bound by reading it.
+        let linear = work[..4].iter().filter(|w| w.integer == integer);
+        let (products, spent) = linear.fold((0, 0.0), |(products, spent), w| {
+            (
+                products + w.products,
+                spent + times.step(w.step).as_secs_f64(),
+            )
+        });
+        (products > 0 && spent > 0.0).then(|| 2.0 * products as f64 * tokens / spent / 1e9)
+    };
+    let prefill = phase == "prefill";
+    let bytes: u64 = work.iter().map(|w| w.bytes).sum();
+    let steps = Step::ALL
+        .into_iter()
+        .filter(|step| !times.step(*step).is_zero())
+        .map(|step| (step.name(), times.step(step).as_secs_f64() / seconds));
+    Measurement {
+        mode: path.mode().name.to_string(),
+        profile: path.profile().name.to_string(),
+        phase,
+        length,
+        batch,
+        tokens_per_second: times.tokens_per_second(),
+        processor_ms_per_token: (times.processor).map(|p| p.as_secs_f64() * 1e3 / tokens),
+        tokens_per_processor_second: (times.processor)
+            .map(|p| tokens * rayon::current_num_threads() as f64 / p.as_secs_f64()),
+        int8_gops: rate(true).filter(|_| prefill),
+        fp32_gflops: rate(false).filter(|_| prefill),
+        read_gbs: (!prefill).then(|| bytes as f64 * tokens / batch as f64 / seconds / 1e9),
+        steps: steps.collect(),
+    }
+}
+
+/// The most memory this process has held, where the system tells.
+fn peak_memory_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+fn text(report: &Report) -> String {
+    let Peaks {
+        int8_gops,
+        fp32_gflops,
+        read_gbs,
+    } = report.peaks;
+    let mut out = format!(
+        "{}, {} threads, {}; medians of {} runs\n",
+        report.model, report.threads, report.isa, report.repeats
+    );
+    let int8 = int8_gops.map_or("none".into(), |p| format!("{p:.0} GOP/s"));
+    out += &format!(
+        "peaks of this machine in this run: INT8 {int8}, FP32 {fp32_gflops:.0} GFLOP/s, reading {read_gbs:.1} GB/s\n"
+    );
+    if let Some(memory) = report.peak_memory_mib {
+        out += &format!("most memory held before that: {memory:.0} MiB\n");
+    }
+    let share = |rate: Option<f64>, peak: Option<f64>| match (rate, peak) {
+        (Some(rate), Some(peak)) => format!("{rate:.1} ({:.0} %)", 100.0 * rate / peak),
+        _ => "-".into(),
+    };
+    let number = |v: Option<f64>, digits: usize| v.map_or("-".into(), |v| format!("{v:.digits$}"));
+    let mut speeds = table(
+        &[
+            "mode",
+            "profile",
+            "phase",
+            "length",
+            "batch",
+            "tok/s",
+            "CPU ms/tok",
+            "tok/s by CPU",
+            "INT8 GOP/s",
+            "FP32 GFLOP/s",
+            "read GB/s",
+        ],
+        3,
+    );
+    for m in &report.measurements {
+        speeds.add_row([
+            m.mode.clone(),
+            m.profile.clone(),
+            m.phase.to_owned(),
+            m.length.to_string(),
+            m.batch.to_string(),
+            format!("{:.1}", m.tokens_per_second),
+            number(m.processor_ms_per_token, 3),
+            number(m.tokens_per_processor_second, 1),
+            share(m.int8_gops, int8_gops),
+            share(m.fp32_gflops, Some(fp32_gflops)),
+            share(m.read_gbs, Some(read_gbs)),
+        ]);
+    }
+    out += &format!("\n{}", table_text(&speeds));
+    out += "\nINT8 and FP32: the linear steps of the blocks, in their own time. Share of the peak in brackets.\n\n";
+    let mut header = vec!["mode", "profile", "phase", "length"];
+    header.extend(Step::ALL.map(Step::name));
+    let mut shares = table(&header, 3);
+    for m in report.measurements.iter().filter(|m| !m.steps.is_empty()) {
+        let mut row = vec![
+            m.mode.clone(),
+            m.profile.clone(),
+            m.phase.to_owned(),
+            m.length.to_string(),
+        ];
+        let share = |step: Step| m.steps.get(step.name()).map(|s| 100.0 * s);
+        row.extend(Step::ALL.map(|step| number(share(step), 1)));
+        shares.add_row(row);
+    }
+    out + &table_text(&shares) + "\nShares of wall time, %.\n"
+}
