@@ -442,3 +442,43 @@ fn a_reader_that_stops_is_no_error() {
     child.stdout.take().unwrap().read_exact(&mut byte).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn bench_measures_every_mode_profile_length_and_batch() {
+    let report = json(&[
+        "bench",
+        "--synthetic",
+        "tiny",
+        "--modes",
+        "0,1",
+        "--profile",
+        "exact,deployed",
+        "--length",
+        "5,9",
+        "--decode",
+        "2",
+        "--batch",
+        "1,3",
+        "--repeat",
+        "1",
+        "--threads",
+        "2",
+        "--json",
+    ]);
+    assert_eq!(report["threads"], 2);
+    assert!(report["peaks"]["read_gbs"].as_f64().unwrap() > 0.0);
+    let measurements = report["measurements"].as_array().unwrap();
+    assert_eq!(measurements.len(), 2 * 2 * (2 + 2));
+    for m in measurements {
+        assert!(m["tokens_per_second"].as_f64().unwrap() > 0.0, "{m}");
+        let steps = m["steps"].as_object().unwrap();
+        let total: f64 = steps.values().map(|s| s.as_f64().unwrap()).sum();
+        match m["batch"].as_u64() {
+            Some(1) => assert!(total > 0.5 && total <= 1.0 + 1e-9, "{m}"),
+            _ => assert!(steps.is_empty(), "{m}"),
+        }
+        // Integer products where the mode has them, and only there.
+        let integer = m["mode"] == "0" && m["phase"] == "prefill";
+        assert_eq!(m.get("int8_gops").is_some(), integer, "{m}");
+    }
+}

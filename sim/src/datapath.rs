@@ -194,23 +194,27 @@ impl<'m> Datapath<'m> {
         }
         let eps = self.config.eps;
         let rule = self.profile.cuda.final_norm;
-        let summed = norm::final_norm(rule, &hidden, residual.as_ref(), &self.norm_f, eps);
-        let shown = show(probe, residual_place, Tensor::F32(summed.residual))?;
+        let length = hidden.dim().0;
+        let first = match rows {
+            LogitRows::None => length,
+            LogitRows::Last => length - 1,
+            LogitRows::From(first) => first.min(length),
+            LogitRows::All => 0,
+        };
         let normed = if wants_residual {
+            let weight = &self.norm_f;
+            let summed = norm::final_norm(rule, &hidden, residual.as_ref(), weight, eps);
+            let shown = show(probe, residual_place, Tensor::F32(summed.residual))?;
             // The probe may have put another residual in its place.
-            norm::final_norm(rule, &shown, None, &self.norm_f, eps).normed
+            norm::final_norm(rule, &shown.rows_from(first), None, weight, eps).normed
         } else {
-            summed.normed
+            let residual = residual.map(|r| r.slice(s![first.., ..]).to_owned());
+            let hidden = hidden.rows_from(first);
+            norm::final_norm(rule, &hidden, residual.as_ref(), &self.norm_f, eps).normed
         };
-        let normed = match rows {
-            LogitRows::None => return Ok(Tensor::F32(Array2::zeros((0, vocab)))),
-            LogitRows::Last => normed.slice(s![normed.nrows() - 1.., ..]).to_owned(),
-            LogitRows::From(first) => {
-                let first = first.min(normed.nrows());
-                normed.slice(s![first.., ..]).to_owned()
-            }
-            LogitRows::All => normed,
-        };
+        if rows == LogitRows::None {
+            return Ok(Tensor::F32(Array2::zeros((0, vocab))));
+        }
         let (x, output) = match self.mode.stream {
             Stream::F16 => (Tensor::f16(&normed).to_real(), LinearOutput::F16),
             Stream::Float => (normed, LinearOutput::F32),

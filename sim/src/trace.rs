@@ -11,9 +11,9 @@ use crate::arith::binary16::{from_f16, narrow, to_f16, widen};
 use crate::arith::saturate::Status;
 use crate::bench::Step;
 use crate::error::{Result, SimError};
-use crate::quant::{QTensor, Scale};
+use crate::quant::{QTensor, Scale, dequantize_slice};
 use half::f16;
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -256,6 +256,38 @@ impl Tensor {
             None => return Tensor::F16(values.mapv(to_f16)),
         }
         Tensor::F16(rounded)
+    }
+
+    /// Rows `first..`.
+    pub fn rows_from(&self, first: usize) -> Tensor {
+        let cut = s![first.., ..];
+        match self {
+            Tensor::I8(q) => Tensor::I8(QTensor {
+                codes: q.codes.slice(cut).to_owned(),
+                scale: q.scale,
+            }),
+            Tensor::Codes(t) => Tensor::Codes(t.slice(cut).to_owned()),
+            Tensor::F16(t) => Tensor::F16(t.slice(cut).to_owned()),
+            Tensor::F32(t) => Tensor::F32(t.slice(cut).to_owned()),
+        }
+    }
+
+    /// [`Tensor::to_real`] of one row.
+    pub fn real_row(&self, row: usize, real: &mut [f32]) {
+        fn of<T>(values: &Array2<T>, row: usize) -> &[T] {
+            let columns = values.ncols();
+            &values.as_slice().expect("tensors are row-major")[row * columns..][..columns]
+        }
+        match self {
+            Tensor::I8(t) => dequantize_slice(of(&t.codes, row), t.scale, real),
+            Tensor::Codes(t) => {
+                for (real, q) in real.iter_mut().zip(of(t, row)) {
+                    *real = f32::from(*q);
+                }
+            }
+            Tensor::F16(t) => widen(of(t, row), real),
+            Tensor::F32(t) => real.copy_from_slice(of(t, row)),
+        }
     }
 
     /// Real values; codes with a varying scale stay in units of it.

@@ -2,11 +2,14 @@
 //! from the specification (section 4 step 5), with no lanes, tiles or threads. Every length at which
 //! the plan of threads and items or the number of chunks changes, and every kind of N.
 
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Axis, s};
+use scalescope_sim::arith::binary16::to_f16;
 use scalescope_sim::arith::sfu::{ex2, flush, log1p_fast, rcp};
-use scalescope_sim::profile::CUDA_FAST;
+use scalescope_sim::profile::{CUDA_FAST, EXACT};
 use scalescope_sim::quant::{QTensor, QVector, Scale};
-use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
+use scalescope_sim::step::scan::{
+    ScanInputs, ScanWeight, Source, selective_scan, selective_scan_f16,
+};
 
 fn mul(a: f32, b: f32) -> f32 {
     flush(flush(a) * flush(b))
@@ -142,6 +145,31 @@ impl Case {
         }
     }
 
+    /// The tokens `from..to` as `exact` scans them, from a state.
+    fn exact(&self, from: usize, to: usize, state: Option<&Array2<f32>>) -> [Array2<f32>; 2] {
+        let cut = |codes: &Array2<i8>| codes.slice(s![from..to, ..]).to_owned();
+        let [u, dt, b, c, z] = [&self.u, &self.dt, &self.b, &self.c, &self.z].map(cut);
+        let int8 = |codes, s| Source::Int8 {
+            codes,
+            scale: scale(s),
+        };
+        let inputs = ScanInputs {
+            u: int8(&u, S_U),
+            dt: int8(&dt, S_DT),
+            b: int8(&b, S_B),
+            c: int8(&c, S_C),
+            z: Some(int8(&z, S_Z)),
+            state: state.map(Source::Real),
+        };
+        let weight = ScanWeight::int8(&self.a_log, &self.d, &self.dt_bias);
+        let rules = &EXACT.prefill.scan;
+        let out = selective_scan(rules, &weight, &inputs);
+        let (halves, last) = selective_scan_f16(rules, &weight, &inputs);
+        assert_eq!(halves, out.y.mapv(to_f16));
+        assert_eq!(last, out.state);
+        [out.y, out.state]
+    }
+
     fn simulator(&self, gate: bool) -> (Array2<f32>, Vec<f32>) {
         let int8 = |codes, s| Source::Int8 {
             codes,
@@ -228,6 +256,20 @@ fn every_length_at_which_the_plan_changes() {
         2049, 4097,
     ] {
         Case::new(l, 3, 2).check();
+    }
+}
+
+/// Inside, long sequences run in stretches of 512 tokens; where they are cut changes nothing.
+#[test]
+fn a_sequence_scanned_token_after_token_may_be_cut_anywhere() {
+    let case = Case::new(1500, 18, 3);
+    let [whole, last] = case.exact(0, 1500, None);
+    for at in [1, 64, 511, 512, 513, 1499] {
+        let [first, state] = case.exact(0, at, None);
+        let [second, end] = case.exact(at, 1500, Some(&state));
+        assert_eq!(first, whole.slice(s![..at, ..]), "{at}");
+        assert_eq!(second, whole.slice(s![at.., ..]), "{at}");
+        assert_eq!(end, last, "{at}");
     }
 }
 

@@ -277,8 +277,8 @@ fn hadamard(case: &HadamardQuant, rules: &Arithmetic, out: &mut Outputs) -> Resu
         let (Some(factor), true) = (factor, out.wants(key)) else {
             continue;
         };
-        let x = case.x.mapv(f32::from);
-        let (q, _) = rotate_quantize(x, size, factor.get(), unit, rules);
+        let x = Tensor::F32(case.x.mapv(f32::from));
+        let (q, _) = rotate_quantize(&x, size, factor.get(), unit, rules);
         out.put_matrix(key, q.codes);
     }
     Ok(())

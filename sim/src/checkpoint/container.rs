@@ -8,6 +8,8 @@ use super::input::{open_regular, shown};
 use crate::error::{Result, SimError};
 use half::{bf16, f16};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use ndarray::Array2;
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -131,13 +133,18 @@ impl<'a> Container<'a> {
         }
         // In range: `Header::check` found every tensor inside the file.
         let (from, to) = info.data_offsets;
-        let data = &self.bytes.get()[self.data_start..][from..to];
+        let from = self.data_start + from;
+        let data = &self.bytes.get()[from..self.data_start + to];
         Ok(Tensor {
             path: &self.path,
             name: name.to_owned(),
             dtype: info.dtype,
             shape: shape.to_vec(),
             data,
+            mapped: match &self.bytes {
+                Bytes::Mapped(map) => Some((map, from)),
+                Bytes::Borrowed(_) => None,
+            },
         })
     }
 
@@ -163,6 +170,26 @@ pub(crate) struct Tensor<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     data: &'a [u8],
+    /// The mapping and where in it the data begins.
+    #[cfg_attr(not(unix), expect(dead_code))]
+    mapped: Option<(&'a Mmap, usize)>,
+}
+
+/// A tensor that was converted is not read again: its pages of the file need not stay in memory beside
+/// their copy.
+impl Drop for Tensor<'_> {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if let Some((map, from)) = self.mapped {
+            // SAFETY: the mapping is of a file and never written to, so a page that is read once more
+            // comes back as it was.
+            let advice = unsafe {
+                map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, self.data.len())
+            };
+            // Advice only.
+            let _ = advice;
+        }
+    }
 }
 
 impl Tensor<'_> {

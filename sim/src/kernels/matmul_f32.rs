@@ -12,11 +12,14 @@ use crate::isa::{Isa, Kernel, dispatch};
 use half::f16;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Outputs of a panel, side by side.
 const PANEL: usize = 32;
 /// Columns of a weight that are turned at once: a block of a panel is 32 KiB.
 const BLOCK: usize = 256;
+/// Rows of x that stay in the second-level cache while all panels pass by.
+const SLAB: usize = 512;
 /// Multiplications that are worth a thread of their own.
 const TASK: usize = 1 << 18;
 
@@ -46,27 +49,31 @@ impl RealWeight<'_> {
         if x.is_empty() || out.is_empty() {
             return out;
         }
-        let work = PANEL * k * x.nrows();
         let columns = SplitColumns::new(&mut out);
-        (0..n.div_ceil(PANEL))
-            .into_par_iter()
-            .with_min_len(TASK.div_ceil(work))
-            .for_each_init(
-                || vec![[0.0; PANEL]; BLOCK.min(k)],
-                |panel, p| {
-                    let task = Panel {
-                        weight: self,
-                        x: x.as_slice().expect("activations are row-major"),
-                        k,
-                        first: p * PANEL,
-                        width: PANEL.min(n - p * PANEL),
-                        panel,
-                        out: &columns,
-                        wide: Isa::current() >= Isa::Avx512,
-                    };
-                    dispatch(task);
-                },
-            );
+        for from in (0..x.nrows()).step_by(SLAB) {
+            let rows = from..(from + SLAB).min(x.nrows());
+            let work = PANEL * k * rows.len();
+            (0..n.div_ceil(PANEL))
+                .into_par_iter()
+                .with_min_len(TASK.div_ceil(work))
+                .for_each_init(
+                    || vec![[0.0; PANEL]; BLOCK.min(k)],
+                    |panel, p| {
+                        let task = Panel {
+                            weight: self,
+                            x: x.as_slice().expect("activations are row-major"),
+                            rows: rows.clone(),
+                            k,
+                            first: p * PANEL,
+                            width: PANEL.min(n - p * PANEL),
+                            panel,
+                            out: &columns,
+                            wide: Isa::current() >= Isa::Avx512,
+                        };
+                        dispatch(task);
+                    },
+                );
+        }
         out
     }
 
@@ -161,33 +168,15 @@ mod avx512 {
         }
     }
 
-    /// As the scalar `fill`, 16 rows by 32 columns at a time: pairs of neighbours are turned as
-    /// words and taken apart afterwards.
+    /// As the scalar `fill`, 16 rows by 32 columns at a time.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     #[inline]
     fn fill(rows: &[f16], k: usize, from: usize, panel: &mut [[f32; PANEL]]) {
-        let count = rows.len() / k;
         for (block, lanes) in panel.chunks_mut(32).enumerate() {
-            let mask = u32::MAX >> (32 - lanes.len());
             for half in 0..2 {
-                let mut pairs = [_mm512_setzero_si512(); 16];
-                for (lane, pair) in pairs.iter_mut().enumerate() {
-                    let row = 16 * half + lane;
-                    if row < count {
-                        let at = &rows[row * k + from + 32 * block..][..lanes.len()];
-                        // The same place of the next panel: strides this long defeat the machine's
-                        // own prefetching. A prefetch past the end does nothing.
-                        _mm_prefetch::<_MM_HINT_T1>(at.as_ptr().wrapping_add(PANEL * k).cast());
-                        // SAFETY: the mask keeps the load inside `at`.
-                        *pair = unsafe { _mm512_maskz_loadu_epi16(mask, at.as_ptr().cast()) };
-                    }
-                }
-                let pairs = transpose_16x16(pairs);
+                let pairs = turned(rows, k, from + 32 * block, lanes.len(), half);
                 for (lanes, pair) in lanes.chunks_mut(2).zip(pairs) {
-                    let low = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair));
-                    let high = _mm512_srli_epi32::<16>(pair);
-                    let high = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(high));
-                    for (lanes, values) in lanes.iter_mut().zip([low, high]) {
+                    for (lanes, values) in lanes.iter_mut().zip(apart(pair)) {
                         let to = lanes[16 * half..][..16].as_mut_ptr();
                         // SAFETY: 16 values from `to` on.
                         unsafe { _mm512_storeu_ps(to, values) };
@@ -196,6 +185,66 @@ mod avx512 {
             }
         }
     }
+
+    /// `columns` columns, at most 32, of 16 rows: pairs of neighbours as words, turned so that a row is a
+    /// lane. Columns and rows that are missing are zero.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    fn turned(rows: &[f16], k: usize, from: usize, columns: usize, half: usize) -> [__m512i; 16] {
+        let count = rows.len() / k;
+        let mask = u32::MAX >> (32 - columns);
+        let mut pairs = [_mm512_setzero_si512(); 16];
+        for (lane, pair) in pairs.iter_mut().enumerate() {
+            let row = 16 * half + lane;
+            if row < count {
+                let at = &rows[row * k + from..][..columns];
+                // The same place of the next panel: strides this long defeat the machine's own
+                // prefetching. A prefetch past the end does nothing.
+                _mm_prefetch::<_MM_HINT_T1>(at.as_ptr().wrapping_add(PANEL * k).cast());
+                // SAFETY: the mask keeps the load inside `at`.
+                *pair = unsafe { _mm512_maskz_loadu_epi16(mask, at.as_ptr().cast()) };
+            }
+        }
+        transpose_16x16(pairs)
+    }
+
+    /// The two columns of a pair.
+    #[target_feature(enable = "avx512f,f16c")]
+    #[inline]
+    fn apart(pair: __m512i) -> [__m512; 2] {
+        let high = _mm512_srli_epi32::<16>(pair);
+        [pair, high].map(|words| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)))
+    }
+
+    /// The outputs of one row of x for at most 32 rows of a weight. Nothing is stored in between: while
+    /// the sums of 16 outputs wait for each other, the next 16 rows are turned.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    #[inline]
+    pub(super) fn one_row(rows: &[f16], k: usize, x: &[f32], out: &mut [f32]) {
+        assert!(x.len() == k && rows.len() == out.len() * k && out.len() <= PANEL);
+        let mut sums = [_mm512_setzero_ps(); 2];
+        for (block, x) in x.chunks(32).enumerate() {
+            for (half, sum) in sums.iter_mut().enumerate() {
+                let pairs = turned(rows, k, 32 * block, x.len(), half);
+                if let Ok(x) = <&[f32; 32]>::try_from(x) {
+                    for i in 0..16 {
+                        let [low, high] = apart(pairs[i]);
+                        *sum = _mm512_fmadd_ps(_mm512_set1_ps(x[2 * i]), low, *sum);
+                        *sum = _mm512_fmadd_ps(_mm512_set1_ps(x[2 * i + 1]), high, *sum);
+                    }
+                } else {
+                    for (pair, x) in pairs.into_iter().zip(x.chunks(2)) {
+                        for (w, x) in apart(pair).into_iter().zip(x) {
+                            *sum = _mm512_fmadd_ps(_mm512_set1_ps(*x), w, *sum);
+                        }
+                    }
+                }
+            }
+        }
+        // SAFETY: two vectors are 32 values.
+        let sums = unsafe { std::mem::transmute::<[__m512; 2], [f32; PANEL]>(sums) };
+        out.copy_from_slice(&sums[..out.len()]);
+    }
 }
 
 /// 32 outputs of every row.
@@ -203,6 +252,8 @@ struct Panel<'a, 'm> {
     weight: &'a RealWeight<'m>,
     /// `[L, K]`.
     x: &'a [f32],
+    /// The rows of x that are multiplied.
+    rows: Range<usize>,
     k: usize,
     first: usize,
     width: usize,
@@ -218,6 +269,16 @@ impl Kernel for Panel<'_, '_> {
 
     #[inline(always)]
     fn run(mut self) {
+        #[cfg(target_arch = "x86_64")]
+        if let (RealWeight::F16(weight), true, 1) = (self.weight, self.wide, self.rows.len()) {
+            let weight = weight.as_slice().expect("weights are row-major");
+            let rows = &weight[self.first * self.k..][..self.width * self.k];
+            let x = &self.x[self.rows.start * self.k..][..self.k];
+            // SAFETY: panels have different columns; no other segment of this one is alive.
+            let out = unsafe { self.out.segment(self.rows.start, self.first, self.width) };
+            // SAFETY: the instruction set was detected.
+            return unsafe { avx512::one_row(rows, self.k, x, out) };
+        }
         for from in (0..self.k).step_by(BLOCK) {
             let columns = BLOCK.min(self.k - from);
             let panel = &mut self.panel[..columns];
@@ -231,15 +292,14 @@ impl Kernel for Panel<'_, '_> {
             }
             #[cfg(not(target_arch = "x86_64"))]
             self.weight.fill(first, width, from, panel);
-            let rows = self.out.rows();
-            let mut row = 0;
-            while row + 8 <= rows {
-                self.tile::<8>(from, columns, row);
-                row += 8;
+            let Range { mut start, end } = self.rows;
+            while start + 8 <= end {
+                self.tile::<8>(from, columns, start);
+                start += 8;
             }
-            while row < rows {
-                self.tile::<1>(from, columns, row);
-                row += 1;
+            while start < end {
+                self.tile::<1>(from, columns, start);
+                start += 1;
             }
         }
     }

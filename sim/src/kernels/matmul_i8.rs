@@ -107,15 +107,16 @@ pub fn matmul_i8<E: Epilogue>(
     dots::run(&job)
 }
 
-/// Runs `panel` for every panel of a job: on several threads if there is enough to do, each with a
-/// scratch of its own.
+/// Runs `panel` for every panel of a job and `rows` of its rows: on several threads if there is enough
+/// to do, each with a scratch of its own.
 fn panels<E: Epilogue, S>(
     job: &Job<E>,
+    rows: usize,
     scratch: impl Fn() -> S + Sync + Send,
     panel: impl Fn(&mut S, usize) -> Status + Sync + Send,
 ) -> Status {
     let count = job.out.columns().div_ceil(PANEL);
-    let work = PANEL * job.k * job.out.rows();
+    let work = PANEL * job.k * rows;
     let at_once = TASK.div_ceil(work).max(1);
     if count <= at_once {
         let mut scratch = scratch();

@@ -31,37 +31,32 @@ pub fn int8() -> u64 {
     panic!("no instruction for INT8 products");
 }
 
-/// FP32 fused multiply-adds in registers; returns how many operations, two for each.
+/// FP32 fused multiply-adds in registers, or products and sums where there is no such instruction;
+/// returns how many operations, two for each.
 pub fn fp32() -> u64 {
-    dispatch(Fp32)
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: each is used where its instruction set was found.
+    unsafe {
+        match Isa::current() {
+            Isa::Baseline => {}
+            Isa::Avx2 => return x86::fma_256(),
+            _ => return x86::fma_512(),
+        }
+    }
+    let factor = black_box([0.5f32; 16]);
+    let mut sums = black_box([1.0f32; 16]);
+    for _ in 0..REPEATS {
+        for (sum, factor) in sums.iter_mut().zip(factor) {
+            *sum = *sum * factor + 1.0;
+        }
+    }
+    black_box(sums);
+    (2 * 16 * REPEATS) as u64
 }
 
 /// The sum of all words, modulo 2^64.
 pub fn read(words: &[u64]) -> u64 {
     dispatch(Read(words))
-}
-
-struct Fp32;
-
-impl Kernel for Fp32 {
-    type Output = u64;
-
-    #[inline(always)]
-    fn run(self) -> u64 {
-        /// Chains of 16 lanes: more than latency times throughput asks for.
-        const CHAINS: usize = 12;
-        let (a, b) = (black_box([0.5f32; 16]), black_box([1.0f32; 16]));
-        let mut sums = [[0.0f32; 16]; CHAINS];
-        for _ in 0..REPEATS {
-            for sums in &mut sums {
-                for lane in 0..16 {
-                    sums[lane] = a[lane].mul_add(sums[lane], b[lane]);
-                }
-            }
-        }
-        black_box(sums);
-        (2 * 16 * CHAINS * REPEATS) as u64
-    }
 }
 
 struct Read<'a>(&'a [u64]);
@@ -93,6 +88,34 @@ mod x86 {
                 // Both depend on the chain, so that no product leaves the loop.
                 let product = _mm256_madd_epi16(_mm256_xor_si256(a, *sum), b);
                 *sum = _mm256_add_epi32(*sum, product);
+            }
+        }
+        black_box(sums);
+        (2 * 16 * CHAINS * REPEATS) as u64
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn fma_256() -> u64 {
+        const CHAINS: usize = 12;
+        let factor = black_box(_mm256_set1_ps(0.5));
+        let mut sums = [_mm256_set1_ps(1.0); CHAINS];
+        for _ in 0..REPEATS {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        black_box(sums);
+        (2 * 8 * CHAINS * REPEATS) as u64
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn fma_512() -> u64 {
+        const CHAINS: usize = 16;
+        let factor = black_box(_mm512_set1_ps(0.5));
+        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+        for _ in 0..REPEATS {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, factor);
             }
         }
         black_box(sums);

@@ -2,6 +2,8 @@
 //! and section 5 (decode).
 
 use crate::arith::real::{Ieee, RealMath, RealRules};
+use crate::arith::requant::QuantRule;
+use crate::arith::saturate::Status;
 use crate::arith::sfu::{CudaFast, CudaSubnormal};
 use crate::isa::{Kernel, dispatch};
 use crate::profile::ConvForm;
@@ -12,6 +14,8 @@ use rayon::prelude::*;
 
 /// Rows a thread takes at once.
 const ROW_BLOCK: usize = 16;
+/// Rows whose FP32 values stay in the first-level cache until they are quantized.
+const CACHED_ROWS: usize = 4;
 
 /// Weights of a convolution, taps major: `[K, E]`. Real weights have scale 1.
 #[derive(Clone, Debug)]
@@ -98,6 +102,23 @@ impl ConvWindow {
     }
 }
 
+/// A convolution about to run.
+#[derive(Clone, Copy)]
+struct Conv<'a> {
+    form: ConvForm,
+    weight: &'a ConvWeight,
+    window: &'a ConvWindow,
+    silu: bool,
+}
+
+/// Where its rows go.
+enum Rows<'a> {
+    /// As they are.
+    Real(&'a mut Array2<f32>),
+    /// Quantized.
+    Codes(&'a mut Array2<i8>, QuantRule, Scale),
+}
+
 /// Convolves and applies SiLU (unless `silu` is off): `[L, E]` FP32, before any quantizer.
 ///
 /// Codes times codes follow `form`; per-row scales and real values always run as a chain of fma
@@ -109,85 +130,139 @@ pub fn conv_silu(
     window: &ConvWindow,
     silu: bool,
 ) -> Array2<f32> {
-    match real {
-        RealRules::CorrectlyRounded => conv_in::<Ieee>(form, weight, window, silu),
-        RealRules::SpecialFunctionUnit => conv_in::<CudaFast>(form, weight, window, silu),
-        RealRules::SpecialFunctionUnitSubnormal => {
-            conv_in::<CudaSubnormal>(form, weight, window, silu)
+    let conv = Conv {
+        form,
+        weight,
+        window,
+        silu,
+    };
+    let mut out = Array2::zeros(conv.dim());
+    let _ = conv.run(real, Rows::Real(&mut out));
+    out
+}
+
+/// [`conv_silu`] with its quantizer, a few rows at a time: the FP32 values stay in the cache.
+pub fn conv_silu_quantize(
+    real: RealRules,
+    form: ConvForm,
+    weight: &ConvWeight,
+    window: &ConvWindow,
+    rule: QuantRule,
+    scale: Scale,
+) -> (QTensor, Status) {
+    let conv = Conv {
+        form,
+        weight,
+        window,
+        silu: true,
+    };
+    let mut codes = Array2::zeros(conv.dim());
+    let status = conv.run(real, Rows::Codes(&mut codes, rule, scale));
+    (QTensor { codes, scale }, status)
+}
+
+impl Conv<'_> {
+    /// L and E.
+    fn dim(&self) -> (usize, usize) {
+        let l = self.window.rows() + 1 - self.weight.taps();
+        (l, self.weight.channels)
+    }
+
+    fn run(&self, real: RealRules, rows: Rows) -> Status {
+        match real {
+            RealRules::CorrectlyRounded => self.run_in::<Ieee>(rows),
+            RealRules::SpecialFunctionUnit => self.run_in::<CudaFast>(rows),
+            RealRules::SpecialFunctionUnitSubnormal => self.run_in::<CudaSubnormal>(rows),
+        }
+    }
+
+    fn run_in<R: RealMath>(&self, rows: Rows) -> Status {
+        let e = self.weight.channels;
+        let bias: Vec<f32> = (self.weight.bias.iter())
+            .map(|b| R::mul(self.weight.bias_scale, *b))
+            .collect();
+        let compute = |first: usize, out: &mut [f32]| {
+            dispatch(Block::<R> {
+                conv: *self,
+                bias: &bias,
+                first,
+                out,
+                real: std::marker::PhantomData,
+            });
+        };
+        match rows {
+            Rows::Real(out) => {
+                let out = out.as_slice_mut().expect("outputs are row-major");
+                out.par_chunks_mut(ROW_BLOCK * e)
+                    .enumerate()
+                    .for_each(|(block, out)| compute(block * ROW_BLOCK, out));
+                Status::default()
+            }
+            Rows::Codes(codes, rule, scale) => {
+                let codes = codes.as_slice_mut().expect("outputs are row-major");
+                let scratch = || vec![0.0; CACHED_ROWS * e];
+                let quantize = |values: &mut Vec<f32>, (block, codes): (usize, &mut [i8])| {
+                    let values = &mut values[..codes.len()];
+                    compute(block * CACHED_ROWS, values);
+                    rule.quantize_slice(values, scale, codes)
+                };
+                codes
+                    .par_chunks_mut(CACHED_ROWS * e)
+                    .enumerate()
+                    .with_min_len(ROW_BLOCK / CACHED_ROWS)
+                    .map_init(scratch, quantize)
+                    .reduce(Status::default, Status::plus)
+            }
         }
     }
 }
 
-fn conv_in<R: RealMath>(
-    form: ConvForm,
-    weight: &ConvWeight,
-    window: &ConvWindow,
-    silu: bool,
-) -> Array2<f32> {
-    let e = weight.channels;
-    let l = window.rows() + 1 - weight.taps();
-    let mut out = Array2::zeros((l, e));
-    out.as_slice_mut()
-        .expect("fresh arrays are row-major")
-        .par_chunks_mut(ROW_BLOCK * e)
-        .enumerate()
-        .for_each(|(block, out)| {
-            dispatch(Rows::<R> {
-                form,
-                weight,
-                window,
-                silu,
-                first: block * ROW_BLOCK,
-                out,
-                real: std::marker::PhantomData,
-            });
-        });
-    out
-}
-
-struct Rows<'a, R> {
-    form: ConvForm,
-    weight: &'a ConvWeight,
-    window: &'a ConvWindow,
-    silu: bool,
+/// Some rows of a convolution.
+struct Block<'a, R> {
+    conv: Conv<'a>,
+    /// Dequantized.
+    bias: &'a [f32],
     first: usize,
     out: &'a mut [f32],
     real: std::marker::PhantomData<R>,
 }
 
-impl<R: RealMath> Kernel for Rows<'_, R> {
+impl<R: RealMath> Kernel for Block<'_, R> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let e = self.weight.channels;
-        let bias: Vec<f32> = (self.weight.bias.iter())
-            .map(|b| R::mul(self.weight.bias_scale, *b))
-            .collect();
+        let Conv {
+            form,
+            weight,
+            window,
+            silu,
+        } = self.conv;
+        let (e, bias) = (weight.channels, self.bias);
         for (r, out) in self.out.chunks_exact_mut(e).enumerate() {
             let row = self.first + r;
-            match (self.window, &self.weight.codes, self.form) {
+            match (window, &weight.codes, form) {
                 (ConvWindow::Int8 { codes, scale }, Some(w), ConvForm::IntegerSum) => {
                     let x = codes.as_slice().expect("windows are row-major");
-                    let scale = R::mul(self.weight.tap_scale, scale.get());
-                    integer_row::<R>(&x[row * e..], w, scale, &bias, out);
+                    let scale = R::mul(weight.tap_scale, scale.get());
+                    integer_row::<R>(&x[row * e..], w, scale, bias, out);
                 }
                 (ConvWindow::Int8 { codes, scale }, ..) => {
                     let x = codes.as_slice().expect("windows are row-major");
                     let scale = |_| scale.get();
-                    chain_row::<R>(&x[row * e..], self.weight, scale, &bias, out);
+                    chain_row::<R>(&x[row * e..], weight, scale, bias, out);
                 }
                 (ConvWindow::PerRow { codes, scales }, ..) => {
                     let x = codes.as_slice().expect("windows are row-major");
                     let scale = |tap: usize| scales[row + tap].get();
-                    chain_row::<R>(&x[row * e..], self.weight, scale, &bias, out);
+                    chain_row::<R>(&x[row * e..], weight, scale, bias, out);
                 }
                 (ConvWindow::Real(values), ..) => {
                     let x = values.as_slice().expect("windows are row-major");
-                    chain_row::<R>(&x[row * e..], self.weight, |_| 1.0, &bias, out);
+                    chain_row::<R>(&x[row * e..], weight, |_| 1.0, bias, out);
                 }
             }
-            if self.silu {
+            if silu {
                 R::silu_slice(out);
             }
         }

@@ -1,8 +1,11 @@
 //! Residual add and RMSNorm. Source: datapath specification, section 4, step 1.
 
+use crate::arith::requant::QuantRule;
+use crate::arith::saturate::Status;
 use crate::arith::sfu;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::FinalNorm;
+use crate::quant::{QTensor, Scale};
 use crate::trace::Tensor;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -63,6 +66,50 @@ pub fn rms_norm(
         residual: stream,
         normed,
     }
+}
+
+/// [`rms_norm`] with its quantizer, row by row: the residual stream is updated in its place, and the
+/// normed values stay in the cache.
+pub fn rms_norm_quantize(
+    hidden: &Tensor,
+    residual: Option<Array2<f32>>,
+    weight: &[f32],
+    eps: f32,
+    rule: QuantRule,
+    scale: Scale,
+) -> (Array2<f32>, QTensor, Status) {
+    let (hidden, mut stream) = match residual {
+        Some(residual) => (Some(hidden), residual),
+        None => (None, hidden.to_real()),
+    };
+    let m = stream.ncols();
+    assert_eq!(weight.len(), m);
+    let mut codes = Array2::zeros(stream.dim());
+    let rows = stream.as_slice_mut().expect("activations are row-major");
+    let out = codes.as_slice_mut().expect("fresh arrays are row-major");
+    let status = rows
+        .par_chunks_mut(m)
+        .zip(out.par_chunks_mut(m))
+        .enumerate()
+        .with_min_len(ROW_BLOCK)
+        .map_init(
+            || (vec![0.0; m], vec![0.0; m]),
+            |(add, normed), (t, (stream, codes))| {
+                if let Some(hidden) = hidden {
+                    hidden.real_row(t, add);
+                }
+                dispatch(Row {
+                    stream,
+                    before: hidden.map(|_| &add[..]),
+                    weight,
+                    eps,
+                    normed,
+                });
+                rule.quantize_slice(normed, scale, codes)
+            },
+        )
+        .reduce(Status::default, Status::plus);
+    (stream, QTensor { codes, scale }, status)
 }
 
 /// The norm after the last block: [`rms_norm`], or as PyTorch runs it on the device, where

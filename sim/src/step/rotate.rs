@@ -6,6 +6,7 @@ use crate::arith::saturate::{Status, Tally};
 use crate::isa::{Kernel, dispatch};
 use crate::profile::HadamardRules;
 use crate::quant::{QTensor, Scale};
+use crate::trace::Tensor;
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -17,36 +18,35 @@ pub fn quantizer_factor(size: HadamardSize, output: Scale) -> f32 {
     (size.norm() / f64::from(output.get())) as f32
 }
 
-/// Rotates each row of `y` (`[L, E]`) and quantizes it: `h ⊗ factor`, rounded and made to fit.
+/// Rotates each row of `y` (`[L, E]`), its real values, and quantizes it: `h ⊗ factor`, rounded and made
+/// to fit.
 pub fn rotate_quantize(
-    y: Array2<f32>,
+    y: &Tensor,
     size: HadamardSize,
     factor: f32,
     output: Scale,
     rules: HadamardRules,
 ) -> (QTensor, Status) {
-    let mut y = y;
-    let e = y.ncols();
+    let (_, e) = y.dim();
     let mut codes = Array2::zeros(y.dim());
-    let status = y
-        .as_slice_mut()
-        .expect("activations are row-major")
-        .par_chunks_mut(ROW_BLOCK * e)
-        .zip(
-            codes
-                .as_slice_mut()
-                .expect("fresh arrays are row-major")
-                .par_chunks_mut(ROW_BLOCK * e),
+    let out = codes.as_slice_mut().expect("fresh arrays are row-major");
+    let status = out
+        .par_chunks_mut(e)
+        .enumerate()
+        .with_min_len(ROW_BLOCK)
+        .map_init(
+            || vec![0.0; e],
+            |values, (row, codes)| {
+                y.real_row(row, values);
+                size.transform(values);
+                dispatch(QuantizeProducts {
+                    values,
+                    factor,
+                    rules,
+                    codes,
+                })
+            },
         )
-        .map(|(values, codes)| {
-            size.transform(values);
-            dispatch(QuantizeProducts {
-                values,
-                factor,
-                rules,
-                codes,
-            })
-        })
         .reduce(Status::default, Status::plus);
     let q = QTensor {
         codes,

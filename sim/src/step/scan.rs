@@ -246,28 +246,68 @@ pub struct ScanOutput {
 
 /// Runs a scan by its rules.
 pub fn selective_scan(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs) -> ScanOutput {
+    let mut y = Array2::zeros((inputs.u.rows(), weight.channels()));
+    let columns = Outputs::F32(SplitColumns::new(&mut y));
+    let state = scan(rules, weight, inputs, columns);
+    ScanOutput { y, state }
+}
+
+/// [`selective_scan`] with its output rounded to binary16; the state is FP32 all the same.
+pub fn selective_scan_f16(
+    rules: &ScanRules,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+) -> (Array2<f16>, Array2<f32>) {
+    let mut y = Array2::zeros((inputs.u.rows(), weight.channels()));
+    let columns = Outputs::F16(SplitColumns::new(&mut y));
+    let state = scan(rules, weight, inputs, columns);
+    (y, state)
+}
+
+/// Where outputs go, `[L, E]`.
+pub(super) enum Outputs<'a> {
+    F16(SplitColumns<'a, f16>),
+    F32(SplitColumns<'a, f32>),
+}
+
+fn scan(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs, y: Outputs) -> Array2<f32> {
     match rules.real {
-        RealRules::CorrectlyRounded => scan_in::<Ieee>(rules, weight, inputs),
-        RealRules::SpecialFunctionUnit => scan_in::<CudaFast>(rules, weight, inputs),
-        RealRules::SpecialFunctionUnitSubnormal => scan_in::<CudaSubnormal>(rules, weight, inputs),
+        RealRules::CorrectlyRounded => scan_in::<Ieee>(rules, weight, inputs, y),
+        RealRules::SpecialFunctionUnit => scan_in::<CudaFast>(rules, weight, inputs, y),
+        RealRules::SpecialFunctionUnitSubnormal => {
+            scan_in::<CudaSubnormal>(rules, weight, inputs, y)
+        }
     }
 }
 
-fn scan_in<R: RealMath>(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs) -> ScanOutput {
+fn scan_in<R: RealMath>(
+    rules: &ScanRules,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+    y: Outputs,
+) -> Array2<f32> {
     match (rules.formula, rules.order) {
         (ScanFormula::Fused, ScanOrder::Sequential) => {
-            tiles::<R, Fused, SequentialScan>(rules, weight, inputs)
+            tiles::<R, Fused, SequentialScan>(rules, weight, inputs, y)
         }
         (ScanFormula::Fused, ScanOrder::WarpBlock) => {
-            tiles::<R, Fused, BlockScan>(rules, weight, inputs)
+            tiles::<R, Fused, BlockScan>(rules, weight, inputs, y)
         }
-        (ScanFormula::Separate, _) => tiles::<R, Separate, SequentialScan>(rules, weight, inputs),
-        (ScanFormula::Grouped, _) => tiles::<R, Grouped, GroupedUpdate>(rules, weight, inputs),
+        (ScanFormula::Separate, _) => {
+            tiles::<R, Separate, SequentialScan>(rules, weight, inputs, y)
+        }
+        (ScanFormula::Grouped, _) => tiles::<R, Grouped, GroupedUpdate>(rules, weight, inputs, y),
     }
 }
 
-/// Runs every tile of channels.
-fn tiles<R, F, O>(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs) -> ScanOutput
+/// Runs every tile of channels, one stretch of time after another: a tile reads a quarter of each line
+/// of the cache, and its neighbours find the rest there.
+fn tiles<R, F, O>(
+    rules: &ScanRules,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+    y: Outputs,
+) -> Array2<f32>
 where
     R: RealMath,
     F: Formula<R> + Formula<R::OfResults>,
@@ -275,42 +315,49 @@ where
 {
     /// Token-states that are worth a thread of their own.
     const TASK: usize = 1 << 15;
+    /// Tokens whose inputs and outputs fit the second-level cache.
+    const STRETCH: usize = 512;
     let (e, n, l) = (weight.channels(), weight.states(), inputs.u.rows());
     let (b, c) = (inputs.b.real::<R>(), inputs.c.real::<R>());
     let alpha = weight.alpha::<R>(rules.real);
-    let mut y = Array2::zeros((l, e));
     let mut state = Array2::zeros((e, n));
-    let (y_columns, state_rows) = (SplitColumns::new(&mut y), SplitColumns::new(&mut state));
-    (0..e.div_ceil(LANES))
-        .into_par_iter()
-        .with_min_len((TASK / (l * n * LANES)).max(1))
-        .for_each_init(
-            || Scratch::new(O::scratch(l), n),
-            |scratch, tile| {
-                let first = tile * LANES;
-                dispatch(Channels::<R, F, O> {
-                    tile: Tile {
-                        weight,
-                        inputs,
-                        b: &b,
-                        c: &c,
-                        alpha,
-                        first,
-                        width: LANES.min(e - first),
-                        y: &y_columns,
-                        state: &state_rows,
-                    },
-                    scratch,
-                    rules: std::marker::PhantomData,
-                });
-            },
-        );
-    ScanOutput { y, state }
+    let state_rows = SplitColumns::new(&mut state);
+    let stretch = STRETCH.next_multiple_of(O::chunk(l));
+    for from in (0..l).step_by(stretch) {
+        let tokens = from..(from + stretch).min(l);
+        (0..e.div_ceil(LANES))
+            .into_par_iter()
+            .with_min_len((TASK / (tokens.len() * n * LANES)).max(1))
+            .for_each_init(
+                || Scratch::new(O::scratch(l), n),
+                |scratch, tile| {
+                    let first = tile * LANES;
+                    dispatch(Channels::<R, F, O> {
+                        tile: Tile {
+                            weight,
+                            inputs,
+                            b: &b,
+                            c: &c,
+                            alpha,
+                            first,
+                            width: LANES.min(e - first),
+                            y: &y,
+                            state: &state_rows,
+                        },
+                        tokens: tokens.clone(),
+                        scratch,
+                        rules: std::marker::PhantomData,
+                    });
+                },
+            );
+    }
+    state
 }
 
-/// One tile of channels through all of time.
+/// One tile of channels through a stretch of time.
 struct Channels<'a, R, F, O> {
     tile: Tile<'a>,
+    tokens: std::ops::Range<usize>,
     scratch: &'a mut Scratch,
     rules: std::marker::PhantomData<(R, F, O)>,
 }
@@ -327,9 +374,13 @@ where
     fn run(self) {
         let (tile, scratch) = (self.tile, self.scratch);
         let length = tile.inputs.u.rows();
-        tile.load_state::<R>(scratch);
-        for first in (0..length).step_by(O::chunk(length)) {
-            let tokens = O::chunk(length).min(length - first);
+        if self.tokens.start == 0 {
+            tile.first_state::<R>(scratch);
+        } else {
+            tile.load_state(scratch);
+        }
+        for first in self.tokens.clone().step_by(O::chunk(length)) {
+            let tokens = O::chunk(length).min(self.tokens.end - first);
             tile.begin::<R, F>(scratch, first, tokens);
             O::advance(&tile, scratch, first, tokens, length);
             tile.finish::<R, F>(scratch, first, tokens);

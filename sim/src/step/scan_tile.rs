@@ -5,10 +5,12 @@
 //! each token, for each lane" around a function; and, where a token needs the one before it,
 //! [`lanes`].
 
-use super::scan::{ScanInputs, ScanWeight, lanes};
+use super::scan::{Outputs, ScanInputs, ScanWeight, lanes};
 use super::scan_formula::Formula;
+use crate::arith::binary16::to_f16;
 use crate::arith::real::{LANES, Lanes, RealMath};
 use crate::kernels::columns::SplitColumns;
+use half::f16;
 
 /// A tile of channels: what it reads and where it writes.
 pub(super) struct Tile<'a> {
@@ -25,8 +27,8 @@ pub(super) struct Tile<'a> {
     /// Channels, at most [`LANES`].
     pub width: usize,
     /// `[L, E]`.
-    pub y: &'a SplitColumns<'a, f32>,
-    /// `[E, N]`.
+    pub y: &'a Outputs<'a>,
+    /// Between stretches of time and after the last, `[E, N]`.
     pub state: &'a SplitColumns<'a, f32>,
 }
 
@@ -78,7 +80,7 @@ pub(super) trait Recurrence<R: RealMath, F: Formula<R>> {
 impl Tile<'_> {
     /// The states before the first token.
     #[inline(always)]
-    pub fn load_state<R: RealMath>(&self, scratch: &mut Scratch) {
+    pub fn first_state<R: RealMath>(&self, scratch: &mut Scratch) {
         scratch.state.fill([0.0; LANES]);
         let Some(source) = &self.inputs.state else {
             return;
@@ -87,6 +89,19 @@ impl Tile<'_> {
             source.each_of_row::<R>(self.first + e, |n, v| {
                 scratch.state[n][e] = R::operand(v);
             });
+        }
+    }
+
+    /// The states after the stretch before.
+    #[inline(always)]
+    pub fn load_state(&self, scratch: &mut Scratch) {
+        scratch.state.fill([0.0; LANES]);
+        for e in 0..self.width {
+            // SAFETY: tiles have different channels, and this is the only segment of this one.
+            let row = unsafe { self.state.segment(self.first + e, 0, scratch.state.len()) };
+            for (v, state) in row.iter().zip(&mut scratch.state) {
+                state[e] = *v;
+            }
         }
     }
 
@@ -185,12 +200,26 @@ impl Tile<'_> {
             F::gate(out.as_flattened_mut(), z.as_flattened());
         }
         for (t, out) in out.iter().enumerate() {
-            // SAFETY: tiles have different channels, and this is the only segment of this one.
-            let row = unsafe { self.y.segment(first + t, self.first, self.width) };
-            match <&mut Lanes>::try_from(&mut *row) {
-                Ok(row) => *row = *out,
-                Err(_) => row.copy_from_slice(&out[..self.width]),
+            match self.y {
+                Outputs::F32(y) => self.store(y, first + t, *out),
+                Outputs::F16(y) => {
+                    let mut rounded = [f16::ZERO; LANES];
+                    for e in 0..LANES {
+                        rounded[e] = to_f16(out[e]);
+                    }
+                    self.store(y, first + t, rounded);
+                }
             }
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Copy>(&self, y: &SplitColumns<T>, row: usize, out: [T; LANES]) {
+        // SAFETY: tiles have different channels, and this is the only segment of this one.
+        let row = unsafe { y.segment(row, self.first, self.width) };
+        match <&mut [T; LANES]>::try_from(&mut *row) {
+            Ok(row) => *row = out,
+            Err(_) => row.copy_from_slice(&out[..self.width]),
         }
     }
 }

@@ -2,14 +2,14 @@
 
 use crate::quant::QTensor;
 use crate::trace::Tensor;
-use ndarray::{Array2, Axis, concatenate, s};
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 pub(super) fn transposed<T: Copy>(values: &Array2<T>) -> Array2<T> {
     values.t().as_standard_layout().into_owned()
 }
 
-pub(super) fn stack<T: Copy>(above: &Array2<T>, below: &Array2<T>) -> Array2<T> {
-    concatenate(Axis(0), &[above.view(), below.view()]).expect("both have E columns")
+pub(super) fn stack<T: Copy>(above: ArrayView2<T>, below: &Array2<T>) -> Array2<T> {
+    concatenate(Axis(0), &[above, below.view()]).expect("both have E columns")
 }
 
 pub(super) fn last_rows<T: Copy>(rows: &Array2<T>, count: usize) -> Array2<T> {

@@ -8,11 +8,11 @@ use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
 use crate::profile::{ConvForm, ConvRules};
 use crate::quant::QTensor;
-use crate::step::conv::{ConvWindow, conv_silu};
+use crate::step::conv::{ConvWindow, conv_silu, conv_silu_quantize};
 use crate::step::conv_sum::{narrow_sums, silu_of_sums};
 use crate::step::dynamic;
 use crate::trace::{Tensor, TracePoint};
-use ndarray::{Array2, Axis, Slice, s};
+use ndarray::{Array2, s};
 
 /// The last K inputs of a block's convolution, oldest first, `[K, E]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,27 +31,38 @@ impl Run<'_, '_> {
         let (window, after) = self.conv_window(x, before)?;
         let after = self.show_history(TracePoint::ConvStateOut, after)?;
         let rules = self.rules(self.layer.mode.conv).conv;
-        let y = self.convolved(&rules, &window)?;
-        let out = match self.layer.mode.conv_out {
-            Precision::Int8 => {
+        let narrow = self.narrow(&rules, &window)?;
+        let (real, form, weight) = (rules.real, rules.form, &self.layer.conv);
+        let out = match (self.layer.mode.conv_out, narrow) {
+            (Precision::Int8, None) => {
+                let (rule, scale) = (rules.output, self.scale(ScaleUse::ConvOut));
+                let (q, status) = conv_silu_quantize(real, form, weight, &window, rule, scale);
+                self.probe.count(self.place(TracePoint::ConvOut), status);
+                self.show(TracePoint::ConvOut, Tensor::I8(q))?
+            }
+            (Precision::Int8, Some(y)) => {
                 let q = self.quantize(TracePoint::ConvOut, &y, ScaleUse::ConvOut, rules.output);
                 self.show(TracePoint::ConvOut, Tensor::I8(q))?
             }
-            Precision::Float => self.show(TracePoint::ConvOutF32, Tensor::F32(y))?,
+            (Precision::Float, narrow) => {
+                let y = narrow.unwrap_or_else(|| conv_silu(real, form, weight, &window, true));
+                self.show(TracePoint::ConvOutF32, Tensor::F32(y))?
+            }
         };
         Ok((out, after))
     }
 
-    /// The real output, before any quantizer.
-    fn convolved(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Array2<f32>> {
+    /// The real output, before any quantizer, where the accumulator may be too narrow for its sums.
+    fn narrow(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Option<Array2<f32>>> {
         let weight = &self.layer.conv;
         if let (ConvForm::IntegerSum, ConvWindow::Int8 { scale, .. }) = (rules.form, window)
             && let Some((sums, seen)) = narrow_sums(rules.accumulator, weight, window)
         {
             self.accumulated(TracePoint::ConvOut, rules.accumulator, seen)?;
-            return Ok(silu_of_sums(rules.real, weight, scale.get(), &sums));
+            let y = silu_of_sums(rules.real, weight, scale.get(), &sums);
+            return Ok(Some(y));
         }
-        Ok(conv_silu(rules.real, rules.form, weight, window, true))
+        Ok(None)
     }
 
     /// Puts the history before x, quantizes as the mode says, and keeps the last K rows.
@@ -71,13 +82,13 @@ impl Run<'_, '_> {
                         }
                     }
                 };
-                let rows = stack(&history.codes, &x);
+                let codes = stack(history.codes.slice(s![1.., ..]), &x);
                 let after = ConvHistory::Int8(QTensor {
-                    codes: last_rows(&rows, taps),
+                    codes: last_rows(&codes, taps),
                     scale: history.scale,
                 });
                 let window = ConvWindow::Int8 {
-                    codes: rows.slice_axis(Axis(0), Slice::from(1..)).to_owned(),
+                    codes,
                     scale: self.scale(ScaleUse::ConvIn),
                 };
                 Ok((window, after))
@@ -91,9 +102,8 @@ impl Run<'_, '_> {
                     .dequantize(),
                     _ => x.to_real(),
                 };
-                let rows = stack(&history, &real);
-                let after = ConvHistory::Real(last_rows(&rows, taps));
-                let window = rows.slice_axis(Axis(0), Slice::from(1..)).to_owned();
+                let window = stack(history.slice(s![1.., ..]), &real);
+                let after = ConvHistory::Real(last_rows(&window, taps));
                 let dynamic = match self.layer.mode.conv_in {
                     ConvInput::DynamicTensor => dynamic::per_tensor(&window),
                     ConvInput::DynamicToken => dynamic::per_token(&window),

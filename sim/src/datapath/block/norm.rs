@@ -21,8 +21,17 @@ impl Run<'_, '_> {
         };
         let eps = self.path.config.eps;
         let norm = &self.layer.norm;
+        let wants_residual = self.probe.wants(self.place(TracePoint::ResidualOut));
+        if self.layer.mode.norm_out == Precision::Int8 && !wants_residual {
+            let rule = self.rules(Implementation::Cuda).norm_out;
+            let scale = self.scale(ScaleUse::NormOut);
+            let (residual, q, status) =
+                norm::rms_norm_quantize(&hidden, residual, norm, eps, rule, scale);
+            self.probe.count(self.place(TracePoint::NormOut), status);
+            return Ok((residual, self.show(TracePoint::NormOut, Tensor::I8(q))?));
+        }
         let mut out = norm::rms_norm(&hidden, residual.as_ref(), norm, eps);
-        if self.probe.wants(self.place(TracePoint::ResidualOut)) {
+        if wants_residual {
             let shown = self.show(TracePoint::ResidualOut, Tensor::F32(out.residual))?;
             // The probe may have put another residual in its place.
             out = norm::rms_norm(&shown, None, norm, eps);

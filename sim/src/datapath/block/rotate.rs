@@ -10,24 +10,23 @@ use crate::trace::{Tensor, TracePoint};
 
 impl Run<'_, '_> {
     pub(super) fn rotate(&mut self, y: &Tensor) -> Result<Tensor> {
-        let real = y.to_real();
         let rules = self.rules(Implementation::Cuda).hadamard;
         let out = match (self.layer.rotation, self.layer.mode.had_out) {
             (Some(size), Precision::Int8) => {
                 let scale = self.scale(ScaleUse::HadOut);
                 let factor = rotate::quantizer_factor(size, scale);
-                let (q, status) = rotate::rotate_quantize(real, size, factor, scale, rules);
+                let (q, status) = rotate::rotate_quantize(y, size, factor, scale, rules);
                 self.probe.count(self.place(TracePoint::HadOut), status);
                 Tensor::I8(q)
             }
-            (Some(size), Precision::Float) => Tensor::F32(rotate::rotate(real, size)),
+            (Some(size), Precision::Float) => Tensor::F32(rotate::rotate(y.to_real(), size)),
             (None, Precision::Int8) => Tensor::I8(self.quantize(
                 TracePoint::HadOut,
-                &real,
+                &y.to_real(),
                 ScaleUse::HadOut,
                 QuantRule::HALF_AWAY,
             )),
-            (None, Precision::Float) => Tensor::F32(real),
+            (None, Precision::Float) => Tensor::F32(y.to_real()),
         };
         self.show(TracePoint::HadOut, out)
     }

@@ -6,7 +6,7 @@ use crate::datapath::Phase;
 use crate::error::Result;
 use crate::mode::{Precision, ScanInput, Stream};
 use crate::plan::ScaleUse;
-use crate::step::scan::{ScanInputs, Source, selective_scan};
+use crate::step::scan::{ScanInputs, Source, selective_scan, selective_scan_f16};
 use crate::trace::{Tensor, TracePoint};
 
 impl Run<'_, '_> {
@@ -52,10 +52,16 @@ impl Run<'_, '_> {
             z: Some(self.source(z, ScaleUse::ScanZ)),
             state: before.as_ref().map(|s| self.source(s, ScaleUse::StateIn)),
         };
-        let out = selective_scan(&rules, &self.layer.scan, &inputs);
-        let y = match self.layer.mode.stream {
-            Stream::F16 => Tensor::f16(&out.y),
-            Stream::Float => Tensor::F32(out.y),
+        let weight = &self.layer.scan;
+        let (y, state) = match self.layer.mode.stream {
+            Stream::F16 => {
+                let (y, state) = selective_scan_f16(&rules, weight, &inputs);
+                (Tensor::F16(y), state)
+            }
+            Stream::Float => {
+                let out = selective_scan(&rules, weight, &inputs);
+                (Tensor::F32(out.y), out.state)
+            }
         };
         let y = self.show(TracePoint::SsmY, y)?;
         let point = match self.phase {
@@ -64,9 +70,9 @@ impl Run<'_, '_> {
         };
         let last = match self.layer.mode.state {
             Precision::Int8 => {
-                Tensor::I8(self.quantize(point, &out.state, ScaleUse::StateOut, rules.state))
+                Tensor::I8(self.quantize(point, &state, ScaleUse::StateOut, rules.state))
             }
-            Precision::Float => Tensor::F32(out.state),
+            Precision::Float => Tensor::F32(state),
         };
         Ok((y, self.show(point, last)?))
     }

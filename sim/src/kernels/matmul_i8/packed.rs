@@ -35,11 +35,13 @@ pub(super) trait Tile {
     fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status;
 }
 
-/// The rows of x, packed.
+/// Some rows of x, packed.
 pub(super) struct Rows {
+    /// Their place in x.
+    first: usize,
     /// Tile after tile.
     words: Vec<i32>,
-    /// `[L]`.
+    /// One for each row.
     starts: Vec<i32>,
 }
 
@@ -51,23 +53,36 @@ pub(super) struct Scratch {
 
 /// Multiplies every row of x with every row of the weight.
 pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
+    /// Rows of x that stay in the second-level cache while all panels pass by.
+    const SLAB: usize = 512;
     let groups = job.k.div_ceil(T::GROUP).next_multiple_of(T::UNIT);
     let tile = T::ROWS * groups;
-    let mut words = vec![0; job.out.rows().div_ceil(T::ROWS) * tile];
-    for (rows, words) in (job.x.chunks(T::ROWS * job.k)).zip(words.chunks_exact_mut(tile)) {
-        T::pack_rows(rows, job.k, words);
+    let tiles = job.out.rows().min(SLAB).div_ceil(T::ROWS);
+    let mut x = Rows {
+        first: 0,
+        words: vec![0; tiles * tile],
+        starts: Vec::new(),
+    };
+    let mut status = Status::default();
+    for rows in job.x.chunks(SLAB * job.k) {
+        let to = x.words.chunks_exact_mut(tile);
+        for (rows, words) in rows.chunks(T::ROWS * job.k).zip(to) {
+            T::pack_rows(rows, job.k, words);
+        }
+        let sum = |row: &[i8]| row.iter().map(|q| i32::from(*q)).sum();
+        let starts = rows.chunks_exact(job.k).map(|row| T::start(sum(row)));
+        x.starts.clear();
+        x.starts.extend(starts);
+        let scratch = || Scratch {
+            panel: vec![[0; PANEL]; groups],
+            acc: vec![[0; PANEL]; T::ROWS],
+        };
+        status += panels(job, x.starts.len(), scratch, |scratch, p| {
+            T::panel(job, &x, scratch, p)
+        });
+        x.first += x.starts.len();
     }
-    let sum = |row: &[i8]| row.iter().map(|q| i32::from(*q)).sum();
-    let starts = job.x.chunks_exact(job.k).map(|row| T::start(sum(row)));
-    let x = Rows {
-        words,
-        starts: starts.collect(),
-    };
-    let scratch = || Scratch {
-        panel: vec![[0; PANEL]; groups],
-        acc: vec![[0; PANEL]; T::ROWS],
-    };
-    panels(job, scratch, |scratch, p| T::panel(job, &x, scratch, p))
+    status
 }
 
 /// Packs a panel and multiplies all rows with it. The loop every instruction set gets a copy of.
@@ -87,7 +102,7 @@ pub(super) fn panel<T: Tile, E: Epilogue>(
     for (t, (words, starts)) in tiles.zip(x.starts.chunks(T::ROWS)).enumerate() {
         T::multiply(words, starts.len(), panel, starts, acc);
         for (r, acc) in acc[..starts.len()].iter().enumerate() {
-            let row = t * T::ROWS + r;
+            let row = x.first + t * T::ROWS + r;
             // SAFETY: panels have different columns, and this is the only segment of this one alive.
             let out = unsafe { job.out.segment(row, first, width) };
             status += if width == PANEL {

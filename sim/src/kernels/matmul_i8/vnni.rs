@@ -136,6 +136,7 @@ fn multiply(
 pub(super) fn dots<E: Epilogue>(job: &Job<E>) -> Status {
     panels(
         job,
+        job.out.rows(),
         || (),
         |(), p| {
             // SAFETY: `dots::run` calls this where `Isa::Avx512Vnni` was detected.
