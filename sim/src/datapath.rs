@@ -122,7 +122,8 @@ impl<'m> Datapath<'m> {
         Ok((logits, State { layers }))
     }
 
-    /// Runs one token from `state`, which it advances. Returns its logits, `[1, V]`.
+    /// Runs one token from `state`, which it advances. Returns its logits, `[1, V]`. After an error the
+    /// state is lost.
     pub fn decode(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
         in_pool(|| self.decode_here(token, state, probe))
     }
@@ -131,12 +132,11 @@ impl<'m> Datapath<'m> {
         probe.enter(Step::Embed);
         let mut hidden = self.embed(&[token])?;
         let mut residual = None;
-        for i in 0..self.layers.len() {
-            let before = Some(state.layers[i].clone());
-            let out = self.block(i, Phase::Decode, hidden, residual, before, probe)?;
+        for (i, before) in std::mem::take(&mut state.layers).into_iter().enumerate() {
+            let out = self.block(i, Phase::Decode, hidden, residual, Some(before), probe)?;
             hidden = out.hidden;
             residual = Some(out.residual);
-            state.layers[i] = out.state;
+            state.layers.push(out.state);
         }
         self.end(hidden, residual, LogitRows::All, probe)
     }
