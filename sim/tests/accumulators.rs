@@ -14,7 +14,7 @@ use scalescope_sim::trace::{Recorder, Selection, Tensor};
 
 fn codes(rows: usize, columns: usize, seed: usize) -> Array2<i8> {
     Array2::from_shape_fn((rows, columns), |(r, c)| {
-        ((r * 131 + c * 71 + seed) * 2_654_435_761 >> 7) as i8
+        (((r * 131 + c * 71 + seed) * 2_654_435_761) >> 7) as i8
     })
 }
 
