@@ -43,6 +43,12 @@ pub enum Command {
     Report(ReportArgs),
     /// Run one mode on text or tokens; write traces, generate
     Run(RunArgs),
+    /// Show where error is made and what becomes of it, step by step and along time
+    Propagate(PropagateArgs),
+    /// Prove on data that two modes are one computation, or show where they part and why
+    Equiv(EquivArgs),
+    /// Follow every scale from its quantizer to its readers, and show what it meets
+    Lineage(LineageArgs),
     /// Compare two traces, tensor by tensor, by every metric
     Compare(CompareArgs),
     /// Compare a run with a recorded trace, element by element
@@ -126,7 +132,8 @@ pub struct InputArgs {
 #[command(after_help = "Examples:
   scalescope report
   scalescope report --modes 0,2-4 --profile deployed --file book.txt --length 512
-  scalescope report --json > report.json")]
+  scalescope report --json > report.json
+  scalescope report --html report.html --eval results.json")]
 pub struct ReportArgs {
     /// The model.
     #[command(flatten)]
@@ -140,6 +147,12 @@ pub struct ReportArgs {
     /// Arithmetic: exact, torch, deployed
     #[arg(long, default_value = "exact")]
     pub profile: String,
+    /// Write one self-contained page: every mode in depth, in a browser and on paper
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Results of `scalescope eval --json` to show on the page
+    #[arg(long, value_name = "FILE", requires = "html")]
+    pub eval: Option<PathBuf>,
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -177,6 +190,107 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub generate: Option<NonZeroUsize>,
     /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `propagate`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope propagate --mode 2-4
+  scalescope propagate --mode 0 --against 2-1 --profile deployed --file book.txt --length 256
+  scalescope propagate --mode 0 --time --metric sqnr_db
+
+Local: the step and the reference's step, both fed the reference's clean tensors. Propagated: with
+the mode's own inputs. docs/diagnosis.md defines both.")]
+pub struct PropagateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The mode that is held to be clean
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub against: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// What the tables show (JSON has every metric)
+    #[arg(long, default_value = "normalized_l2")]
+    pub metric: String,
+    /// Also decode token by token and show the error of the recurrent state along time
+    #[arg(long)]
+    pub time: bool,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `equiv`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope equiv 2-0 0 --profile deployed
+  scalescope equiv 2-3 2-1 --profile deployed --file book.txt --length 512
+  scalescope equiv 0 0 --profile exact,deployed      one mode in two profiles
+
+Exit code 0 if every tensor that both make and the logits are the same bits, 1 if not.")]
+pub struct EquivArgs {
+    /// The first mode, A
+    #[arg(value_name = "MODE")]
+    pub a: String,
+    /// The second mode, B
+    #[arg(value_name = "MODE")]
+    pub b: String,
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Arithmetic: exact, torch, deployed; two separated by a comma give A and B one each
+    #[arg(long, default_value = "exact", value_name = "PROFILE")]
+    pub profile: String,
+    /// Decode the last tokens of each sequence one by one
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub decode: usize,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `lineage`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope lineage --mode 2-4
+  scalescope lineage --mode 3 --profile deployed --file book.txt --layers 0,7
+  scalescope lineage --mode 0 --layers 7 --dot | dot -Tsvg > block7.svg
+
+A ratio absmax/(127·scale) outside [0.67, 1.5] is a warning, outside [0.5, 2] an error, and so are
+wrapped values. Exit code 1 if a reader has another scale than the quantizer it reads from.")]
+pub struct LineageArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Blocks to show, separated by commas [default: every one]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub layers: Option<Vec<usize>>,
+    /// Print the graph for Graphviz
+    #[arg(long, conflicts_with = "json")]
+    pub dot: bool,
+    /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
 }

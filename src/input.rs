@@ -199,6 +199,23 @@ impl Subject {
         }
     }
 
+    /// The sequences an input names, or the first `length` tokens of each passage of the built-in
+    /// text.
+    pub fn sequences_or_sample(&self, input: &InputArgs, length: usize) -> Result<Vec<Vec<u32>>> {
+        if let Some(sequences) = self.sequences(input)? {
+            return Ok(sequences);
+        }
+        let mut sequences = encode(&self.tokenizer()?, &sample::texts())?;
+        if let Some(limit) = input.limit {
+            sequences.truncate(limit.get());
+        }
+        let length = input.length.map_or(length, |asked| asked.get());
+        for sequence in &mut sequences {
+            sequence.truncate(length);
+        }
+        Ok(sequences)
+    }
+
     /// The sequences an input names: text through the tokenizer, or ids as they are. `None` if the
     /// input names nothing.
     pub fn sequences(&self, input: &InputArgs) -> Result<Option<Vec<Vec<u32>>>> {

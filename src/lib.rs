@@ -9,6 +9,7 @@ pub mod eval;
 pub mod input;
 mod interrupt;
 mod output;
+mod report;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -48,6 +49,9 @@ fn run(cli: Cli) -> Result<Outcome> {
             .map_err(|e| SimError::value("--threads", "a thread pool", e))?;
     }
     match cli.command {
+        Command::Propagate(args) => cmd::propagate::run(&args),
+        Command::Equiv(args) => cmd::equiv::run(&args),
+        Command::Lineage(args) => cmd::lineage::run(&args),
         Command::Compare(args) => cmd::compare::run(&args),
         Command::Check(args) => cmd::check::run(&args),
         Command::CheckOp(args) => cmd::check_op::run(&args),

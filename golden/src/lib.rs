@@ -11,6 +11,9 @@
 //! | the datapath against a trace | [`check`] |
 //! | a step against vectors of its operation | [`check_op`] |
 //! | which single change would explain mismatches | [`explain`] |
+//! | what error is made at a step, what arrives there | [`propagate`] |
+//! | are two modes one computation | [`equiv`] |
+//! | which scale meets what, and who reads with another | [`lineage`] |
 //! | would a flipped bit be noticed | [`selftest`] |
 //! | which step or scale is to blame | [`attribute`] |
 
@@ -18,11 +21,14 @@ pub mod attribute;
 pub mod check;
 pub mod check_op;
 pub mod compare;
+pub mod equiv;
 pub mod explain;
 pub mod layout;
+pub mod lineage;
 pub mod metrics;
 pub mod npz;
 pub mod ops;
+pub mod propagate;
 pub mod selftest;
 pub mod trace_file;
 pub mod ulp;

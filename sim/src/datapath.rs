@@ -9,6 +9,7 @@ use crate::bench::Step;
 use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Stream};
 use crate::model::{Config, Model};
+use crate::plan::ScalePlan;
 use crate::profile::Profile;
 use crate::step::linear::{LinearOutput, LinearWeight, linear};
 use crate::step::norm;
@@ -89,6 +90,11 @@ impl<'m> Datapath<'m> {
     /// The profile it runs with.
     pub fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    /// The scales of a block, one for each use; `None` where the mode quantizes nothing.
+    pub fn scales(&self, layer: usize) -> Option<&ScalePlan> {
+        self.layers[layer].scales.as_ref()
     }
 
     /// Runs a whole sequence from an empty state. Returns the logits asked for (`[rows, V]`, f16

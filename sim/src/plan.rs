@@ -78,6 +78,32 @@ impl ScaleUse {
         ScaleUse::OutProjIn,
     ];
 
+    /// The name in files and on the command line: `x_proj_quant`, ….
+    pub fn name(self) -> &'static str {
+        match self {
+            ScaleUse::NormOut => "norm_out",
+            ScaleUse::InProjIn => "in_proj_in",
+            ScaleUse::InProjOut => "in_proj_out",
+            ScaleUse::ConvIn => "conv_in",
+            ScaleUse::ConvOut => "conv_out",
+            ScaleUse::XProjQuant => "x_proj_quant",
+            ScaleUse::XProjIn => "x_proj_in",
+            ScaleUse::ScanUQuant => "scan_u_quant",
+            ScaleUse::ScanU => "scan_u",
+            ScaleUse::XProjOut => "x_proj_out",
+            ScaleUse::DtProjIn => "dt_proj_in",
+            ScaleUse::ScanB => "scan_b",
+            ScaleUse::ScanC => "scan_c",
+            ScaleUse::DtProjOut => "dt_proj_out",
+            ScaleUse::ScanDt => "scan_dt",
+            ScaleUse::ScanZ => "scan_z",
+            ScaleUse::StateOut => "state_out",
+            ScaleUse::StateIn => "state_in",
+            ScaleUse::HadOut => "had_out",
+            ScaleUse::OutProjIn => "out_proj_in",
+        }
+    }
+
     /// The calibrated scale this use should have.
     pub fn key(self) -> ScaleKey {
         match self {

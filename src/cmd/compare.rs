@@ -42,20 +42,18 @@ pub fn run(args: &CompareArgs) -> Result<Outcome> {
 
 /// The metrics of a list of names; every one without a list.
 fn metrics(names: Option<&[String]>) -> Result<Vec<&'static MetricInfo>> {
-    let Some(names) = names else {
-        return Ok(METRICS.iter().collect());
-    };
-    let find = |name: &String| {
-        METRICS.iter().find(|row| row.name == name).ok_or_else(|| {
-            let known: Vec<_> = METRICS.iter().map(|row| row.name).collect();
-            SimError::value(
-                "--metrics",
-                format_args!("some of {}", known.join(", ")),
-                name,
-            )
-        })
-    };
-    names.iter().map(find).collect()
+    match names {
+        None => Ok(METRICS.iter().collect()),
+        Some(names) => names.iter().map(|name| metric("--metrics", name)).collect(),
+    }
+}
+
+/// The metric of a name that an option gives.
+pub fn metric(option: &str, name: &str) -> Result<&'static MetricInfo> {
+    METRICS.iter().find(|row| row.name == name).ok_or_else(|| {
+        let known: Vec<_> = METRICS.iter().map(|row| row.name).collect();
+        SimError::value(option, format_args!("one of {}", known.join(", ")), name)
+    })
 }
 
 /// Which way a metric is good, as a sign.

@@ -3,7 +3,7 @@
 
 use super::stats::ALPHA;
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Resamples of each bootstrap.
 pub const RESAMPLES: usize = 10_000;
@@ -41,7 +41,7 @@ pub struct Resampled {
 }
 
 /// What the bootstrap says of a difference of two modes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PairedDifference {
     /// 95 % percentile interval, lower end.
     pub low: f64,

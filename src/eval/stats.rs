@@ -1,6 +1,6 @@
 //! Intervals and tests. Sources are named at each; `docs/eval.md` says what the output calls them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal};
 
 /// Two-sided level of every interval and test.
@@ -19,7 +19,7 @@ pub fn z_interval() -> f64 {
 }
 
 /// A number and what is known of it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Estimate {
     /// The number.
     pub value: f64,

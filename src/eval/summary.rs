@@ -8,10 +8,10 @@ use super::stats::{self, ALPHA, Estimate, POWER};
 use super::task::Task;
 use super::ties;
 use scalescope_sim::error::{Result, SimError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Everything `eval` and `merge` say.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
     /// What was asked for.
     pub settings: Settings,
@@ -32,7 +32,7 @@ pub struct Report {
 }
 
 /// Parameters of the statistics.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[allow(missing_docs)] // named as in `stats` and `bootstrap`
 pub struct Parameters {
     pub alpha: f64,
@@ -42,7 +42,7 @@ pub struct Parameters {
 }
 
 /// Something for each of the two metrics.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[allow(missing_docs)]
 pub struct Tied<T> {
     pub accuracy: T,
@@ -50,7 +50,7 @@ pub struct Tied<T> {
 }
 
 /// One mode.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ModeSummary {
     /// Its name.
     pub mode: String,
@@ -73,7 +73,7 @@ pub struct ModeSummary {
 }
 
 /// Two modes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct PairSummary {
     /// The first.
     pub a: String,
@@ -88,7 +88,7 @@ pub struct PairSummary {
 }
 
 /// Accuracy of two modes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct AccuracyPair {
     /// a − b.
     pub difference: f64,
@@ -107,7 +107,7 @@ pub struct AccuracyPair {
 }
 
 /// Log-likelihood of two modes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct LikelihoodPair {
     /// a − b; positive where a is better.
     pub difference: f64,
@@ -125,7 +125,7 @@ pub struct LikelihoodPair {
 }
 
 /// Perplexity that a step away from the checkpoint adds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Cost {
     /// What the step is.
     pub step: Step,
@@ -144,7 +144,7 @@ pub struct Cost {
 }
 
 /// What is done to a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
     /// Hadamard matrices and norms folded in, weights rounded to f16.

@@ -105,7 +105,7 @@ impl Accumulator {
         let (sx, sy) = self.steps()?;
         match (expected, found) {
             (Elements::I8(x), Elements::I8(y)) => self.each(x, y, |x, y| {
-                let (a, b) = (sx * f64::from(x), sy * f64::from(y));
+                let (a, b) = (real(sx, x), real(sy, y));
                 // On one grid the codes decide, on two the values.
                 let differ = if sx == sy { x != y } else { a != b };
                 Pair {
@@ -140,16 +140,16 @@ impl Accumulator {
                 ulp: ulp_f16(f16::from_f32(x), y),
             }),
             (Elements::I8(x), Elements::F16(y)) => {
-                self.each(x, y, |x, y| reals(sx * f64::from(x), f64::from(y)))
+                self.each(x, y, |x, y| reals(real(sx, x), f64::from(y)))
             }
             (Elements::I8(x), Elements::F32(y)) => {
-                self.each(x, y, |x, y| reals(sx * f64::from(x), f64::from(y)))
+                self.each(x, y, |x, y| reals(real(sx, x), f64::from(y)))
             }
             (Elements::F16(x), Elements::I8(y)) => {
-                self.each(x, y, |x, y| reals(f64::from(x), sy * f64::from(y)))
+                self.each(x, y, |x, y| reals(f64::from(x), real(sy, y)))
             }
             (Elements::F32(x), Elements::I8(y)) => {
-                self.each(x, y, |x, y| reals(f64::from(x), sy * f64::from(y)))
+                self.each(x, y, |x, y| reals(f64::from(x), real(sy, y)))
             }
         }
         if let Elements::I8(y) = found {
@@ -161,6 +161,38 @@ impl Accumulator {
         if let (Elements::I8(x), Elements::I8(y), true) = (expected, found, sx == sy) {
             let steps = x.iter().zip(y).map(|(x, y)| u32::from(x.abs_diff(*y)));
             self.max_steps = self.max_steps.max(steps.max().unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// Adds what another collected, of other pieces of the same tensor.
+    pub fn merge(&mut self, other: Self) -> Result<()> {
+        if let Some(types) = other.types
+            && *self.types.get_or_insert(types) != types
+        {
+            return Err(SimError::value(
+                "types",
+                "those of the first piece",
+                format_args!("{types:?}"),
+            ));
+        }
+        self.first = (self.first).or(other.first.map(|at| self.compared + at));
+        self.compared += other.compared;
+        self.mismatched += other.mismatched;
+        self.non_finite += other.non_finite;
+        self.beyond += other.beyond;
+        self.max_steps = self.max_steps.max(other.max_steps);
+        self.max_error = self.max_error.max(other.max_error);
+        self.sum_error += other.sum_error;
+        self.sum_error2 += other.sum_error2;
+        self.sum_x2 += other.sum_x2;
+        self.sum_y2 += other.sum_y2;
+        self.sum_xy += other.sum_xy;
+        self.max_x = self.max_x.max(other.max_x);
+        self.ulp_max = self.ulp_max.max(other.ulp_max);
+        self.saturated += other.saturated;
+        for (used, too) in self.used.iter_mut().zip(other.used) {
+            *used |= too;
         }
         Ok(())
     }
@@ -297,6 +329,12 @@ fn reals(x: f64, y: f64) -> Pair {
         differ: x != y,
         ulp: None,
     }
+}
+
+/// The real value of a code, rounded to f32 as every step dequantizes: a tensor dequantized in FP32
+/// equals its codes.
+fn real(step: f64, code: i8) -> f64 {
+    f64::from(step as f32 * f32::from(code))
 }
 
 /// error / signal, with 0/0 = 0: no error is no error.

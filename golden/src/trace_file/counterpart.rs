@@ -47,14 +47,26 @@ impl Take {
         }
     }
 
+    /// The columns that are taken, row-major.
+    pub fn columns_of<T: Copy>(self, values: &Array2<T>) -> Array2<T> {
+        let columns = values.ncols();
+        let (first, last) = match self {
+            Take::Whole(_) => (0, columns),
+            Take::Left(_) => (0, columns / 2),
+            Take::Right(_) => (columns / 2, columns),
+        };
+        let cut = values.slice(s![.., first..last]);
+        cut.as_standard_layout().into_owned()
+    }
+
     /// The tensor of one sequence. Codes whose scale varies come as codes.
     pub fn of(self, points: &Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
         let place = self.place();
         let value = points.get(&place)?;
-        let value = match self {
-            Take::Whole(_) => value.clone(),
-            Take::Left(_) => half(value, false),
-            Take::Right(_) => half(value, true),
+        let value = match value {
+            Value::I8(a) => Value::I8(self.columns_of(a)),
+            Value::F16(a) => Value::F16(self.columns_of(a)),
+            Value::F32(a) => Value::F32(self.columns_of(a)),
         };
         let scale = scales.get(&place).copied();
         Some(Taken { value, scale })
@@ -81,20 +93,6 @@ impl Take {
             }
             _ => Some(taken),
         }
-    }
-}
-
-fn half(value: &Value, right: bool) -> Value {
-    let columns = value.dim().1;
-    let (first, last) = match right {
-        false => (0, columns / 2),
-        true => (columns / 2, columns),
-    };
-    let cut = s![.., first..last];
-    match value {
-        Value::I8(a) => Value::I8(a.slice(cut).as_standard_layout().into_owned()),
-        Value::F16(a) => Value::F16(a.slice(cut).as_standard_layout().into_owned()),
-        Value::F32(a) => Value::F32(a.slice(cut).as_standard_layout().into_owned()),
     }
 }
 
@@ -169,8 +167,8 @@ fn split_in_proj(
     }
 }
 
-/// The tensor of a place, or what stands for it.
-fn find(places: &BTreeSet<Place>, place: Place) -> Option<Take> {
+/// The tensor of a place, or what stands for it; see [`pairings`].
+pub fn find(places: &BTreeSet<Place>, place: Place) -> Option<Take> {
     let at = |point| {
         let place = Place { point, ..place };
         places.contains(&place).then_some(place)

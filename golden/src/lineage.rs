@@ -1,0 +1,292 @@
+//! Scale lineage: every quantizer of a mode, who reads its codes with which scale, and what its
+//! scale meets in a run.
+//!
+//! Values are judged before they are quantized: `scale_ratio` is max|x| / (127 · scale) of the real
+//! values that came to a quantizer (to half a step, as it counts in codes), however it saturates or
+//! wraps them afterwards.
+
+pub mod graph;
+mod watch;
+
+use crate::attribute::Severity;
+use graph::{Maker, Part, flows};
+use rayon::prelude::*;
+use scalescope_sim::arith::saturate::Status;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::Result;
+use scalescope_sim::model::ScaleKey;
+use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::quant::Scale;
+use serde::Serialize;
+use std::ops::RangeInclusive;
+use watch::{Grid, Watch};
+
+/// Ratios that need no remark.
+pub const GOOD_RATIO: RangeInclusive<f64> = 0.67..=1.5;
+/// Ratios that are no error.
+pub const FAIR_RATIO: RangeInclusive<f64> = 0.5..=2.0;
+
+/// The verdict on a scale ratio; [`Severity::Info`] if there is nothing to say.
+pub fn judge_ratio(ratio: f64) -> Severity {
+    if GOOD_RATIO.contains(&ratio) {
+        Severity::Info
+    } else if FAIR_RATIO.contains(&ratio) {
+        Severity::Warning
+    } else {
+        Severity::Error
+    }
+}
+
+/// The lineage of a mode on some text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Lineage {
+    /// The mode's name.
+    pub mode: String,
+    /// The profile's name.
+    pub profile: String,
+    /// Every quantizer of every block, in the order of the data.
+    pub quantizers: Vec<Quantizer>,
+}
+
+/// A quantizer and those who read its codes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Quantizer {
+    /// The block.
+    pub layer: usize,
+    /// Its use of a scale (`x_proj_quant`), or `conv_in_dynamic`.
+    pub name: &'static str,
+    /// Where its codes can be seen.
+    pub point: &'static str,
+    /// The calibrated scale that it should have, or would have if it were not dynamic.
+    pub calibrated: &'static str,
+    /// Its scale; the largest of a dynamic quantizer.
+    pub scale: f64,
+    /// The smallest scale of a dynamic quantizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smallest_scale: Option<f64>,
+    /// A dynamic quantizer's largest scale over the calibrated one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_calibrated: Option<f64>,
+    /// Values quantized.
+    pub values: u64,
+    /// Largest magnitude that came, before it was made to fit.
+    pub absmax: f64,
+    /// absmax / (127 · scale); a dynamic quantizer's is 1 by construction.
+    pub scale_ratio: f64,
+    /// Share of values that were clamped or wrapped.
+    pub saturation_rate: f64,
+    /// Values that lost their high bits.
+    pub wrapped: u64,
+    /// Distinct codes / 256.
+    pub grid_occupancy: f64,
+    /// The verdict on ratio and wraps.
+    pub severity: Severity,
+    /// Who reads the codes.
+    pub readers: Vec<Reader>,
+    /// How often each code from −128 to 127 came out.
+    #[serde(skip)]
+    pub histogram: Vec<u64>,
+}
+
+/// Who reads codes, and with which scale.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reader {
+    /// Its use of a scale (`scan_b`), or `conv` for a dynamic scale, which comes with the codes.
+    pub name: &'static str,
+    /// What it takes of the tensor.
+    pub part: Part,
+    /// Its scale.
+    pub scale: f64,
+    /// Its scale over the quantizer's: 1 if both agree.
+    pub factor: f64,
+    /// Largest |code| of its part / 127: how far its part reaches into the grid.
+    pub reach: f64,
+    /// Distinct codes of its part / 256.
+    pub grid_occupancy: f64,
+    /// Error if the scales differ.
+    pub severity: Severity,
+}
+
+impl Lineage {
+    /// The worst verdict of all.
+    pub fn severity(&self) -> Severity {
+        let all = self.quantizers.iter();
+        all.map(Quantizer::worst).max().unwrap_or(Severity::Info)
+    }
+
+    /// Whether every reader has the scale of its quantizer.
+    pub fn is_consistent(&self) -> bool {
+        let mut readers = self.quantizers.iter().flat_map(|q| &q.readers);
+        readers.all(|reader| reader.severity == Severity::Info)
+    }
+}
+
+impl Quantizer {
+    /// The worse of its own verdict and its readers'.
+    pub fn worst(&self) -> Severity {
+        let readers = self.readers.iter().map(|r| r.severity);
+        readers.fold(self.severity, Severity::max)
+    }
+
+    /// What is wrong, in words; nothing if all is well.
+    pub fn remarks(&self) -> Vec<(Severity, String)> {
+        let mut remarks = Vec::new();
+        let ratio = judge_ratio(self.scale_ratio);
+        if ratio > Severity::Info {
+            let what = match self.scale_ratio > 1.0 {
+                true => "the grid ends before the values do",
+                false => "the outer part of the grid is never reached",
+            };
+            let words = format!(
+                "absmax/(127·scale) = {:.3}: {what} ({:.4} % saturate, {:.0} % of the codes used)",
+                self.scale_ratio,
+                100.0 * self.saturation_rate,
+                100.0 * self.grid_occupancy
+            );
+            remarks.push((ratio, words));
+        }
+        if self.wrapped > 0 {
+            let words = format!("{} of {} values wrapped around", self.wrapped, self.values);
+            remarks.push((Severity::Error, words));
+        }
+        for reader in self.readers.iter().filter(|r| r.severity > Severity::Info) {
+            let words = format!(
+                "{} reads with a scale {:.4} times the one it was written with",
+                reader.name, reader.factor
+            );
+            remarks.push((reader.severity, words));
+        }
+        remarks
+    }
+}
+
+/// Runs a mode on sequences and follows its scales. Modes without INT8 tensors have no quantizers.
+pub fn lineage(path: &Datapath, sequences: &[Vec<u32>]) -> Result<Lineage> {
+    let watches: Vec<Watch> = sequences
+        .par_iter()
+        .map(|tokens| {
+            let mut watch = Watch::new(path);
+            path.prefill(tokens, LogitRows::None, &mut watch)?;
+            Ok(watch)
+        })
+        .collect::<Result<_>>()?;
+    let mut seen = Watch::new(path);
+    for watch in watches {
+        seen.add(watch);
+    }
+    let layers = 0..path.config().n_layers;
+    Ok(Lineage {
+        mode: path.mode().name.to_string(),
+        profile: path.profile().name.to_string(),
+        quantizers: layers
+            .flat_map(|layer| of_layer(path, layer, &seen))
+            .collect(),
+    })
+}
+
+fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
+    let Some(plan) = path.scales(layer) else {
+        return Vec::new();
+    };
+    let mut quantizers: Vec<Quantizer> = Vec::new();
+    for flow in flows(path.mode()) {
+        let grid = seen.grid(layer, flow.point, flow.part);
+        let name = maker_name(flow.maker);
+        if quantizers.last().is_none_or(|q| q.name != name) {
+            let status = seen.status(layer, flow.point);
+            quantizers.push(match flow.maker {
+                Maker::Static(by) => fixed(layer, by, plan.get(by), flow.point.name(), status),
+                Maker::Dynamic => dynamic(layer, plan.get(ScaleUse::ConvIn), grid, seen),
+            });
+        }
+        let quantizer = quantizers.last_mut().expect("pushed if there was none");
+        let scale = match flow.reader {
+            Some(by) => f64::from(plan.get(by).get()),
+            None => quantizer.scale,
+        };
+        let factor = scale / quantizer.scale;
+        quantizer.readers.push(Reader {
+            name: flow.reader.map_or("conv", ScaleUse::name),
+            part: flow.part,
+            scale,
+            factor,
+            reach: f64::from(grid.reach()) / 127.0,
+            grid_occupancy: grid.occupancy(),
+            severity: match factor == 1.0 {
+                true => Severity::Info,
+                false => Severity::Error,
+            },
+        });
+        // Two readers of one part see the same codes; two parts make up the tensor.
+        if quantizer.readers.len() == 1 || flow.part != Part::All {
+            for (sum, count) in quantizer.histogram.iter_mut().zip(grid.counts) {
+                *sum += count;
+            }
+        }
+        let used = quantizer.histogram.iter().filter(|n| **n > 0).count();
+        quantizer.grid_occupancy = used as f64 / 256.0;
+    }
+    quantizers
+}
+
+fn maker_name(maker: Maker) -> &'static str {
+    match maker {
+        Maker::Static(by) => by.name(),
+        Maker::Dynamic => "conv_in_dynamic",
+    }
+}
+
+fn fixed(
+    layer: usize,
+    by: ScaleUse,
+    scale: Scale,
+    point: &'static str,
+    status: Status,
+) -> Quantizer {
+    let step = f64::from(scale.get());
+    let ratio = status.scale_ratio();
+    let wraps = match status.wrapped {
+        0 => Severity::Info,
+        _ => Severity::Error,
+    };
+    Quantizer {
+        layer,
+        name: by.name(),
+        point,
+        calibrated: by.key().name(),
+        scale: step,
+        smallest_scale: None,
+        over_calibrated: None,
+        values: status.values,
+        absmax: f64::from(status.peak) * step,
+        scale_ratio: ratio,
+        saturation_rate: status.overflow_rate(),
+        wrapped: status.wrapped,
+        grid_occupancy: 0.0,
+        severity: judge_ratio(ratio).max(wraps),
+        readers: Vec::new(),
+        histogram: vec![0; 256],
+    }
+}
+
+fn dynamic(layer: usize, calibrated: Scale, grid: &Grid, seen: &Watch) -> Quantizer {
+    let (smallest, largest) = seen.dynamic_scales(layer);
+    Quantizer {
+        layer,
+        name: maker_name(Maker::Dynamic),
+        point: "conv_in",
+        calibrated: ScaleKey::InProjOutput.name(),
+        scale: largest,
+        smallest_scale: Some(smallest),
+        over_calibrated: Some(largest / f64::from(calibrated.get())),
+        values: grid.counts.iter().sum(),
+        absmax: 127.0 * largest,
+        scale_ratio: 1.0,
+        saturation_rate: 0.0,
+        wrapped: 0,
+        grid_occupancy: 0.0,
+        severity: Severity::Info,
+        readers: Vec::new(),
+        histogram: vec![0; 256],
+    }
+}

@@ -1,0 +1,148 @@
+//! A probe that counts codes and what came to quantizers, and keeps no tensor.
+
+use super::graph::{Part, flows};
+use ndarray::{ArrayView2, s};
+use scalescope_sim::arith::saturate::Status;
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::Result;
+use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// How often each code occurs.
+#[derive(Clone)]
+pub(super) struct Grid {
+    /// Counts of codes −128 to 127.
+    pub counts: [u64; 256],
+}
+
+impl Grid {
+    const EMPTY: Self = Self { counts: [0; 256] };
+
+    fn add_codes(&mut self, codes: ArrayView2<i8>) {
+        for code in codes {
+            self.counts[(i16::from(*code) + 128) as usize] += 1;
+        }
+    }
+
+    /// Distinct codes / 256.
+    pub fn occupancy(&self) -> f64 {
+        self.counts.iter().filter(|n| **n > 0).count() as f64 / 256.0
+    }
+
+    /// Largest |code|.
+    pub fn reach(&self) -> u32 {
+        let used = (0..256u32).filter(|i| self.counts[*i as usize] > 0);
+        used.map(|i| i.abs_diff(128)).max().unwrap_or(0)
+    }
+}
+
+/// What passed.
+pub(super) struct Watch {
+    /// Columns of the parts of a tensor.
+    parts: Vec<(TracePoint, Part, Range<usize>)>,
+    grids: BTreeMap<(Place, Part), Grid>,
+    counts: BTreeMap<Place, Status>,
+    dynamic: BTreeMap<usize, (f64, f64)>,
+}
+
+impl Watch {
+    pub fn new(path: &Datapath) -> Self {
+        let config = path.config();
+        let (e, r, n) = (config.d_inner, config.dt_rank, config.d_state);
+        let columns = |part| match part {
+            Part::All => 0..usize::MAX,
+            Part::X => 0..e,
+            Part::Z => e..2 * e,
+            Part::Dt => 0..r,
+            Part::B => r..r + n,
+            Part::C => r + n..r + 2 * n,
+        };
+        let mut parts: Vec<_> = (flows(path.mode()).iter())
+            .map(|flow| (flow.point, flow.part, columns(flow.part)))
+            .collect();
+        parts.dedup();
+        Self {
+            parts,
+            grids: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            dynamic: BTreeMap::new(),
+        }
+    }
+
+    /// Adds what another saw.
+    pub fn add(&mut self, other: Self) {
+        for (key, grid) in other.grids {
+            let mine = self.grids.entry(key).or_insert(Grid::EMPTY);
+            for (sum, count) in mine.counts.iter_mut().zip(grid.counts) {
+                *sum += count;
+            }
+        }
+        for (place, status) in other.counts {
+            *self.counts.entry(place).or_default() += status;
+        }
+        for (layer, (low, high)) in other.dynamic {
+            self.add_dynamic(layer, low, high);
+        }
+    }
+
+    fn add_dynamic(&mut self, layer: usize, low: f64, high: f64) {
+        let range = self.dynamic.entry(layer).or_insert((low, high));
+        *range = (range.0.min(low), range.1.max(high));
+    }
+
+    /// The codes of a part of a tensor.
+    pub fn grid(&self, layer: usize, point: TracePoint, part: Part) -> &Grid {
+        let key = (Place::layer(layer, point), part);
+        self.grids.get(&key).unwrap_or(&Grid::EMPTY)
+    }
+
+    /// What came to the quantizer of a tensor. in_proj counts both halves of its output in one place.
+    pub fn status(&self, layer: usize, point: TracePoint) -> Status {
+        let point = match point {
+            TracePoint::InProjX | TracePoint::InProjZ => TracePoint::InProjOut,
+            other => other,
+        };
+        let status = self.counts.get(&Place::layer(layer, point));
+        status.copied().unwrap_or_default()
+    }
+
+    /// The smallest and the largest scale of a dynamic quantizer.
+    pub fn dynamic_scales(&self, layer: usize) -> (f64, f64) {
+        self.dynamic.get(&layer).copied().unwrap_or((1.0, 1.0))
+    }
+}
+
+impl Probe for Watch {
+    fn wants(&self, place: Place) -> bool {
+        place.layer.is_some()
+            && (place.point == TracePoint::ConvInScale
+                || self.parts.iter().any(|(point, ..)| *point == place.point))
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        let codes = match (&*value, place.layer) {
+            (Tensor::I8(q), _) => q.codes.view(),
+            (Tensor::Codes(codes), _) => codes.view(),
+            (Tensor::F32(scales), Some(layer)) if place.point == TracePoint::ConvInScale => {
+                for scale in scales {
+                    self.add_dynamic(layer, f64::from(*scale), f64::from(*scale));
+                }
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        for (point, part, columns) in &self.parts {
+            if *point == place.point {
+                let end = columns.end.min(codes.ncols());
+                let grid = self.grids.entry((place, *part)).or_insert(Grid::EMPTY);
+                grid.add_codes(codes.slice(s![.., columns.start..end]));
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, place: Place, status: Status) {
+        *self.counts.entry(place).or_default() += status;
+    }
+}

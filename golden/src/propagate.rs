@@ -1,0 +1,314 @@
+//! Local and propagated error: what a step makes, what arrives there, what becomes of it.
+//!
+//! Three runs of a sequence beside the one of the reference, whose tensors are *clean*:
+//!
+//! | run | its inputs | what is compared |
+//! |---|---|---|
+//! | the mode, freely | its own | every tensor with the reference's: **propagated** error |
+//! | the mode, fed | at every step the clean tensors, as the mode stores them | every tensor a step makes … |
+//! | the reference, fed | the very same values | … with what the reference makes of the same values: **local** error |
+//!
+//! As the mode stores them: a clean value goes to the nearest point of the tensor's grid (INT8 codes,
+//! saturated, with the quantizer's scale; or f16). Both fed runs get these values, so the rounding of an
+//! input counts once, at the step that writes it, and not again at those that read it. The local error
+//! of a step holds its weights' quantization, its arithmetic and its output's quantization, nothing else.
+//!
+//! A quantizer that the reference lacks (`conv_in`, `x_proj_in`, `ssm_u`) is held against its input.
+
+mod feed;
+mod time;
+
+pub use time::{TimeError, Window, error_over_time};
+
+use crate::metrics::{Accumulator, Metric, Metrics};
+use crate::trace_file::counterpart::find;
+use crate::value::Elements;
+use feed::{Fed, Feeder, real_of};
+use ndarray::Array2;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The error of a mode against a reference.
+#[derive(Clone, Debug, Serialize)]
+pub struct Propagation {
+    /// The mode.
+    pub mode: String,
+    /// The reference.
+    pub against: String,
+    /// The profile.
+    pub profile: String,
+    /// Every step of every block, in the order of the data.
+    pub sites: Vec<SiteError>,
+}
+
+/// The error at one step.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteError {
+    /// The block; `None` after the last one.
+    pub layer: Option<usize>,
+    /// The point at which the step's output is seen.
+    pub site: &'static str,
+    /// Error made here: the step fed with clean inputs.
+    pub local: Metrics,
+    /// Error with the mode's own inputs.
+    pub propagated: Metrics,
+    /// The largest propagated `normalized_l2` among the step's inputs; `None` if it has none here.
+    pub arriving: Option<f64>,
+    /// Propagated `normalized_l2` over what arrives: above 1 the step adds or amplifies.
+    pub amplification: Option<f64>,
+}
+
+impl SiteError {
+    /// `normalized_l2` of the local error.
+    pub fn local_l2(&self) -> f64 {
+        l2(&self.local)
+    }
+
+    /// `normalized_l2` of the propagated error.
+    pub fn propagated_l2(&self) -> f64 {
+        l2(&self.propagated)
+    }
+}
+
+fn l2(metrics: &Metrics) -> f64 {
+    let reading = metrics.get(Metric::NormalizedL2).value();
+    reading.expect("runs of finite tensors")
+}
+
+impl Propagation {
+    /// The error at a step.
+    pub fn get(&self, layer: Option<usize>, site: &str) -> Option<&SiteError> {
+        let mut sites = self.sites.iter();
+        sites.find(|s| s.layer == layer && s.site == site)
+    }
+
+    /// The sites of a block that the mode has, in the order of the data.
+    pub fn sites_of_a_block(&self) -> Vec<&'static str> {
+        let first = self.sites.iter().filter(|s| s.layer == Some(0));
+        first.map(|s| s.site).collect()
+    }
+
+    /// Growth of the residual stream's error from each block to the next, the second block's first;
+    /// `None` where none arrives.
+    pub fn layer_amplification(&self) -> Vec<Option<f64>> {
+        let residual = |layer| {
+            let site = self.get(Some(layer), TracePoint::ResidualOut.name())?;
+            Some(site.propagated_l2())
+        };
+        let growth = |layer| {
+            let (before, after) = (residual(layer - 1)?, residual(layer)?);
+            Some((before > 0.0).then_some(after / before))
+        };
+        (1..).map_while(growth).collect()
+    }
+}
+
+/// What a step of a block reads of the same block.
+fn inputs(site: TracePoint) -> &'static [TracePoint] {
+    use TracePoint as P;
+    match site {
+        P::NormOut => &[P::ResidualOut],
+        P::InProjX | P::InProjZ => &[P::NormOut],
+        P::ConvIn => &[P::InProjX],
+        P::ConvOut => &[P::ConvIn, P::InProjX],
+        P::XProjIn | P::SsmU => &[P::ConvOut],
+        P::XProjOut => &[P::XProjIn, P::ConvOut],
+        P::DtProjOut => &[P::XProjOut],
+        P::SsmY => &[P::SsmU, P::DtProjOut, P::XProjOut, P::InProjZ],
+        P::SsmState => &[P::SsmU, P::DtProjOut, P::XProjOut],
+        P::HadOut => &[P::SsmY],
+        P::OutProjOut => &[P::HadOut],
+        P::Logits => &[P::FinalResidual],
+        _ => &[],
+    }
+}
+
+/// Only the first of these that a mode has is read; of the others all are.
+fn reads_first_only(site: TracePoint) -> bool {
+    matches!(site, TracePoint::ConvOut | TracePoint::XProjOut)
+}
+
+/// Runs a mode and a reference on sequences, freely and fed.
+///
+/// # Errors
+///
+/// Models of different shape; tensors that are not finite.
+pub fn propagate(
+    path: &Datapath,
+    reference: &Datapath,
+    sequences: &[Vec<u32>],
+    mut done: impl FnMut(),
+) -> Result<Propagation> {
+    let mut sums: BTreeMap<Place, Sums> = BTreeMap::new();
+    for tokens in sequences {
+        for (place, one) in of_sequence(path, reference, tokens)? {
+            match sums.get_mut(&place) {
+                None => {
+                    sums.insert(place, one);
+                }
+                Some(sum) => {
+                    sum.local.merge(one.local)?;
+                    sum.propagated.merge(one.propagated)?;
+                }
+            }
+        }
+        done();
+    }
+    Ok(Propagation {
+        mode: path.mode().name.to_string(),
+        against: reference.mode().name.to_string(),
+        profile: path.profile().name.to_string(),
+        sites: finish(sums)?,
+    })
+}
+
+#[derive(Clone)]
+struct Sums {
+    local: Accumulator,
+    propagated: Accumulator,
+}
+
+fn finish(sums: BTreeMap<Place, Sums>) -> Result<Vec<SiteError>> {
+    let mut sites: Vec<(Place, Metrics, Metrics)> = Vec::new();
+    for place in crate::trace_file::in_data_order(sums.keys().copied()) {
+        let Sums { local, propagated } = sums[&place].clone();
+        let (local, propagated) = (local.finish()?, propagated.finish()?);
+        if local.non_finite + propagated.non_finite > 0 {
+            let found = format!(
+                "{} that are not",
+                local.non_finite.max(propagated.non_finite)
+            );
+            return Err(SimError::value(place, "finite numbers", found));
+        }
+        sites.push((place, local, propagated));
+    }
+    let errors: BTreeMap<Place, f64> = sites.iter().map(|s| (s.0, l2(&s.2))).collect();
+    let site = |(place, local, propagated): (Place, Metrics, Metrics)| {
+        let read = inputs(place.point).iter().filter_map(|point| {
+            let input = Place {
+                point: *point,
+                ..place
+            };
+            errors.get(&input).copied()
+        });
+        let arriving = match reads_first_only(place.point) {
+            true => read.take(1).reduce(f64::max),
+            false => read.reduce(f64::max),
+        };
+        let amplification = arriving.filter(|a| *a > 0.0).map(|a| errors[&place] / a);
+        SiteError {
+            layer: place.layer,
+            site: place.point.name(),
+            local,
+            propagated,
+            arriving,
+            amplification,
+        }
+    };
+    Ok(sites.into_iter().map(site).collect())
+}
+
+fn of_sequence(
+    path: &Datapath,
+    reference: &Datapath,
+    tokens: &[u32],
+) -> Result<Vec<(Place, Sums)>> {
+    let run = |path: &Datapath| -> Result<BTreeMap<Place, Tensor>> {
+        let mut recorder = Recorder::new(Selection::default());
+        path.prefill(tokens, LogitRows::All, &mut recorder)?;
+        Ok(recorder.tensors)
+    };
+    let clean = run(reference)?;
+    let free = run(path)?;
+    let places = |run: &BTreeMap<Place, Tensor>| run.keys().copied().collect::<BTreeSet<Place>>();
+    let sites = sites_of(&free);
+    let mut propagated = BTreeMap::new();
+    for place in &sites {
+        let expected = side(&clean, *place, place.point)?;
+        propagated.insert(*place, compare(&expected, &free, *place)?);
+    }
+    let mut feeder = Feeder::new(&clean, places(&free));
+    drop(free);
+    path.prefill(tokens, LogitRows::All, &mut feeder)?;
+    let Fed { made, given } = feeder.finish();
+    let makes = places(&clean);
+    drop(clean);
+    let mut twin = Feeder::new(&given, makes);
+    reference.prefill(tokens, LogitRows::All, &mut twin)?;
+    let twin = twin.finish().made;
+    let mut sums = Vec::new();
+    for (place, propagated) in propagated {
+        // A quantizer that the reference lacks is held against its input. (Where only the mode quantizes
+        // for x_proj, the reference's u is what x_proj was given, and says nothing of u.)
+        let lacks = |point| {
+            let place = Place { point, ..place };
+            sites.contains(&place) && !twin.contains_key(&place)
+        };
+        let input = match place.point {
+            TracePoint::ConvIn => lacks(TracePoint::ConvIn).then_some(TracePoint::InProjX),
+            TracePoint::XProjIn | TracePoint::SsmU => {
+                lacks(TracePoint::XProjIn).then_some(TracePoint::ConvOut)
+            }
+            _ => None,
+        };
+        let expected = match input {
+            Some(input) => side(&given, place, input)?,
+            None => side(&twin, place, place.point)?,
+        };
+        let local = compare(&expected, &made, place)?;
+        sums.push((place, Sums { local, propagated }));
+    }
+    Ok(sums)
+}
+
+/// The sites of a run: its places, x and z apart, one name for the conv's output.
+fn sites_of(tensors: &BTreeMap<Place, Tensor>) -> BTreeSet<Place> {
+    let of_place = |place: &Place| {
+        let points: &[TracePoint] = match place.point {
+            TracePoint::InProjOut => &[TracePoint::InProjX, TracePoint::InProjZ],
+            TracePoint::ConvOutF32 => &[TracePoint::ConvOut],
+            TracePoint::HiddenIn | TracePoint::ResidualIn | TracePoint::ConvInScale => &[],
+            _ => return vec![*place],
+        };
+        let place = |point: &TracePoint| Place {
+            point: *point,
+            ..*place
+        };
+        points.iter().map(place).collect()
+    };
+    tensors.keys().flat_map(of_place).collect()
+}
+
+/// The real values at a point of a run, or of what stands for it.
+fn side(tensors: &BTreeMap<Place, Tensor>, place: Place, point: TracePoint) -> Result<Array2<f32>> {
+    let places: BTreeSet<Place> = tensors.keys().copied().collect();
+    let wanted = Place { point, ..place };
+    let take = find(&places, wanted)
+        .ok_or_else(|| SimError::value(wanted, "a tensor of the reference", "none"))?;
+    Ok(real_of(tensors, take))
+}
+
+/// Compares real values with the tensor of a run at a place; codes keep their grid.
+fn compare(
+    expected: &Array2<f32>,
+    tensors: &BTreeMap<Place, Tensor>,
+    place: Place,
+) -> Result<Accumulator> {
+    let places: BTreeSet<Place> = tensors.keys().copied().collect();
+    let take = find(&places, place).expect("a site of this run");
+    let x = Elements::F32(expected.as_slice().expect("row-major"));
+    let tensor = &tensors[&take.place()];
+    if let Tensor::I8(q) = tensor {
+        let codes = take.columns_of(&q.codes);
+        let mut sums = Accumulator::new(None, Some(q.scale));
+        sums.add(x, Elements::I8(codes.as_slice().expect("row-major")))?;
+        return Ok(sums);
+    }
+    let real = real_of(tensors, take);
+    let mut sums = Accumulator::new(None, None);
+    sums.add(x, Elements::F32(real.as_slice().expect("row-major")))?;
+    Ok(sums)
+}

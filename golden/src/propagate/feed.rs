@@ -1,0 +1,142 @@
+//! Feeding a run with another's tensors, as it stores them.
+
+use crate::trace_file::counterpart::{Take, find};
+use ndarray::{Array2, Axis, concatenate};
+use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::quant::QTensor;
+use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a fed run made, and what it was given instead.
+pub struct Fed {
+    /// The output of every step, from given inputs.
+    pub made: BTreeMap<Place, Tensor>,
+    /// What went on in its place.
+    pub given: BTreeMap<Place, Tensor>,
+}
+
+/// Puts tensors of a source in the place of those a run makes, as the run stores them: codes and f16
+/// are rounded to the nearest.
+pub struct Feeder<'a> {
+    source: &'a BTreeMap<Place, Tensor>,
+    places: BTreeSet<Place>,
+    /// The places that the run makes.
+    makes: BTreeSet<Place>,
+    fed: Fed,
+    /// Points that keep the run's own value.
+    own: &'static [TracePoint],
+}
+
+impl<'a> Feeder<'a> {
+    /// Feeds a run, which makes the places `makes`, every tensor from the source.
+    pub fn new(source: &'a BTreeMap<Place, Tensor>, makes: BTreeSet<Place>) -> Self {
+        Self {
+            source,
+            places: source.keys().copied().collect(),
+            makes,
+            fed: Fed {
+                made: BTreeMap::new(),
+                given: BTreeMap::new(),
+            },
+            own: &[],
+        }
+    }
+
+    /// Leaves some points alone.
+    pub fn but(self, own: &'static [TracePoint]) -> Self {
+        Self { own, ..self }
+    }
+
+    /// What was made and given.
+    pub fn finish(self) -> Fed {
+        self.fed
+    }
+
+    /// The values that a reader of this place gets in the source.
+    fn read_at(&self, place: Place) -> Option<Array2<f32>> {
+        let at = |point| find(&self.places, Place { point, ..place });
+        // Where the source quantizes once more for a reader, and this run does not, the reader finds its
+        // values in what it reads instead.
+        let again = |point| {
+            let place = Place { point, ..place };
+            self.places.contains(&place) && !self.makes.contains(&place)
+        };
+        let real = |take| real_of(self.source, take);
+        match place.point {
+            TracePoint::InProjX if again(TracePoint::ConvIn) => Some(real(at(TracePoint::ConvIn)?)),
+            TracePoint::InProjOut if again(TracePoint::ConvIn) || again(TracePoint::InProjX) => {
+                let x = match again(TracePoint::ConvIn) {
+                    true => at(TracePoint::ConvIn)?,
+                    false => at(TracePoint::InProjX)?,
+                };
+                let (x, z) = (real(x), real(at(TracePoint::InProjZ)?));
+                let both = concatenate(Axis(1), &[x.view(), z.view()]).expect("both have L rows");
+                Some(both.as_standard_layout().into_owned())
+            }
+            TracePoint::ConvOut | TracePoint::ConvOutF32 if again(TracePoint::XProjIn) => {
+                Some(real(at(TracePoint::XProjIn)?))
+            }
+            point => Some(real(at(point)?)),
+        }
+    }
+}
+
+impl Probe for Feeder<'_> {
+    fn wants(&self, _: Place) -> bool {
+        true
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        self.fed.made.insert(place, value.clone());
+        // Codes of a dynamic quantizer follow from its input, which was fed.
+        let follows = matches!(value, Tensor::Codes(_)) || place.point == TracePoint::ConvInScale;
+        if !follows && !self.own.contains(&place.point) {
+            let Some(real) = self.read_at(place) else {
+                return Err(SimError::value(place, "a tensor to feed", "none"));
+            };
+            if real.dim() != value.dim() {
+                return Err(SimError::value(
+                    place,
+                    format_args!("{:?}", value.dim()),
+                    format_args!("{:?}", real.dim()),
+                ));
+            }
+            *value = stored_as(value, real);
+        }
+        self.fed.given.insert(place, value.clone());
+        Ok(())
+    }
+}
+
+/// Real values as a tensor of another's type and grid.
+fn stored_as(like: &Tensor, real: Array2<f32>) -> Tensor {
+    match like {
+        Tensor::I8(q) => {
+            let (q, _) = QTensor::quantize(&real, q.scale, QuantRule::NEAREST_EVEN);
+            Tensor::I8(q)
+        }
+        Tensor::F16(_) => Tensor::f16(&real),
+        Tensor::F32(_) | Tensor::Codes(_) => Tensor::F32(real),
+    }
+}
+
+/// The real values of a tensor, or of half its columns; of dynamic codes with their scales.
+pub fn real_of(tensors: &BTreeMap<Place, Tensor>, take: Take) -> Array2<f32> {
+    let place = take.place();
+    let real = match &tensors[&place] {
+        Tensor::Codes(codes) => {
+            let scales = tensors[&Place {
+                point: TracePoint::ConvInScale,
+                ..place
+            }]
+                .to_real();
+            let rows = scales.nrows();
+            Array2::from_shape_fn(codes.dim(), |(t, c)| {
+                scales[(if rows == 1 { 0 } else { t }, 0)] * f32::from(codes[(t, c)])
+            })
+        }
+        other => other.to_real(),
+    };
+    take.columns_of(&real)
+}

@@ -1,0 +1,130 @@
+//! `scalescope equiv`: are two modes one computation?
+
+use crate::Outcome;
+use crate::cli::EquivArgs;
+use crate::input::{load_subject, mode_table};
+use crate::output::{print, print_json, progress};
+use scalescope_golden::equiv::{Data, Divergence, Equivalence, Run, equivalence};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::profile::Profile;
+use serde_json::json;
+use std::fmt::Write;
+
+/// Tokens of each passage of the built-in text.
+const SAMPLE_LENGTH: usize = 128;
+
+pub fn run(args: &EquivArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let modes = [known.get(&args.a)?.clone(), known.get(&args.b)?.clone()];
+    let names: Vec<&str> = args.profile.split(',').map(str::trim).collect();
+    let profiles = match names[..] {
+        [one] => [Profile::get(one)?, Profile::get(one)?],
+        [a, b] => [Profile::get(a)?, Profile::get(b)?],
+        _ => {
+            return Err(SimError::value(
+                "--profile",
+                "one profile or two",
+                &args.profile,
+            ));
+        }
+    };
+    let subject = load_subject(&args.model, &modes)?;
+    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let runs = [0, 1].map(|i| Run {
+        mode: &modes[i],
+        profile: &profiles[i],
+    });
+    let data = Data {
+        sequences: &sequences,
+        decode: args.decode,
+    };
+    let bar = progress(sequences.len() as u64, "running both");
+    let result = equivalence(&subject.model, (runs[0], runs[1]), data, || bar.inc(1))?;
+    bar.finish_and_clear();
+    if args.json {
+        let mut json = json!({
+            "model": subject.name,
+            "a": modes[0].name,
+            "b": modes[1].name,
+            "a_profile": profiles[0].name,
+            "b_profile": profiles[1].name,
+        });
+        super::check::merge(&mut json, json!(result));
+        print_json(&json);
+    } else {
+        let heading = format!(
+            "{}: A is mode {}, profile {}; B is mode {}, profile {}\n",
+            subject.name, modes[0].name, profiles[0].name, modes[1].name, profiles[1].name
+        );
+        print(&(heading + &text(&result)));
+    }
+    Ok(match result.equal {
+        true => Outcome::Success,
+        false => Outcome::Mismatch,
+    })
+}
+
+fn text(result: &Equivalence) -> String {
+    let mut out = String::new();
+    for (point, a, b) in &result.by_value {
+        let _ = writeln!(out, "{point}: {a} in A, {b} in B, compared by value");
+    }
+    if !result.not_shared.is_empty() {
+        let points: Vec<&str> = result.not_shared.iter().copied().collect();
+        let _ = writeln!(out, "not shared, so not compared: {}", points.join(", "));
+    }
+    match &result.divergence {
+        None => {
+            let _ = writeln!(
+                out,
+                "\nEQUAL, bit for bit: {} elements of {} sequences, {} tokens in prefill and {} decoded",
+                result.compared, result.sequences, result.prefill_tokens, result.decoded_tokens
+            );
+        }
+        Some(divergence) => out += &parting(divergence),
+    }
+    out
+}
+
+fn parting(d: &Divergence) -> String {
+    let step = d
+        .step
+        .map_or(String::new(), |step| format!("decode step {step}, "));
+    let layer = d
+        .layer
+        .map_or("after the last block".into(), |l| format!("block {l}"));
+    let point = match d.a_point == d.b_point {
+        true => d.a_point.to_owned(),
+        false => format!("{} in A, {} in B", d.a_point, d.b_point),
+    };
+    let mut out = format!(
+        "\nDIFFERENT from here on: sequence {}, {step}{layer}, {point}\n\
+         first element [{}, {}]: {} in A, {} in B; {} of {} elements of this tensor differ\n",
+        d.sequence, d.index[0], d.index[1], d.a, d.b, d.mismatched, d.elements
+    );
+    if let Some(before) = d.before_quantization {
+        let _ = writeln!(out, "before quantization it is {before} steps of the grid");
+    }
+    out.push_str("everything before is equal\n");
+    for field in &d.why.fields {
+        let alone = match field.alone {
+            true => "this field alone makes the difference",
+            false => "this field alone does not close it",
+        };
+        let _ = writeln!(
+            out,
+            "\nmode field {}: {} in A, {} in B: {alone}",
+            field.field, field.a, field.b
+        );
+    }
+    if !d.why.rules.is_empty() {
+        out.push_str("\nrules that make this tensor and differ:\n");
+        for rule in &d.why.rules {
+            let _ = writeln!(out, "  {}: {} in A, {} in B", rule.rule, rule.a, rule.b);
+        }
+    }
+    if d.why.fields.is_empty() && d.why.rules.is_empty() {
+        out.push_str("\nno field and no rule of this step differs: a part of the model does\n");
+    }
+    out
+}

@@ -1,0 +1,224 @@
+//! `scalescope lineage`: every scale of a mode, from its quantizer to its readers.
+
+use crate::Outcome;
+use crate::cli::LineageArgs;
+use crate::input::{load_subject, mode_table};
+use crate::output::{number, print, print_json, table, table_text};
+use comfy_table::CellAlignment;
+use scalescope_golden::attribute::Severity;
+use scalescope_golden::lineage::graph::Part;
+use scalescope_golden::lineage::{Lineage, Quantizer, Reader, lineage};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::profile::Profile;
+use std::fmt::Write;
+
+/// Tokens of each passage of the built-in text.
+const SAMPLE_LENGTH: usize = 512;
+
+pub fn run(args: &LineageArgs) -> Result<Outcome> {
+    let mode = mode_table(&args.model.modes_file)?.get(&args.mode)?.clone();
+    let profile = Profile::get(&args.profile)?;
+    if !mode.needs_quantized() {
+        return Err(SimError::value(
+            format_args!("mode {}", mode.name),
+            "a mode with INT8 tensors",
+            "none, so no scales",
+        ));
+    }
+    let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
+    let layers = subject.model.config()?.n_layers;
+    if let Some(layer) = args.layers.iter().flatten().find(|layer| **layer >= layers) {
+        let expected = format_args!("blocks below {layers}").to_string();
+        return Err(SimError::value("--layers", expected, layer));
+    }
+    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let path = Datapath::new(&subject.model, &mode, &profile)?;
+    let mut lineage = lineage(&path, &sequences)?;
+    if let Some(layers) = &args.layers {
+        lineage.quantizers.retain(|q| layers.contains(&q.layer));
+    }
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
+    if args.json {
+        let mut json = serde_json::json!({ "model": subject.name, "tokens": tokens });
+        super::check::merge(&mut json, serde_json::json!(lineage));
+        print_json(&json);
+    } else if args.dot {
+        print(&dot(&lineage));
+    } else {
+        let heading = format!(
+            "{}, mode {}, profile {}: {} sequences, {tokens} tokens\n\n",
+            subject.name,
+            mode.name,
+            profile.name,
+            sequences.len()
+        );
+        print(&(heading + &text(&lineage)));
+    }
+    Ok(match lineage.is_consistent() {
+        true => Outcome::Success,
+        false => Outcome::Mismatch,
+    })
+}
+
+/// A row for each quantizer, one below for each of its readers.
+fn text(lineage: &Lineage) -> String {
+    let header = [
+        "block",
+        "quantizer",
+        "calibrated as",
+        "scale",
+        "absmax",
+        "scale_ratio →1",
+        "saturation_rate",
+        "wrapped",
+        "grid_occupancy",
+        "",
+    ];
+    let mut rows = table(&header, 3);
+    let last = header.len() - 1;
+    let column = rows.column_mut(last).expect("the last of the header");
+    column.set_cell_alignment(CellAlignment::Left);
+    for q in &lineage.quantizers {
+        rows.add_row([
+            q.layer.to_string(),
+            q.name.into(),
+            q.calibrated.into(),
+            scale(q),
+            number(q.absmax),
+            format!("{:.3}", q.scale_ratio),
+            format!("{:.4} %", 100.0 * q.saturation_rate),
+            q.wrapped.to_string(),
+            format!("{:.0} %", 100.0 * q.grid_occupancy),
+            mark(q.severity).into(),
+        ]);
+        for reader in &q.readers {
+            rows.add_row([
+                String::new(),
+                format!("└ {}{}", reader.name, part(reader.part)),
+                String::new(),
+                factor(reader),
+                String::new(),
+                format!("reaches {:.2}", reader.reach),
+                String::new(),
+                String::new(),
+                format!("{:.0} %", 100.0 * reader.grid_occupancy),
+                mark(reader.severity).into(),
+            ]);
+        }
+    }
+    let mut out = table_text(&rows);
+    out.push_str(
+        "\nscale_ratio: absmax/(127·scale) of the values before they are quantized; \
+         warning outside 0.67 to 1.5, error outside 0.5 to 2\n\
+         └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n",
+    );
+    out + &remarks(lineage)
+}
+
+fn remarks(lineage: &Lineage) -> String {
+    let mut out = String::new();
+    for severity in [Severity::Error, Severity::Warning] {
+        let all = lineage.quantizers.iter().flat_map(|q| {
+            let remarks = q.remarks().into_iter().filter(move |r| r.0 == severity);
+            remarks.map(move |(_, words)| format!("  block {} {}: {words}\n", q.layer, q.name))
+        });
+        let lines: Vec<String> = all.collect();
+        if !lines.is_empty() {
+            let _ = write!(out, "\n{} {}s\n{}", lines.len(), severity, lines.concat());
+        }
+    }
+    let word = match lineage.is_consistent() {
+        true => "every reader has the scale of its quantizer",
+        false => "MISMATCH: a reader has another scale than its quantizer",
+    };
+    let _ = writeln!(out, "\n{word}");
+    out
+}
+
+fn scale(q: &Quantizer) -> String {
+    match (q.smallest_scale, q.over_calibrated) {
+        (Some(smallest), Some(over)) => format!(
+            "{} to {} ({over:.2}x calibrated)",
+            number(smallest),
+            number(q.scale)
+        ),
+        _ => number(q.scale),
+    }
+}
+
+fn factor(reader: &Reader) -> String {
+    match reader.factor == 1.0 {
+        true => "same".into(),
+        false => format!("x {:.4}", reader.factor),
+    }
+}
+
+fn part(part: Part) -> &'static str {
+    match part {
+        Part::All => "",
+        Part::X => " (x)",
+        Part::Z => " (z)",
+        Part::Dt => " (dt)",
+        Part::B => " (B)",
+        Part::C => " (C)",
+    }
+}
+
+fn mark(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Info => "",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    }
+}
+
+/// The graph for Graphviz: a cluster a block, a box a quantizer, an edge a reader.
+fn dot(lineage: &Lineage) -> String {
+    let color = |severity| match severity {
+        Severity::Info => "gray40",
+        Severity::Warning => "orange3",
+        Severity::Error => "firebrick3",
+    };
+    let mut out = String::from(
+        "digraph lineage {\n  rankdir=LR;\n  node [fontname=\"sans-serif\", fontsize=10];\n  edge [fontname=\"sans-serif\", fontsize=9];\n",
+    );
+    let layers: std::collections::BTreeSet<usize> =
+        lineage.quantizers.iter().map(|q| q.layer).collect();
+    for layer in layers {
+        let _ = writeln!(
+            out,
+            "  subgraph cluster_{layer} {{\n    label=\"block {layer}\";"
+        );
+        for q in lineage.quantizers.iter().filter(|q| q.layer == layer) {
+            let _ = writeln!(
+                out,
+                "    \"{layer}.{name}.out\" [shape=box, color={}, label=\"{name}\\nscale {}\\nratio {:.3}, saturated {:.4} %\\ngrid {:.0} %\"];",
+                color(q.severity),
+                number(q.scale),
+                q.scale_ratio,
+                100.0 * q.saturation_rate,
+                100.0 * q.grid_occupancy,
+                name = q.name,
+            );
+            for reader in &q.readers {
+                let to = format!("{layer}.{}.{}.in", q.name, reader.name);
+                let _ = writeln!(
+                    out,
+                    "    \"{to}\" [shape=ellipse, label=\"{}\"];",
+                    reader.name
+                );
+                let _ = writeln!(
+                    out,
+                    "    \"{layer}.{}.out\" -> \"{to}\" [color={}, label=\"{}{}\"];",
+                    q.name,
+                    color(reader.severity),
+                    factor(reader),
+                    part(reader.part),
+                );
+            }
+        }
+        out.push_str("  }\n");
+    }
+    out + "}\n"
+}

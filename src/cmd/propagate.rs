@@ -1,0 +1,148 @@
+//! `scalescope propagate`: where error is made, and what becomes of it.
+
+use crate::Outcome;
+use crate::cli::PropagateArgs;
+use crate::cmd::compare::{metric, sign};
+use crate::input::{load_subject, mode_table};
+use crate::output::{number, print, print_json, progress, table, table_text};
+use scalescope_golden::metrics::MetricInfo;
+use scalescope_golden::propagate::{Propagation, SiteError, TimeError, error_over_time, propagate};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::Result;
+use scalescope_sim::profile::Profile;
+use serde_json::json;
+
+/// Tokens of each passage of the built-in text.
+const SAMPLE_LENGTH: usize = 256;
+
+pub fn run(args: &PropagateArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let modes = [
+        known.get(&args.mode)?.clone(),
+        known.get(&args.against)?.clone(),
+    ];
+    let profile = Profile::get(&args.profile)?;
+    let metric = metric("--metric", &args.metric)?;
+    let subject = load_subject(&args.model, &modes)?;
+    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let path = Datapath::new(&subject.model, &modes[0], &profile)?;
+    let reference = Datapath::new(&subject.model, &modes[1], &profile)?;
+    let bar = progress(sequences.len() as u64, "running freely and fed");
+    let error = propagate(&path, &reference, &sequences, || bar.inc(1))?;
+    bar.finish_and_clear();
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
+    let time = match args.time {
+        false => None,
+        true => {
+            let bar = progress(tokens as u64, "decoding");
+            let time = error_over_time(&path, &reference, &sequences, || bar.inc(1))?;
+            bar.finish_and_clear();
+            Some(time)
+        }
+    };
+    if args.json {
+        let mut json = json!({
+            "model": subject.name,
+            "tokens": tokens,
+            "layer_amplification": error.layer_amplification(),
+        });
+        super::check::merge(&mut json, json!(error));
+        json["time"] = json!(time);
+        print_json(&json);
+    } else {
+        let heading = format!(
+            "{}, mode {} against mode {}, profile {}: {} sequences, {tokens} tokens\n",
+            subject.name,
+            error.mode,
+            error.against,
+            error.profile,
+            sequences.len()
+        );
+        let time = time.map_or(String::new(), |time| time_text(&time));
+        print(&(heading + &text(&error, metric) + &time));
+    }
+    Ok(Outcome::Success)
+}
+
+fn text(error: &Propagation, metric: &MetricInfo) -> String {
+    let shown = format!("{} {}", metric.name, sign(metric.better));
+    let of = |site: &SiteError, local: bool| {
+        let metrics = if local { &site.local } else { &site.propagated };
+        metrics
+            .get(metric.metric)
+            .value()
+            .map_or("-".into(), number)
+    };
+    let mut out = format!(
+        "\nlocal {shown}: the error each step makes with clean inputs\n{}",
+        matrix(error, |site| of(site, true))
+    );
+    out += &format!(
+        "\npropagated {shown}: the error with the mode's own inputs\n{}",
+        matrix(error, |site| of(site, false))
+    );
+    out += &format!(
+        "\namplification: propagated normalized_l2 over the largest among the step's inputs\n{}",
+        matrix(error, |site| site.amplification.map_or("-".into(), number))
+    );
+    let growth: Vec<String> = (error.layer_amplification().into_iter())
+        .map(|factor| factor.map_or("-".into(), number))
+        .collect();
+    out += &format!(
+        "\nresidual stream, from each block to the next: {}\n",
+        growth.join("  ")
+    );
+    let mut ends = table(&["after the last block", "local", "propagated"], 1);
+    for site in error.sites.iter().filter(|s| s.layer.is_none()) {
+        ends.add_row([site.site.to_string(), of(site, true), of(site, false)]);
+    }
+    out + "\n" + &table_text(&ends)
+}
+
+/// A row a block, a column a step.
+fn matrix(error: &Propagation, cell: impl Fn(&SiteError) -> String) -> String {
+    let sites = error.sites_of_a_block();
+    let mut header = vec!["block"];
+    header.extend(&sites);
+    let mut rows = table(&header, 1);
+    for layer in 0.. {
+        let row: Vec<Option<&SiteError>> = sites
+            .iter()
+            .map(|site| error.get(Some(layer), site))
+            .collect();
+        if row.iter().all(Option::is_none) {
+            break;
+        }
+        let cells = row.iter().map(|site| site.map_or("-".into(), &cell));
+        rows.add_row([layer.to_string()].into_iter().chain(cells));
+    }
+    table_text(&rows)
+}
+
+fn time_text(time: &TimeError) -> String {
+    let parts: [(&str, fn(&scalescope_golden::propagate::Window) -> &[f64]); 3] = [
+        ("recurrent state, own inputs", |w| &w.ssm_state),
+        ("recurrent state, clean inputs, own state", |w| {
+            &w.ssm_state_clean_inputs
+        }),
+        ("ssm_y, own inputs", |w| &w.ssm_y),
+    ];
+    let mut out = String::new();
+    for (title, values) in parts {
+        let layers = time.windows.first().map_or(0, |w| values(w).len());
+        let names: Vec<String> = (0..layers).map(|layer| format!("block {layer}")).collect();
+        let mut header = vec!["tokens"];
+        header.extend(names.iter().map(String::as_str));
+        let mut rows = table(&header, 1);
+        for window in &time.windows {
+            let cells = values(window).iter().map(|v| number(*v));
+            let span = format!("{}-{}", window.first, window.last);
+            rows.add_row([span].into_iter().chain(cells));
+        }
+        out += &format!(
+            "\nalong time, normalized_l2 ↓, {title}\n{}",
+            table_text(&rows)
+        );
+    }
+    out
+}

@@ -1,0 +1,175 @@
+//! Inline SVG: lines over tokens, intervals, histograms.
+
+use maud::{Markup, html};
+
+/// Numbers as labels have them.
+fn label(value: f64) -> String {
+    crate::output::number(value)
+}
+
+/// A series with the range of its blocks.
+pub struct Series<'a> {
+    /// What it is.
+    pub name: &'a str,
+    /// CSS suffix: `one`, `two`.
+    pub class: &'a str,
+    /// Lowest, middle, highest at each position.
+    pub values: Vec<[f64; 3]>,
+}
+
+/// Lines with bands over a common axis; `x` holds the labels' positions, first to last.
+pub fn lines(title: &str, x: &[usize], series: &[Series]) -> Markup {
+    let (width, height, left, right, top, bottom) = (760.0, 230.0, 52.0, 150.0, 14.0, 30.0);
+    let peak = series
+        .iter()
+        .flat_map(|s| s.values.iter().map(|v| v[2]))
+        .fold(0.0, f64::max);
+    let peak = if peak > 0.0 { peak * 1.05 } else { 1.0 };
+    let count = x.len().max(2) - 1;
+    let px = |i: usize| left + (width - left - right) * i as f64 / count as f64;
+    let py = |v: f64| height - bottom - (height - top - bottom) * v / peak;
+    let path = |values: &[[f64; 3]], which: usize| -> String {
+        let point = |(i, v): (usize, &[f64; 3])| format!("{:.1},{:.1}", px(i), py(v[which]));
+        values
+            .iter()
+            .enumerate()
+            .map(point)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let band = |values: &[[f64; 3]]| -> String {
+        let back = values.iter().enumerate().rev();
+        let low: Vec<String> = back
+            .map(|(i, v)| format!("{:.1},{:.1}", px(i), py(v[0])))
+            .collect();
+        format!("{} {}", path(values, 2), low.join(" "))
+    };
+    // Names at the right end, moved apart if they would overlap.
+    let mut ends: Vec<f64> = Vec::new();
+    for s in series {
+        let mut y = py(s.values.last().map_or(0.0, |v| v[1]));
+        while let Some(near) = ends.iter().find(|e| (**e - y).abs() < 28.0) {
+            y = near
+                + if y >= *near && *near + 28.0 < height - bottom {
+                    28.0
+                } else {
+                    -28.0
+                };
+        }
+        ends.push(y);
+    }
+    let ticks: Vec<f64> = (0..=4).map(|i| peak * f64::from(i) / 4.0).collect();
+    let step = (x.len() / 8).max(1);
+    html! {
+        svg viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" {
+            title { (title) }
+            @for tick in ticks {
+                line .axis x1=(left) x2=(width - right) y1=(format!("{:.1}", py(tick))) y2=(format!("{:.1}", py(tick))) {}
+                text x=(left - 6.0) y=(format!("{:.1}", py(tick) + 4.0)) text-anchor="end" { (format!("{:.2} %", 100.0 * tick)) }
+            }
+            @for i in (0..x.len()).step_by(step) {
+                text x=(format!("{:.1}", px(i))) y=(height - 10.0) text-anchor="middle" { (x[i]) }
+            }
+            text x=(width - right + 10.0) y=(height - 10.0) { "token" }
+            @for s in series {
+                polygon class={ "band-" (s.class) } points=(band(&s.values)) {}
+            }
+            @for (s, y) in series.iter().zip(&ends) {
+                polyline class=(s.class) points=(path(&s.values, 1)) {
+                    title { (s.name) ": " (s.values.last().map_or(String::new(), |v| label(v[1]))) " at the end" }
+                }
+                @let mut words = s.name.splitn(2, ", ");
+                text class={ "name-" (s.class) } x=(width - right + 8.0) y=(format!("{y:.1}")) { (words.next().unwrap_or_default()) }
+                text class={ "name-" (s.class) } x=(width - right + 8.0) y=(format!("{:.1}", y + 13.0)) { (words.next().unwrap_or_default()) }
+            }
+        }
+    }
+}
+
+/// A named estimate with its interval.
+pub struct Interval {
+    /// Whose it is.
+    pub name: String,
+    /// The number.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// What stands at the right.
+    pub tied: String,
+}
+
+/// Estimates with intervals, one below the other in the order given; on a logarithmic axis if asked.
+pub fn intervals(
+    title: &str,
+    rows: &[Interval],
+    logarithmic: bool,
+    show: impl Fn(f64) -> String,
+) -> Markup {
+    let (width, left, right, line) = (760.0, 90.0, 190.0, 24.0);
+    let height = line * rows.len() as f64 + 34.0;
+    let to = |v: f64| if logarithmic { v.ln() } else { v };
+    let back = |v: f64| if logarithmic { v.exp() } else { v };
+    let low = rows.iter().map(|r| to(r.low)).fold(f64::INFINITY, f64::min);
+    let high = rows
+        .iter()
+        .map(|r| to(r.high))
+        .fold(f64::NEG_INFINITY, f64::max);
+    let margin = if high > low { 0.04 * (high - low) } else { 1.0 };
+    let (low, high) = (low - margin, high + margin);
+    let px = |v: f64| left + (width - left - right) * (to(v) - low) / (high - low);
+    html! {
+        svg viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" {
+            title { (title) }
+            @for i in 0..=4 {
+                @let v = back(low + (high - low) * f64::from(i) / 4.0);
+                line .axis x1=(format!("{:.1}", px(v))) x2=(format!("{:.1}", px(v))) y1="4" y2=(height - 26.0) {}
+                text x=(format!("{:.1}", px(v))) y=(height - 10.0) text-anchor="middle" { (show(v)) }
+            }
+            @for (i, row) in rows.iter().enumerate() {
+                @let y = 16.0 + line * i as f64;
+                text .strong x=(left - 12.0) y=(y + 4.0) text-anchor="end" { (row.name) }
+                line .whisker x1=(format!("{:.1}", px(row.low))) x2=(format!("{:.1}", px(row.high))) y1=(y) y2=(y) {}
+                circle .dot cx=(format!("{:.1}", px(row.value))) cy=(y) r="4" {
+                    title { (row.name) ": " (show(row.value)) ", 95 % interval " (show(row.low)) " to " (show(row.high)) }
+                }
+                text x=(width - right + 12.0) y=(y + 4.0) { (show(row.value)) }
+                text .strong x=(width - right + 90.0) y=(y + 4.0) { (row.tied) }
+            }
+        }
+    }
+}
+
+/// How often each code came out, −128 to 127, on a logarithmic axis; the ends of the grid stand out
+/// where values were clipped there.
+pub fn histogram(counts: &[u64], clipped: bool, title: &str) -> Markup {
+    let (width, height, bins) = (96.0, 30.0, 64usize);
+    let per_bin = counts.len().div_ceil(bins);
+    let sums: Vec<u64> = counts.chunks(per_bin).map(|c| c.iter().sum()).collect();
+    let peak = sums.iter().copied().max().unwrap_or(0).max(1) as f64;
+    let tall = |n: u64| match n {
+        0 => 0.0,
+        n => (height - 3.0) * (1.0 + n as f64).ln() / (1.0 + peak).ln(),
+    };
+    let step = width / bins as f64;
+    let mut path = format!("M0 {height}");
+    for (i, n) in sums.iter().enumerate() {
+        let (x, y) = (step * i as f64, height - tall(*n));
+        path += &format!("V{y:.1}H{:.1}", x + step);
+    }
+    path += &format!("V{height}Z");
+    let ends = [(0, counts.first()), (bins - 1, counts.last())];
+    html! {
+        svg viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" {
+            title { (title) }
+            path .bars d=(path) {}
+            @for (bin, count) in ends {
+                @let tall = tall(count.copied().unwrap_or(0));
+                @if clipped && tall > 0.0 {
+                    rect .clipped x=(step * bin as f64) y=(format!("{:.1}", height - tall)) width=(2.0 * step / 1.5) height=(format!("{tall:.1}")) {}
+                }
+            }
+        }
+    }
+}

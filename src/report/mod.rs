@@ -1,0 +1,103 @@
+//! `report --html`: everything known of some modes on one page.
+//!
+//! | part of the page | module |
+//! |---|---|
+//! | what is measured for every mode | [`measure`] |
+//! | the page around all parts | [`page`] |
+//! | heat maps of local and propagated error | [`heat`] |
+//! | distributions over the INT8 grid, scale lineage | [`scales`] |
+//! | lines, intervals, histograms as inline SVG | [`chart`] |
+//! | findings in words | [`remarks`] |
+//! | tables of an `eval` run | [`eval`] |
+
+pub mod chart;
+pub mod eval;
+pub mod heat;
+pub mod measure;
+pub mod page;
+pub mod remarks;
+pub mod scales;
+
+use crate::eval::summary::Report as EvalReport;
+use measure::ModeResult;
+use remarks::Remark;
+use scalescope_golden::lineage::{Lineage, lineage};
+use scalescope_golden::propagate::{Propagation, TimeError, error_over_time, propagate};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::Result;
+use serde::Serialize;
+
+/// Tokens of the first sequence along which the state's error is followed.
+const TIME_TOKENS: usize = 256;
+
+/// What the page shows.
+pub struct Report {
+    /// The model's name.
+    pub model: String,
+    /// Its shape in words.
+    pub shape: String,
+    /// The profile's name and what it is.
+    pub profile: (String, String),
+    /// The mode the others are held against.
+    pub reference: String,
+    /// Sequences run.
+    pub sequences: usize,
+    /// Their tokens.
+    pub tokens: usize,
+    /// Every mode in a line.
+    pub modes: Vec<ModeResult>,
+    /// Every mode but the reference in depth.
+    pub details: Vec<ModeDetail>,
+    /// An `eval` run beside.
+    pub eval: Option<EvalReport>,
+}
+
+/// A mode in depth.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModeDetail {
+    /// Its name.
+    pub mode: String,
+    /// What it does.
+    pub summary: String,
+    /// An earlier mode in which every number is the same.
+    pub same_as: Option<String>,
+    /// What the numbers say.
+    pub remarks: Vec<Remark>,
+    /// Local and propagated error of every step.
+    pub propagation: Propagation,
+    /// Every scale.
+    pub lineage: Lineage,
+    /// The state's error along tokens.
+    pub time: TimeError,
+}
+
+/// Examines a mode in depth. `done` is told when a sequence or a token is.
+pub fn detail(
+    path: &Datapath,
+    reference: &Datapath,
+    sequences: &[Vec<u32>],
+    earlier: &[ModeDetail],
+) -> Result<ModeDetail> {
+    let propagation = propagate(path, reference, sequences, || {})?;
+    let lineage = lineage(path, sequences)?;
+    let mut first = sequences[..1].to_vec();
+    first[0].truncate(TIME_TOKENS);
+    let time = error_over_time(path, reference, &first, || {})?;
+    let same = earlier.iter().find(|other| {
+        let sites = other.propagation.sites.iter().zip(&propagation.sites);
+        other.propagation.sites.len() == propagation.sites.len()
+            && other.time.windows == time.windows
+            && { sites }.all(|(a, b)| (&a.local, &a.propagated) == (&b.local, &b.propagated))
+    });
+    let mut detail = ModeDetail {
+        mode: path.mode().name.to_string(),
+        summary: path.mode().summary.to_string(),
+        same_as: same.map(|other| other.mode.clone()),
+        remarks: Vec::new(),
+        propagation,
+        lineage,
+        time,
+    };
+    detail.remarks = remarks::remarks(&detail);
+    Ok(detail)
+}

@@ -1,0 +1,168 @@
+//! `lineage`, `propagate` and `equiv` as a user meets them.
+
+mod common;
+
+use common::{json, refusal, run, stdout};
+
+const TEXT: &str = "It was late in the evening when the old captain came home from the harbour.";
+
+#[test]
+fn lineage_names_every_quantizer_and_its_readers() {
+    let all = json(&["lineage", "--mode", "2-4", "--text", TEXT, "--json"]);
+    let quantizers = all["quantizers"].as_array().unwrap();
+    let names: Vec<&str> = (quantizers.iter())
+        .filter(|q| q["layer"] == 3)
+        .map(|q| q["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "norm_out",
+            "in_proj_out",
+            "x_proj_quant",
+            "x_proj_out",
+            "dt_proj_out",
+            "state_out",
+            "had_out"
+        ]
+    );
+    assert_eq!(quantizers.len(), 12 * names.len());
+    for q in quantizers {
+        let number = |key: &str| q[key].as_f64().unwrap();
+        let ratio = number("absmax") / (127.0 * number("scale"));
+        assert!((ratio / number("scale_ratio") - 1.0).abs() < 1e-6);
+        assert!(number("grid_occupancy") > 0.0 && number("grid_occupancy") <= 1.0);
+        let ratio = number("scale_ratio");
+        let verdict = match ratio {
+            r if !(0.5..=2.0).contains(&r) => "error",
+            r if !(0.67..=1.5).contains(&r) => "warning",
+            _ => "info",
+        };
+        assert_eq!(q["severity"], verdict, "{q}");
+        for reader in q["readers"].as_array().unwrap() {
+            assert_eq!(
+                (&reader["factor"], &reader["severity"]),
+                (&1.0.into(), &"info".into())
+            );
+        }
+    }
+    let b = &quantizers[3]["readers"][1];
+    assert_eq!((&b["name"], &b["part"]), (&"scan_b".into(), &"b".into()));
+    // Mode 3 finds its conv input's scale at run time.
+    let dynamic = json(&[
+        "lineage", "--mode", "3", "--text", TEXT, "--layers", "5", "--json",
+    ]);
+    let quantizers = dynamic["quantizers"].as_array().unwrap();
+    let conv = quantizers
+        .iter()
+        .find(|q| q["name"] == "conv_in_dynamic")
+        .unwrap();
+    assert_eq!(
+        (&conv["layer"], &conv["scale_ratio"]),
+        (&5.into(), &1.0.into())
+    );
+    assert!(conv["over_calibrated"].as_f64().unwrap() > 0.0);
+    let text = stdout(&["lineage", "--text", TEXT, "--layers", "0"]);
+    for part in [
+        "conv_out",
+        "└ scan_u",
+        "└ scan_z (z)",
+        "scale_ratio →1",
+        "every reader has",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let dot = stdout(&["lineage", "--text", TEXT, "--layers", "0,1", "--dot"]);
+    assert!(dot.starts_with("digraph lineage {") && dot.contains("cluster_1"));
+    assert_eq!(dot.matches('{').count(), dot.matches('}').count());
+}
+
+#[test]
+fn propagate_tells_local_from_propagated() {
+    let out = json(&[
+        "propagate",
+        "--mode",
+        "2-4",
+        "--text",
+        TEXT,
+        "--time",
+        "--json",
+    ]);
+    let sites = out["sites"].as_array().unwrap();
+    let at = |layer: usize, site: &str| {
+        let mut sites = sites.iter();
+        let found = sites.find(|s| s["layer"] == layer && s["site"] == site);
+        found.unwrap_or_else(|| panic!("{layer} {site}")).clone()
+    };
+    let l2 = |metrics: &serde_json::Value| metrics["normalized_l2"].as_f64().unwrap();
+    let norm = at(0, "norm_out");
+    assert_eq!(l2(&norm["local"]), l2(&norm["propagated"]));
+    let deep = at(11, "in_proj_x");
+    assert!(l2(&deep["local"]) < 0.5 * l2(&deep["propagated"]));
+    assert!(deep["amplification"].as_f64().unwrap() > 0.0);
+    assert_eq!(l2(&at(4, "ssm_u")["local"]), 0.0);
+    assert_eq!(out["layer_amplification"].as_array().unwrap().len(), 11);
+    let windows = out["time"]["windows"].as_array().unwrap();
+    assert_eq!(windows[0]["ssm_state"].as_array().unwrap().len(), 12);
+    let text = stdout(&["propagate", "--text", TEXT, "--metric", "sqnr_db"]);
+    assert!(text.contains("local sqnr_db ↑") && text.contains("propagated sqnr_db ↑"));
+    let line = refusal(&["propagate", "--text", TEXT, "--metric", "sqnr"]);
+    assert!(
+        line.contains("--metric") && line.contains("sqnr_db"),
+        "{line}"
+    );
+    let line = refusal(&["propagate", "--text", TEXT, "--against", "7"]);
+    assert!(line.contains("mode"), "{line}");
+}
+
+#[test]
+fn equiv_proves_or_shows_where_and_why() {
+    let out = json(&[
+        "equiv",
+        "2-0",
+        "0",
+        "--profile",
+        "deployed",
+        "--text",
+        TEXT,
+        "--json",
+    ]);
+    assert_eq!(out["equal"], true);
+    assert!(out["compared"].as_u64().unwrap() > 100_000 && out["decoded_tokens"] == 8);
+    let parted = run(&["equiv", "2-3", "2-4", "--text", TEXT]);
+    assert_eq!(parted.status.code(), Some(1));
+    let text = String::from_utf8(parted.stdout).unwrap();
+    for part in [
+        "DIFFERENT",
+        "block 0, ssm_u",
+        "mode field u: int8 in A, float in B",
+        "alone makes",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let profiles = run(&[
+        "equiv",
+        "2-1",
+        "2-1",
+        "--profile",
+        "exact,torch",
+        "--text",
+        TEXT,
+    ]);
+    assert_eq!(profiles.status.code(), Some(1));
+    let text = String::from_utf8(profiles.stdout).unwrap();
+    assert!(
+        text.contains("scan.formula: fused in A, separate in B"),
+        "{text}"
+    );
+    let line = refusal(&["equiv", "0", "1", "--profile", "a,b,c", "--text", TEXT]);
+    assert!(line.contains("--profile"), "{line}");
+}
+
+#[test]
+fn modes_without_scales_have_no_lineage() {
+    let line = refusal(&["lineage", "--mode", "1", "--text", TEXT]);
+    assert!(line.contains("mode 1"), "{line}");
+    let line = refusal(&["lineage", "--mode", "0", "--text", TEXT, "--layers", "12"]);
+    assert!(line.contains("--layers") && line.contains("12"), "{line}");
+}

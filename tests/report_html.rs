@@ -1,0 +1,208 @@
+//! The page of `report --html`: self-contained, well-formed, escaped, and of the same numbers as its
+//! JSON twin.
+
+mod common;
+
+use common::{arg, json, refusal, stdout};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+const TEXT: &str = "It was late in the evening when the old captain came home from the harbour.";
+
+/// Elements that have no end.
+const VOID: [&str; 3] = ["meta", "wbr", "br"];
+
+/// The page and the JSON of the same run, with an odd mode among the others.
+fn page(dir: &Path, more: &[&str]) -> (String, Value) {
+    let modes = dir.join("modes.toml");
+    let row = "[mode.\"a<b>\"]\nbase = \"2-4\"\nsummary = \"<script>alert('x')</script> & \\\"more\\\"\"\n";
+    fs::write(&modes, row).unwrap();
+    let html = dir.join("out.html");
+    let fixed = [
+        "report",
+        "--text",
+        TEXT,
+        "--modes-file",
+        arg(&modes),
+        "--html",
+        arg(&html),
+    ];
+    let args = [&fixed[..], &["--modes", "1,0,2-0,a<b>", "--json"], more].concat();
+    let json = json(&args);
+    (fs::read_to_string(&html).unwrap(), json)
+}
+
+/// Results of `eval` on a few passages.
+fn results(dir: &Path) -> std::path::PathBuf {
+    let (data, out) = (dir.join("data.jsonl"), dir.join("results.json"));
+    let lines = [
+        "the old captain came home",
+        "she was very happy",
+        "a long time ago",
+        "he went to bed",
+    ];
+    let lines: Vec<String> = (lines.iter())
+        .map(|text| serde_json::json!({ "text": text }).to_string())
+        .collect();
+    fs::write(&data, lines.join("\n")).unwrap();
+    stdout(&[
+        "eval",
+        "--data",
+        arg(&data),
+        "--modes",
+        "0,1,2-1",
+        "--json",
+        arg(&out),
+    ]);
+    out
+}
+
+/// Every element is closed, in order, and every attribute quoted.
+fn assert_well_formed(html: &str) {
+    let body = html.strip_prefix("<!DOCTYPE html>").expect("a doctype");
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = body;
+    while let Some(start) = rest.find('<') {
+        assert!(
+            !rest[..start].contains('>'),
+            "a stray > before {:.60}",
+            &rest[start..]
+        );
+        let tag = &rest[start + 1..];
+        let mut quoted = false;
+        let end = tag.find(|c| {
+            quoted ^= c == '"';
+            c == '>' && !quoted
+        });
+        let (tag, after) = tag.split_at(end.expect("a tag ends"));
+        rest = &after[1..];
+        let name = tag
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .trim_start_matches('/');
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "</{name}>");
+        } else if !VOID.contains(&name) {
+            open.push(name);
+            if name == "style" {
+                let end = rest.find("</style>").expect("style ends");
+                rest = &rest[end..];
+            }
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[test]
+fn the_page_stands_alone_and_holds_the_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = results(dir.path());
+    let (html, json) = page(dir.path(), &["--eval", arg(&eval)]);
+    assert_well_formed(&html);
+    for outside in [
+        "http:", "https:", "//", "src=", "url(", "@import", "<link", "<script", "<iframe",
+    ] {
+        assert!(!html.contains(outside), "{outside}");
+    }
+    for part in [
+        "prefers-color-scheme: dark",
+        "@media print",
+        "href=\"#reading\"",
+        "id=\"reading\"",
+    ] {
+        assert!(html.contains(part), "{part}");
+    }
+    // Texts of a user are text, not markup.
+    assert!(html.contains("&lt;script&gt;alert") && html.contains("Mode a&lt;b&gt;"));
+    // Links lead somewhere.
+    for link in html.split("href=\"#").skip(1) {
+        let target = link.split('"').next().unwrap();
+        assert!(html.contains(&format!("id=\"{target}\"")), "{target}");
+    }
+    for mode in json["modes"].as_array().unwrap() {
+        for (key, digits) in [("perplexity", 3), ("kl", 5)] {
+            let number = format!("<td>{:.digits$}</td>", mode[key].as_f64().unwrap());
+            assert!(html.contains(&number), "{key} {number}");
+        }
+    }
+    let details = json["details"].as_array().unwrap();
+    let names: Vec<&str> = details
+        .iter()
+        .map(|d| d["mode"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["0", "2-0", "a<b>"]);
+    assert_eq!(
+        (&details[0]["same_as"], &details[1]["same_as"]),
+        (&Value::Null, &"0".into())
+    );
+    let mut cells = 0;
+    for detail in details.iter().filter(|d| d["same_as"].is_null()) {
+        for q in detail["lineage"]["quantizers"].as_array().unwrap() {
+            let ratio = format!(">{:.3}", q["scale_ratio"].as_f64().unwrap());
+            assert!(html.contains(&ratio), "{ratio}");
+        }
+        for remark in detail["remarks"].as_array().unwrap() {
+            let words = remark["words"].as_str().unwrap().replace('&', "&amp;");
+            assert!(html.contains(&words), "{words}");
+        }
+        let sites = detail["propagation"]["sites"].as_array().unwrap();
+        let in_blocks: Vec<&Value> = sites.iter().filter(|s| s["layer"].is_number()).collect();
+        cells += 2 * in_blocks.len();
+        for site in in_blocks {
+            let title = format!(
+                "title=\"block {} {}: local ",
+                site["layer"],
+                site["site"].as_str().unwrap()
+            );
+            assert!(html.contains(&title), "{title}");
+        }
+    }
+    assert_eq!(html.matches("class=\"cell").count(), cells);
+    let results: Value = serde_json::from_str(&fs::read_to_string(&eval).unwrap()).unwrap();
+    for mode in results["modes"].as_array().unwrap() {
+        let perplexity = format!(
+            "<td>{:.3}</td>",
+            mode["perplexity"]["value"].as_f64().unwrap()
+        );
+        assert!(html.contains(&perplexity), "{perplexity}");
+    }
+    // Four passages tell no modes apart: they share a letter.
+    assert!(html.contains("tied: a") && !html.contains("tied: b"));
+    assert!(html.contains("not a ranking"));
+}
+
+#[test]
+fn results_that_are_none_are_refused_and_no_page_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (html, bad) = (dir.path().join("out.html"), dir.path().join("bad.json"));
+    fs::write(&bad, "{\"modes\": 3}").unwrap();
+    let args = [
+        "report",
+        "--text",
+        TEXT,
+        "--modes",
+        "0",
+        "--html",
+        arg(&html),
+    ];
+    let line = refusal(&[&args[..], &["--eval", arg(&bad)]].concat());
+    assert!(
+        line.contains("bad.json") && line.contains("eval --json"),
+        "{line}"
+    );
+    let line = refusal(&[&args[..], &["--eval", "no/such.json"]].concat());
+    assert!(line.contains("no/such.json"), "{line}");
+    assert!(!html.exists());
+    let line = refusal(&[
+        "report",
+        "--text",
+        TEXT,
+        "--modes",
+        "0",
+        "--html",
+        "no/such/dir/out.html",
+    ]);
+    assert!(line.contains("no/such/dir"), "{line}");
+}
