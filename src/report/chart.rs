@@ -7,13 +7,23 @@ fn label(value: f64) -> String {
     crate::output::number(value)
 }
 
+/// The next larger of 1, 2 or 5 times a power of ten.
+fn round_step(at_least: f64) -> f64 {
+    let power = 10f64.powf(at_least.log10().floor());
+    let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);
+    steps
+        .into_iter()
+        .find(|step| *step >= at_least)
+        .unwrap_or(10.0 * power)
+}
+
 /// A series with the range of its blocks.
 pub struct Series<'a> {
     /// What it is.
     pub name: &'a str,
     /// CSS suffix: `one`, `two`.
     pub class: &'a str,
-    /// Lowest, middle, highest at each position.
+    /// Lower quartile, median, upper quartile over the blocks at each position.
     pub values: Vec<[f64; 3]>,
 }
 
@@ -25,6 +35,7 @@ pub fn lines(title: &str, x: &[usize], series: &[Series]) -> Markup {
         .flat_map(|s| s.values.iter().map(|v| v[2]))
         .fold(0.0, f64::max);
     let peak = if peak > 0.0 { peak * 1.05 } else { 1.0 };
+    let tick = round_step(peak / 4.0);
     let count = x.len().max(2) - 1;
     let px = |i: usize| left + (width - left - right) * i as f64 / count as f64;
     let py = |v: f64| height - bottom - (height - top - bottom) * v / peak;
@@ -58,14 +69,16 @@ pub fn lines(title: &str, x: &[usize], series: &[Series]) -> Markup {
         }
         ends.push(y);
     }
-    let ticks: Vec<f64> = (0..=4).map(|i| peak * f64::from(i) / 4.0).collect();
+    let ticks = (0..)
+        .map(|i| tick * f64::from(i))
+        .take_while(|v| *v <= peak);
     let step = (x.len() / 8).max(1);
     html! {
         svg viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" {
             title { (title) }
             @for tick in ticks {
                 line .axis x1=(left) x2=(width - right) y1=(format!("{:.1}", py(tick))) y2=(format!("{:.1}", py(tick))) {}
-                text x=(left - 6.0) y=(format!("{:.1}", py(tick) + 4.0)) text-anchor="end" { (format!("{:.2} %", 100.0 * tick)) }
+                text x=(left - 6.0) y=(format!("{:.1}", py(tick) + 4.0)) text-anchor="end" { (label(100.0 * tick)) " %" }
             }
             @for i in (0..x.len()).step_by(step) {
                 text x=(format!("{:.1}", px(i))) y=(height - 10.0) text-anchor="middle" { (x[i]) }

@@ -124,7 +124,7 @@ fn mode(detail: &ModeDetail, reference: &str) -> Markup {
                 p .note { "How often each code from −128 to 127 comes out, logarithmic, a row for each block. Red at an end: values were clipped there." }
                 (scales::distributions(detail))
                 h3 { "Error of the recurrent state along time" }
-                p .note { "‖x − y‖ / ‖x‖ of the state while tokens are decoded one by one. Line: median block; band: all blocks. With clean inputs only what the state gathers by itself is left." }
+                p .note { "‖x − y‖ / ‖x‖ of the state while tokens are decoded one by one. Line: median block; band: the middle half of the blocks. With clean inputs only what the state gathers by itself is left." }
                 (time(detail))
             }
         }

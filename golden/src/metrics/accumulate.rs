@@ -105,14 +105,15 @@ impl Accumulator {
         let (sx, sy) = self.steps()?;
         match (expected, found) {
             (Elements::I8(x), Elements::I8(y)) => self.each(x, y, |x, y| {
-                let (a, b) = (real(sx, x), real(sy, y));
-                // On one grid the codes decide, on two the values.
-                let differ = if sx == sy { x != y } else { a != b };
-                Pair {
-                    x: a,
-                    y: b,
-                    differ,
-                    ulp: None,
+                // On one grid the codes decide, in exact steps; on two the values.
+                match sx == sy {
+                    true => Pair {
+                        x: sx * f64::from(x),
+                        y: sy * f64::from(y),
+                        differ: x != y,
+                        ulp: None,
+                    },
+                    false => reals(real(sx, x), real(sy, y)),
                 }
             }),
             (Elements::F32(x), Elements::F32(y)) => self.each(x, y, |x, y| Pair {

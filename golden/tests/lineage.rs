@@ -1,0 +1,80 @@
+//! Lineage counts what quantizers did, in every mode.
+
+use scalescope_golden::attribute::Severity;
+use scalescope_golden::lineage::{Lineage, lineage};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::mode::{MODES, ModeTable};
+use scalescope_sim::model::{ActivationScales, Model, ScaleKey};
+use scalescope_sim::profile::Profile;
+use scalescope_sim::sample;
+use std::sync::Arc;
+
+fn sequences() -> Vec<Vec<u32>> {
+    let sequence =
+        |seed: u32, length| (0..length).map(move |i| (seed + i * i * 37 + i * 11) % 8192);
+    vec![sequence(46, 24).collect(), sequence(1000, 9).collect()]
+}
+
+fn of(model: &Model, mode: &str, profile: &str) -> Lineage {
+    let table = ModeTable::default();
+    let profile = Profile::get(profile).unwrap();
+    let path = Datapath::new(model, table.get(mode).unwrap(), &profile).unwrap();
+    lineage(&path, &sequences()).unwrap()
+}
+
+#[test]
+fn every_code_is_counted_once_and_every_reader_agrees() {
+    let model = sample::model();
+    for mode in MODES.iter().filter(|mode| mode.needs_quantized()) {
+        let lineage = of(&model, &mode.name, "exact");
+        assert_eq!(lineage.quantizers.len() % 12, 0);
+        assert!(lineage.is_consistent());
+        for q in &lineage.quantizers {
+            let (place, codes) = (
+                format!("{} {} {}", mode.name, q.layer, q.name),
+                &q.histogram,
+            );
+            assert!(q.values > 0, "{place}");
+            assert_eq!(codes.iter().sum::<u64>(), q.values, "{place}");
+            // What saturated came out at an end of the grid.
+            let saturated = (q.saturation_rate * q.values as f64).round() as u64;
+            assert!(codes[0] + codes[255] >= saturated, "{place}");
+            assert_eq!(q.scale_ratio > 128.5 / 127.0, saturated > 0, "{place}");
+            assert!(!q.readers.is_empty(), "{place}");
+            for reader in &q.readers {
+                assert_eq!(reader.factor, 1.0);
+                assert!(reader.grid_occupancy <= q.grid_occupancy && reader.reach <= 128.0 / 127.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_of_another_size_shows_by_its_factor() {
+    let mut model = sample::model();
+    let before = of(&model, "2-4", "exact");
+    let mut quantized = (*model.quantized.take().unwrap()).clone();
+    let scales = &mut quantized.layers[3].scales;
+    let factor = |key| {
+        if key == ScaleKey::InProjInput {
+            0.25
+        } else {
+            1.0
+        }
+    };
+    *scales = ActivationScales::from_fn(|key| scales.get(key).times(factor(key))).unwrap();
+    model.quantized = Some(Arc::new(quantized));
+    let after = of(&model, "2-4", "exact");
+    for (a, b) in before.quantizers.iter().zip(&after.quantizers) {
+        if (b.layer, b.name) == (3, "norm_out") {
+            let growth = b.scale_ratio / a.scale_ratio;
+            assert!((growth - 4.0).abs() < 0.05, "{growth}");
+            assert_eq!(b.severity, Severity::Error);
+            assert!(b.saturation_rate > 0.01 && b.remarks()[0].1.contains("the grid ends"));
+            // Every use has the same wrong scale: it fits badly, but nobody disagrees.
+            assert_eq!(b.readers[0].factor, 1.0);
+        } else if b.layer < 3 {
+            assert_eq!((a.scale_ratio, &a.histogram), (b.scale_ratio, &b.histogram));
+        }
+    }
+}
