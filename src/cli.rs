@@ -59,6 +59,8 @@ pub enum Command {
     Selftest(SelftestArgs),
     /// Show what each mode assigns to each tensor
     Modes(ModesArgs),
+    /// Show the fault models that --fault takes
+    Faults(FaultsArgs),
     /// Fold, calibrate and quantize a Hugging Face checkpoint
     Quantize(QuantizeArgs),
     /// Measure accuracy and perplexity of modes, with intervals, tests and ties
@@ -127,6 +129,23 @@ pub struct InputArgs {
     pub length: Option<NonZeroUsize>,
 }
 
+/// Defects to put in.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FaultArgs {
+    /// Put a known defect in, such as stale-scale@layer=3,site=x_proj_input,factor=1.7 (repeatable;
+    /// `scalescope faults` lists them)
+    #[arg(long, value_name = "NAME@KEY=VALUE,..")]
+    pub fault: Vec<String>,
+}
+
+/// Arguments of `faults`.
+#[derive(Args, Debug)]
+pub struct FaultsArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `report`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -147,6 +166,9 @@ pub struct ReportArgs {
     /// Arithmetic: exact, torch, deployed
     #[arg(long, default_value = "exact")]
     pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Write one self-contained page: every mode in depth, in a browser and on paper
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -177,6 +199,9 @@ pub struct RunArgs {
     /// Arithmetic: exact, torch, deployed
     #[arg(long, default_value = "exact")]
     pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Write the tensors of the run to this .npz
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -353,6 +378,9 @@ pub struct CheckArgs {
     /// Arithmetic: exact, torch, deployed [default: the file's own, else deployed]
     #[arg(long)]
     pub profile: Option<String>,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Feed each step the file's own inputs (the default)
     #[arg(long, conflicts_with = "cumulative")]
     pub local: bool,
@@ -363,7 +391,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "POINT:X")]
     pub atol: Vec<String>,
     /// Say which single change of the rules would explain the mismatches
-    #[arg(long)]
+    #[arg(long, conflicts_with = "fault")]
     pub explain: bool,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -493,6 +521,9 @@ pub struct EvalArgs {
     /// Arithmetic: exact, torch, deployed
     #[arg(long, default_value = "exact")]
     pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Use at most this many lines
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,

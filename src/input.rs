@@ -1,6 +1,6 @@
 //! From arguments to models, modes and tokens.
 
-use crate::cli::{InputArgs, ModelArgs, TextSource};
+use crate::cli::{FaultArgs, InputArgs, ModelArgs, TextSource};
 use crate::interrupt;
 use crate::output::progress;
 use ndarray::Array2;
@@ -9,11 +9,13 @@ use scalescope_sim::calibrate::{CalibrationOptions, calibrate};
 use scalescope_sim::checkpoint::load::{Loaded, load};
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::checkpoint::{fold, hf, quantize, scales};
-use scalescope_sim::datapath::check_tokens;
+use scalescope_sim::datapath::{Datapath, check_tokens};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::fault::Fault;
 use scalescope_sim::generate::{OwnText, own_text};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
 use scalescope_sim::model::{ActivationScales, FloatModel, Model};
+use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
 use std::cell::Cell;
 use std::fs;
@@ -64,6 +66,32 @@ pub fn select_modes(table: &ModeTable, list: &str) -> Result<Vec<ModeSpec>> {
         }
     }
     Ok(modes)
+}
+
+/// The faults of `--fault`, in their order.
+pub fn faults(args: &FaultArgs) -> Result<Vec<Fault>> {
+    args.fault.iter().map(|text| text.parse()).collect()
+}
+
+/// A mode with faults; modes without INT8 tensors, which others are held against, stay as they are.
+pub fn with_faults_unless_float<'m>(
+    model: &'m Model,
+    mode: &ModeSpec,
+    profile: &Profile,
+    faults: &[Fault],
+) -> Result<Datapath<'m>> {
+    match mode.needs_quantized() {
+        true => Datapath::with_faults(model, mode, profile, faults),
+        false => Datapath::new(model, mode, profile),
+    }
+}
+
+/// Faults as a heading says them: nothing if there are none.
+pub fn faults_text(faults: &[Fault]) -> String {
+    faults
+        .iter()
+        .map(|fault| format!(", fault {fault}"))
+        .collect()
 }
 
 /// Loads the parts of a model that `modes` need.

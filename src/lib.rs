@@ -59,6 +59,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Report(args) => cmd::report::run(&args),
         Command::Run(args) => cmd::run::run(&args),
         Command::Modes(args) => cmd::modes::run(&args),
+        Command::Faults(args) => cmd::faults::run(&args),
         Command::Quantize(args) => cmd::quantize::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),

@@ -3,6 +3,7 @@
 //! for its name.
 
 mod block;
+mod inject;
 mod prepare;
 
 use crate::bench::Step;
@@ -47,7 +48,17 @@ pub struct State {
     pub layers: Vec<LayerState>,
 }
 
+/// What one block hands to the next.
+#[derive(Clone, Debug)]
+pub struct Passing {
+    /// Output of the block before, or the embedding; `[L, M]`.
+    pub hidden: Tensor,
+    /// Residual stream before the next block, `[L, M]`; `None` before the first.
+    pub residual: Option<Array2<f32>>,
+}
+
 /// A model ready to run in one mode and profile.
+#[derive(Clone)]
 pub struct Datapath<'m> {
     config: &'m Config,
     mode: ModeSpec,
@@ -115,17 +126,49 @@ impl<'m> Datapath<'m> {
         probe: &mut dyn Probe,
     ) -> Result<(Tensor, State)> {
         probe.enter(Step::Embed);
-        let mut hidden = self.embed(tokens)?;
-        let mut residual = None;
+        let mut passing = self.start(tokens)?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for i in 0..self.layers.len() {
-            let out = self.block(i, Phase::Prefill, hidden, residual, None, probe)?;
-            hidden = out.hidden;
-            residual = Some(out.residual);
-            layers.push(out.state);
+            let (next, state) = self.prefill_block(i, passing, probe)?;
+            passing = next;
+            layers.push(state);
         }
-        let logits = self.end(hidden, residual, rows, probe)?;
+        let logits = self.end(passing.hidden, passing.residual, rows, probe)?;
         Ok((logits, State { layers }))
+    }
+
+    /// What the first block of a prefill gets: the embedding of `tokens`.
+    pub fn start(&self, tokens: &[u32]) -> Result<Passing> {
+        Ok(Passing {
+            hidden: self.embed(tokens)?,
+            residual: None,
+        })
+    }
+
+    /// One block of a prefill from an empty state, for runs that share what lies before it.
+    pub fn prefill_block(
+        &self,
+        index: usize,
+        passing: Passing,
+        probe: &mut dyn Probe,
+    ) -> Result<(Passing, LayerState)> {
+        let Passing { hidden, residual } = passing;
+        let out = self.block(index, Phase::Prefill, hidden, residual, None, probe)?;
+        let next = Passing {
+            hidden: out.hidden,
+            residual: Some(out.residual),
+        };
+        Ok((next, out.state))
+    }
+
+    /// The logits after the last block.
+    pub fn finish(
+        &self,
+        passing: Passing,
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
+        in_pool(|| self.end(passing.hidden, passing.residual, rows, probe))
     }
 
     /// Runs one token from `state`, which it advances. Returns its logits, `[1, V]`. After an error the

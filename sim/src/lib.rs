@@ -12,6 +12,7 @@
 //! | with which rules | [`profile`] |
 //! | which scale each step uses where | [`plan`] |
 //! | the steps, and their order | [`step`], [`datapath`] |
+//! | known defects, to be put in on purpose | [`fault`] |
 //! | what its logits say, what it writes | [`score`], [`generate`] |
 //! | what can be seen while it runs | [`trace`] |
 //! | how far long work is | [`progress`] |
@@ -26,6 +27,7 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod datapath;
 pub mod error;
+pub mod fault;
 pub mod generate;
 #[allow(unsafe_code)] // calls functions compiled for a found instruction set
 pub mod isa;

@@ -120,6 +120,27 @@ pub struct ScanRules {
     pub state: QuantRule,
 }
 
+/// How often a convolution multiplies by its input scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InputScale {
+    /// `s_w ⊗ s_x`, as it should be.
+    Once,
+    /// `s_w ⊗ (s_x ⊗ s_x)`: a published FP32 kernel.
+    Twice,
+}
+
+/// What a convolution knows of the tokens before the ones it computes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TapHistory {
+    /// Their last K − 1.
+    Kept,
+    /// Nothing, at every 8th token of a sequence whose length is a multiple of 8: a published FP32
+    /// kernel.
+    LostEvery8,
+}
+
 /// Rules of a convolution with SiLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,6 +151,10 @@ pub struct ConvRules {
     pub accumulator: Accumulator,
     /// How taps meet scales.
     pub form: ConvForm,
+    /// How often the input scale is applied.
+    pub input_scale: InputScale,
+    /// Whether the taps reach back.
+    pub history: TapHistory,
     /// Real output to INT8.
     pub output: QuantRule,
 }
@@ -215,6 +240,8 @@ const EXACT_RULES: StepRules = StepRules {
         real: RealRules::CorrectlyRounded,
         accumulator: Accumulator::I32,
         form: ConvForm::IntegerSum,
+        input_scale: InputScale::Once,
+        history: TapHistory::Kept,
         output: QuantRule::HALF_AWAY,
     },
     scan: ScanRules {
@@ -270,6 +297,8 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             real: RealRules::SpecialFunctionUnit,
             accumulator: Accumulator::I32,
             form: ConvForm::IntegerSum,
+            input_scale: InputScale::Once,
+            history: TapHistory::Kept,
             output: QuantRule::HALF_AWAY_RECIPROCAL,
         },
         scan: ScanRules {
@@ -289,6 +318,8 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             real: RealRules::SpecialFunctionUnit,
             accumulator: Accumulator::I32,
             form: ConvForm::TapChain,
+            input_scale: InputScale::Once,
+            history: TapHistory::Kept,
             output: QuantRule::HALF_AWAY_RECIPROCAL,
         },
         scan: ScanRules {

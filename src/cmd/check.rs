@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::CheckArgs;
-use crate::input::{load_subject, mode_table};
+use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{print, print_json, table, table_text};
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
@@ -25,6 +25,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     if let Some(name) = &args.profile {
         Profile::get(name)?;
     }
+    let faults = faults(&args.faults)?;
     let trace = TraceFile::read(&args.golden)?;
     let meta = trace.meta.clone().unwrap_or_default();
     let in_file = |e: scalescope_sim::error::SimError| e.in_file(&args.golden);
@@ -39,7 +40,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         (None, None) => Profile::get("deployed")?,
     };
     let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
-    let datapath = Datapath::new(&subject.model, mode, &profile)?;
+    let datapath = Datapath::with_faults(&subject.model, mode, &profile, &faults)?;
     let feed = match args.cumulative {
         true => Feed::Cumulative,
         false => Feed::Local,
@@ -60,6 +61,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
             "golden": args.golden,
             "mode": mode.name,
             "profile": profile.name,
+            "faults": faults,
             "feed": feed,
         });
         merge(&mut json, json!(report));
@@ -73,8 +75,11 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
             Feed::Cumulative => "errors flow",
         };
         let heading = format!(
-            "{}, mode {}, profile {}, {feed}",
-            subject.name, mode.name, profile.name
+            "{}, mode {}, profile {}{}, {feed}",
+            subject.name,
+            mode.name,
+            profile.name,
+            faults_text(&faults)
         );
         let explained = explanations_text(&explanations);
         print(&format!("{heading}\n\n{}{explained}", text(&report)));

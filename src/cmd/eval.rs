@@ -9,7 +9,7 @@ use crate::eval::settings::{Origin, Settings, Shard};
 use crate::eval::summary::Report;
 use crate::eval::task::{Task, Unit, UnitMaker};
 use crate::eval::text::text;
-use crate::input::{Subject, load_subject, mode_table, select_modes};
+use crate::input::{Subject, faults, load_subject, mode_table, select_modes};
 use crate::interrupt;
 use crate::output::{print, print_json, progress};
 use scalescope_sim::atomic;
@@ -35,6 +35,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let needed: Vec<ModeSpec> = modes.iter().chain(&reference).cloned().collect();
     let subject = load_subject(&args.model, &needed)?;
     let reference = reference.filter(|mode| has_parts(&subject, mode));
+    let faults = faults(&args.faults)?;
     let task = task(args)?;
     let bytes = std::fs::read(&args.data).map_err(|e| SimError::io(&args.data, e))?;
     let data = read_data(args, &subject, task, &bytes)?;
@@ -49,6 +50,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         bad_lines: data.bad,
         task,
         profile: profile.name.to_string(),
+        faults: faults.iter().map(ToString::to_string).collect(),
         modes: modes.iter().map(row).collect(),
         reference: reference.as_ref().map(row),
         shard: args.shard.unwrap_or(Shard::WHOLE),
@@ -62,7 +64,13 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         .filter(|unit| !done.contains(&(unit.id, unit.part)))
         .collect();
 
-    let engine = Engine::new(&subject.model, &modes, reference.as_ref(), &profile)?;
+    let engine = Engine::new(
+        &subject.model,
+        &modes,
+        reference.as_ref(),
+        &profile,
+        &faults,
+    )?;
     let stop = interrupt::flag()?;
     let bar = progress(mine.len() as u64, "scoring");
     bar.set_position(done.len() as u64);

@@ -6,6 +6,7 @@ pub mod check_op;
 pub mod compare;
 pub mod equiv;
 pub mod eval;
+pub mod faults;
 pub mod lineage;
 pub mod merge;
 pub mod modes;

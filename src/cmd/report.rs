@@ -3,13 +3,16 @@
 use crate::Outcome;
 use crate::cli::ReportArgs;
 use crate::eval::summary::Report as EvalReport;
-use crate::input::{Subject, load_subject, mode_table, select_modes};
+use crate::input::{
+    Subject, faults, faults_text, load_subject, mode_table, select_modes, with_faults_unless_float,
+};
 use crate::output::{print, print_json, progress, table, table_text};
 use crate::report::measure::{LayerResult, ModeResult, POINT, compare};
 use crate::report::{ModeDetail, Report, detail, page};
 use scalescope_sim::atomic;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::Profile;
 use std::io::Write;
@@ -25,6 +28,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     let reference = known.get(REFERENCE)?.clone();
     let modes = select_modes(&known, &args.modes)?;
     let profile = Profile::get(&args.profile)?;
+    let faults = faults(&args.faults)?;
     let mut needed = modes.clone();
     needed.push(reference.clone());
     let subject = load_subject(&args.model, &needed)?;
@@ -43,11 +47,14 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         .as_deref()
         .map(atomic::temporary_beside)
         .transpose()?;
-    let results = compare(&subject, &reference, &modes, &profile, &sequences)?;
+    let results = compare(
+        &subject, &reference, &modes, &profile, &faults, &sequences,
+    )?;
     let tokens = sequences.iter().map(Vec::len).sum::<usize>();
     let mut json = serde_json::json!({
         "model": subject.name,
         "profile": profile.name,
+        "faults": faults,
         "reference": REFERENCE,
         "sequences": sequences.len(),
         "tokens": tokens,
@@ -63,7 +70,9 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
             sequences: sequences.len(),
             tokens,
             modes: results.clone(),
-            details: details(&subject, &reference, &modes, &profile, &sequences)?,
+            details: details(
+                &subject, &reference, &modes, &profile, &faults, &sequences,
+            )?,
             eval,
         };
         json["details"] = serde_json::json!(report.details);
@@ -74,7 +83,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     if args.json {
         print_json(&json);
     } else {
-        print(&text(&subject, &profile, &sequences, &results)?);
+        print(&text(&subject, &profile, &faults, &sequences, &results)?);
         if let Some(path) = &args.html {
             print(&format!("\npage written to {}", path.display()));
         }
@@ -88,6 +97,7 @@ fn details(
     reference: &ModeSpec,
     modes: &[ModeSpec],
     profile: &Profile,
+    faults: &[Fault],
     sequences: &[Vec<u32>],
 ) -> Result<Vec<ModeDetail>> {
     let clean = Datapath::new(&subject.model, reference, profile)?;
@@ -95,7 +105,7 @@ fn details(
     let bar = progress(modes.len() as u64, "examining modes");
     let mut details = Vec::new();
     for mode in modes {
-        let path = Datapath::new(&subject.model, mode, profile)?;
+        let path = with_faults_unless_float(&subject.model, mode, profile, faults)?;
         let one = detail(&path, &clean, sequences, &details)?;
         details.push(one);
         bar.inc(1);
@@ -122,16 +132,18 @@ fn shape(subject: &Subject) -> Result<String> {
 fn text(
     subject: &Subject,
     profile: &Profile,
+    faults: &[Fault],
     sequences: &[Vec<u32>],
     results: &[ModeResult],
 ) -> Result<String> {
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     let mut out = format!(
-        "{}: {}; profile {} ({})\n{} passages, {tokens} tokens\n\n",
+        "{}: {}; profile {} ({}){}\n{} passages, {tokens} tokens\n\n",
         subject.name,
         shape(subject)?,
         profile.name,
         profile.summary,
+        faults_text(faults),
         sequences.len(),
     );
     let mut modes = table(

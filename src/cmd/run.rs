@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::RunArgs;
-use crate::input::{Subject, load_subject, mode_table, rectangular};
+use crate::input::{Subject, faults, faults_text, load_subject, mode_table, rectangular};
 use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
 use rayon::prelude::*;
@@ -46,6 +46,7 @@ const CANDIDATES: usize = 5;
 pub fn run(args: &RunArgs) -> Result<Outcome> {
     let mode = mode_table(&args.model.modes_file)?.get(&args.mode)?.clone();
     let profile = Profile::get(&args.profile)?;
+    let faults = faults(&args.faults)?;
     let selection = selection(args)?;
     let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
     let Some(sequences) = subject.sequences(&args.input)? else {
@@ -66,7 +67,7 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
         (_, tokens) => tokens,
     };
     check_layers(args, &subject)?;
-    let datapath = Datapath::new(&subject.model, &mode, &profile)?;
+    let datapath = Datapath::with_faults(&subject.model, &mode, &profile, &faults)?;
     let bar = progress(sequences.len() as u64, "running");
     let done: Vec<(Recorder, SequenceResult)> = sequences
         .par_iter()
@@ -91,12 +92,16 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
     }
     let counts = total_counts(&recorders);
     if let (Some(path), Some(tokens)) = (&args.trace, tokens) {
-        let meta = Meta {
+        let mut meta = Meta {
             mode: Some(mode.name.to_string()),
             profile: Some(profile.name.to_string()),
             model: model_digest(&subject.model),
             ..Meta::default()
         };
+        if !faults.is_empty() {
+            meta.other
+                .insert("faults".into(), serde_json::json!(faults));
+        }
         let mut trace = TraceFile::from_recorders(tokens, recorders)?;
         trace.meta = Some(meta);
         trace.write(path, Compression::Deflate)?;
@@ -106,13 +111,17 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
             "model": subject.name,
             "mode": mode.name,
             "profile": profile.name,
+            "faults": faults,
             "sequences": results,
             "quantizers": counts.iter().map(|(point, status)| (point.name(), status)).collect::<BTreeMap<_, _>>(),
         }));
     } else {
         let heading = format!(
-            "{}, mode {}, profile {}",
-            subject.name, mode.name, profile.name
+            "{}, mode {}, profile {}{}",
+            subject.name,
+            mode.name,
+            profile.name,
+            faults_text(&faults)
         );
         print(&text(&heading, &results, &counts, args.trace.as_deref()));
     }

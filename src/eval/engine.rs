@@ -4,10 +4,12 @@
 
 use super::samples::Record;
 use super::task::Unit;
+use crate::input::with_faults_unless_float;
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
@@ -28,29 +30,33 @@ pub struct Engine<'m> {
 }
 
 impl<'m> Engine<'m> {
-    /// Prepares the weights of every mode.
+    /// Prepares the weights of every mode. Faults go into `modes`, not into the reference.
     pub fn new(
         model: &'m Model,
         modes: &[ModeSpec],
         reference: Option<&ModeSpec>,
         profile: &Profile,
+        faults: &[Fault],
     ) -> Result<Self> {
-        let mut paths: Vec<Datapath> = Vec::new();
-        let mut path_of = |mode: &ModeSpec| -> Result<usize> {
-            let same = |path: &Datapath| profile.prefills_alike(path.mode(), mode);
+        let mut paths: Vec<(Datapath, &[Fault])> = Vec::new();
+        let mut path_of = |mode: &ModeSpec, faults| -> Result<usize> {
+            let same = |(path, others): &(Datapath, &[Fault])| {
+                *others == faults && profile.prefills_alike(path.mode(), mode)
+            };
             if let Some(i) = paths.iter().position(same) {
                 return Ok(i);
             }
-            paths.push(Datapath::new(model, mode, profile)?);
+            let path = with_faults_unless_float(model, mode, profile, faults)?;
+            paths.push((path, faults));
             Ok(paths.len() - 1)
         };
-        let reference = reference.map(&mut path_of).transpose()?;
+        let reference = reference.map(|mode| path_of(mode, &[])).transpose()?;
         let modes = modes
             .iter()
-            .map(|mode| Ok((mode.name.to_string(), path_of(mode)?)))
+            .map(|mode| Ok((mode.name.to_string(), path_of(mode, faults)?)))
             .collect::<Result<_>>()?;
         Ok(Self {
-            paths,
+            paths: paths.into_iter().map(|(path, _)| path).collect(),
             modes,
             reference,
         })
@@ -223,7 +229,7 @@ mod tests {
         let model = sample::model();
         let modes = modes(&["0", "1", "2-4"]);
         let profile = Profile::get("deployed").unwrap();
-        let engine = Engine::new(&model, &modes, Some(&modes[1]), &profile).unwrap();
+        let engine = Engine::new(&model, &modes, Some(&modes[1]), &profile, &[]).unwrap();
         let units = units();
         let alone: Vec<Record> = (units.iter())
             .flat_map(|unit| engine.score(unit).unwrap())
@@ -251,7 +257,8 @@ mod tests {
     fn a_stop_keeps_what_is_done_and_says_so() {
         let model = sample::model();
         let modes = modes(&["0"]);
-        let engine = Engine::new(&model, &modes, None, &Profile::get("exact").unwrap()).unwrap();
+        let engine =
+            Engine::new(&model, &modes, None, &Profile::get("exact").unwrap(), &[]).unwrap();
         let units = units();
         let all: Vec<&Unit> = units.iter().collect();
         let stop = AtomicBool::new(false);
@@ -275,7 +282,7 @@ mod tests {
         let modes = modes(&["0", "2-1", "2-0"]);
         let count = |profile| {
             let profile = Profile::get(profile).unwrap();
-            let engine = Engine::new(&model, &modes, None, &profile).unwrap();
+            let engine = Engine::new(&model, &modes, None, &profile, &[]).unwrap();
             engine.paths.len()
         };
         assert_eq!(count("exact"), 2);

@@ -116,6 +116,9 @@ pub struct Settings {
     pub task: Task,
     /// The profile.
     pub profile: String,
+    /// Faults put into the modes (not into the reference), as `--fault` takes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
     /// The rows of the mode table, whole: a row of that name with other fields is another mode.
     pub modes: Vec<serde_json::Value>,
     /// The mode that KL and top-1 agreement are measured against.
@@ -197,6 +200,7 @@ pub(crate) mod tests {
             bad_lines: vec![],
             task: Task::LastWord { max_length: 8 },
             profile: "exact".into(),
+            faults: vec![],
             modes: (modes.iter())
                 .map(|name| serde_json::json!({ "name": name, "summary": "" }))
                 .collect(),

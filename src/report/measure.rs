@@ -1,11 +1,12 @@
 //! Every mode against the float model: perplexity, agreement, the error of each block's output.
 
-use crate::input::Subject;
+use crate::input::{Subject, with_faults_unless_float};
 use crate::output::progress;
 use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::Profile;
 use scalescope_sim::score::{Row, SequenceScore, perplexity};
@@ -64,12 +65,13 @@ pub fn compare(
     reference: &ModeSpec,
     modes: &[ModeSpec],
     profile: &Profile,
+    faults: &[Fault],
     sequences: &[Vec<u32>],
 ) -> Result<Vec<ModeResult>> {
     let float = Datapath::new(&subject.model, reference, profile)?;
     let paths: Vec<Datapath> = modes
         .iter()
-        .map(|mode| Datapath::new(&subject.model, mode, profile))
+        .map(|mode| with_faults_unless_float(&subject.model, mode, profile, faults))
         .collect::<Result<_>>()?;
     let bar = progress((sequences.len() * paths.len()) as u64, "comparing modes");
     let mut tallies = vec![Tally::default(); paths.len()];

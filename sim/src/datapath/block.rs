@@ -149,6 +149,10 @@ impl Run<'_, '_> {
 
     fn show(&mut self, point: TracePoint, value: Tensor) -> Result<Tensor> {
         let place = self.place(point);
+        let value = match self.layer.transposed.contains(&point) {
+            true => columns::rewritten(value),
+            false => value,
+        };
         show(self.probe, place, value)
     }
 

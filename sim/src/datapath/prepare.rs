@@ -3,16 +3,39 @@
 use crate::arith::hadamard::HadamardSize;
 use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Precision};
-use crate::model::{FloatModel, Model, QuantizedModel};
+use crate::model::{Config, FloatModel, Model, QuantizedModel};
 use crate::plan::ScalePlan;
 use crate::profile::Profile;
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
+use crate::trace::TracePoint;
 use half::f16;
 use ndarray::{Array2, s};
+use std::ops::Range;
+
+/// Columns of x_proj's output.
+#[derive(Clone, Debug)]
+pub(super) struct XProjColumns {
+    pub dt: Range<usize>,
+    pub b: Range<usize>,
+    pub c: Range<usize>,
+}
+
+impl XProjColumns {
+    /// dt‖B‖C.
+    fn new(config: &Config) -> Self {
+        let (r, n) = (config.dt_rank, config.d_state);
+        Self {
+            dt: 0..r,
+            b: r..r + n,
+            c: r + n..r + 2 * n,
+        }
+    }
+}
 
 /// A block's weights and scales.
+#[derive(Clone)]
 pub(super) struct Layer<'m> {
     pub mode: ModeSpec,
     /// The arithmetic of this block.
@@ -30,6 +53,10 @@ pub(super) struct Layer<'m> {
     pub out_proj: LinearWeight<'m>,
     /// `None` where the mode quantizes nothing.
     pub scales: Option<ScalePlan>,
+    /// Where the steps after x_proj find their parts.
+    pub columns: XProjColumns,
+    /// Tensors whose buffers are written channel by channel and read row by row.
+    pub transposed: Vec<TracePoint>,
 }
 
 /// What lies before the first block and after the last.
@@ -118,6 +145,8 @@ pub(super) fn prepare_layer<'m>(
                 rotation,
                 out_proj: int8(&layer.out_proj),
                 scales,
+                columns: XProjColumns::new(config),
+                transposed: Vec::new(),
             }
         }
         Precision::Float => {
@@ -135,6 +164,8 @@ pub(super) fn prepare_layer<'m>(
                 rotation,
                 out_proj: LinearWeight::float(layer.out_proj.view()),
                 scales,
+                columns: XProjColumns::new(config),
+                transposed: Vec::new(),
             }
         }
     })

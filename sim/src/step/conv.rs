@@ -5,8 +5,11 @@ use crate::arith::real::{Ieee, RealMath, RealRules};
 use crate::arith::requant::QuantRule;
 use crate::arith::saturate::Status;
 use crate::arith::sfu::{CudaFast, CudaSubnormal};
+use crate::error::Result;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::ConvForm;
+#[cfg(doc)]
+use crate::profile::TapHistory;
 use crate::quant::{QTensor, QVector, Scale};
 use half::f16;
 use ndarray::Array2;
@@ -71,6 +74,30 @@ impl ConvWeight {
     }
 }
 
+/// Rows of `values` by their new place; zeros where there is none.
+fn picked<T: Clone + Default>(
+    values: &Array2<T>,
+    rows: usize,
+    from: impl Fn(usize) -> Option<usize>,
+) -> Array2<T> {
+    let mut out = Array2::default((rows, values.ncols()));
+    for (r, mut row) in out.rows_mut().into_iter().enumerate() {
+        if let Some(from) = from(r) {
+            row.assign(&values.row(from));
+        }
+    }
+    out
+}
+
+/// The outputs of a [`ConvWindow::tiled`] window, `[L, E]`.
+pub fn untiled(out: &Array2<f32>, taps: usize) -> Array2<f32> {
+    let rows = out.nrows() + taps - 1;
+    let tokens = rows / (taps - 1 + TILE) * TILE;
+    picked(out, tokens, |t| {
+        Some(t / TILE * (taps - 1 + TILE) + t % TILE)
+    })
+}
+
 /// The inputs of a convolution: K−1 rows of history (zeros at the start of a sequence), then the L
 /// rows to compute, `[K−1+L, E]`.
 #[derive(Clone, Debug)]
@@ -93,7 +120,55 @@ pub enum ConvWindow {
     Real(Array2<f32>),
 }
 
+/// Tokens after which a kernel with [`TapHistory::LostEvery8`] forgets.
+pub const TILE: usize = 8;
+
 impl ConvWindow {
+    /// The window of a kernel that takes every [`TILE`] tokens for the start of a sequence: K−1 rows
+    /// of zeros before each. [`untiled`] takes the outputs apart again. `None` if the L tokens are no
+    /// whole number of tiles.
+    pub fn tiled(&self, taps: usize) -> Option<Self> {
+        let history = taps - 1;
+        let tokens = self.rows() - history;
+        if !tokens.is_multiple_of(TILE) {
+            return None;
+        }
+        let from = |row: usize| match (row % (history + TILE)).checked_sub(history) {
+            Some(token) => Some(history + row / (history + TILE) * TILE + token),
+            None => None,
+        };
+        let rows = tokens / TILE * (history + TILE);
+        Some(match self {
+            ConvWindow::Int8 { codes, scale } => ConvWindow::Int8 {
+                codes: picked(codes, rows, from),
+                scale: *scale,
+            },
+            ConvWindow::PerRow { codes, scales } => ConvWindow::PerRow {
+                codes: picked(codes, rows, from),
+                // The scale of a row of zeros does not matter.
+                scales: (0..rows).map(|r| scales[from(r).unwrap_or(0)]).collect(),
+            },
+            ConvWindow::Real(values) => ConvWindow::Real(picked(values, rows, from)),
+        })
+    }
+
+    /// The window as a kernel sees it that multiplies by the input scale twice. Real inputs have no
+    /// scale.
+    pub fn with_scale_twice(self) -> Result<Self> {
+        let twice = |scale: Scale| scale.times(scale.get());
+        Ok(match self {
+            ConvWindow::Int8 { codes, scale } => ConvWindow::Int8 {
+                codes,
+                scale: twice(scale)?,
+            },
+            ConvWindow::PerRow { codes, scales } => ConvWindow::PerRow {
+                codes,
+                scales: scales.into_iter().map(twice).collect::<Result<_>>()?,
+            },
+            ConvWindow::Real(values) => ConvWindow::Real(values),
+        })
+    }
+
     fn rows(&self) -> usize {
         match self {
             ConvWindow::Int8 { codes, .. } | ConvWindow::PerRow { codes, .. } => codes.nrows(),

@@ -3,6 +3,7 @@
 use crate::quant::QTensor;
 use crate::trace::Tensor;
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
+use std::ops::Range;
 
 pub(super) fn transposed<T: Copy>(values: &Array2<T>) -> Array2<T> {
     values.t().as_standard_layout().into_owned()
@@ -16,9 +17,9 @@ pub(super) fn last_rows<T: Copy>(rows: &Array2<T>, count: usize) -> Array2<T> {
     rows.slice(s![rows.nrows() - count.., ..]).to_owned()
 }
 
-/// Columns `[first, last)` of a tensor, row-major.
-pub(super) fn columns(value: &Tensor, first: usize, last: usize) -> Tensor {
-    let cut = s![.., first..last];
+/// Columns of a tensor, row-major.
+pub(super) fn columns(value: &Tensor, range: &Range<usize>) -> Tensor {
+    let cut = s![.., range.clone()];
     match value {
         Tensor::I8(q) => Tensor::I8(QTensor {
             codes: q.codes.slice(cut).as_standard_layout().into_owned(),
@@ -27,6 +28,24 @@ pub(super) fn columns(value: &Tensor, first: usize, last: usize) -> Tensor {
         Tensor::Codes(v) => Tensor::Codes(v.slice(cut).as_standard_layout().into_owned()),
         Tensor::F16(v) => Tensor::F16(v.slice(cut).as_standard_layout().into_owned()),
         Tensor::F32(v) => Tensor::F32(v.slice(cut).as_standard_layout().into_owned()),
+    }
+}
+
+/// A tensor whose buffer was written channel by channel and is read row by row: element i of the
+/// buffer is element i of the transposed tensor.
+pub(super) fn rewritten(value: Tensor) -> Tensor {
+    fn again<T: Copy>(values: &Array2<T>) -> Array2<T> {
+        let (buffer, _) = transposed(values).into_raw_vec_and_offset();
+        Array2::from_shape_vec(values.dim(), buffer).expect("as many elements as before")
+    }
+    match value {
+        Tensor::I8(q) => Tensor::I8(QTensor {
+            codes: again(&q.codes),
+            scale: q.scale,
+        }),
+        Tensor::Codes(v) => Tensor::Codes(again(&v)),
+        Tensor::F16(v) => Tensor::F16(again(&v)),
+        Tensor::F32(v) => Tensor::F32(again(&v)),
     }
 }
 

@@ -6,9 +6,9 @@ use crate::datapath::Phase;
 use crate::error::Result;
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
-use crate::profile::{ConvForm, ConvRules};
+use crate::profile::{ConvForm, ConvRules, InputScale, TapHistory};
 use crate::quant::QTensor;
-use crate::step::conv::{ConvWindow, conv_silu, conv_silu_quantize};
+use crate::step::conv::{ConvWindow, conv_silu, conv_silu_quantize, untiled};
 use crate::step::conv_sum::{narrow_sums, silu_of_sums};
 use crate::step::dynamic;
 use crate::trace::{Tensor, TracePoint};
@@ -31,9 +31,13 @@ impl Run<'_, '_> {
         let (window, after) = self.conv_window(x, before)?;
         let after = self.show_history(TracePoint::ConvStateOut, after)?;
         let rules = self.rules(self.layer.mode.conv).conv;
-        let narrow = self.narrow(&rules, &window)?;
+        let window = match rules.input_scale {
+            InputScale::Once => window,
+            InputScale::Twice => window.with_scale_twice()?,
+        };
+        let apart = self.apart(&rules, &window)?;
         let (real, form, weight) = (rules.real, rules.form, &self.layer.conv);
-        let out = match (self.layer.mode.conv_out, narrow) {
+        let out = match (self.layer.mode.conv_out, apart) {
             (Precision::Int8, None) => {
                 let (rule, scale) = (rules.output, self.scale(ScaleUse::ConvOut));
                 let (q, status) = conv_silu_quantize(real, form, weight, &window, rule, scale);
@@ -44,15 +48,33 @@ impl Run<'_, '_> {
                 let q = self.quantize(TracePoint::ConvOut, &y, ScaleUse::ConvOut, rules.output);
                 self.show(TracePoint::ConvOut, Tensor::I8(q))?
             }
-            (Precision::Float, narrow) => {
-                let y = narrow.unwrap_or_else(|| conv_silu(real, form, weight, &window, true));
+            (Precision::Float, apart) => {
+                let y = apart.unwrap_or_else(|| conv_silu(real, form, weight, &window, true));
                 self.show(TracePoint::ConvOutF32, Tensor::F32(y))?
             }
         };
         Ok((out, after))
     }
 
-    /// The real output, before any quantizer, where the accumulator may be too narrow for its sums.
+    /// The real output, before any quantizer, where it is made apart from the usual loop: in a register
+    /// that may be too narrow, or tile by tile without history.
+    fn apart(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Option<Array2<f32>>> {
+        let taps = self.layer.conv.taps();
+        let tiled = match rules.history {
+            TapHistory::Kept => None,
+            TapHistory::LostEvery8 => window.tiled(taps),
+        };
+        let Some(tiled) = tiled else {
+            return self.narrow(rules, window);
+        };
+        let y = match self.narrow(rules, &tiled)? {
+            Some(y) => y,
+            None => conv_silu(rules.real, rules.form, &self.layer.conv, &tiled, true),
+        };
+        Ok(Some(untiled(&y, taps)))
+    }
+
+    /// The real output where the accumulator may be too narrow for its sums.
     fn narrow(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Option<Array2<f32>>> {
         let weight = &self.layer.conv;
         if let (ConvForm::IntegerSum, ConvWindow::Int8 { scale, .. }) = (rules.form, window)

@@ -34,7 +34,7 @@ impl Run<'_, '_> {
         }
         let e = self.path.config.d_inner;
         let both = self.show(TracePoint::InProjOut, join_columns(&x, &z))?;
-        Ok((columns(&both, 0, e), columns(&both, e, 2 * e)))
+        Ok((columns(&both, &(0..e)), columns(&both, &(e..2 * e))))
     }
 
     /// Route A: x_proj on the conv's output.
@@ -66,7 +66,7 @@ impl Run<'_, '_> {
     }
 
     pub(super) fn dt_proj(&mut self, x_proj_out: &Tensor) -> Result<Tensor> {
-        let dt = columns(x_proj_out, 0, self.path.config.dt_rank);
+        let dt = columns(x_proj_out, &self.layer.columns.dt);
         let s_in = self.input_scale(&dt, ScaleUse::DtProjIn);
         let rule = self.rules(Implementation::Cuda).linear.dt_proj;
         let output = self.linear_output(self.layer.mode.dt_proj_out, ScaleUse::DtProjOut);

@@ -36,9 +36,8 @@ impl Run<'_, '_> {
         z: &Tensor,
         before: Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        let (r, n) = (self.path.config.dt_rank, self.path.config.d_state);
-        let b = columns(x_proj_out, r, r + n);
-        let c = columns(x_proj_out, r + n, r + 2 * n);
+        let b = columns(x_proj_out, &self.layer.columns.b);
+        let c = columns(x_proj_out, &self.layer.columns.c);
         let before = match self.phase {
             Phase::Prefill => None,
             Phase::Decode => Some(self.show(TracePoint::SsmStateIn, before)?),

@@ -1,0 +1,466 @@
+//! Fault models: known defects of kernels, put into any mode and profile to study them. A fault is
+//! an edit of the data that one block's steps read (its scales, its rules, its layouts); no step
+//! knows of faults. `Datapath::inject` makes the edit.
+//!
+//! Source: the modes specification, "Known defects of the published kernels"; `docs/attribution.md`
+//! shows the table, checked by a test.
+
+mod parse;
+
+use crate::arith::accumulate::{AccOverflow, Accumulator};
+use crate::model::ScaleKey;
+use crate::plan::ScaleUse;
+use crate::trace::TracePoint;
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// A defect and the blocks that have it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fault {
+    /// The block; `None` puts it into every one.
+    pub layer: Option<usize>,
+    /// What is wrong there.
+    pub defect: Defect,
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Defect {
+    /// The convolution multiplies by its input scale twice.
+    ConvDoubleInputScale,
+    /// The convolution forgets its K − 1 previous inputs at every 8th token.
+    ConvHistoryLoss,
+    /// The Hadamard quantizer keeps the low 8 bits instead of saturating.
+    HadamardWrap,
+    /// A scale times a factor.
+    StaleScale {
+        /// Whose scale.
+        site: ScaleSite,
+        /// What it is multiplied with.
+        factor: f32,
+    },
+    /// The scan takes C for B and B for C.
+    SwappedBc,
+    /// A tensor's buffer is written channel by channel and read row by row.
+    Transposed {
+        /// The tensor.
+        site: BufferSite,
+    },
+    /// A quantizer with another tie rule or quotient.
+    Rounding {
+        /// The quantizer.
+        site: QuantizerSite,
+        /// What it does instead.
+        rule: RoundingRule,
+    },
+    /// Sums of products in a register that is too narrow.
+    NarrowAccumulator {
+        /// The step that sums.
+        site: SumSite,
+        /// The register.
+        register: Accumulator,
+    },
+}
+
+/// Whose scale is stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ScaleSite {
+    /// Every quantizer of a calibrated scale; those who read the codes keep the scale.
+    Key(ScaleKey),
+    /// One use by one step.
+    Use(ScaleUse),
+}
+
+impl ScaleSite {
+    /// The uses whose scale is multiplied.
+    pub fn uses(self) -> impl Iterator<Item = ScaleUse> {
+        ScaleUse::ALL.into_iter().filter(move |u| match self {
+            ScaleSite::Key(key) => u.key() == key && u.produces(),
+            ScaleSite::Use(only) => *u == only,
+        })
+    }
+
+    /// The calibrated scale it belongs to.
+    pub fn key(self) -> ScaleKey {
+        match self {
+            ScaleSite::Key(key) => key,
+            ScaleSite::Use(scale_use) => scale_use.key(),
+        }
+    }
+}
+
+/// A site that a parameter can name.
+pub trait Named: Copy + Sized + 'static {
+    /// Every one, in the order of the data.
+    const ALL: &'static [Self];
+
+    /// Its name in `--fault` and in findings.
+    fn name(self) -> &'static str;
+}
+
+macro_rules! named {
+    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident $name:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $type {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl Named for $type {
+            const ALL: &'static [Self] = &[$($type::$variant),*];
+
+            fn name(self) -> &'static str {
+                match self {
+                    $($type::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+named! {
+    /// A tensor that lies in a buffer between two steps.
+    BufferSite {
+        /// Normed hidden state.
+        NormOut "norm_out",
+        /// conv+SiLU, INT8 or FP32.
+        ConvOut "conv_out",
+        /// x_proj's input, where it is not the conv's own output.
+        XProjIn "x_proj_in",
+        /// dt‖B‖C.
+        XProjOut "x_proj_out",
+        /// dt.
+        DtProjOut "dt_proj_out",
+        /// The scan's main input.
+        SsmU "ssm_u",
+        /// Gated scan output.
+        SsmY "ssm_y",
+        /// Rotated y.
+        HadOut "had_out",
+        /// Block output.
+        OutProjOut "out_proj_out",
+    }
+}
+
+impl BufferSite {
+    /// The site of a traced tensor, if it is one.
+    pub fn of(point: TracePoint) -> Option<Self> {
+        Some(match point {
+            TracePoint::NormOut => BufferSite::NormOut,
+            TracePoint::ConvOut | TracePoint::ConvOutF32 => BufferSite::ConvOut,
+            TracePoint::XProjIn => BufferSite::XProjIn,
+            TracePoint::XProjOut => BufferSite::XProjOut,
+            TracePoint::DtProjOut => BufferSite::DtProjOut,
+            TracePoint::SsmU => BufferSite::SsmU,
+            TracePoint::SsmY => BufferSite::SsmY,
+            TracePoint::HadOut => BufferSite::HadOut,
+            TracePoint::OutProjOut => BufferSite::OutProjOut,
+            _ => return None,
+        })
+    }
+}
+
+named! {
+    /// A quantizer whose rule can be another.
+    QuantizerSite {
+        /// RMSNorm's.
+        NormOut "norm_out",
+        /// in_proj's requantizer.
+        InProjOut "in_proj_out",
+        /// The convolution's.
+        ConvOut "conv_out",
+        /// Those of FP32 tensors between steps: x_proj's input and u.
+        Requantize "requantize",
+        /// x_proj's requantizer.
+        XProjOut "x_proj_out",
+        /// dt_proj's requantizer.
+        DtProjOut "dt_proj_out",
+        /// The state's.
+        SsmState "ssm_state",
+        /// The Hadamard quantizer.
+        HadOut "had_out",
+    }
+}
+
+impl QuantizerSite {
+    /// Whether it brings values to units of its scale itself, so that its quotient has a rule.
+    pub fn has_quotient(self) -> bool {
+        matches!(
+            self,
+            QuantizerSite::NormOut
+                | QuantizerSite::ConvOut
+                | QuantizerSite::Requantize
+                | QuantizerSite::SsmState
+        )
+    }
+}
+
+named! {
+    /// What a quantizer does instead.
+    RoundingRule {
+        /// Ties away from zero.
+        HalfAway "half-away",
+        /// Ties to the even neighbour.
+        HalfEven "half-even",
+        /// Multiplies by the special-function unit's reciprocal of the scale.
+        Reciprocal "reciprocal",
+        /// Divides by the scale.
+        Division "division",
+    }
+}
+
+impl RoundingRule {
+    /// Whether it is about the quotient rather than about ties.
+    pub fn is_quotient(self) -> bool {
+        matches!(self, RoundingRule::Reciprocal | RoundingRule::Division)
+    }
+}
+
+named! {
+    /// A step that sums products of codes.
+    SumSite {
+        /// in_proj.
+        InProj "in_proj",
+        /// The convolution.
+        Conv "conv",
+        /// x_proj.
+        XProj "x_proj",
+        /// dt_proj.
+        DtProj "dt_proj",
+        /// out_proj.
+        OutProj "out_proj",
+    }
+}
+
+/// A parameter of a fault model.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// What it can be, in words or as names.
+    pub values: Values,
+    /// What it is if not given; `None` where it must be.
+    pub default: Option<&'static str>,
+}
+
+/// What a parameter can be.
+#[derive(Clone, Copy, Debug)]
+pub enum Values {
+    /// A number of a block, or `all`.
+    Layer,
+    /// One of these names.
+    Names(fn() -> Vec<&'static str>),
+    /// A number, described.
+    Number(&'static str),
+}
+
+impl fmt::Display for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Values::Layer => f.write_str("a block, or all"),
+            Values::Names(names) => f.write_str(&names().join(", ")),
+            Values::Number(words) => f.write_str(words),
+        }
+    }
+}
+
+impl Serialize for Values {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A row of the table of fault models.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct FaultModel {
+    /// Its name in `--fault` and in findings.
+    pub name: &'static str,
+    /// What goes wrong.
+    pub effect: &'static str,
+    /// What can be chosen.
+    pub parameters: &'static [Parameter],
+    /// One to copy.
+    pub example: &'static str,
+}
+
+const LAYER: Parameter = Parameter {
+    name: "layer",
+    values: Values::Layer,
+    default: Some("all"),
+};
+
+fn names<T: Named>() -> Vec<&'static str> {
+    T::ALL.iter().map(|site| site.name()).collect()
+}
+
+const fn choice<T: Named>(name: &'static str, default: Option<&'static str>) -> Parameter {
+    Parameter {
+        name,
+        values: Values::Names(names::<T>),
+        default,
+    }
+}
+
+fn scale_sites() -> Vec<&'static str> {
+    let keys = ScaleKey::ALL.into_iter().map(ScaleKey::name);
+    keys.chain(ScaleUse::ALL.into_iter().map(ScaleUse::name))
+        .collect()
+}
+
+fn acc_overflows() -> Vec<&'static str> {
+    vec!["wrap", "saturate"]
+}
+
+/// Every fault model.
+pub const FAULTS: &[FaultModel] = &[
+    FaultModel {
+        name: "conv-double-input-scale",
+        effect: "the convolution multiplies by its input scale twice: SiLU(s_x²·s_w·acc + bias)",
+        parameters: &[LAYER],
+        example: "conv-double-input-scale@layer=7",
+    },
+    FaultModel {
+        name: "conv-history-loss",
+        effect: "the convolution takes zeros for its K−1 previous inputs at every 8th token, when the length is a multiple of 8",
+        parameters: &[LAYER],
+        example: "conv-history-loss@layer=2",
+    },
+    FaultModel {
+        name: "hadamard-wrap",
+        effect: "the Hadamard quantizer keeps the low 8 bits of what does not fit, instead of saturating",
+        parameters: &[LAYER],
+        example: "hadamard-wrap@layer=all",
+    },
+    FaultModel {
+        name: "stale-scale",
+        effect: "a scale is multiplied by a factor at one site, so that producer and consumers of a tensor disagree; a calibrated scale's name means its quantizers",
+        parameters: &[
+            LAYER,
+            Parameter {
+                name: "site",
+                values: Values::Names(scale_sites),
+                default: None,
+            },
+            Parameter {
+                name: "factor",
+                values: Values::Number("a positive number"),
+                default: None,
+            },
+        ],
+        example: "stale-scale@layer=3,site=x_proj_input,factor=1.7",
+    },
+    FaultModel {
+        name: "swapped-bc",
+        effect: "the scan takes C for B and B for C",
+        parameters: &[LAYER],
+        example: "swapped-bc@layer=5",
+    },
+    FaultModel {
+        name: "transposed",
+        effect: "a tensor is written channel by channel and read row by row",
+        parameters: &[LAYER, choice::<BufferSite>("site", Some("conv_out"))],
+        example: "transposed@layer=4,site=x_proj_out",
+    },
+    FaultModel {
+        name: "rounding",
+        effect: "a quantizer with another tie rule, or with a reciprocal where a division is meant (or the other way round)",
+        parameters: &[
+            LAYER,
+            choice::<QuantizerSite>("site", Some("conv_out")),
+            choice::<RoundingRule>("rule", Some("reciprocal")),
+        ],
+        example: "rounding@layer=6,site=norm_out,rule=half-away",
+    },
+    FaultModel {
+        name: "narrow-accumulator",
+        effect: "sums of products in a register of few bits, which wraps or saturates after every addition",
+        parameters: &[
+            LAYER,
+            choice::<SumSite>("site", Some("in_proj")),
+            Parameter {
+                name: "bits",
+                values: Values::Number("8 to 32"),
+                default: Some("16"),
+            },
+            Parameter {
+                name: "overflow",
+                values: Values::Names(acc_overflows),
+                default: Some("wrap"),
+            },
+        ],
+        example: "narrow-accumulator@layer=1,site=out_proj,bits=18,overflow=saturate",
+    },
+];
+
+impl Defect {
+    /// The name of its model.
+    pub fn name(self) -> &'static str {
+        match self {
+            Defect::ConvDoubleInputScale => "conv-double-input-scale",
+            Defect::ConvHistoryLoss => "conv-history-loss",
+            Defect::HadamardWrap => "hadamard-wrap",
+            Defect::StaleScale { .. } => "stale-scale",
+            Defect::SwappedBc => "swapped-bc",
+            Defect::Transposed { .. } => "transposed",
+            Defect::Rounding { .. } => "rounding",
+            Defect::NarrowAccumulator { .. } => "narrow-accumulator",
+        }
+    }
+
+    /// Where in a block it is, as findings say: the calibrated scale of a stale one, the parameter
+    /// `site` of the others, or the step.
+    pub fn site(self) -> &'static str {
+        match self {
+            Defect::ConvDoubleInputScale | Defect::ConvHistoryLoss => "conv",
+            Defect::HadamardWrap => "had_out",
+            Defect::StaleScale { site, .. } => site.key().name(),
+            Defect::SwappedBc => "x_proj_out",
+            Defect::Transposed { site } => site.name(),
+            Defect::Rounding { site, .. } => site.name(),
+            Defect::NarrowAccumulator { site, .. } => site.name(),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    /// As `--fault` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@layer=", self.defect.name())?;
+        match self.layer {
+            Some(layer) => write!(f, "{layer}")?,
+            None => f.write_str("all")?,
+        }
+        match self.defect {
+            Defect::ConvDoubleInputScale
+            | Defect::ConvHistoryLoss
+            | Defect::HadamardWrap
+            | Defect::SwappedBc => Ok(()),
+            Defect::StaleScale { site, factor } => {
+                let name = match site {
+                    ScaleSite::Key(key) => key.name(),
+                    ScaleSite::Use(scale_use) => scale_use.name(),
+                };
+                write!(f, ",site={name},factor={factor}")
+            }
+            Defect::Transposed { site } => write!(f, ",site={}", site.name()),
+            Defect::Rounding { site, rule } => {
+                write!(f, ",site={},rule={}", site.name(), rule.name())
+            }
+            Defect::NarrowAccumulator { site, register } => {
+                let overflow = match register.overflow() {
+                    AccOverflow::Wrap => "wrap",
+                    AccOverflow::Saturate => "saturate",
+                    AccOverflow::Trap => "trap",
+                };
+                let (site, bits) = (site.name(), register.bits());
+                write!(f, ",site={site},bits={bits},overflow={overflow}")
+            }
+        }
+    }
+}
+
+impl Serialize for Fault {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
