@@ -1,4 +1,15 @@
 //! Which step or scale is to blame, in findings that tables, JSON and the report share.
+//!
+//! | what | module |
+//! |---|---|
+//! | what is wrong with a dump | [`diagnose`] |
+//! | what could be wrong | [`candidate`] |
+//! | a block run with a dump's tensors in place, and how far it is off | [`replay`] |
+
+pub mod candidate;
+pub mod diagnose;
+mod fit;
+pub mod replay;
 
 use serde::Serialize;
 use std::fmt;

@@ -18,6 +18,7 @@ use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
 use half::f16;
 use ndarray::{Array2, s};
 use prepare::{Layer, prepare_layer};
+use std::sync::Arc;
 
 pub use block::{ConvHistory, LayerState};
 
@@ -63,7 +64,8 @@ pub struct Datapath<'m> {
     config: &'m Config,
     mode: ModeSpec,
     profile: Profile,
-    layers: Vec<Layer<'m>>,
+    /// Shared with the datapaths this one was cloned from, until a fault edits one.
+    layers: Vec<Arc<Layer<'m>>>,
     embedding: &'m Array2<f16>,
     norm_f: Vec<f32>,
     head: LinearWeight<'m>,
@@ -75,7 +77,7 @@ impl<'m> Datapath<'m> {
         let config = model.config()?;
         let ends = prepare::ends(model, mode)?;
         let layers = (0..config.n_layers)
-            .map(|i| prepare_layer(model, mode, profile, i))
+            .map(|i| prepare_layer(model, mode, profile, i).map(Arc::new))
             .collect::<Result<_>>()?;
         Ok(Self {
             config,

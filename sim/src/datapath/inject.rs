@@ -11,6 +11,7 @@ use crate::mode::ModeSpec;
 use crate::model::Model;
 use crate::profile::{InputScale, Profile, StepRules, TapHistory};
 use crate::trace::TracePoint;
+use std::sync::Arc;
 
 impl<'m> Datapath<'m> {
     /// A datapath with faults.
@@ -50,7 +51,7 @@ impl<'m> Datapath<'m> {
             }
         };
         for layer in &mut self.layers[blocks] {
-            edit(layer, fault.defect)?;
+            edit(Arc::make_mut(layer), fault.defect)?;
         }
         Ok(())
     }

@@ -1,0 +1,326 @@
+//! Runs blocks with a dump's tensors in place, and says how far what is made there is from the dump.
+
+use super::candidate::{Misread, Reading};
+use crate::trace_file::Points;
+use crate::ulp::ulp_f16;
+use crate::value::{Elements, Value};
+use half::f16;
+use ndarray::{Array2, s};
+use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
+use scalescope_sim::error::Result;
+use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
+use std::collections::BTreeMap;
+
+/// When two elements count as equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closeness {
+    /// The same bits.
+    Bits,
+    /// The same codes; floats about one ulp of binary16 apart, or a ten-thousandth of the tensor's
+    /// root mean square: a dump of another implementation, whose functions round otherwise.
+    Near,
+}
+
+/// How one tensor compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PointScore {
+    /// Elements compared.
+    pub compared: usize,
+    /// Elements that are not equal.
+    pub mismatched: usize,
+    /// Elements whose bits differ.
+    pub bits: usize,
+    /// Sum over elements of the difference, at most 1 each: of 8 codes, of the root mean square.
+    pub distance: f64,
+    /// Largest difference, in codes or in root mean squares.
+    pub largest: f64,
+    /// The first row that has an element which is not equal.
+    pub first_row: Option<usize>,
+}
+
+/// How a replay compares, place by place.
+pub type Score = BTreeMap<Place, PointScore>;
+
+/// Elements that are not equal.
+pub fn mismatched(score: &Score) -> usize {
+    score.values().map(|s| s.mismatched).sum()
+}
+
+/// The mean over places of their mean difference; what a fit makes small.
+pub fn distance(score: &Score) -> f64 {
+    let mean = |s: &PointScore| s.distance / s.compared.max(1) as f64;
+    score.values().map(mean).sum()
+}
+
+/// Adds the score of another sequence.
+pub fn add(total: &mut Score, other: Score) {
+    for (place, s) in other {
+        let into = total.entry(place).or_default();
+        into.compared += s.compared;
+        into.mismatched += s.mismatched;
+        into.bits += s.bits;
+        into.distance += s.distance;
+        into.largest = into.largest.max(s.largest);
+        into.first_row = match (into.first_row, s.first_row) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+}
+
+/// The blocks that a replay runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The first block.
+    pub first: usize,
+    /// One past the last.
+    pub end: usize,
+    /// Whether the logits follow.
+    pub head: bool,
+}
+
+/// A probe that compares each tensor of a dump and puts it in place.
+pub struct Replay<'a> {
+    points: &'a Points,
+    /// Rows that run; `None` for all, states included.
+    rows: Option<usize>,
+    closeness: Closeness,
+    misread: &'a [Misread],
+    /// What was seen.
+    pub score: Score,
+}
+
+impl<'a> Replay<'a> {
+    /// A replay of one sequence.
+    pub fn new(
+        points: &'a Points,
+        rows: Option<usize>,
+        closeness: Closeness,
+        misread: &'a [Misread],
+    ) -> Self {
+        Self {
+            points,
+            rows,
+            closeness,
+            misread,
+            score: Score::new(),
+        }
+    }
+
+    /// Runs blocks from what the first one gets; returns what the last one hands on.
+    pub fn run(
+        &mut self,
+        path: &Datapath,
+        window: Window,
+        mut passing: Passing,
+    ) -> Result<Passing> {
+        if let Some(rows) = self.rows {
+            passing = first_rows(&passing, rows);
+        }
+        for block in window.first..window.end {
+            (passing, _) = path.prefill_block(block, passing, self)?;
+        }
+        if window.head {
+            let logits = self.points.contains_key(&Place::end(TracePoint::Logits));
+            let rows = match logits {
+                true => LogitRows::All,
+                false => LogitRows::None,
+            };
+            path.finish(passing.clone(), rows, self)?;
+        }
+        Ok(passing)
+    }
+}
+
+fn first_rows(passing: &Passing, rows: usize) -> Passing {
+    let cut = |t: &Tensor| -> Tensor {
+        match t {
+            Tensor::F16(a) => Tensor::F16(a.slice(s![..rows, ..]).to_owned()),
+            other => Tensor::F32(other.to_real().slice(s![..rows, ..]).to_owned()),
+        }
+    };
+    Passing {
+        hidden: cut(&passing.hidden),
+        residual: passing
+            .residual
+            .as_ref()
+            .map(|r| r.slice(s![..rows, ..]).to_owned()),
+    }
+}
+
+/// The first rows of a dumped tensor.
+fn rows_of(value: &Value, rows: usize) -> Value {
+    let cut = s![..rows, ..];
+    match value {
+        Value::I8(a) => Value::I8(a.slice(cut).to_owned()),
+        Value::F16(a) => Value::F16(a.slice(cut).to_owned()),
+        Value::F32(a) => Value::F32(a.slice(cut).to_owned()),
+    }
+}
+
+impl Probe for Replay<'_> {
+    fn wants(&self, place: Place) -> bool {
+        let whole_only = place.point.is_state() || place.point == TracePoint::ConvInScale;
+        self.points.contains_key(&place) && !(whole_only && self.rows.is_some())
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        let misread = self.misread.iter().find(|m| m.place == place);
+        let dumped = match self.rows {
+            // A misread buffer is another one for fewer tokens.
+            Some(rows) if misread.is_none() => rows_of(&self.points[&place], rows),
+            _ => self.points[&place].clone(),
+        };
+        let undone = misread.map(|m| m.undo(&dumped));
+        let (judged, handed_on) = match misread.map(|m| m.reading) {
+            None => (&dumped, &dumped),
+            Some(Reading::DumpLies) => {
+                (undone.as_ref().expect("set"), undone.as_ref().expect("set"))
+            }
+            Some(Reading::ProducerWrites) => (undone.as_ref().expect("set"), &dumped),
+            Some(Reading::ConsumerReads) => (&dumped, undone.as_ref().expect("set")),
+        };
+        let (found, _) = Value::from_tensor(value.clone());
+        let score = self.score.entry(place).or_default();
+        compare(score, judged, &found, self.closeness);
+        if handed_on.dim() == found.dim() && handed_on.dtype() == found.dtype() {
+            *value = match (&*value, handed_on.clone()) {
+                (Tensor::Codes(_), Value::I8(codes)) => Tensor::Codes(codes),
+                (value, file) => file.into_tensor(value.scale()),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Compares a dumped tensor with what is made; another type or shape is no agreement at all.
+fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Closeness) {
+    let count = found.elements().len();
+    score.compared += count;
+    if dumped.dim() != found.dim() || dumped.dtype() != found.dtype() {
+        score.mismatched += count;
+        score.bits += count;
+        score.distance += count as f64;
+        score.largest = f64::INFINITY;
+        score.first_row = Some(0);
+        return;
+    }
+    let columns = found.dim().1;
+    match (dumped.elements(), found.elements()) {
+        (Elements::I8(x), Elements::I8(y)) => {
+            for (i, (x, y)) in x.iter().zip(y).enumerate() {
+                if x != y {
+                    let steps = f64::from(x.abs_diff(*y));
+                    score.differs(i / columns, steps / 8.0, steps, true);
+                }
+            }
+        }
+        (Elements::F16(x), Elements::F16(y)) => {
+            let unit = rms(x.iter().map(|v| v.to_f64()));
+            for (i, (x, y)) in x.iter().zip(y).enumerate() {
+                if x.to_bits() != y.to_bits() {
+                    let error = (x.to_f64() - y.to_f64()).abs();
+                    let near = near_f16(*x, *y) || error <= 1e-4 * unit;
+                    let counts = closeness == Closeness::Bits || !near;
+                    score.differs(i / columns, error / unit, error / unit, counts);
+                }
+            }
+        }
+        (Elements::F32(x), Elements::F32(y)) => {
+            let unit = rms(x.iter().map(|v| f64::from(*v)));
+            for (i, (x, y)) in x.iter().zip(y).enumerate() {
+                if x.to_bits() != y.to_bits() {
+                    let (a, b) = (f64::from(*x), f64::from(*y));
+                    let error = (a - b).abs();
+                    let near = error <= 1e-5 * a.abs().max(b.abs()) || error <= 1e-6 * unit;
+                    let counts = closeness == Closeness::Bits || !near;
+                    score.differs(i / columns, error / unit, error / unit, counts);
+                }
+            }
+        }
+        _ => unreachable!("the types are equal"),
+    }
+}
+
+impl PointScore {
+    fn differs(&mut self, row: usize, distance: f64, size: f64, counts: bool) {
+        self.bits += 1;
+        // NaN, of an infinity that fits nothing, is as far as can be.
+        self.distance += if distance <= 1.0 { distance } else { 1.0 };
+        if counts {
+            self.mismatched += 1;
+            self.largest = self.largest.max(size);
+            self.first_row = Some(self.first_row.map_or(row, |r| r.min(row)));
+        }
+    }
+}
+
+fn near_f16(x: f16, y: f16) -> bool {
+    ulp_f16(x, y).is_some_and(|ulp| ulp <= 1)
+}
+
+/// The root mean square of the finite ones; 1 if that is zero.
+fn rms(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0usize);
+    for v in values.filter(|v| v.is_finite()) {
+        sum += v * v;
+        count += 1;
+    }
+    match sum > 0.0 {
+        true => (sum / count as f64).sqrt(),
+        false => 1.0,
+    }
+}
+
+/// A tensor `[rows, columns]` whose buffer holds it column by column, read right.
+pub fn from_columns(value: &Value) -> Value {
+    let (rows, columns) = value.dim();
+    // Element (r, c) lies at c · rows + r.
+    picked(value, |i| i % columns * rows + i / columns)
+}
+
+/// A tensor `[rows, columns]` written column by column into a buffer of that shape.
+pub fn to_columns(value: &Value) -> Value {
+    let (rows, columns) = value.dim();
+    picked(value, |i| i % rows * columns + i / rows)
+}
+
+/// A tensor of the other shape, turned.
+pub fn turned(value: &Value) -> Value {
+    match value {
+        Value::I8(a) => Value::I8(a.t().as_standard_layout().into_owned()),
+        Value::F16(a) => Value::F16(a.t().as_standard_layout().into_owned()),
+        Value::F32(a) => Value::F32(a.t().as_standard_layout().into_owned()),
+    }
+}
+
+/// A tensor of the same shape whose element i is element `from(i)` of the buffer.
+fn picked(value: &Value, from: impl Fn(usize) -> usize) -> Value {
+    fn pick<T: Copy>(values: &Array2<T>, from: impl Fn(usize) -> usize) -> Array2<T> {
+        let buffer = values.as_slice().expect("values are kept row-major");
+        let order = (0..buffer.len()).map(|i| buffer[from(i)]).collect();
+        Array2::from_shape_vec(values.dim(), order).expect("as many elements")
+    }
+    match value {
+        Value::I8(a) => Value::I8(pick(a, from)),
+        Value::F16(a) => Value::F16(pick(a, from)),
+        Value::F32(a) => Value::F32(pick(a, from)),
+    }
+}
+
+/// A dumped tensor with two blocks of columns in each other's place.
+pub fn swapped(value: &Value, first: usize, width: usize) -> Value {
+    fn swap<T: Copy>(values: &Array2<T>, first: usize, width: usize) -> Array2<T> {
+        let mut out = values.clone();
+        let (a, b) = (first..first + width, first + width..first + 2 * width);
+        out.slice_mut(s![.., a.clone()])
+            .assign(&values.slice(s![.., b.clone()]));
+        out.slice_mut(s![.., b]).assign(&values.slice(s![.., a]));
+        out
+    }
+    match value {
+        Value::I8(a) => Value::I8(swap(a, first, width)),
+        Value::F16(a) => Value::F16(swap(a, first, width)),
+        Value::F32(a) => Value::F32(swap(a, first, width)),
+    }
+}
