@@ -61,6 +61,10 @@ pub enum Command {
     Modes(ModesArgs),
     /// Show the fault models that --fault takes
     Faults(FaultsArgs),
+    /// Say which site of a mode costs how much, or what is wrong with a dump
+    Attribute(AttributeArgs),
+    /// Say which small changes of a mode help most, measured
+    Recommend(RecommendArgs),
     /// Fold, calibrate and quantize a Hugging Face checkpoint
     Quantize(QuantizeArgs),
     /// Measure accuracy and perplexity of modes, with intervals, tests and ties
@@ -136,6 +140,85 @@ pub struct FaultArgs {
     /// `scalescope faults` lists them)
     #[arg(long, value_name = "NAME@KEY=VALUE,..")]
     pub fault: Vec<String>,
+}
+
+/// Arguments of `attribute`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope attribute --mode 2-4 --against 1
+  scalescope attribute --mode 0 --file book.txt --length 512 --shapley 8
+  scalescope attribute --mode 2-1 --trace dump.npz --json
+
+The first form switches every site (a tensor or weight of a block) to the reference and back. The
+second sees the model, the mode and the tensors of the dump, never its metadata. docs/attribution.md")]
+pub struct AttributeArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text of the first form [default: 2,048 tokens of the built-in passages].
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The mode that sites are switched to
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub against: String,
+    /// A dump to diagnose: tokens and any tensors of a prefill, see docs/trace-points.md
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
+    pub trace: Option<PathBuf>,
+    /// Arithmetic: exact, torch, deployed [default: exact; of a dump the one that it follows best]
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Sample Shapley values over this many random orders (each as many runs as there are sites)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub shapley: Option<u32>,
+    /// Measure losses at every n-th position
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub stride: NonZeroUsize,
+    /// Sites shown in the table
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub top: usize,
+    /// Seed of the orders
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `recommend`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope recommend --mode 2-4
+  scalescope recommend --mode 0 --profile deployed --file book.jsonl --length 256 --json
+
+Sequences 0, 2, 4, … choose the changes, the others measure them.")]
+pub struct RecommendArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text [default: the built-in passages, cut to 128 tokens].
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The mode that losses are measured against
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub against: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Measure losses at every n-th position
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub stride: NonZeroUsize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `faults`.

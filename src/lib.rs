@@ -59,6 +59,8 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Report(args) => cmd::report::run(&args),
         Command::Run(args) => cmd::run::run(&args),
         Command::Modes(args) => cmd::modes::run(&args),
+        Command::Attribute(args) => cmd::attribute::run(&args),
+        Command::Recommend(args) => cmd::recommend::run(&args),
         Command::Faults(args) => cmd::faults::run(&args),
         Command::Quantize(args) => cmd::quantize::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),

@@ -4,12 +4,20 @@
 //! |---|---|
 //! | what is wrong with a dump | [`diagnose`] |
 //! | what could be wrong | [`candidate`] |
+//! | what each site of a mode costs | [`sites`] |
+//! | why it costs that | [`causes`] |
+//! | what would help | [`recommend`] |
+//! | losses of runs, paired | [`loss`] |
 //! | a block run with a dump's tensors in place, and how far it is off | [`replay`] |
 
 pub mod candidate;
+pub mod causes;
 pub mod diagnose;
 mod fit;
+pub mod loss;
+pub mod recommend;
 pub mod replay;
+pub mod sites;
 
 use serde::Serialize;
 use std::fmt;

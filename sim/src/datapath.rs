@@ -2,6 +2,7 @@
 //! token by token, and shows every tensor to a probe. It reads the fields of a mode; it never asks
 //! for its name.
 
+mod adopt;
 mod block;
 mod inject;
 mod prepare;
@@ -20,6 +21,7 @@ use ndarray::{Array2, s};
 use prepare::{Layer, prepare_layer};
 use std::sync::Arc;
 
+pub use adopt::{Amendment, Part};
 pub use block::{ConvHistory, LayerState};
 
 /// Which rows of logits a prefill computes.

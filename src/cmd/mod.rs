@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod attribute;
 pub mod bench;
 pub mod check;
 pub mod check_op;
@@ -12,6 +13,7 @@ pub mod merge;
 pub mod modes;
 pub mod propagate;
 pub mod quantize;
+pub mod recommend;
 pub mod report;
 pub mod run;
 pub mod selftest;

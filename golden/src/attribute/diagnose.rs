@@ -84,12 +84,13 @@ pub fn diagnose(
         }
         all.push((search, state));
     }
-    // The profile that the most blocks follow.
+    // The profile that the most blocks follow, to the last bit.
     all.sort_by_key(|(_, state)| {
         let score = state.score();
-        let bad = || score.iter().filter(|(_, s)| s.mismatched > 0);
+        let bad = || score.iter().filter(|(_, s)| s.bits > 0);
         let blocks: BTreeSet<_> = bad().map(|(place, _)| place.layer).collect();
-        (blocks.len(), bad().count(), replay::mismatched(&score))
+        let bits: usize = score.values().map(|s| s.bits).sum();
+        (blocks.len(), bad().count(), bits)
     });
     let mut best: Option<Diagnosis> = None;
     for (search, state) in all {
@@ -500,7 +501,7 @@ impl Search<'_> {
         let mut left = 0;
         for sequence in 0..self.tokens.len() {
             let score = self.replay(state, scene, sequence, None, Some(candidate))?;
-            left += score.map_or(usize::MAX / 2, |s| replay::mismatched(&s)) / 1;
+            left += score.map_or(scene.base, |s| replay::mismatched(&s));
         }
         Ok(left)
     }

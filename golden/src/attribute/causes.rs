@@ -1,0 +1,154 @@
+//! Probable causes of what a mode costs, in words: how each scale meets its data.
+
+use super::loss::Text;
+use super::sites::{Costs, SiteCost};
+use super::{Finding, Severity};
+use scalescope_sim::arith::saturate::Status;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::Result;
+use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
+use std::collections::BTreeMap;
+
+/// Sites that are spoken of.
+const SITES: usize = 8;
+/// Outside of this a scale fits its data badly.
+const WARNING: [f64; 2] = [0.67, 1.5];
+/// Outside of this no calibration made it.
+const ERROR: [f64; 2] = [0.2, 5.0];
+
+/// Speaks of the costliest sites, and of every quantizer whose scale does not fit its data.
+pub fn find(
+    path: &Datapath,
+    reference: &Datapath,
+    text: &Text,
+    costs: &Costs,
+) -> Result<Vec<Finding>> {
+    let (own, clean) = (counts(path, text)?, absmax(reference, text)?);
+    let mut findings = Vec::new();
+    for (i, site) in costs.sites.iter().enumerate() {
+        let counted = own.get(&(site.layer, point(site)));
+        let needed = counted.and_then(|(status, _)| {
+            let status = *status;
+            clean
+                .get(&(site.layer, point(site)))
+                .map(|absmax| (status, *absmax))
+        });
+        let ratio = counted.map(|(status, _)| status.scale_ratio());
+        let odd = ratio.is_some_and(|r| !(WARNING[0]..=WARNING[1]).contains(&r));
+        if i < SITES || odd && site.share > 0.01 {
+            findings.push(finding(site, counted, needed.map(|(_, m)| m)));
+        }
+    }
+    Ok(findings)
+}
+
+fn finding(site: &SiteCost, counted: Option<&(Status, f64)>, clean: Option<f64>) -> Finding {
+    let cost = format!(
+        "costs {:.1} % of the KL (off {:.5} ± {:.5}, on {:.5} ± {:.5})",
+        100.0 * site.share,
+        site.one_off_kl.mean,
+        site.one_off_kl.se,
+        site.one_on_kl.mean,
+        site.one_on_kl.se
+    );
+    let mut finding = Finding {
+        kind: "none",
+        layer: Some(site.layer),
+        site: site
+            .scale
+            .map_or(site.site, |scale| scale.name())
+            .to_owned(),
+        severity: Severity::Info,
+        share: site.share.clamp(0.0, 1.0),
+        evidence: format!("{} {cost}", site.site),
+        fault: None,
+    };
+    let Some((status, scale)) = counted else {
+        return finding;
+    };
+    let ratio = status.scale_ratio();
+    finding.evidence += &format!(
+        "; absmax/(127·scale) = {ratio:.2}, {:.3} % do not fit",
+        100.0 * status.overflow_rate()
+    );
+    // What the float model would need of this scale.
+    let wanted = clean.map(|absmax| absmax / 127.0 / scale);
+    let outside = |range: [f64; 2], r: f64| !(range[0]..=range[1]).contains(&r);
+    if outside(WARNING, ratio) {
+        finding.kind = "stale-scale";
+        finding.severity = Severity::Warning;
+        if let Some(wanted) = wanted {
+            finding.evidence +=
+                &format!("; the float model's values ask for a scale {wanted:.2} times as large");
+            if outside(ERROR, wanted) {
+                finding.severity = Severity::Error;
+            }
+            if (ratio / scale - 1.0).abs() < 0.5 && ratio < 0.5 {
+                finding.evidence += "; consistent with the input scale applied twice";
+            }
+        }
+    }
+    finding
+}
+
+/// The point whose quantizer makes a site.
+fn point(site: &SiteCost) -> TracePoint {
+    match site.site {
+        "norm_out" => TracePoint::NormOut,
+        "x" | "z" => TracePoint::InProjOut,
+        "conv_out" => TracePoint::ConvOut,
+        "x_proj_in" => TracePoint::XProjIn,
+        "ssm_u" => TracePoint::SsmU,
+        "x_proj_out" => TracePoint::XProjOut,
+        "dt_proj_out" => TracePoint::DtProjOut,
+        "had_out" => TracePoint::HadOut,
+        // Weights and f16 tensors have no quantizer that counts.
+        _ => TracePoint::Logits,
+    }
+}
+
+type At = (usize, TracePoint);
+
+/// Counters of every quantizer of a run, and its scale.
+fn counts(path: &Datapath, text: &Text) -> Result<BTreeMap<At, (Status, f64)>> {
+    let mut all = BTreeMap::new();
+    for tokens in &text.sequences {
+        let mut recorder = Recorder::new(Selection::default());
+        path.prefill(tokens, LogitRows::None, &mut recorder)?;
+        for (place, status) in &recorder.counts {
+            let scale = recorder.tensors.get(place).and_then(|t| t.scale());
+            if let (Some(layer), Some(scale)) = (place.layer, scale) {
+                let entry = all
+                    .entry((layer, place.point))
+                    .or_insert((Status::default(), f64::from(scale.get())));
+                entry.0 += *status;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The largest magnitude of each tensor of the reference.
+fn absmax(reference: &Datapath, text: &Text) -> Result<BTreeMap<At, f64>> {
+    let mut all: BTreeMap<At, f64> = BTreeMap::new();
+    for tokens in &text.sequences {
+        let mut recorder = Recorder::new(Selection::default());
+        reference.prefill(tokens, LogitRows::None, &mut recorder)?;
+        for (Place { layer, point }, tensor) in &recorder.tensors {
+            let Some(layer) = layer else { continue };
+            let top = tensor.to_real().iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            // One tensor under several names.
+            let names: &[TracePoint] = match point {
+                TracePoint::ConvOutF32 => {
+                    &[TracePoint::ConvOut, TracePoint::XProjIn, TracePoint::SsmU]
+                }
+                _ => std::slice::from_ref(point),
+            };
+            for name in names {
+                let entry = all.entry((*layer, *name)).or_default();
+                *entry = entry.max(f64::from(top));
+            }
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,199 @@
+//! What a change of a mode costs: KL from the reference and the negative log-likelihood of the text,
+//! position by position, so that two runs can be paired.
+
+use ndarray::{Array2, Axis};
+use rayon::prelude::*;
+use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::score::Row;
+use scalescope_sim::trace::{Blind, Tensor};
+
+/// The text that losses are measured on: sequences, and every how many positions one counts.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// Token ids, each sequence at least two.
+    pub sequences: Vec<Vec<u32>>,
+    /// Distance of the positions that count; 1 for every one.
+    pub stride: usize,
+}
+
+impl Text {
+    /// Positions of a sequence that count; each has a next token.
+    fn positions(&self, sequence: usize) -> Vec<usize> {
+        (0..self.sequences[sequence].len() - 1)
+            .step_by(self.stride)
+            .collect()
+    }
+
+    /// Tokens of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.sequences.iter().map(Vec::len).sum()
+    }
+
+    /// Checks that every sequence predicts something.
+    pub fn check(&self) -> Result<()> {
+        match self.sequences.iter().position(|s| s.len() < 2) {
+            None => Ok(()),
+            Some(i) => Err(SimError::value(
+                format_args!("sequence {i}"),
+                "at least two tokens, to predict one from the other",
+                self.sequences[i].len(),
+            )),
+        }
+    }
+}
+
+/// Losses at the positions that count, over all sequences.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Losses {
+    /// KL(reference ‖ run), nats.
+    pub kl: Vec<f64>,
+    /// −log p of the next token, nats.
+    pub nll: Vec<f64>,
+}
+
+/// Mean and its standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Mean {
+    /// Mean.
+    pub mean: f64,
+    /// Standard error of the mean; positions are taken as independent.
+    pub se: f64,
+}
+
+impl Mean {
+    /// Of some numbers.
+    pub fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
+        let n = values.clone().count() as f64;
+        let mean = values.clone().sum::<f64>() / n;
+        let squares: f64 = values.map(|v| (v - mean).powi(2)).sum();
+        let se = match n > 1.0 {
+            true => (squares / (n - 1.0) / n).sqrt(),
+            false => f64::NAN,
+        };
+        Self { mean, se }
+    }
+
+    /// Of the paired differences a − b.
+    pub fn of_difference(a: &[f64], b: &[f64]) -> Self {
+        Self::of(a.iter().zip(b).map(|(a, b)| a - b))
+    }
+}
+
+impl Losses {
+    /// Mean KL.
+    pub fn mean_kl(&self) -> f64 {
+        Mean::of(self.kl.iter().copied()).mean
+    }
+
+    /// exp of the mean negative log-likelihood.
+    pub fn perplexity(&self) -> f64 {
+        Mean::of(self.nll.iter().copied()).mean.exp()
+    }
+}
+
+/// A text with the reference's logits.
+pub struct Judge<'a> {
+    text: &'a Text,
+    /// Logits at the positions that count, one array a sequence.
+    truth: Vec<Array2<f32>>,
+}
+
+/// What every block of a path gets, sequence by sequence.
+pub struct Starts(Vec<Vec<Passing>>);
+
+impl<'a> Judge<'a> {
+    /// Runs the reference.
+    pub fn new(text: &'a Text, reference: &Datapath) -> Result<Self> {
+        text.check()?;
+        let mut judge = Self {
+            text,
+            truth: Vec::new(),
+        };
+        let starts = judge.starts(reference)?;
+        judge.truth = (0..text.sequences.len())
+            .into_par_iter()
+            .map(|sequence| judge.logits(reference, sequence, &starts, 0))
+            .collect::<Result<_>>()?;
+        Ok(judge)
+    }
+
+    /// What every block gets.
+    pub fn starts(&self, path: &Datapath) -> Result<Starts> {
+        let run = |tokens: &Vec<u32>| -> Result<Vec<Passing>> {
+            let mut passing = path.start(tokens)?;
+            let mut all = Vec::new();
+            for block in 0..path.config().n_layers {
+                all.push(passing.clone());
+                (passing, _) = path.prefill_block(block, passing, &mut Blind)?;
+            }
+            all.push(passing);
+            Ok(all)
+        };
+        Ok(Starts(
+            self.text
+                .sequences
+                .par_iter()
+                .map(run)
+                .collect::<Result<_>>()?,
+        ))
+    }
+
+    /// Makes `starts` those of a path that has changed in block `first`.
+    pub fn advance(&self, path: &Datapath, starts: &mut Starts, first: usize) -> Result<()> {
+        starts.0.par_iter_mut().try_for_each(|starts| {
+            for block in first..path.config().n_layers {
+                let passing = starts[block].clone();
+                (starts[block + 1], _) = path.prefill_block(block, passing, &mut Blind)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Losses of a path that is the one of `starts` up to block `first`.
+    pub fn losses(&self, path: &Datapath, starts: &Starts, first: usize) -> Result<Losses> {
+        let mut all = Losses::default();
+        for (sequence, tokens) in self.text.sequences.iter().enumerate() {
+            let logits = self.logits(path, sequence, starts, first)?;
+            let positions = self.text.positions(sequence);
+            let rows = logits.outer_iter().zip(self.truth[sequence].outer_iter());
+            for ((row, truth), t) in rows.zip(positions) {
+                let fit = "logits are row-major";
+                let row = Row::new(row.to_slice().expect(fit));
+                let truth = Row::new(truth.to_slice().expect(fit));
+                all.kl.push(row.kl_from(&truth));
+                all.nll.push(-row.log_likelihood(tokens[t + 1]));
+            }
+        }
+        match all.kl.iter().chain(&all.nll).all(|v| v.is_finite()) {
+            true => Ok(all),
+            false => Err(SimError::value(
+                "logits",
+                "finite numbers",
+                "NaN or infinity",
+            )),
+        }
+    }
+
+    fn logits(
+        &self,
+        path: &Datapath,
+        sequence: usize,
+        starts: &Starts,
+        first: usize,
+    ) -> Result<Array2<f32>> {
+        let mut passing = starts.0[sequence][first].clone();
+        for block in first..path.config().n_layers {
+            (passing, _) = path.prefill_block(block, passing, &mut Blind)?;
+        }
+        let rows = self.text.positions(sequence);
+        let passing = Passing {
+            hidden: match &passing.hidden {
+                Tensor::F16(a) => Tensor::F16(a.select(Axis(0), &rows)),
+                other => Tensor::F32(other.to_real().select(Axis(0), &rows)),
+            },
+            residual: passing.residual.map(|r| r.select(Axis(0), &rows)),
+        };
+        Ok(path.finish(passing, LogitRows::All, &mut Blind)?.to_real())
+    }
+}

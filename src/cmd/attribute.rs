@@ -1,0 +1,208 @@
+//! `scalescope attribute`: what each site of a mode costs, or what is wrong with a dump.
+
+use crate::Outcome;
+use crate::cli::AttributeArgs;
+use crate::input::{Subject, faults, faults_text, load_subject, mode_table};
+use crate::output::{print, print_json, progress, table, table_text};
+use comfy_table::CellAlignment;
+use scalescope_golden::attribute::diagnose::{Diagnosis, diagnose};
+use scalescope_golden::attribute::loss::{Mean, Text};
+use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
+use scalescope_golden::attribute::{Finding, Severity, causes};
+use scalescope_golden::trace_file::TraceFile;
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::Result;
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::profile::{PROFILES, Profile};
+use serde_json::json;
+use std::fmt::Write;
+use std::path::Path;
+
+/// Tokens of each of the four built-in passages: 2,048 together.
+const LENGTH: usize = 512;
+
+pub fn run(args: &AttributeArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let mode = known.get(&args.mode)?.clone();
+    match &args.trace {
+        Some(path) => dump(args, path, &mode),
+        None => against(args, &mode, known.get(&args.against)?),
+    }
+}
+
+fn dump(args: &AttributeArgs, path: &Path, mode: &ModeSpec) -> Result<Outcome> {
+    let profiles = match &args.profile {
+        Some(name) => vec![Profile::get(name)?],
+        None => PROFILES.to_vec(),
+    };
+    let trace = TraceFile::read(path)?;
+    let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
+    let found = diagnose(&subject.model, mode, &trace, &profiles).map_err(|e| e.in_file(path))?;
+    if args.json {
+        let mut json = json!({"model": subject.name, "trace": path, "mode": mode.name});
+        super::check::merge(&mut json, json!(found));
+        print_json(&json);
+    } else {
+        let heading = format!(
+            "{}, mode {}, {}, arithmetic of profile {}",
+            subject.name,
+            mode.name,
+            path.display(),
+            found.profile
+        );
+        print(&format!("{heading}\n\n{}", diagnosis_text(&found)));
+    }
+    let wrong = |f: &Finding| f.severity == Severity::Error;
+    Ok(match found.findings.iter().any(wrong) {
+        true => Outcome::Mismatch,
+        false => Outcome::Success,
+    })
+}
+
+fn diagnosis_text(found: &Diagnosis) -> String {
+    let mut out = format!(
+        "{} elements compared, {} deviate with the dump's own inputs\n\n",
+        found.compared, found.mismatched
+    );
+    if !found.not_made.is_empty() {
+        let _ = writeln!(
+            out,
+            "not made by this mode, and not looked at: {}\n",
+            found.not_made.join(", ")
+        );
+    }
+    out + &findings_text(&found.findings)
+}
+
+/// Findings, most probable first.
+fn findings_text(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for f in findings {
+        let layer = f
+            .layer
+            .map_or("every block".into(), |l| format!("block {l}"));
+        let _ = writeln!(
+            out,
+            "{:<8}{}: {layer}, {} ({:.1} %)\n        {}",
+            f.severity,
+            f.kind,
+            f.site,
+            100.0 * f.share,
+            f.evidence
+        );
+        if let Some(fault) = &f.fault {
+            let _ = writeln!(out, "        --fault {fault}");
+        }
+    }
+    out
+}
+
+fn against(args: &AttributeArgs, mode: &ModeSpec, reference: &ModeSpec) -> Result<Outcome> {
+    let profile = Profile::get(args.profile.as_deref().unwrap_or("exact"))?;
+    let faults = faults(&args.faults)?;
+    let subject = load_subject(&args.model, &[mode.clone(), reference.clone()])?;
+    let text = text(&subject, args)?;
+    let path = Datapath::with_faults(&subject.model, mode, &profile, &faults)?;
+    let truth = Datapath::new(&subject.model, reference, &profile)?;
+    let bar = progress(0, "switching sites");
+    let options = Options {
+        orders: args.shapley.unwrap_or(0) as usize,
+        seed: args.seed,
+    };
+    let costs = attribute(&path, &truth, &text, options, &|done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
+    let findings = causes::find(&path, &truth, &text, &costs)?;
+    bar.finish_and_clear();
+    if args.json {
+        let mut json = json!({
+            "model": subject.name,
+            "mode": mode.name,
+            "against": reference.name,
+            "profile": profile.name,
+            "faults": faults,
+            "stride": text.stride,
+            "findings": findings,
+        });
+        super::check::merge(&mut json, json!(costs));
+        print_json(&json);
+    } else {
+        let heading = format!(
+            "{}, mode {} against {}, profile {}{}\n",
+            subject.name,
+            mode.name,
+            reference.name,
+            profile.name,
+            faults_text(&faults)
+        );
+        let costs = costs_text(&costs, args.top);
+        print(&format!("{heading}{costs}\n{}", findings_text(&findings)));
+    }
+    Ok(Outcome::Success)
+}
+
+fn text(subject: &Subject, args: &AttributeArgs) -> Result<Text> {
+    let sequences = subject.sequences_or_sample(&args.input, LENGTH)?;
+    Ok(Text {
+        sequences,
+        stride: args.stride.get(),
+    })
+}
+
+fn costs_text(costs: &Costs, top: usize) -> String {
+    let mut out = format!(
+        "{} tokens, losses at {} positions: KL {:.5}, perplexity {:.3} (reference {:.3}); KL {:.5} with every site switched\n\n",
+        costs.tokens,
+        costs.positions,
+        costs.kl,
+        costs.perplexity,
+        costs.reference_perplexity,
+        costs.kl_without_sites
+    );
+    let shapley = costs.sites.iter().any(|s| s.shapley_kl.is_some());
+    let mut header = vec![
+        "block",
+        "step",
+        "site",
+        "scale",
+        "share",
+        "one off: KL",
+        "one on: KL",
+    ];
+    header.extend(["one off: log ppl", "one on: log ppl"]);
+    if shapley {
+        header.push("Shapley: KL");
+    }
+    let mut rows = table(&header, 4);
+    for site in costs.sites.iter().take(top) {
+        rows.add_row(row(site));
+    }
+    if let Some(column) = rows.column_mut(0) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    out.push_str(&table_text(&rows));
+    let left = costs.sites.len().saturating_sub(top);
+    if left > 0 {
+        let share: f64 = costs.sites.iter().skip(top).map(|s| s.share).sum();
+        let _ = writeln!(out, "{left} more sites: {:.1} % together", 100.0 * share);
+    }
+    out
+}
+
+fn row(site: &SiteCost) -> Vec<String> {
+    let number = |m: Mean| format!("{:.6} ± {:.6}", m.mean, m.se);
+    let mut row = vec![
+        site.layer.to_string(),
+        site.step.to_owned(),
+        site.site.to_owned(),
+        site.scale.map_or("", |scale| scale.name()).to_owned(),
+        format!("{:.2} %", 100.0 * site.share),
+        number(site.one_off_kl),
+        number(site.one_on_kl),
+        number(site.one_off_nll),
+        number(site.one_on_nll),
+    ];
+    row.extend(site.shapley_kl.map(number));
+    row
+}
