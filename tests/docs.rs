@@ -1,6 +1,7 @@
 //! The tables in the documents are made from the code. A table that no longer says what the code
 //! does fails here; `SCALESCOPE_UPDATE_DOCS=1 cargo test --test docs` writes them anew.
 
+use scalescope_sim::fault::FAULTS;
 use scalescope_sim::mode::MODES;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::{ARITHMETICS, PROFILES};
@@ -191,6 +192,33 @@ fn documented_types_are_what_the_modes_emit() {
     for point in TracePoint::ALL {
         assert!(seen.contains(&point), "no mode emits {}", point.name());
     }
+}
+
+#[test]
+fn fault_models_are_documented() {
+    let rows = FAULTS.iter().map(|fault| {
+        let parameters: Vec<String> = fault
+            .parameters
+            .iter()
+            .map(|p| match p.default {
+                Some(default) => format!("`{}` ({default})", p.name),
+                None => format!("`{}`", p.name),
+            })
+            .collect();
+        vec![
+            format!("`{}`", fault.name),
+            fault.effect.to_string(),
+            parameters.join(", "),
+            format!("`{}`", fault.example),
+        ]
+    });
+    let header = [
+        "fault",
+        "what goes wrong",
+        "parameters (default)",
+        "example",
+    ];
+    check("docs/attribution.md", "faults", &markdown(&header, rows));
 }
 
 #[test]

@@ -133,9 +133,9 @@ impl ConvWindow {
         if !tokens.is_multiple_of(TILE) {
             return None;
         }
-        let from = |row: usize| match (row % (history + TILE)).checked_sub(history) {
-            Some(token) => Some(history + row / (history + TILE) * TILE + token),
-            None => None,
+        let from = |row: usize| {
+            let token = (row % (history + TILE)).checked_sub(history)?;
+            Some(history + row / (history + TILE) * TILE + token)
         };
         let rows = tokens / TILE * (history + TILE);
         Some(match self {

@@ -1,0 +1,174 @@
+//! `faults`, `--fault`, `attribute`, `recommend`, run as a user runs them.
+
+mod common;
+
+use common::{arg, json, refusal, run, stdout};
+use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
+use scalescope_sim::fault::FAULTS;
+
+const TEXT: &str = "The old captain looked at the sea, and then he looked at the boy.";
+const FAULT: &str = "stale-scale@site=x_proj_input,layer=3,factor=1.7";
+
+#[test]
+fn faults_are_listed() {
+    let text = stdout(&["faults"]);
+    let listed = json(&["faults", "--json"]);
+    for (i, fault) in FAULTS.iter().enumerate() {
+        assert!(text.contains(fault.example));
+        assert_eq!(listed[i]["name"], fault.name);
+    }
+    let error = refusal(&["run", "--text", TEXT, "--fault", "rust@layer=1"]);
+    assert!(error.contains("stale-scale"), "{error}");
+    let error = refusal(&["run", "--text", TEXT, "--mode", "1", "--fault", FAULT]);
+    assert!(error.contains("mode 1"), "{error}");
+}
+
+#[test]
+fn a_dump_is_diagnosed_without_its_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dir.path().join("dump.npz");
+    let made = [
+        "run",
+        "--mode",
+        "2-4",
+        "--text",
+        TEXT,
+        "--fault",
+        FAULT,
+        "--trace",
+        arg(&dump),
+    ];
+    stdout(&made);
+    // Metadata that names another fault, and scales that lie, change nothing.
+    let lying = dir.path().join("lying.npz");
+    let mut from = NpzReader::open(&dump).unwrap();
+    let mut to = NpzWriter::create(&lying, Compression::Stored).unwrap();
+    for name in from.names().map(str::to_owned).collect::<Vec<_>>() {
+        match name.as_str() {
+            "meta" => {}
+            name if name.starts_with("scale/") => {}
+            name => to.add(name, &from.read(name).unwrap()).unwrap(),
+        }
+    }
+    let meta = br#"{"mode":"0","profile":"deployed","faults":["swapped-bc@layer=1"]}"#;
+    let meta = Array::U8(ndarray::Array1::from(meta.to_vec()).into_dyn());
+    to.add("meta", &meta).unwrap();
+    to.finish().unwrap();
+    let mut answers = Vec::new();
+    for file in [&dump, &lying] {
+        let out = run(&["attribute", "--mode", "2-4", "--trace", arg(file), "--json"]);
+        assert_eq!(out.status.code(), Some(1));
+        let answer: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let first = &answer["findings"][0];
+        assert_eq!(first["kind"], "stale-scale");
+        assert_eq!(first["layer"], 3);
+        assert_eq!(first["site"], "x_proj_input");
+        assert_eq!(first["severity"], "error");
+        assert!(first["share"].as_f64().unwrap() > 0.99);
+        answers.push(answer["findings"].clone());
+    }
+    assert_eq!(answers[0], answers[1]);
+    let clean = dir.path().join("clean.npz");
+    stdout(&[
+        "run",
+        "--mode",
+        "2-4",
+        "--text",
+        TEXT,
+        "--trace",
+        arg(&clean),
+    ]);
+    let answer = json(&[
+        "attribute",
+        "--mode",
+        "2-4",
+        "--trace",
+        arg(&clean),
+        "--json",
+    ]);
+    assert_eq!(answer["findings"][0]["kind"], "none");
+    assert_eq!(answer["mismatched"], 0);
+    // Of another mode: points that it does not make, or tensors that deviate.
+    let out = run(&["attribute", "--mode", "0", "--trace", arg(&clean)]);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("not made by this mode"));
+}
+
+#[test]
+fn sites_add_up_and_a_stale_scale_stands_out() {
+    let fault = "stale-scale@site=dt_proj_output,layer=2,factor=6";
+    let costs = |more: &[&str]| {
+        let mut args = vec![
+            "attribute",
+            "--mode",
+            "2-4",
+            "--text",
+            TEXT,
+            "--stride",
+            "1",
+            "--json",
+        ];
+        args.extend(more);
+        json(&args)
+    };
+    let clean = costs(&[]);
+    let sites = clean["sites"].as_array().unwrap();
+    // 8 activations, the f16 stream and 6 weights differ from float, in 12 blocks.
+    assert_eq!(sites.len(), 12 * 14);
+    let errors = |v: &serde_json::Value| {
+        let findings = v["findings"].as_array().unwrap();
+        findings.iter().filter(|f| f["severity"] == "error").count()
+    };
+    assert_eq!(errors(&clean), 0);
+    let total: f64 = sites.iter().map(|s| s["share"].as_f64().unwrap()).sum();
+    assert!((0.3..3.0).contains(&total), "{total}");
+    assert!(clean["kl_without_sites"].as_f64().unwrap() < 0.01 * clean["kl"].as_f64().unwrap());
+    let faulty = costs(&["--fault", fault]);
+    assert!(faulty["kl"].as_f64() > clean["kl"].as_f64());
+    let first = &faulty["sites"][0];
+    assert_eq!(
+        (first["layer"].as_u64(), first["site"].as_str()),
+        (Some(2), Some("dt_proj_out"))
+    );
+}
+
+#[test]
+fn a_recommendation_undoes_a_bad_scale() {
+    use scalescope_sim::checkpoint::quantized;
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = scalescope_sim::sample::model()
+        .quantized
+        .as_deref()
+        .unwrap()
+        .clone();
+    let scale = &mut model.layers[5].scales.out_proj_input;
+    *scale = scale.times(8.0).unwrap();
+    let bad = dir.path().join("bad.safetensors");
+    quantized::write(&bad, &model).unwrap();
+    let checkpoint = common::checkpoint(dir.path());
+    let text = dir.path().join("two.jsonl");
+    let line = serde_json::json!({"text": TEXT}).to_string();
+    std::fs::write(&text, format!("{line}\n{line}\n")).unwrap();
+    let found = json(&[
+        "recommend",
+        "--mode",
+        "0",
+        "--model",
+        arg(&bad),
+        "--float",
+        arg(&checkpoint),
+        "--file",
+        arg(&text),
+        "--length",
+        "16",
+        "--stride",
+        "1",
+        "--json",
+    ]);
+    let first = &found["helpful"][0];
+    assert_eq!(first["layer"], 5, "{first}");
+    assert_eq!(first["site"], "out_proj_input");
+    assert_eq!(first["factor"], 0.5);
+    assert!(first["kl_interval"][0].as_f64().unwrap() > 0.0);
+    let error = refusal(&["recommend", "--text", TEXT]);
+    assert!(error.contains("two sequences"), "{error}");
+}
