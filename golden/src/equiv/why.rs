@@ -183,7 +183,12 @@ fn rules(
     (a_point, b_point): (TracePoint, TracePoint),
 ) -> Vec<RuleDifference> {
     let (x, y) = (rules_at(a, a_point, at.step), rules_at(b, b_point, at.step));
-    let leaf = |path: &str| path.rsplit('.').next().map(str::to_owned);
+    // An accumulator's overflow is no quantizer's.
+    let leaf = |path: &str| {
+        let mut parts = path.rsplit('.');
+        let last = parts.next().map(str::to_owned);
+        (last, parts.next() == Some("accumulator"))
+    };
     let mut out = Vec::new();
     for (path, value) in &y {
         let same = x.iter().find(|(other, _)| other == path);
