@@ -5,15 +5,17 @@
 //! it. Such elements are counted in [`PointResult::signed_zeros`], so that a reader sees when they
 //! are all there is. NaN and ∞ never pass, not even against themselves and under no tolerance.
 
+mod difference;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod tolerance;
 mod traces;
 
+pub use difference::{Comparison, Difference, LeftOut, Tensor, Whose};
 pub use summary::{Summary, Verdict};
 pub use tolerance::{Tolerance, Tolerances};
-pub use traces::{CompareOptions, Comparison, Difference, LeftOut, Tensor, Whose, compare_traces};
+pub use traces::{CompareOptions, compare_traces};
 
 use crate::layout::detect;
 use crate::metrics::serialize_number;

@@ -307,3 +307,31 @@ fn json_keeps_every_state_apart() {
     assert_eq!(json["mse"], "non-finite");
     assert_eq!(json.as_object().unwrap().len(), 16);
 }
+
+#[test]
+fn pieces_merge_as_if_added_one_after_another() {
+    let pieces = [
+        (f32s(&[1.0, -2.0, 0.5]), i8s(&[4, -8, 127])),
+        (f32s(&[0.0, 3.0]), i8s(&[-1, 12])),
+    ];
+    let collect = |pieces: &[(Value, Value)]| {
+        let mut sums = Accumulator::new(None, Some(scale(0.25))).forgiving(Some(0.3));
+        for (x, y) in pieces {
+            sums.add(x.elements(), y.elements()).unwrap();
+        }
+        sums
+    };
+    let together = collect(&pieces);
+    let mut merged = collect(&pieces[..1]);
+    merged.merge(collect(&pieces[1..])).unwrap();
+    assert_eq!((merged.beyond(), merged.first()), (1, Some(2)));
+    assert_eq!((together.beyond(), together.first()), (1, Some(2)));
+    assert_eq!(merged.finish().unwrap(), together.finish().unwrap());
+    let mut empty = collect(&[]);
+    empty.merge(collect(&pieces)).unwrap();
+    assert_eq!(empty.finish().unwrap(), collect(&pieces).finish().unwrap());
+    let mut other = Accumulator::new(None, None);
+    let one = f32s(&[1.0]);
+    other.add(one.elements(), one.elements()).unwrap();
+    assert!(other.merge(collect(&pieces)).is_err());
+}
