@@ -47,9 +47,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         .as_deref()
         .map(atomic::temporary_beside)
         .transpose()?;
-    let results = compare(
-        &subject, &reference, &modes, &profile, &faults, &sequences,
-    )?;
+    let results = compare(&subject, &reference, &modes, &profile, &faults, &sequences)?;
     let tokens = sequences.iter().map(Vec::len).sum::<usize>();
     let mut json = serde_json::json!({
         "model": subject.name,
@@ -70,9 +68,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
             sequences: sequences.len(),
             tokens,
             modes: results.clone(),
-            details: details(
-                &subject, &reference, &modes, &profile, &faults, &sequences,
-            )?,
+            details: details(&subject, &reference, &modes, &profile, &faults, &sequences)?,
             eval,
         };
         json["details"] = serde_json::json!(report.details);

@@ -162,12 +162,11 @@ fn time(detail: &ModeDetail) -> Markup {
     let range = |values: &[f64]| {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let at = |i: usize| sorted.get(i).copied().unwrap_or(0.0);
-        [
-            at(0),
-            at(sorted.len() / 2),
-            at(sorted.len().saturating_sub(1)),
-        ]
+        let at = |quarters: usize| {
+            let i = quarters * sorted.len() / 4;
+            sorted.get(i).copied().unwrap_or(0.0)
+        };
+        [at(1), at(2), at(3)]
     };
     let series = |name, class, of: fn(&Window) -> &[f64]| Series {
         name,
