@@ -65,6 +65,14 @@ pub enum Command {
     Attribute(AttributeArgs),
     /// Say which small changes of a mode help most, measured
     Recommend(RecommendArgs),
+    /// Show how wide accumulators, tables and values need to be
+    Headroom(HeadroomArgs),
+    /// Run a grid of hardware designs; show what each loses and costs
+    Sweep(SweepArgs),
+    /// Write the vectors of a step for RTL, and a testbench that reads them
+    Export(ExportArgs),
+    /// Read exported vectors back, simulate them again, and compare dumps of RTL with them
+    CheckExport(CheckExportArgs),
     /// Fold, calibrate and quantize a Hugging Face checkpoint
     Quantize(QuantizeArgs),
     /// Measure accuracy and perplexity of modes, with intervals, tests and ties
@@ -246,7 +254,8 @@ pub struct ReportArgs {
     /// Modes to run: `all`, or names separated by commas
     #[arg(long, default_value = "all", value_name = "MODES")]
     pub modes: String,
-    /// Arithmetic: exact, torch, deployed
+    /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
+    /// file (docs/asic.md)
     #[arg(long, default_value = "exact")]
     pub profile: String,
     /// Defects.
@@ -279,7 +288,8 @@ pub struct RunArgs {
     /// The mode (see `scalescope modes`)
     #[arg(long, default_value = "0")]
     pub mode: String,
-    /// Arithmetic: exact, torch, deployed
+    /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
+    /// file (docs/asic.md)
     #[arg(long, default_value = "exact")]
     pub profile: String,
     /// Defects.
@@ -458,7 +468,7 @@ pub struct CheckArgs {
     /// The mode (see `scalescope modes`) [default: the file's own, else 0]
     #[arg(long)]
     pub mode: Option<String>,
-    /// Arithmetic: exact, torch, deployed [default: the file's own, else deployed]
+    /// Arithmetic: a built-in profile or a .toml file [default: the file's own, else deployed]
     #[arg(long)]
     pub profile: Option<String>,
     /// Defects.
@@ -601,7 +611,8 @@ pub struct EvalArgs {
     /// Mode that KL and agreement are measured against, or `none`; left out if the model lacks it
     #[arg(long, default_value = "1", value_name = "MODE")]
     pub reference: String,
-    /// Arithmetic: exact, torch, deployed
+    /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
+    /// file (docs/asic.md)
     #[arg(long, default_value = "exact")]
     pub profile: String,
     /// Defects.
@@ -699,6 +710,125 @@ pub struct BenchArgs {
     #[arg(long, default_value = "5", value_name = "N")]
     pub repeat: NonZeroUsize,
     /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `headroom`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope headroom
+  scalescope headroom --mode 0 --profile asic-int8 --file book.txt --length 512 --json
+
+Always enough: by interval arithmetic, from the weights and the grids of what they multiply. Enough
+here: on this text. Without text, the built-in sample is used.")]
+pub struct HeadroomArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: a built-in profile or a .toml file (docs/asic.md)
+    #[arg(long, default_value = "asic-int8")]
+    pub profile: String,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `sweep`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope sweep --vary requant.multiplier_bits=8..16 --vary scan.state=int8,int16,f16
+  scalescope sweep --profile a.toml --vary nonlinearity.exp.entries=32..512*2 -o sweep.jsonl --html sweep.html
+
+Keys are those of a profile file (docs/asic.md). Values: 8..16, 8..32+8, 64..1024*2, or a list. With -o
+a sweep that was stopped goes on where it was.")]
+pub struct SweepArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The profile that designs start from: a built-in one or a .toml file
+    #[arg(long, default_value = "asic-int8")]
+    pub profile: String,
+    /// A key and the values it takes; several make a grid
+    #[arg(long, value_name = "KEY=VALUES", required = true, num_args = 1..)]
+    pub vary: Vec<String>,
+    /// Use at most this many tokens in all
+    #[arg(long, value_name = "TOKENS", default_value = "2048")]
+    pub budget: NonZeroUsize,
+    /// Keep every design in this file, as it is done, and go on with it
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Write a page with plots
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `export`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope export --layer 3 --step conv --profile asic-int8 -o conv
+  scalescope export --layer 3 --step all --mode 0 --profile a.toml --format mem --length 32 -o vectors
+
+Steps: norm, in_proj, conv, x_proj, dt_proj, scan, hadamard, out_proj; `all` makes a folder for each.
+The first sequence of the text is taken [default: 16 tokens of the built-in one].")]
+pub struct ExportArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The block
+    #[arg(long, default_value = "0", value_name = "L")]
+    pub layer: usize,
+    /// The step
+    #[arg(long, default_value = "all", value_name = "STEP")]
+    pub step: String,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: a built-in profile or a .toml file (docs/asic.md)
+    #[arg(long, default_value = "asic-int8")]
+    pub profile: String,
+    /// Form of the files: hex, mem, npy, bin
+    #[arg(long, default_value = "hex", value_name = "FORMAT")]
+    pub format: String,
+    /// The folder to write
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Print the manifests as JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `check-export`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope check-export vectors
+  scalescope check-export vectors/conv        with conv/out.dump.hex from a simulator, if it is there
+
+Exit code 0 only if every file is the one the manifest names, the step gives the same bits again, and
+every dump is equal.")]
+pub struct CheckExportArgs {
+    /// Folders of `scalescope export`
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
 }

@@ -10,6 +10,7 @@ pub mod input;
 mod interrupt;
 mod output;
 mod report;
+mod sweep;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -58,6 +59,10 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Selftest(args) => cmd::selftest::run(&args),
         Command::Report(args) => cmd::report::run(&args),
         Command::Run(args) => cmd::run::run(&args),
+        Command::Headroom(args) => cmd::headroom::run(&args),
+        Command::Sweep(args) => cmd::sweep::run(&args),
+        Command::Export(args) => cmd::export::run(&args),
+        Command::CheckExport(args) => cmd::check_export::run(&args),
         Command::Modes(args) => cmd::modes::run(&args),
         Command::Attribute(args) => cmd::attribute::run(&args),
         Command::Recommend(args) => cmd::recommend::run(&args),

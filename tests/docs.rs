@@ -4,7 +4,7 @@
 use scalescope_sim::fault::FAULTS;
 use scalescope_sim::mode::MODES;
 use scalescope_sim::plan::ScaleUse;
-use scalescope_sim::profile::{ARITHMETICS, PROFILES};
+use scalescope_sim::profile::{ARITHMETICS, CHIP_PROFILES, PROFILES, Profile};
 use scalescope_sim::trace::{Tensor, TracePoint};
 use serde_json::Value;
 use std::fmt::Write;
@@ -95,6 +95,14 @@ fn arithmetics_and_profiles() {
         }),
     );
     check("docs/arithmetic.md", "profiles", &profiles);
+    let chips = markdown(
+        &["profile", "what it is"],
+        CHIP_PROFILES.iter().map(|(name, _)| {
+            let profile = Profile::get(name).unwrap();
+            vec![format!("`{name}`"), profile.summary.to_string()]
+        }),
+    );
+    check("docs/asic.md", "chips", &chips);
     let mut rules: Vec<Vec<String>> = Vec::new();
     let flat: Vec<Vec<(String, String)>> = ARITHMETICS
         .iter()
@@ -152,7 +160,6 @@ fn every_trace_point_is_documented_in_order() {
 #[test]
 fn documented_types_are_what_the_modes_emit() {
     use scalescope_sim::datapath::{Datapath, LogitRows};
-    use scalescope_sim::profile::Profile;
     use scalescope_sim::trace::{Recorder, Selection};
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trace-points.md");
     let text = std::fs::read_to_string(path).unwrap();

@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod npz;
 pub mod ops;
 pub mod propagate;
+pub mod rtl;
 pub mod selftest;
 pub mod trace_file;
 pub mod ulp;

@@ -68,6 +68,9 @@ pub struct Meta {
     /// The profile's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// Hash of the profile's rules, [`scalescope_sim::profile::Profile::hash`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile_hash: Option<String>,
     /// Digest of the model, [`model_digest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,

@@ -1,4 +1,4 @@
-//! Every mode in every profile, held to the bits it gave before: digests of every traced point of
+//! Every mode in every profile of kernels, and mode 0 in those of chips, held to the bits it gave before: digests of every traced point of
 //! the sample model, in `golden/data/digests.toml`. They come from this simulator and prove no
 //! agreement with anything else; they say when a number changes.
 //!
@@ -10,7 +10,7 @@ use scalescope_golden::trace_file::in_data_order;
 use scalescope_golden::value::{Elements, Value};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::MODES;
-use scalescope_sim::profile::PROFILES;
+use scalescope_sim::profile::{CHIP_PROFILES, PROFILES, Profile};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Recorder, Selection};
 use sha2::{Digest, Sha256};
@@ -73,6 +73,10 @@ fn every_mode_in_every_profile_gives_the_bits_it_gave() {
             let path = Datapath::new(&model, mode, profile).unwrap();
             now.insert(format!("{} {}", mode.name, profile.name), digests(&path));
         }
+    }
+    for (name, _) in CHIP_PROFILES {
+        let path = Datapath::new(&model, &MODES[0], &Profile::get(name).unwrap()).unwrap();
+        now.insert(format!("{} {name}", MODES[0].name), digests(&path));
     }
     // What the identities of the modes say, said once more of whole runs.
     let scan = |name: &str, key: &str| now[name][key].clone();

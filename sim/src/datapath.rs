@@ -4,8 +4,11 @@
 
 mod adopt;
 mod block;
+mod bounds;
 mod inject;
+mod parts;
 mod prepare;
+mod storage;
 
 use crate::bench::Step;
 use crate::error::{Result, SimError};
@@ -273,7 +276,7 @@ impl<'m> Datapath<'m> {
             Stream::Float => (normed, LinearOutput::F32),
         };
         let rule = self.profile.cuda.prefill.linear.out_proj;
-        let logits = linear(&Tensor::F32(x), None, &self.head, rule, output).out;
+        let logits = linear(&Tensor::F32(x), None, &self.head, rule, output)?.out;
         show(probe, Place::end(TracePoint::Logits), logits)
     }
 }

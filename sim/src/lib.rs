@@ -15,6 +15,7 @@
 //! | known defects, to be put in on purpose | [`fault`] |
 //! | what its logits say, what it writes | [`score`], [`generate`] |
 //! | what can be seen while it runs | [`trace`] |
+//! | how wide its registers must be | [`headroom`] |
 //! | how far long work is | [`progress`] |
 //! | files that appear whole or not at all | [`mod@atomic`] |
 //! | where its time goes | [`mod@bench`] |
@@ -29,6 +30,7 @@ pub mod datapath;
 pub mod error;
 pub mod fault;
 pub mod generate;
+pub mod headroom;
 #[allow(unsafe_code)] // calls functions compiled for a found instruction set
 pub mod isa;
 #[allow(unsafe_code)] // vector intrinsics

@@ -3,7 +3,14 @@
 //!
 //! Source: datapath specification, sections 4 to 7; `docs/arithmetic.md` shows the tables.
 
+pub mod cost;
+mod file;
+mod tables;
+pub mod unit;
+
 use crate::arith::accumulate::Accumulator;
+use crate::arith::fixed::Scaling;
+use crate::arith::function::FunctionRule;
 use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, ScaleOrder};
 use crate::arith::round::Rounding;
@@ -11,7 +18,10 @@ use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
 use crate::mode::{Implementation, ModeSpec};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
+use std::path::Path;
+use unit::{HadamardForm, ScanUnit, Storage};
 
 /// Rules of a linear step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -19,7 +29,9 @@ use std::borrow::Cow;
 pub struct LinearRule {
     /// The register that sums the products of codes.
     pub accumulator: Accumulator,
-    /// The order in which the sum meets the scales.
+    /// By what the sum is brought to the output's grid.
+    pub scaling: Scaling,
+    /// The order in which the sum meets f32 factors.
     pub order: ScaleOrder,
     /// The scaled sum to INT8; it is in units of the output grid already, so the quotient does not
     /// apply.
@@ -31,6 +43,7 @@ impl LinearRule {
     const fn exact(order: ScaleOrder) -> Self {
         Self {
             accumulator: Accumulator::I32,
+            scaling: Scaling::F32,
             order,
             output: QuantRule::NEAREST_EVEN,
         }
@@ -47,7 +60,41 @@ pub struct LinearRules {
     pub out_proj: LinearRule,
 }
 
+/// A linear step of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)] // each is the step of that name
+pub enum LinearStep {
+    InProj,
+    XProj,
+    DtProj,
+    OutProj,
+}
+
+impl LinearStep {
+    /// The step of a name: `in_proj`, ….
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "in_proj" => Some(Self::InProj),
+            "x_proj" => Some(Self::XProj),
+            "dt_proj" => Some(Self::DtProj),
+            "out_proj" => Some(Self::OutProj),
+            _ => None,
+        }
+    }
+}
+
 impl LinearRules {
+    /// The rule of a step.
+    pub fn get(&self, step: LinearStep) -> &LinearRule {
+        match step {
+            LinearStep::InProj => &self.in_proj,
+            LinearStep::XProj => &self.x_proj,
+            LinearStep::DtProj => &self.dt_proj,
+            LinearStep::OutProj => &self.out_proj,
+        }
+    }
+
     /// The four, in the order of the data.
     pub fn each(&self) -> [&LinearRule; 4] {
         [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj]
@@ -64,10 +111,12 @@ impl LinearRules {
     }
 }
 
-/// Rules of the Hadamard quantizer.
+/// Rules of the Hadamard transform and its quantizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HadamardRules {
+    /// The transform.
+    pub form: HadamardForm,
     /// `h ⊗ factor` to an integer.
     pub rounding: Rounding,
     /// That integer to INT8.
@@ -118,6 +167,9 @@ pub struct ScanRules {
     pub order: ScanOrder,
     /// Real state to INT8.
     pub state: QuantRule,
+    /// The unit that runs the scan in place of all of the above but `state`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<ScanUnit>,
 }
 
 /// How often a convolution multiplies by its input scale.
@@ -149,6 +201,10 @@ pub struct ConvRules {
     pub real: RealRules,
     /// The register of an integer sum over the taps.
     pub accumulator: Accumulator,
+    /// By what that sum is brought to SiLU's input, and a unit's SiLU to the output's grid.
+    pub scaling: Scaling,
+    /// SiLU of an integer sum.
+    pub silu: FunctionRule,
     /// How taps meet scales.
     pub form: ConvForm,
     /// How often the input scale is applied.
@@ -222,6 +278,7 @@ const ONE_ROW_LINEARS: LinearRules = LinearRules {
 
 /// `rha`, saturated.
 const HADAMARD: HadamardRules = HadamardRules {
+    form: HadamardForm::F32,
     rounding: Rounding::NearestTiesAway,
     overflow: Overflow::Saturate,
 };
@@ -239,6 +296,8 @@ const EXACT_RULES: StepRules = StepRules {
     conv: ConvRules {
         real: RealRules::CorrectlyRounded,
         accumulator: Accumulator::I32,
+        scaling: Scaling::F32,
+        silu: FunctionRule::Exact,
         form: ConvForm::IntegerSum,
         input_scale: InputScale::Once,
         history: TapHistory::Kept,
@@ -249,6 +308,7 @@ const EXACT_RULES: StepRules = StepRules {
         formula: ScanFormula::Fused,
         order: ScanOrder::Sequential,
         state: QuantRule::HALF_AWAY,
+        unit: None,
     },
     hadamard: HADAMARD,
     requantize: QuantRule::NEAREST_EVEN,
@@ -296,6 +356,8 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
         conv: ConvRules {
             real: RealRules::SpecialFunctionUnit,
             accumulator: Accumulator::I32,
+            scaling: Scaling::F32,
+            silu: FunctionRule::Exact,
             form: ConvForm::IntegerSum,
             input_scale: InputScale::Once,
             history: TapHistory::Kept,
@@ -306,6 +368,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             formula: ScanFormula::Fused,
             order: ScanOrder::WarpBlock,
             state: QuantRule::HALF_AWAY_RECIPROCAL,
+            unit: None,
         },
         hadamard: HADAMARD_WRAPS,
         requantize: QuantRule::NEAREST_EVEN,
@@ -317,6 +380,8 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
         conv: ConvRules {
             real: RealRules::SpecialFunctionUnit,
             accumulator: Accumulator::I32,
+            scaling: Scaling::F32,
+            silu: FunctionRule::Exact,
             form: ConvForm::TapChain,
             input_scale: InputScale::Once,
             history: TapHistory::Kept,
@@ -327,6 +392,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             formula: ScanFormula::Grouped,
             order: ScanOrder::Sequential,
             state: QuantRule::SCALED_QUOTIENT,
+            unit: None,
         },
         hadamard: HADAMARD_WRAPS,
         requantize: QuantRule::NEAREST_EVEN,
@@ -349,9 +415,25 @@ pub struct Profile {
     pub cuda: Arithmetic,
     /// Arithmetic of `torch` steps.
     pub torch: Arithmetic,
+    /// How weights and scales are stored.
+    pub storage: Storage,
 }
 
-/// Every profile.
+/// Profiles of chips: their names and their files.
+pub const CHIP_PROFILES: &[(&str, &str)] = &[
+    ("asic-int8", include_str!("../profiles/asic-int8.toml")),
+    (
+        "tflite-single",
+        include_str!("../profiles/tflite-single.toml"),
+    ),
+    (
+        "tflite-double",
+        include_str!("../profiles/tflite-double.toml"),
+    ),
+    ("pow2", include_str!("../profiles/pow2.toml")),
+];
+
+/// Every profile of kernels.
 pub const PROFILES: &[Profile] = &[
     Profile {
         name: Cow::Borrowed("exact"),
@@ -360,6 +442,7 @@ pub const PROFILES: &[Profile] = &[
         ),
         cuda: EXACT,
         torch: EXACT,
+        storage: Storage::MODEL,
     },
     Profile {
         name: Cow::Borrowed("torch"),
@@ -368,26 +451,114 @@ pub const PROFILES: &[Profile] = &[
         ),
         cuda: EXACT,
         torch: TORCH,
+        storage: Storage::MODEL,
     },
     Profile {
         name: Cow::Borrowed("deployed"),
         summary: Cow::Borrowed("the deployed CUDA kernels and PyTorch loops, bit for bit"),
         cuda: CUDA_FAST,
         torch: TORCH,
+        storage: Storage::MODEL,
     },
 ];
 
 impl Profile {
-    /// The profile of a name.
+    /// The profile of a name, or of a profile file (a name that ends in `.toml`).
     pub fn get(name: &str) -> Result<Profile> {
-        PROFILES
-            .iter()
-            .find(|profile| profile.name == name)
-            .cloned()
-            .ok_or_else(|| {
-                let known: Vec<&str> = PROFILES.iter().map(|p| p.name.as_ref()).collect();
-                SimError::value("profile", format_args!("one of {}", known.join(", ")), name)
-            })
+        if name.ends_with(".toml") {
+            let path = Path::new(name);
+            let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+            return Profile::from_toml(name, &text).map_err(|e| e.in_file(path));
+        }
+        if let Some(profile) = PROFILES.iter().find(|profile| profile.name == name) {
+            return Ok(profile.clone());
+        }
+        if let Some((_, text)) = CHIP_PROFILES.iter().find(|(known, _)| *known == name) {
+            return Profile::from_toml(name, text);
+        }
+        let expected = format!("one of {}, or a .toml file", Profile::names().join(", "));
+        Err(SimError::value("profile", expected, name))
+    }
+
+    /// The text of a profile file: the file's own, a built-in chip's, or one that only extends a
+    /// built-in profile of kernels.
+    pub fn text(name: &str) -> Result<String> {
+        if name.ends_with(".toml") {
+            return std::fs::read_to_string(name).map_err(|e| SimError::io(name, e));
+        }
+        if let Some((_, text)) = CHIP_PROFILES.iter().find(|(known, _)| *known == name) {
+            return Ok((*text).to_owned());
+        }
+        let known = Profile::get(name)?;
+        Ok(format!(
+            "version = {}\nextends = \"{}\"\n",
+            file::VERSION,
+            known.name
+        ))
+    }
+
+    /// The names of the built-in profiles.
+    pub fn names() -> Vec<&'static str> {
+        let kernels = PROFILES.iter().map(|profile| match &profile.name {
+            Cow::Borrowed(name) => *name,
+            Cow::Owned(_) => unreachable!("built-in profiles are constants"),
+        });
+        kernels
+            .chain(CHIP_PROFILES.iter().map(|(name, _)| *name))
+            .collect()
+    }
+
+    /// sha256 of the rules, without names: JSON of `cuda`, `torch` and `storage`, in the order of the
+    /// fields. Two profiles with one hash are one computation.
+    pub fn hash(&self) -> String {
+        let mut rules = serde_json::json!({
+            "cuda": self.cuda, "torch": self.torch, "storage": self.storage,
+        });
+        for arithmetic in ["cuda", "torch"] {
+            let fields = rules[arithmetic].as_object_mut().expect("a struct");
+            fields.shift_remove("name");
+        }
+        let digest = Sha256::digest(rules.to_string());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The name; of a file, with the start of the hash, since a file can change under its name.
+    pub fn label(&self) -> String {
+        match self.name.ends_with(".toml") {
+            true => format!("{} ({})", self.name, &self.hash()[..12]),
+            false => self.name.to_string(),
+        }
+    }
+
+    /// The profile for blocks whose weights are not INT8: what no chip computes keeps the rules of
+    /// the kernels.
+    pub(crate) fn without_units(&self) -> Profile {
+        match self.has_units() {
+            false => self.clone(),
+            true => Profile {
+                cuda: EXACT,
+                torch: EXACT,
+                storage: Storage::MODEL,
+                ..self.clone()
+            },
+        }
+    }
+
+    /// Whether any rule is one that only the `…_unit` steps follow, so that no kernel runs it.
+    pub fn has_units(&self) -> bool {
+        let of = |rules: &StepRules| {
+            let linear =
+                rules.linear.each().into_iter().any(|rule| {
+                    rule.scaling != Scaling::F32 || rule.output.rounding.lfsr().is_some()
+                });
+            let conv = rules.conv.scaling != Scaling::F32 || rules.conv.silu != FunctionRule::Exact;
+            linear || conv || rules.scan.unit.is_some() || rules.hadamard.form != HadamardForm::F32
+        };
+        let arithmetics = [&self.cuda, &self.torch];
+        self.storage != Storage::MODEL
+            || arithmetics
+                .into_iter()
+                .any(|a| of(&a.prefill) || of(&a.decode))
     }
 
     /// Whether two modes are one computation in prefill by construction: the same assignments, and

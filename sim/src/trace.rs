@@ -8,6 +8,7 @@
 
 use crate::arith::accumulate::Accumulated;
 use crate::arith::binary16::{from_f16, narrow, to_f16, widen};
+use crate::arith::function::{Function, Inputs};
 use crate::arith::saturate::Status;
 use crate::bench::Step;
 use crate::error::{Result, SimError};
@@ -322,6 +323,14 @@ pub trait Probe: Send {
 
     /// Tells what the accumulators of the step that makes this place came to.
     fn accumulate(&mut self, _place: Place, _seen: Accumulated) {}
+
+    /// Whether every accumulator is to be watched term by term, also those that provably fit: slow.
+    fn watches(&self) -> bool {
+        false
+    }
+
+    /// Tells what the inputs of a function's unit came to in the step that makes this place.
+    fn function(&mut self, _place: Place, _function: Function, _seen: Inputs) {}
 
     /// Tells that a step begins (and the one before it is over).
     fn enter(&mut self, _step: Step) {}

@@ -3,6 +3,7 @@
 
 use ndarray::Array2;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
+use scalescope_sim::arith::fixed::Scaling;
 use scalescope_sim::arith::requant::{QuantRule, ScaleOrder};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::ModeTable;
@@ -27,6 +28,7 @@ fn narrow_products_are_sums_term_by_term() {
         for overflow in AccOverflow::ALL {
             let rule = LinearRule {
                 accumulator: Accumulator::new(bits, overflow).unwrap(),
+                scaling: Scaling::F32,
                 order: ScaleOrder::RowMajor,
                 output: QuantRule::NEAREST_EVEN,
             };
@@ -42,6 +44,7 @@ fn narrow_products_are_sums_term_by_term() {
                 rule,
                 LinearOutput::Int8(scale(s_out)),
             );
+            let done = done.unwrap();
             let Tensor::I8(got) = done.out else { panic!() };
             let (low, high) = (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1);
             let mut overflows = 0;

@@ -9,7 +9,7 @@ use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
 use scalescope_golden::explain::{Explanation, explain_trace};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::Datapath;
-use scalescope_sim::error::Result;
+use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::TracePoint;
 use serde_json::json;
@@ -28,7 +28,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     let faults = faults(&args.faults)?;
     let trace = TraceFile::read(&args.golden)?;
     let meta = trace.meta.clone().unwrap_or_default();
-    let in_file = |e: scalescope_sim::error::SimError| e.in_file(&args.golden);
+    let in_file = |e: SimError| e.in_file(&args.golden);
     let mode = match (&args.mode, &meta.mode) {
         (Some(name), _) => table.get(name)?,
         (None, Some(name)) => table.get(name).map_err(in_file)?,
@@ -39,6 +39,13 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         (None, Some(name)) => Profile::get(name).map_err(in_file)?,
         (None, None) => Profile::get("deployed")?,
     };
+    if let (None, Some(hash)) = (&args.profile, &meta.profile_hash)
+        && *hash != profile.hash()
+    {
+        let item = format!("profile {}", profile.name);
+        let expected = format!("rules of hash {hash}, which made the trace, or another --profile");
+        return Err(SimError::file(&args.golden, item, expected, profile.hash()));
+    }
     let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
     let datapath = Datapath::with_faults(&subject.model, mode, &profile, &faults)?;
     let feed = match args.cumulative {

@@ -49,7 +49,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         units: data.units.len(),
         bad_lines: data.bad,
         task,
-        profile: profile.name.to_string(),
+        profile: profile.label(),
         faults: faults.iter().map(ToString::to_string).collect(),
         modes: modes.iter().map(row).collect(),
         reference: reference.as_ref().map(row),

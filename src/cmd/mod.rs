@@ -3,11 +3,14 @@
 pub mod attribute;
 pub mod bench;
 pub mod check;
+pub mod check_export;
 pub mod check_op;
 pub mod compare;
 pub mod equiv;
 pub mod eval;
+pub mod export;
 pub mod faults;
+pub mod headroom;
 pub mod lineage;
 pub mod merge;
 pub mod modes;
@@ -17,6 +20,7 @@ pub mod recommend;
 pub mod report;
 pub mod run;
 pub mod selftest;
+pub mod sweep;
 
 use crate::Outcome;
 use crate::cli::Cli;

@@ -53,6 +53,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         "model": subject.name,
         "profile": profile.name,
         "faults": faults,
+        "profile_hash": profile.hash(),
         "reference": REFERENCE,
         "sequences": sequences.len(),
         "tokens": tokens,

@@ -95,6 +95,7 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
         let mut meta = Meta {
             mode: Some(mode.name.to_string()),
             profile: Some(profile.name.to_string()),
+            profile_hash: Some(profile.hash()),
             model: model_digest(&subject.model),
             ..Meta::default()
         };
@@ -112,6 +113,7 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
             "mode": mode.name,
             "profile": profile.name,
             "faults": faults,
+            "profile_hash": profile.hash(),
             "sequences": results,
             "quantizers": counts.iter().map(|(point, status)| (point.name(), status)).collect::<BTreeMap<_, _>>(),
         }));

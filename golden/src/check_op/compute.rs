@@ -354,7 +354,9 @@ impl Product<'_> {
             codes: self.x.slice(s![..rows, ..]).to_owned(),
             scale: self.a,
         });
-        linear(&x, Some(self.a), &self.weight, rule, output).out
+        linear(&x, Some(self.a), &self.weight, rule, output)
+            .expect("f32 factors are never refused")
+            .out
     }
 
     fn codes(&self, rows: usize, rule: LinearRule) -> Array2<i8> {

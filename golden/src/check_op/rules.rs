@@ -78,9 +78,15 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Part::Overflow(Overflow::Saturate) => "saturate",
+            Part::Overflow(Overflow::SaturateSymmetric) => "saturate at ±127",
             Part::Overflow(Overflow::Wrap) => "wrap",
             Part::Rounding(Rounding::NearestTiesToEven) => "ties to even",
             Part::Rounding(Rounding::NearestTiesAway) => "ties away from zero",
+            Part::Rounding(Rounding::NearestTiesUp) => "ties up",
+            Part::Rounding(Rounding::Floor) => "rounding down",
+            Part::Rounding(Rounding::Ceil) => "rounding up",
+            Part::Rounding(Rounding::TowardZero) => "truncation",
+            Part::Rounding(Rounding::Stochastic(_)) => "stochastic rounding",
             Part::Quotient(Quotient::Divide) => "division",
             Part::Quotient(Quotient::ApproxReciprocal) => "multiplication by the reciprocal",
             Part::Quotient(Quotient::ScaledApproxDivision) => "scaled approximate division",

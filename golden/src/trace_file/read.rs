@@ -2,6 +2,7 @@
 
 use super::{Meta, Points, Step, TraceFile, allowed_rows};
 use crate::npz::{Array, NpzReader, shown};
+use crate::rtl::manifest::{StepVectors, is_vectors};
 use crate::value::Value;
 use ndarray::{Array2, ArrayD};
 use scalescope_sim::error::{Result, SimError};
@@ -54,6 +55,10 @@ impl TraceFile {
     /// Reads the selected tensors of a trace; the others stay unread.
     pub fn read_selected(path: impl AsRef<Path>, selection: &Selection) -> Result<Self> {
         let path = path.as_ref();
+        if is_vectors(path) {
+            let mut folder = Folder::open(path)?;
+            return read(&mut folder, selection).map_err(|e| e.in_file(path));
+        }
         let mut npz = NpzReader::open(path)?;
         read(&mut npz, selection).map_err(|e| e.in_file(path))
     }
@@ -64,15 +69,66 @@ impl TraceFile {
     }
 }
 
+/// Arrays by name: an `.npz`, or a folder of vectors.
+trait Arrays {
+    fn names(&self) -> Vec<String>;
+    fn read(&mut self, name: &str) -> Result<Array>;
+}
+
+impl Arrays for NpzReader {
+    fn names(&self) -> Vec<String> {
+        NpzReader::names(self).map(str::to_owned).collect()
+    }
+
+    fn read(&mut self, name: &str) -> Result<Array> {
+        NpzReader::read(self, name)
+    }
+}
+
+/// The arrays of a folder of vectors that are tensors of a trace, their scales, and where they come
+/// from.
+struct Folder(BTreeMap<String, Array>);
+
+impl Folder {
+    fn open(path: &Path) -> Result<Self> {
+        let (step, _) = StepVectors::read(path)?;
+        let mut arrays = BTreeMap::new();
+        for vector in step.vectors {
+            let Some(key) = vector.key else { continue };
+            if let Some(scale) = vector.scale {
+                arrays.insert(format!("scale/{key}"), Array::scalar(scale));
+            }
+            arrays.insert(key, vector.array);
+        }
+        let meta = serde_json::json!({
+            "mode": step.mode, "profile": step.profile.name,
+            "profile_hash": step.profile.hash, "model": step.model,
+        });
+        let bytes = ndarray::Array1::from_vec(meta.to_string().into_bytes());
+        arrays.insert("meta".into(), Array::U8(bytes.into_dyn()));
+        Ok(Self(arrays))
+    }
+}
+
+impl Arrays for Folder {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn read(&mut self, name: &str) -> Result<Array> {
+        let array = self.0.remove(name);
+        array.ok_or_else(|| SimError::value(name, "an array of the folder", "none"))
+    }
+}
+
 /// Values with the file's name for them.
 type Named<T> = BTreeMap<T, (String, Vec<Value>)>;
 
-fn read(npz: &mut NpzReader, selection: &Selection) -> Result<TraceFile> {
+fn read(npz: &mut impl Arrays, selection: &Selection) -> Result<TraceFile> {
     let mut trace = TraceFile::default();
     let mut keys: BTreeMap<Key, String> = BTreeMap::new();
     let mut tokens: Option<(String, Array2<u32>)> = None;
-    let names: Vec<String> = npz.names().map(str::to_owned).collect();
-    for name in names {
+    for name in npz.names() {
         match Key::parse(&name) {
             None => trace.unknown.push(name),
             // Two names for the tokens are one key too many only if they disagree.

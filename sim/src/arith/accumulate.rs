@@ -43,6 +43,12 @@ impl Accumulator {
         overflow: AccOverflow::Wrap,
     };
 
+    /// 48 bits, saturating: the sum over states of a fixed-point scan.
+    pub const I48: Accumulator = Accumulator {
+        bits: 48,
+        overflow: AccOverflow::Saturate,
+    };
+
     /// A register of `bits` bits, 8 to 64, sign included.
     pub fn new(bits: u8, overflow: AccOverflow) -> Result<Self> {
         match bits {
@@ -105,9 +111,7 @@ impl Accumulator {
         for term in terms {
             let beyond;
             (acc, beyond) = self.add(acc, term);
-            seen.low = seen.low.min(acc);
-            seen.high = seen.high.max(acc);
-            seen.overflows += u64::from(beyond);
+            seen.see(acc, beyond);
         }
         seen.sums = 1;
         (acc, seen)
@@ -129,6 +133,14 @@ pub struct Accumulated {
 }
 
 impl Accumulated {
+    /// Takes in a value of the register.
+    #[inline(always)]
+    pub fn see(&mut self, value: i64, beyond: bool) {
+        self.low = self.low.min(value);
+        self.high = self.high.max(value);
+        self.overflows += u64::from(beyond);
+    }
+
     /// Both together.
     pub fn plus(mut self, other: Self) -> Self {
         self += other;

@@ -4,6 +4,9 @@
 //! | file | rules |
 //! |---|---|
 //! | [`round`] | real number to integer |
+//! | [`lfsr`] | the random bits of stochastic rounding |
+//! | [`fixed`] | accumulator to grid by an integer multiplier and a shift |
+//! | [`function`] | exp, softplus and SiLU from tables, polynomials and shifts |
 //! | [`saturate`] | integer to INT8, and the counters of what did not fit |
 //! | [`accumulate`] | sums of products in registers of a chosen width |
 //! | [`requant`] | accumulator or real number to a grid: scale orders, quotients, [`requant::QuantRule`] |
@@ -16,7 +19,10 @@
 pub mod accumulate;
 pub mod binary16;
 pub mod elementary;
+pub mod fixed;
+pub mod function;
 pub mod hadamard;
+pub mod lfsr;
 pub mod real;
 pub mod requant;
 pub mod round;

@@ -1,6 +1,7 @@
 //! Accumulator or real number to a grid.
 
 pub use super::binary16::to_f16;
+use super::lfsr::Lfsr;
 use super::round::Rounding;
 use super::saturate::{Overflow, Status, Tally};
 use super::sfu;
@@ -99,21 +100,61 @@ impl QuantRule {
         ..QuantRule::NEAREST_EVEN
     };
 
-    /// `v` in units of `scale`, rounded, before it is made to fit INT8.
+    /// `v` in units of `scale`.
     #[inline(always)]
-    pub fn integer(self, v: f32, scale: Scale) -> f32 {
-        let q = match self.quotient {
+    fn in_units(self, v: f32, scale: Scale) -> f32 {
+        match self.quotient {
             Quotient::Divide => v / scale.get(),
             Quotient::ApproxReciprocal => v * sfu::rcp(scale.get()),
             Quotient::ScaledApproxDivision => sfu::diva(v * 100.0, scale.get() * 100.0),
-        };
-        self.rounding.round(q)
+        }
+    }
+
+    /// `v` in units of `scale`, rounded, before it is made to fit INT8.
+    #[inline(always)]
+    pub fn integer(self, v: f32, scale: Scale) -> f32 {
+        self.rounding.round(self.in_units(v, scale))
     }
 
     /// The code of `v`.
     #[inline(always)]
     pub fn quantize(self, v: f32, scale: Scale) -> i8 {
         self.overflow.to_i8(self.integer(v, scale))
+    }
+
+    /// [`QuantRule::quantize_slice`] of a stochastic rule: the value at i has position i.
+    fn quantize_at_positions(
+        self,
+        values: &[f32],
+        scale: Scale,
+        codes: &mut [i8],
+        mut lfsr: Lfsr,
+    ) -> Status {
+        let mut tally = Tally::of(self.overflow);
+        for (v, code) in values.iter().zip(codes) {
+            let random = lfsr.next_bits();
+            let integer = self.rounding.round_at(self.in_units(*v, scale), random);
+            tally.add(integer);
+            *code = self.overflow.to_i8(integer);
+        }
+        tally.status(values.len(), self.overflow)
+    }
+
+    /// [`QuantRule::quantize_slice`] of a part of a tensor, whose first value has this position.
+    pub fn quantize_part(
+        self,
+        values: &[f32],
+        scale: Scale,
+        codes: &mut [i8],
+        position: usize,
+    ) -> Status {
+        match self.rounding.lfsr() {
+            Some(lfsr) => {
+                let lfsr = lfsr.at(position as u64);
+                self.quantize_at_positions(values, scale, codes, lfsr)
+            }
+            None => self.quantize_slice(values, scale, codes),
+        }
     }
 
     /// Quantizes `values` into `codes` (same length) and counts what did not fit.
@@ -129,6 +170,9 @@ impl QuantRule {
                 codes,
             })
         };
+        if let Some(lfsr) = self.rounding.lfsr() {
+            return self.quantize_at_positions(values, scale, codes, lfsr);
+        }
         if values.len() <= TASK {
             return quantize((values, codes));
         }
@@ -171,7 +215,7 @@ impl Kernel for QuantizeSlice<'_> {
 impl QuantizeSlice<'_> {
     #[inline(always)]
     fn codes_of(self, quotient: impl Fn(f32) -> f32) -> Status {
-        let mut tally = Tally::default();
+        let mut tally = Tally::of(self.rule.overflow);
         for (v, code) in self.values.iter().zip(self.codes.iter_mut()) {
             let integer = self.rule.rounding.round(quotient(*v));
             tally.add(integer);
@@ -184,7 +228,6 @@ impl QuantizeSlice<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arith::saturate::overflows_i8;
 
     #[test]
     fn slices_agree_with_single_values() {
@@ -204,7 +247,8 @@ mod tests {
                     for (v, code) in values.iter().zip(&codes) {
                         assert_eq!(rule.quantize(*v, scale), *code, "{rule:?} of {v}");
                         let integer = rule.integer(*v, scale);
-                        overflows += u64::from(overflows_i8(integer));
+                        let fits = (overflow.lowest()..=127.0).contains(&integer);
+                        overflows += u64::from(!fits);
                         peak = peak.max(integer.abs());
                     }
                     let want = Status::counted(values.len(), overflows, peak, overflow);

@@ -1,8 +1,38 @@
-//! Real number to integer.
+//! Real number to integer, and integer to integer by a right shift.
 
+use super::lfsr::Lfsr;
 use serde::{Deserialize, Serialize};
 
-/// How a real number becomes an integer. Source: datapath specification, section 1.
+/// The shift in an integer type.
+macro_rules! shifted {
+    ($integer:ty, $rule:expr, $v:expr, $shift:expr, $random:expr) => {{
+        let (v, shift): ($integer, u32) = ($v, $shift);
+        if shift == 0 {
+            return v;
+        }
+        let floor = v >> shift;
+        let rest = v - (floor << shift);
+        let half: $integer = 1 << (shift - 1);
+        let up = match $rule {
+            Rounding::NearestTiesToEven => rest > half || (rest == half && floor & 1 == 1),
+            Rounding::NearestTiesAway => rest > half || (rest == half && v > 0),
+            Rounding::NearestTiesUp => rest >= half,
+            Rounding::Floor => false,
+            Rounding::Ceil => rest > 0,
+            Rounding::TowardZero => rest > 0 && v < 0,
+            Rounding::Stochastic(_) => {
+                let random = <$integer>::from($random);
+                let random = match shift.checked_sub(16) {
+                    Some(more) => random << more,
+                    None => random >> (16 - shift),
+                };
+                rest + random >= 1 << shift
+            }
+        };
+        floor + <$integer>::from(up)
+    }};
+}
+/// How a real number becomes an integer. Source of the first two: datapath specification, section 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rounding {
@@ -11,13 +41,40 @@ pub enum Rounding {
     /// To the nearest integer, a tie away from zero (`rha`): truncation of `v ± 0.5` with that
     /// addition rounded toward zero, so that 0.49999997 gives 0.
     NearestTiesAway,
+    /// To the nearest integer, a tie up: ⌊v + ½⌋, which an adder and a shift make.
+    NearestTiesUp,
+    /// Down: ⌊v⌋, an arithmetic shift.
+    Floor,
+    /// Up: ⌈v⌉.
+    Ceil,
+    /// Toward zero.
+    TowardZero,
+    /// Up with the probability of the fraction: ⌊v + r⌋, r the 16 bits of an [`Lfsr`] of this seed
+    /// at the value's position, over 2^16. Only steps that know positions can follow it.
+    Stochastic(u32),
 }
 
 impl Rounding {
-    /// Every rule.
-    pub const ALL: [Rounding; 2] = [Rounding::NearestTiesToEven, Rounding::NearestTiesAway];
+    /// Every rule that needs no position.
+    pub const ALL: [Rounding; 6] = [
+        Rounding::NearestTiesToEven,
+        Rounding::NearestTiesAway,
+        Rounding::NearestTiesUp,
+        Rounding::Floor,
+        Rounding::Ceil,
+        Rounding::TowardZero,
+    ];
 
-    /// The integer nearest to `v`, as an f32. NaN and infinities stay what they are.
+    /// The register of a stochastic rule.
+    pub fn lfsr(self) -> Option<Lfsr> {
+        match self {
+            Rounding::Stochastic(seed) => Some(Lfsr::new(seed)),
+            _ => None,
+        }
+    }
+
+    /// `v` as an integer-valued f32. NaN and infinities stay what they are. A stochastic rule needs
+    /// [`Rounding::round_at`] and is none of this function's.
     #[inline(always)]
     pub fn round(self, v: f32) -> f32 {
         match self {
@@ -25,7 +82,44 @@ impl Rounding {
             // Adding 0.5 toward zero and truncating is exact round-half-away for every f32: below
             // 2^23 the sum keeps its half bit, above it v is an integer already.
             Rounding::NearestTiesAway => v.round(),
+            // v − ⌊v⌋ is exact.
+            Rounding::NearestTiesUp => v.floor() + f32::from(u8::from(v - v.floor() >= 0.5)),
+            Rounding::Floor => v.floor(),
+            Rounding::Ceil => v.ceil(),
+            Rounding::TowardZero => v.trunc(),
+            Rounding::Stochastic(_) => unreachable!("a stochastic rule needs a position"),
         }
+    }
+
+    /// [`Rounding::round`] with the 16 random bits of a position.
+    pub fn round_at(self, v: f32, random: u16) -> f32 {
+        match self {
+            // In f64 the sum is exact where it decides: |v| < 2^30.
+            Rounding::Stochastic(_) => {
+                (f64::from(v) + f64::from(random) / f64::from(1u32 << 16)).floor() as f32
+            }
+            rule => rule.round(v),
+        }
+    }
+
+    /// `v / 2^shift` as an integer, for shifts of 0 to 126. `random` is read by a stochastic rule
+    /// only.
+    #[inline(always)]
+    pub fn shift(self, v: i128, shift: u32, random: u16) -> i128 {
+        // Most values are narrow, and 64-bit integers several times faster.
+        match i64::try_from(v) {
+            Ok(narrow) if shift < 62 => self.shift_narrow(narrow, shift, random).into(),
+            _ => self.shift_wide(v, shift, random),
+        }
+    }
+
+    #[inline(always)]
+    fn shift_narrow(self, v: i64, shift: u32, random: u16) -> i64 {
+        shifted!(i64, self, v, shift, random)
+    }
+
+    fn shift_wide(self, v: i128, shift: u32, random: u16) -> i128 {
+        shifted!(i128, self, v, shift, random)
     }
 }
 
@@ -81,5 +175,44 @@ mod tests {
                 assert!(got == half_away_by_integers(v), "{v:e}");
             }
         }
+    }
+
+    /// Every rule over a window, against the definition in exact quarters.
+    #[test]
+    fn shifts_and_reals_agree() {
+        for rule in Rounding::ALL {
+            for v in -600i128..600 {
+                for shift in 0..6 {
+                    let real = rule.round(v as f32 / (1 << shift) as f32);
+                    assert_eq!(
+                        rule.shift(v, shift, 0),
+                        real as i128,
+                        "{rule:?} {v} >> {shift}"
+                    );
+                }
+            }
+        }
+        assert_eq!(Rounding::NearestTiesUp.round(-2.5), -2.0);
+        assert_eq!(Rounding::NearestTiesUp.round(0.499_999_97), 0.0);
+        assert_eq!(Rounding::TowardZero.shift(-7, 2, 0), -1);
+        assert_eq!(Rounding::Ceil.shift(i128::from(i64::MIN), 100, 0), 0);
+    }
+
+    /// Of the 2^16 positions' bits exactly the share of the fraction rounds up.
+    #[test]
+    fn stochastic_rounding_has_the_mean_of_its_fraction() {
+        let rule = Rounding::Stochastic(1);
+        for (v, up) in [(5i128, 0.625), (-3, 0.625), (8, 0.0), (1, 0.125)] {
+            let (mut shifted, mut real) = (0, 0);
+            for random in 0..=u16::MAX {
+                let floor = v >> 3;
+                shifted += rule.shift(v, 3, random) - floor;
+                real += rule.round_at(v as f32 / 8.0, random) as i128 - floor;
+            }
+            assert_eq!(shifted as f64 / 65_536.0, up);
+            assert_eq!(real, shifted);
+        }
+        assert_eq!(rule.shift(1 << 40, 41, 0x8000), 1);
+        assert_eq!(rule.shift(1 << 40, 41, 0x7FFF), 0);
     }
 }

@@ -9,13 +9,38 @@ use std::ops::AddAssign;
 pub enum Overflow {
     /// The nearest end of the range (`sat8`).
     Saturate,
+    /// The nearest end of [-127, 127]: no code without its negative.
+    SaturateSymmetric,
     /// The low 8 bits as two's complement (`wrap8`): 130 becomes -126.
     Wrap,
 }
 
 impl Overflow {
-    /// Both rules.
-    pub const ALL: [Overflow; 2] = [Overflow::Saturate, Overflow::Wrap];
+    /// Every rule.
+    pub const ALL: [Overflow; 3] = [
+        Overflow::Saturate,
+        Overflow::SaturateSymmetric,
+        Overflow::Wrap,
+    ];
+
+    /// The lowest code a value may have without being made to fit.
+    #[inline(always)]
+    pub fn lowest(self) -> f32 {
+        match self {
+            Overflow::SaturateSymmetric => -127.0,
+            Overflow::Saturate | Overflow::Wrap => -128.0,
+        }
+    }
+
+    /// A whole number to INT8, and whether it had to be made to fit.
+    pub fn fit(self, integer: i128) -> (i8, bool) {
+        let low = self.lowest() as i128;
+        let code = match self {
+            Overflow::Saturate | Overflow::SaturateSymmetric => integer.clamp(low, 127) as i8,
+            Overflow::Wrap => integer as i8,
+        };
+        (code, !(low..=127).contains(&integer))
+    }
 
     /// An integer-valued f32 to INT8. NaN gives 0, as the conversion instruction does; a value
     /// beyond i32 saturates to i32 first, as it does too.
@@ -24,6 +49,7 @@ impl Overflow {
         match self {
             // By way of i32, for which there are vector instructions.
             Overflow::Saturate => (integer as i32).clamp(-128, 127) as i8,
+            Overflow::SaturateSymmetric => (integer as i32).clamp(-127, 127) as i8,
             Overflow::Wrap => integer as i32 as i8,
         }
     }
@@ -53,7 +79,7 @@ impl Status {
     /// Counts `overflows` of `values` under a rule; `peak` is their largest magnitude in codes.
     pub fn counted(values: usize, overflows: u64, peak: f32, rule: Overflow) -> Self {
         let (saturated, wrapped) = match rule {
-            Overflow::Saturate => (overflows, 0),
+            Overflow::Saturate | Overflow::SaturateSymmetric => (overflows, 0),
             Overflow::Wrap => (0, overflows),
         };
         Self {
@@ -97,18 +123,41 @@ impl AddAssign for Status {
 
 /// Counts while a loop quantizes, in 32-bit lanes so that the loop vectorises. For at most 2^32
 /// values.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Tally {
+    /// The lowest code that fits.
+    lowest: f32,
     overflows: u32,
     /// Bits of the largest magnitude: those of non-negative floats order as the floats do.
     peak: u32,
 }
 
+impl Default for Tally {
+    /// For codes down to −128.
+    #[inline(always)]
+    fn default() -> Self {
+        Self {
+            lowest: -128.0,
+            overflows: 0,
+            peak: 0,
+        }
+    }
+}
+
 impl Tally {
+    /// For the codes that fit a rule.
+    #[inline(always)]
+    pub fn of(rule: Overflow) -> Self {
+        Self {
+            lowest: rule.lowest(),
+            ..Self::default()
+        }
+    }
+
     /// Counts an integer-valued f32 before it is made to fit. NaN overflows and has no magnitude.
     #[inline(always)]
     pub fn add(&mut self, integer: f32) {
-        self.overflows += u32::from(overflows_i8(integer));
+        self.overflows += u32::from(!(self.lowest..=127.0).contains(&integer));
         let magnitude = integer.to_bits() & 0x7FFF_FFFF;
         let magnitude = std::hint::select_unpredictable(integer.is_nan(), 0, magnitude);
         self.peak = self.peak.max(magnitude);
@@ -132,6 +181,15 @@ mod tests {
             let v = i as f32;
             assert_eq!(Overflow::Saturate.to_i8(v), i.clamp(-128, 127) as i8);
             assert_eq!(Overflow::Wrap.to_i8(v), (i & 0xff) as u8 as i8);
+            let symmetric = i.clamp(-127, 127) as i8;
+            assert_eq!(Overflow::SaturateSymmetric.to_i8(v), symmetric);
+            for rule in Overflow::ALL {
+                let mut tally = Tally::of(rule);
+                tally.add(v);
+                let status = tally.status(1, rule);
+                let beyond = status.saturated + status.wrapped == 1;
+                assert_eq!(rule.fit(i.into()), (rule.to_i8(v), beyond), "{rule:?} {i}");
+            }
             assert_eq!(overflows_i8(v), !(-128..=127).contains(&i));
         }
         assert_eq!(Overflow::Wrap.to_i8(130.0), -126);

@@ -162,14 +162,14 @@ impl<'m> Datapath<'m> {
             Part::Stream => mode.stream = other.stream,
             Part::HadOut => mode.had_out = other.had_out,
             Part::InProjWeight => {
-                layer.in_proj_x = theirs.in_proj_x;
-                layer.in_proj_z = theirs.in_proj_z;
+                layer.in_proj_x = theirs.in_proj_x.clone();
+                layer.in_proj_z = theirs.in_proj_z.clone();
             }
             Part::ConvWeight => layer.conv = theirs.conv.clone(),
-            Part::XProjWeight => layer.x_proj = theirs.x_proj,
-            Part::DtProjWeight => layer.dt_proj = theirs.dt_proj,
+            Part::XProjWeight => layer.x_proj = theirs.x_proj.clone(),
+            Part::DtProjWeight => layer.dt_proj = theirs.dt_proj.clone(),
             Part::ScanWeight => layer.scan = theirs.scan.clone(),
-            Part::OutProjWeight => layer.out_proj = theirs.out_proj,
+            Part::OutProjWeight => layer.out_proj = theirs.out_proj.clone(),
         }
     }
 

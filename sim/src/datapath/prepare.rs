@@ -1,17 +1,21 @@
 //! Weights of a model, prepared for the steps of one mode.
 
+use super::storage;
 use crate::arith::hadamard::HadamardSize;
 use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Precision};
-use crate::model::{Config, FloatModel, Model, QuantizedModel};
+use crate::model::{
+    ActivationScales, Config, FloatLayer, FloatModel, Model, QuantizedLayer, QuantizedModel,
+};
 use crate::plan::ScalePlan;
 use crate::profile::Profile;
+use crate::profile::unit::ScaleGrid;
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
 use crate::trace::TracePoint;
 use half::f16;
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView2, s};
 use std::ops::Range;
 
 /// Columns of x_proj's output.
@@ -118,7 +122,15 @@ pub(super) fn prepare_layer<'m>(
     let config = model.config()?;
     let e = config.d_inner;
     let scales = if mode.needs_quantized() {
-        Some(ScalePlan::new(&quantized(model, mode)?.layers[i].scales))
+        let calibrated = &quantized(model, mode)?.layers[i].scales;
+        let grid = profile.storage.activation_scales;
+        let scales = ActivationScales::from_fn(|key| {
+            Ok::<_, SimError>(match grid {
+                ScaleGrid::Calibrated => calibrated.get(key),
+                ScaleGrid::PowerOfTwo => storage::activation_scale(calibrated.get(key), grid),
+            })
+        })?;
+        Some(ScalePlan::new(&scales))
     } else {
         None
     };
@@ -132,6 +144,15 @@ pub(super) fn prepare_layer<'m>(
             let layer = &quantized(model, mode)?.layers[i];
             let int8 = |w: &'m crate::quant::QTensor| LinearWeight::int8(w.codes.view(), w.scale);
             let in_proj = &layer.in_proj;
+            if profile.storage.requantizes_weights() {
+                let float = &stored_float(model, mode)?.layers[i];
+                return Ok(stored_layer(
+                    (layer, float),
+                    (config, mode, profile),
+                    rotation,
+                    scales,
+                ));
+            }
             Layer {
                 mode: mode.clone(),
                 profile: profile.clone(),
@@ -153,7 +174,7 @@ pub(super) fn prepare_layer<'m>(
             let layer = &float(model, mode)?.layers[i];
             Layer {
                 mode: mode.clone(),
-                profile: profile.clone(),
+                profile: profile.without_units(),
                 norm: real(&layer.norm),
                 in_proj_x: LinearWeight::float(layer.in_proj.slice(s![..e, ..])),
                 in_proj_z: LinearWeight::float(layer.in_proj.slice(s![e.., ..])),
@@ -169,4 +190,54 @@ pub(super) fn prepare_layer<'m>(
             }
         }
     })
+}
+
+/// The float model that a profile's weights are quantized from.
+fn stored_float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m FloatModel> {
+    float(model, mode).map_err(|_| {
+        SimError::value(
+            "weights",
+            "the float checkpoint beside the quantized model, to quantize it as the profile says",
+            "a quantized model only",
+        )
+    })
+}
+
+/// A block whose linear weights the profile stores in its own way.
+fn stored_layer<'m>(
+    (layer, float): (&'m QuantizedLayer, &FloatLayer),
+    (config, mode, profile): (&Config, &ModeSpec, &Profile),
+    rotation: Option<HadamardSize>,
+    scales: Option<ScalePlan>,
+) -> Layer<'m> {
+    let rule = &profile.storage;
+    let scaled = |weight: ArrayView2<f16>| LinearWeight::Scaled(storage::linear(weight, rule));
+    let in_proj = storage::linear(float.in_proj.view(), rule);
+    let e = float.in_proj.nrows() / 2;
+    let (conv, scan) = match rule.weight_scales {
+        ScaleGrid::Calibrated => (
+            ConvWeight::int8(&layer.conv_weight, &layer.conv_bias),
+            ScanWeight::int8(&layer.a_log, &layer.d, &layer.dt_bias),
+        ),
+        ScaleGrid::PowerOfTwo => (
+            ConvWeight::int8(&storage::tensor(&float.conv_weight), &layer.conv_bias),
+            ScanWeight::int8(&layer.a_log, &storage::vector(&float.d), &layer.dt_bias),
+        ),
+    };
+    Layer {
+        mode: mode.clone(),
+        profile: profile.clone(),
+        norm: layer.norm.iter().map(|v| f32::from(*v)).collect(),
+        in_proj_x: LinearWeight::Scaled(in_proj.rows(0..e)),
+        in_proj_z: LinearWeight::Scaled(in_proj.rows(e..2 * e)),
+        conv,
+        x_proj: scaled(float.x_proj.view()),
+        dt_proj: scaled(float.dt_proj.view()),
+        scan,
+        rotation,
+        out_proj: scaled(float.out_proj.view()),
+        scales,
+        columns: XProjColumns::new(config),
+        transposed: Vec::new(),
+    }
 }

@@ -24,14 +24,14 @@ const CACHED_ROWS: usize = 4;
 #[derive(Clone, Debug)]
 pub struct ConvWeight {
     /// INT8 codes, when the weight has them.
-    pub(super) codes: Option<Vec<i8>>,
+    codes: Option<Vec<i8>>,
     /// Codes or real weights as f32.
     taps: Vec<f32>,
-    pub(super) tap_scale: f32,
+    tap_scale: f32,
     /// Codes or real biases as f32.
-    pub(super) bias: Vec<f32>,
-    pub(super) bias_scale: f32,
-    pub(super) channels: usize,
+    bias: Vec<f32>,
+    bias_scale: f32,
+    channels: usize,
 }
 
 impl ConvWeight {
@@ -68,6 +68,49 @@ impl ConvWeight {
         }
     }
 
+    /// The codes, weight `[E, K]` and bias E; `None` for real weights.
+    pub fn tensors(&self) -> Option<(QTensor, QVector)> {
+        self.codes.as_ref()?;
+        let scale = |v: f32| Scale::new(v).expect("scales of a weight that has codes");
+        let weight = QTensor {
+            codes: Array2::from_shape_fn((self.channels, self.taps()), |(c, tap)| {
+                self.code(tap, c)
+            }),
+            scale: scale(self.tap_scale),
+        };
+        let bias = QVector {
+            codes: self.bias.iter().map(|q| *q as i8).collect(),
+            scale: scale(self.bias_scale),
+        };
+        Some((weight, bias))
+    }
+
+    /// E, the number of channels.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Whether the weight has INT8 codes.
+    pub fn has_codes(&self) -> bool {
+        self.codes.is_some()
+    }
+
+    /// The code of a tap (0 is the oldest) of a channel, or 0 where the weight has none.
+    pub fn code(&self, tap: usize, channel: usize) -> i8 {
+        let codes = self.codes.as_ref();
+        codes.map_or(0, |codes| codes[tap * self.channels + channel])
+    }
+
+    /// The scale of the taps' codes.
+    pub fn tap_scale(&self) -> f32 {
+        self.tap_scale
+    }
+
+    /// The bias of a channel, dequantized.
+    pub fn bias(&self, channel: usize) -> f32 {
+        self.bias_scale * self.bias[channel]
+    }
+
     /// K, the number of taps.
     pub fn taps(&self) -> usize {
         self.taps.len() / self.channels
@@ -90,7 +133,7 @@ fn picked<T: Clone + Default>(
 }
 
 /// The outputs of a [`ConvWindow::tiled`] window, `[L, E]`.
-pub fn untiled(out: &Array2<f32>, taps: usize) -> Array2<f32> {
+pub fn untiled<T: Clone + Default>(out: &Array2<T>, taps: usize) -> Array2<T> {
     let rows = out.nrows() + taps - 1;
     let tokens = rows / (taps - 1 + TILE) * TILE;
     picked(out, tokens, |t| {
@@ -279,7 +322,7 @@ impl Conv<'_> {
                 let quantize = |values: &mut Vec<f32>, (block, codes): (usize, &mut [i8])| {
                     let values = &mut values[..codes.len()];
                     compute(block * CACHED_ROWS, values);
-                    rule.quantize_slice(values, scale, codes)
+                    rule.quantize_part(values, scale, codes, block * CACHED_ROWS * e)
                 };
                 codes
                     .par_chunks_mut(CACHED_ROWS * e)

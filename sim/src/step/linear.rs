@@ -1,12 +1,15 @@
 //! Linear steps: in_proj, x_proj, dt_proj, out_proj and the head.
 //! Source: datapath specification, section 4, steps 2 and 7.
 
+use super::linear_unit::{self, ScaledWeight};
 use crate::arith::accumulate::{Accumulated, Accumulator};
 use crate::arith::requant::{QuantRule, ScaleOrder, to_f16};
 use crate::arith::saturate::{Status, Tally};
+use crate::error::{Result, SimError};
 use crate::kernels::matmul_f32::RealWeight;
-use crate::kernels::matmul_i8::{Epilogue, matmul_i8};
+use crate::kernels::matmul_i8::{Epilogue, Sums, matmul_i8};
 use crate::profile::LinearRule;
+use crate::profile::unit::GROUP;
 use crate::quant::{Acc, Multiplier, QTensor, Scale};
 use crate::trace::Tensor;
 use half::f16;
@@ -14,7 +17,7 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 /// A weight `[out, in]` as the model has it; products turn what they need in the cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum LinearWeight<'m> {
     /// INT8.
     Int8 {
@@ -23,6 +26,8 @@ pub enum LinearWeight<'m> {
         /// Real value of one step.
         scale: Scale,
     },
+    /// INT8 or narrower with a scale for each row or group.
+    Scaled(ScaledWeight),
     /// Binary16, used as FP32.
     Float(ArrayView2<'m, f16>),
 }
@@ -38,11 +43,82 @@ impl<'m> LinearWeight<'m> {
         Self::Float(weight)
     }
 
-    fn real(&self) -> RealWeight<'m> {
+    fn real(&self) -> Result<RealWeight<'m>> {
         match self {
-            LinearWeight::Float(weight) => RealWeight::F16(*weight),
-            LinearWeight::Int8 { codes, scale } => RealWeight::Codes(*codes, scale.get()),
+            LinearWeight::Float(weight) => Ok(RealWeight::F16(*weight)),
+            LinearWeight::Int8 { codes, scale } => Ok(RealWeight::Codes(*codes, scale.get())),
+            LinearWeight::Scaled(_) => Err(SimError::value(
+                "weights",
+                "the model's own where a linear step's input is FP32",
+                "weights of the profile's",
+            )),
         }
+    }
+}
+
+impl LinearWeight<'_> {
+    /// The lowest and the highest value a sum can have at any moment, whatever codes it multiplies;
+    /// `None` for real weights.
+    pub fn reach(&self) -> Option<(i64, i64)> {
+        let (codes, groups) = match self {
+            LinearWeight::Int8 { codes, .. } => (*codes, None),
+            LinearWeight::Scaled(weight) => (weight.codes.view(), weight.groups.as_ref()),
+            LinearWeight::Float(_) => return None,
+        };
+        let (mut low, mut high) = (0, 0);
+        for (r, row) in codes.rows().into_iter().enumerate() {
+            let (mut least, mut most) = (0, 0);
+            for (k, w) in row.iter().enumerate() {
+                let steps = groups.map_or(1, |g| i64::from(g[(r, k / GROUP)]));
+                let (a, b) = (-128 * i64::from(*w) * steps, 127 * i64::from(*w) * steps);
+                least += a.min(b);
+                most += a.max(b);
+            }
+            low = low.min(least);
+            high = high.max(most);
+        }
+        Some((low, high))
+    }
+
+    /// The codes and their scales; `None` for real weights.
+    pub fn stored(&self) -> Option<ScaledWeight> {
+        match self {
+            LinearWeight::Int8 { codes, scale } => Some(ScaledWeight {
+                codes: codes.to_owned(),
+                scales: vec![*scale],
+                groups: None,
+            }),
+            LinearWeight::Scaled(weight) => Some(weight.clone()),
+            LinearWeight::Float(_) => None,
+        }
+    }
+
+    /// The sums of codes times this weight in an accumulator, `[L, out]`; zeros for real weights.
+    pub fn sums(&self, x: &Array2<i8>, accumulator: Accumulator) -> Array2<i64> {
+        match self.stored() {
+            Some(weight) => linear_unit::sums(x, &weight, accumulator).0,
+            None => Array2::zeros((x.nrows(), 0)),
+        }
+    }
+
+    /// The sums of this product, term by term in its accumulator; nothing for real operands and for
+    /// groups, whose sums are always watched.
+    pub fn watched(&self, x: &Tensor, accumulator: Accumulator) -> Accumulated {
+        let Tensor::I8(x) = x else {
+            return Accumulated::default();
+        };
+        let weight = match self {
+            LinearWeight::Int8 { codes, .. } => *codes,
+            LinearWeight::Scaled(weight) if weight.groups.is_none() => weight.codes.view(),
+            LinearWeight::Scaled(_) | LinearWeight::Float(_) => return Accumulated::default(),
+        };
+        let product = Product {
+            x: &x.codes,
+            weight,
+            accumulator,
+        };
+        let mut sums = Array2::zeros((x.codes.nrows(), weight.nrows()));
+        product.narrow(&mut sums, &Sums).1
     }
 }
 
@@ -68,10 +144,23 @@ pub fn linear(
     weight: &LinearWeight,
     rule: LinearRule,
     output: LinearOutput,
-) -> LinearResult {
-    if let (Tensor::I8(x), LinearWeight::Int8 { codes, scale }) = (x, weight) {
+) -> Result<LinearResult> {
+    if let Tensor::I8(x) = x {
         let s_in = input_scale.unwrap_or(x.scale);
-        return integer_linear(&x.codes, s_in, *codes, *scale, rule, output);
+        let x = &x.codes;
+        match weight {
+            LinearWeight::Int8 { codes, scale } if linear_unit::is_unit(&rule) => {
+                return linear_unit::unit_linear(x, s_in, *codes, &[*scale], None, rule, output);
+            }
+            LinearWeight::Int8 { codes, scale } => {
+                return Ok(integer_linear(x, s_in, *codes, *scale, rule, output));
+            }
+            LinearWeight::Scaled(w) => {
+                let (codes, groups) = (w.codes.view(), w.groups.as_ref());
+                return linear_unit::unit_linear(x, s_in, codes, &w.scales, groups, rule, output);
+            }
+            LinearWeight::Float(_) => {}
+        }
     }
     let real = match (x, input_scale) {
         (Tensor::I8(x), Some(scale)) => QTensor {
@@ -81,7 +170,7 @@ pub fn linear(
         .dequantize(),
         (x, _) => x.to_real(),
     };
-    let v = weight.real().multiply(&real);
+    let v = weight.real()?.multiply(&real);
     let (out, status) = match output {
         LinearOutput::Int8(scale) => {
             let (q, status) = QTensor::quantize(&v, scale, rule.output);
@@ -90,11 +179,11 @@ pub fn linear(
         LinearOutput::F16 => (Tensor::f16(&v), Status::default()),
         LinearOutput::F32 => (Tensor::F32(v), Status::default()),
     };
-    LinearResult {
+    Ok(LinearResult {
         out,
         status,
         accumulated: Accumulated::default(),
-    }
+    })
 }
 
 /// What a linear step did.
@@ -143,6 +232,22 @@ fn integer_linear(
     }
 }
 
+/// Sums of codes times codes, `[L, out]`, in a register.
+pub(super) fn product_sums(
+    x: &Array2<i8>,
+    weight: ArrayView2<i8>,
+    accumulator: Accumulator,
+) -> (Array2<i64>, Accumulated) {
+    let product = Product {
+        x,
+        weight,
+        accumulator,
+    };
+    let mut sums = Array2::zeros((x.nrows(), weight.nrows()));
+    let (_, seen) = product.sums(&mut sums, &Sums);
+    (sums.mapv(i64::from), seen)
+}
+
 /// Codes times codes, and the register that sums them.
 struct Product<'a> {
     /// `[L, K]`.
@@ -159,17 +264,21 @@ impl Product<'_> {
         mut out: Array2<E::Out>,
         tensor: impl Fn(Array2<E::Out>) -> Tensor,
     ) -> LinearResult {
-        let (status, accumulated) = match self.accumulator.holds(self.largest()) {
-            true => {
-                let status = matmul_i8(self.x, self.weight, &mut out, epilogue);
-                (status, Accumulated::default())
-            }
-            false => self.narrow(&mut out, epilogue),
-        };
+        let (status, accumulated) = self.sums(&mut out, epilogue);
         LinearResult {
             out: tensor(out),
             status,
             accumulated,
+        }
+    }
+
+    fn sums<E: Epilogue>(&self, out: &mut Array2<E::Out>, epilogue: &E) -> (Status, Accumulated) {
+        match self.accumulator.holds(self.largest()) {
+            true => {
+                let status = matmul_i8(self.x, self.weight, out, epilogue);
+                (status, Accumulated::default())
+            }
+            false => self.narrow(out, epilogue),
         }
     }
 
@@ -194,7 +303,7 @@ impl Product<'_> {
                 let sums = weight.chunks_exact(k).map(|w| {
                     let (sum, now) = self.accumulator.dot(x, w);
                     seen += now;
-                    // Registers wider than 32 bits hold every sum, and never come here.
+                    // What a wider register holds fits 32 bits too: `Acc::MAX_LENGTH`.
                     sum as i32
                 });
                 let sums: Vec<i32> = sums.collect();
@@ -232,7 +341,7 @@ impl Epilogue for Requantize {
 impl Requantize {
     #[inline(always)]
     fn row_by(&self, rule: QuantRule, acc: &[i32], out: &mut [i8]) -> Status {
-        let mut tally = Tally::default();
+        let mut tally = Tally::of(rule.overflow);
         for (acc, out) in acc.iter().zip(out.iter_mut()) {
             let integer = rule
                 .rounding

@@ -7,20 +7,23 @@
 //! | [`linear`] | in_proj, x_proj, dt_proj, out_proj, head |
 //! | [`dynamic`] | dynamic quantization of the conv input |
 //! | [`conv`] | causal conv1d with SiLU |
-//! | [`conv_sum`] | its integer sum in a narrow accumulator |
+//! | `…_unit` | the same steps as a chip has them: integer multipliers, tables, chosen registers |
 //! | [`scan`] | selective scan: inputs, formulas, dispatch; `scan_sequential`, `scan_block`, `scan_update` its orders |
 //! | [`rotate`] | Hadamard rotation and quantization |
 
 pub mod conv;
-pub mod conv_sum;
+pub mod conv_unit;
 pub mod dynamic;
 pub mod linear;
+pub mod linear_unit;
 pub mod norm;
 pub mod rotate;
+pub mod rotate_unit;
 pub mod scan;
 mod scan_block;
 mod scan_formula;
 mod scan_sequential;
 #[allow(unsafe_code)] // threads write disjoint parts of one array
 mod scan_tile;
+pub mod scan_unit;
 mod scan_update;

@@ -105,7 +105,7 @@ pub fn rms_norm_quantize(
                     eps,
                     normed,
                 });
-                rule.quantize_slice(normed, scale, codes)
+                rule.quantize_part(normed, scale, codes, t * m)
             },
         )
         .reduce(Status::default, Status::plus);

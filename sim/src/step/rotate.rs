@@ -2,6 +2,7 @@
 //! Source: datapath specification, section 4, step 6.
 
 use crate::arith::hadamard::HadamardSize;
+use crate::arith::requant::QuantRule;
 use crate::arith::saturate::{Status, Tally};
 use crate::isa::{Kernel, dispatch};
 use crate::profile::HadamardRules;
@@ -39,6 +40,9 @@ pub fn rotate_quantize(
             |values, (row, codes)| {
                 y.real_row(row, values);
                 size.transform(values);
+                if rules.rounding.lfsr().is_some() {
+                    return quantize_products_at(values, factor, rules, codes, row * e);
+                }
                 dispatch(QuantizeProducts {
                     values,
                     factor,
@@ -72,6 +76,25 @@ pub fn rotate(y: Array2<f32>, size: HadamardSize) -> Array2<f32> {
     y
 }
 
+/// [`QuantizeProducts`] by a stochastic rule, the first value at a position.
+fn quantize_products_at(
+    values: &mut [f32],
+    factor: f32,
+    rules: HadamardRules,
+    codes: &mut [i8],
+    position: usize,
+) -> Status {
+    let rule = QuantRule {
+        rounding: rules.rounding,
+        overflow: rules.overflow,
+        ..QuantRule::NEAREST_EVEN
+    };
+    values.iter_mut().for_each(|v| *v *= factor);
+    // Divided by one, which is exact.
+    let one = Scale::new(1.0).expect("one is a scale");
+    rule.quantize_part(values, one, codes, position)
+}
+
 struct QuantizeProducts<'a> {
     values: &'a [f32],
     factor: f32,
@@ -84,8 +107,10 @@ impl Kernel for QuantizeProducts<'_> {
 
     #[inline(always)]
     fn run(self) -> Status {
-        let HadamardRules { rounding, overflow } = self.rules;
-        let mut tally = Tally::default();
+        let HadamardRules {
+            rounding, overflow, ..
+        } = self.rules;
+        let mut tally = Tally::of(overflow);
         for (v, code) in self.values.iter().zip(self.codes.iter_mut()) {
             let integer = rounding.round(*v * self.factor);
             tally.add(integer);

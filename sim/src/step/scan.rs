@@ -61,7 +61,7 @@ impl Source<'_> {
         }
     }
 
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         match self {
             Source::Int8 { codes, .. } => codes.nrows(),
             Source::Real(values) => values.nrows(),
@@ -207,6 +207,42 @@ impl ScanWeight {
         })
     }
 
+    /// The codes of A_log `[E, N]`, D and dt_bias. Meaningful for INT8 parameters only.
+    pub fn tensors(&self) -> (QTensor, QVector, QVector) {
+        let scale = |v: f32| Scale::new(v).expect("scales were checked when they were read");
+        let e = self.channels();
+        let codes = |values: &[f32]| values.iter().map(|q| *q as i8).collect();
+        let a_log = QTensor {
+            codes: Array2::from_shape_fn((e, self.states), |(c, n)| self.a_log[n * e + c] as i8),
+            scale: scale(self.a_log_scale),
+        };
+        let d = QVector {
+            codes: codes(&self.d),
+            scale: scale(self.d_scale),
+        };
+        let dt_bias = QVector {
+            codes: codes(&self.dt_bias),
+            scale: scale(self.dt_bias_scale),
+        };
+        (a_log, d, dt_bias)
+    }
+
+    /// exp(A_log), `[N, E]`, correctly rounded.
+    pub(super) fn exact_alpha(&self) -> &[f32] {
+        self.alpha::<Ieee>(RealRules::CorrectlyRounded)
+    }
+
+    /// D and dt_bias of a channel, dequantized.
+    pub(super) fn exact_skip_and_bias(&self, channel: usize) -> (f32, f32) {
+        let (skip, bias) = self.skip_and_bias::<Ieee>(channel, 1);
+        (skip[0], bias[0])
+    }
+
+    /// Codes of D, and their scale.
+    pub(super) fn skip_codes(&self) -> (Vec<i64>, f32) {
+        (self.d.iter().map(|q| *q as i64).collect(), self.d_scale)
+    }
+
     /// E.
     pub fn channels(&self) -> usize {
         self.d.len()
@@ -233,6 +269,13 @@ pub struct ScanInputs<'a> {
     pub z: Option<Source<'a>>,
     /// State before the first token, `[E, N]`; zeros if `None`.
     pub state: Option<Source<'a>>,
+}
+
+impl ScanInputs<'_> {
+    /// L, tokens.
+    pub fn rows(&self) -> usize {
+        self.u.rows()
+    }
 }
 
 /// What a scan emits.

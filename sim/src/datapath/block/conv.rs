@@ -2,14 +2,15 @@
 
 use super::columns::{last_rows, stack, transposed};
 use super::{Run, f32_of};
+use crate::arith::function::Function;
 use crate::datapath::Phase;
 use crate::error::Result;
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
-use crate::profile::{ConvForm, ConvRules, InputScale, TapHistory};
-use crate::quant::QTensor;
+use crate::profile::{ConvRules, InputScale, TapHistory};
+use crate::quant::{QTensor, Scale};
 use crate::step::conv::{ConvWindow, conv_silu, conv_silu_quantize, untiled};
-use crate::step::conv_sum::{narrow_sums, silu_of_sums};
+use crate::step::conv_unit;
 use crate::step::dynamic;
 use crate::trace::{Tensor, TracePoint};
 use ndarray::{Array2, s};
@@ -35,56 +36,89 @@ impl Run<'_, '_> {
             InputScale::Once => window,
             InputScale::Twice => window.with_scale_twice()?,
         };
-        let apart = self.apart(&rules, &window)?;
-        let (real, form, weight) = (rules.real, rules.form, &self.layer.conv);
-        let out = match (self.layer.mode.conv_out, apart) {
-            (Precision::Int8, None) => {
-                let (rule, scale) = (rules.output, self.scale(ScaleUse::ConvOut));
-                let (q, status) = conv_silu_quantize(real, form, weight, &window, rule, scale);
-                self.probe.count(self.place(TracePoint::ConvOut), status);
-                self.show(TracePoint::ConvOut, Tensor::I8(q))?
-            }
-            (Precision::Int8, Some(y)) => {
-                let q = self.quantize(TracePoint::ConvOut, &y, ScaleUse::ConvOut, rules.output);
-                self.show(TracePoint::ConvOut, Tensor::I8(q))?
-            }
-            (Precision::Float, apart) => {
-                let y = apart.unwrap_or_else(|| conv_silu(real, form, weight, &window, true));
-                self.show(TracePoint::ConvOutF32, Tensor::F32(y))?
-            }
-        };
-        Ok((out, after))
-    }
-
-    /// The real output, before any quantizer, where it is made apart from the usual loop: in a register
-    /// that may be too narrow, or tile by tile without history.
-    fn apart(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Option<Array2<f32>>> {
         let taps = self.layer.conv.taps();
-        let tiled = match rules.history {
+        let tiles = match rules.history {
             TapHistory::Kept => None,
             TapHistory::LostEvery8 => window.tiled(taps),
         };
-        let Some(tiled) = tiled else {
-            return self.narrow(rules, window);
+        let out = match &tiles {
+            None => self.convolve(&rules, &window)?,
+            Some(tiles) => self.convolve_tiles(&rules, tiles)?,
         };
-        let y = match self.narrow(rules, &tiled)? {
-            Some(y) => y,
-            None => conv_silu(rules.real, rules.form, &self.layer.conv, &tiled, true),
+        let point = match out {
+            Tensor::I8(_) => TracePoint::ConvOut,
+            _ => TracePoint::ConvOutF32,
         };
-        Ok(Some(untiled(&y, taps)))
+        let out = self.show(point, out)?;
+        Ok((out, after))
     }
 
-    /// The real output where the accumulator may be too narrow for its sums.
-    fn narrow(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Option<Array2<f32>>> {
-        let weight = &self.layer.conv;
-        if let (ConvForm::IntegerSum, ConvWindow::Int8 { scale, .. }) = (rules.form, window)
-            && let Some((sums, seen)) = narrow_sums(rules.accumulator, weight, window)
-        {
+    fn convolve(&mut self, rules: &ConvRules, window: &ConvWindow) -> Result<Tensor> {
+        let (real, form, weight) = (rules.real, rules.form, &self.layer.conv);
+        let unit = conv_unit::is_unit(rules, weight, window);
+        if self.probe.watches() && !unit {
+            let seen = conv_unit::watched(rules, weight, window);
             self.accumulated(TracePoint::ConvOut, rules.accumulator, seen)?;
-            let y = silu_of_sums(rules.real, weight, scale.get(), &sums);
-            return Ok(Some(y));
         }
-        Ok(None)
+        Ok(match (window, self.layer.mode.conv_out) {
+            (ConvWindow::Int8 { codes, scale }, precision) if unit => {
+                self.conv_unit(rules, codes, *scale, precision)?
+            }
+            (window, Precision::Int8) => {
+                let (rule, scale) = (rules.output, self.scale(ScaleUse::ConvOut));
+                let (q, status) = conv_silu_quantize(real, form, weight, window, rule, scale);
+                self.probe.count(self.place(TracePoint::ConvOut), status);
+                Tensor::I8(q)
+            }
+            (window, Precision::Float) => Tensor::F32(conv_silu(real, form, weight, window, true)),
+        })
+    }
+
+    /// Tiles without history, laid end to end. (Where a chip's unit quantizes, its counts include the
+    /// rows between tiles, which nobody reads.)
+    fn convolve_tiles(&mut self, rules: &ConvRules, tiles: &ConvWindow) -> Result<Tensor> {
+        let weight = &self.layer.conv;
+        let taps = weight.taps();
+        if conv_unit::is_unit(rules, weight, tiles) {
+            return Ok(match self.convolve(rules, tiles)? {
+                Tensor::I8(q) => Tensor::I8(QTensor {
+                    codes: untiled(&q.codes, taps),
+                    scale: q.scale,
+                }),
+                real => Tensor::F32(untiled(&real.to_real(), taps)),
+            });
+        }
+        let y = untiled(
+            &conv_silu(rules.real, rules.form, weight, tiles, true),
+            taps,
+        );
+        Ok(match self.layer.mode.conv_out {
+            Precision::Int8 => {
+                Tensor::I8(self.quantize(TracePoint::ConvOut, &y, ScaleUse::ConvOut, rules.output))
+            }
+            Precision::Float => Tensor::F32(y),
+        })
+    }
+
+    fn conv_unit(
+        &mut self,
+        rules: &ConvRules,
+        codes: &Array2<i8>,
+        s_x: Scale,
+        precision: Precision,
+    ) -> Result<Tensor> {
+        let output = (precision == Precision::Int8).then(|| self.scale(ScaleUse::ConvOut));
+        let done = conv_unit::conv_unit(rules, &self.layer.conv, codes, s_x, output)?;
+        self.accumulated(TracePoint::ConvOut, rules.accumulator, done.accumulated)?;
+        let place = self.place(TracePoint::ConvOut);
+        self.probe.function(place, Function::Silu, done.silu);
+        Ok(match done.codes {
+            Some((codes, status)) => {
+                self.probe.count(place, status);
+                Tensor::I8(codes)
+            }
+            None => Tensor::F32(done.real),
+        })
     }
 
     /// Puts the history before x, quantizes as the mode says, and keeps the last K rows.

@@ -2,11 +2,12 @@
 
 use super::Run;
 use super::columns::{columns, join_columns};
+use crate::arith::accumulate::Accumulated;
 use crate::error::Result;
 use crate::mode::{Implementation, Precision, Stream, XOutput};
 use crate::plan::ScaleUse;
 use crate::profile::LinearRule;
-use crate::step::linear::{LinearOutput, LinearResult, linear};
+use crate::step::linear::{LinearOutput, LinearResult, LinearWeight, linear};
 use crate::trace::{Tensor, TracePoint};
 
 impl Run<'_, '_> {
@@ -20,10 +21,11 @@ impl Run<'_, '_> {
             XOutput::Float => LinearOutput::F32,
         };
         let z_output = self.linear_output(mode.z, ScaleUse::InProjOut);
-        let x = linear(norm_out, s_in, &self.layer.in_proj_x, rule, x_output);
-        let z = linear(norm_out, s_in, &self.layer.in_proj_z, rule, z_output);
-        let x = self.counted(TracePoint::InProjOut, rule, x)?;
-        let z = self.counted(TracePoint::InProjOut, rule, z)?;
+        let x = linear(norm_out, s_in, &self.layer.in_proj_x, rule, x_output)?;
+        let z = linear(norm_out, s_in, &self.layer.in_proj_z, rule, z_output)?;
+        let layer = self.layer;
+        let x = self.counted(TracePoint::InProjOut, rule, (norm_out, &layer.in_proj_x), x)?;
+        let z = self.counted(TracePoint::InProjOut, rule, (norm_out, &layer.in_proj_z), z)?;
         if x.dtype() != z.dtype() {
             let x = self.show(TracePoint::InProjX, x)?;
             let z = self.show(TracePoint::InProjZ, z)?;
@@ -60,8 +62,13 @@ impl Run<'_, '_> {
         let s_in = self.input_scale(input, ScaleUse::XProjIn);
         let rule = self.rules(Implementation::Cuda).linear.x_proj;
         let output = self.linear_output(mode.x_proj_out, ScaleUse::XProjOut);
-        let done = linear(input, s_in, &self.layer.x_proj, rule, output);
-        let out = self.counted(TracePoint::XProjOut, rule, done)?;
+        let done = linear(input, s_in, &self.layer.x_proj, rule, output)?;
+        let out = self.counted(
+            TracePoint::XProjOut,
+            rule,
+            (input, &self.layer.x_proj),
+            done,
+        )?;
         self.show(TracePoint::XProjOut, out)
     }
 
@@ -70,8 +77,13 @@ impl Run<'_, '_> {
         let s_in = self.input_scale(&dt, ScaleUse::DtProjIn);
         let rule = self.rules(Implementation::Cuda).linear.dt_proj;
         let output = self.linear_output(self.layer.mode.dt_proj_out, ScaleUse::DtProjOut);
-        let done = linear(&dt, s_in, &self.layer.dt_proj, rule, output);
-        let out = self.counted(TracePoint::DtProjOut, rule, done)?;
+        let done = linear(&dt, s_in, &self.layer.dt_proj, rule, output)?;
+        let out = self.counted(
+            TracePoint::DtProjOut,
+            rule,
+            (&dt, &self.layer.dt_proj),
+            done,
+        )?;
         self.show(TracePoint::DtProjOut, out)
     }
 
@@ -82,8 +94,9 @@ impl Run<'_, '_> {
             Stream::F16 => LinearOutput::F16,
             Stream::Float => LinearOutput::F32,
         };
-        let done = linear(rotated, s_in, &self.layer.out_proj, rule, output);
-        self.accumulated(TracePoint::OutProjOut, rule.accumulator, done.accumulated)?;
+        let done = linear(rotated, s_in, &self.layer.out_proj, rule, output)?;
+        let seen = self.watched(rule, (rotated, &self.layer.out_proj), &done);
+        self.accumulated(TracePoint::OutProjOut, rule.accumulator, seen)?;
         self.show(TracePoint::OutProjOut, done.out)
     }
 
@@ -92,11 +105,26 @@ impl Run<'_, '_> {
         &mut self,
         point: TracePoint,
         rule: LinearRule,
+        operands: (&Tensor, &LinearWeight),
         done: LinearResult,
     ) -> Result<Tensor> {
         self.probe.count(self.place(point), done.status);
-        self.accumulated(point, rule.accumulator, done.accumulated)?;
+        let seen = self.watched(rule, operands, &done);
+        self.accumulated(point, rule.accumulator, seen)?;
         Ok(done.out)
+    }
+
+    /// What the accumulators came to; term by term, if the probe watches.
+    fn watched(
+        &self,
+        rule: LinearRule,
+        (x, weight): (&Tensor, &LinearWeight),
+        done: &LinearResult,
+    ) -> Accumulated {
+        match self.probe.watches() && done.accumulated.sums == 0 {
+            true => weight.watched(x, rule.accumulator),
+            false => done.accumulated,
+        }
     }
 
     fn linear_output(&self, precision: Precision, scale_use: ScaleUse) -> LinearOutput {

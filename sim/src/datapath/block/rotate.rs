@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::mode::{Implementation, Precision};
 use crate::plan::ScaleUse;
 use crate::step::rotate;
+use crate::step::rotate_unit::{IntegerRotation, rotate_unit};
 use crate::trace::{Tensor, TracePoint};
 
 impl Run<'_, '_> {
@@ -14,6 +15,13 @@ impl Run<'_, '_> {
         let out = match (self.layer.rotation, self.layer.mode.had_out) {
             (Some(size), Precision::Int8) => {
                 let scale = self.scale(ScaleUse::HadOut);
+                if let Some(rotation) = IntegerRotation::of(size, rules.form) {
+                    let (q, status, seen) = rotate_unit(&y.to_real(), &rotation, scale, rules)?;
+                    let place = self.place(TracePoint::HadOut);
+                    self.probe.count(place, status);
+                    self.probe.accumulate(place, seen);
+                    return self.show(TracePoint::HadOut, Tensor::I8(q));
+                }
                 let factor = rotate::quantizer_factor(size, scale);
                 let (q, status) = rotate::rotate_quantize(y, size, factor, scale, rules);
                 self.probe.count(self.place(TracePoint::HadOut), status);

@@ -2,11 +2,14 @@
 
 use super::Run;
 use super::columns::columns;
+use crate::arith::function::Function;
 use crate::datapath::Phase;
 use crate::error::Result;
 use crate::mode::{Precision, ScanInput, Stream};
 use crate::plan::ScaleUse;
+use crate::profile::unit::{ScanUnit, StateFormat};
 use crate::step::scan::{ScanInputs, Source, selective_scan, selective_scan_f16};
+use crate::step::scan_unit::{ScanSeen, unit_scan};
 use crate::trace::{Tensor, TracePoint};
 
 impl Run<'_, '_> {
@@ -52,12 +55,23 @@ impl Run<'_, '_> {
             state: before.as_ref().map(|s| self.source(s, ScaleUse::StateIn)),
         };
         let weight = &self.layer.scan;
-        let (y, state) = match self.layer.mode.stream {
-            Stream::F16 => {
+        let (y, state) = match (&rules.unit, self.layer.mode.stream) {
+            (Some(unit), stream) => {
+                let scales = self.layer.scales.as_ref();
+                let calibrated = scales.map(|s| s.get(ScaleUse::StateOut));
+                let done = unit_scan(unit, weight, &inputs, calibrated)?;
+                self.scan_seen(unit, done.seen)?;
+                let y = match stream {
+                    Stream::F16 => Tensor::f16(&done.y),
+                    Stream::Float => Tensor::F32(done.y),
+                };
+                (y, done.state)
+            }
+            (None, Stream::F16) => {
                 let (y, state) = selective_scan_f16(&rules, weight, &inputs);
                 (Tensor::F16(y), state)
             }
-            Stream::Float => {
+            (None, Stream::Float) => {
                 let out = selective_scan(&rules, weight, &inputs);
                 (Tensor::F32(out.y), out.state)
             }
@@ -74,6 +88,23 @@ impl Run<'_, '_> {
             Precision::Float => Tensor::F32(state),
         };
         Ok((y, self.show(point, last)?))
+    }
+
+    /// Hands on what a scan unit saw, and ends the run where a register may not overflow and did.
+    fn scan_seen(&mut self, unit: &ScanUnit, seen: ScanSeen) -> Result<()> {
+        let place = self.place(TracePoint::SsmY);
+        for (function, inputs) in [
+            (Function::Softplus, seen.softplus),
+            (Function::Exp, seen.exp),
+            (Function::Silu, seen.silu),
+        ] {
+            self.probe.function(place, function, inputs);
+        }
+        if let StateFormat::Fixed { register, .. } = unit.state {
+            self.accumulated(TracePoint::SsmY, unit.accumulator, seen.sum)?;
+            self.accumulated(TracePoint::SsmState, register, seen.state)?;
+        }
+        Ok(())
     }
 
     fn source<'t>(&self, value: &'t Tensor, scale_use: ScaleUse) -> Source<'t> {

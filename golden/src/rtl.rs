@@ -1,0 +1,16 @@
+//! Vectors for RTL: the inputs, weights, factors and outputs of one step of one block, as memory
+//! files with a manifest, and back. `docs/export.md` states the format.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `words` | arrays as words of fixed width: `.hex`, `.mem`, `.npy`, `.bin` |
+//! | `manifest` | the manifest, writing and reading a folder |
+//! | `export` | the vectors of a step of a run |
+//! | `simulate` | a step from its vectors alone |
+//! | `testbench` | the self-checking SystemVerilog testbench |
+
+pub mod export;
+pub mod manifest;
+pub mod simulate;
+pub mod testbench;
+pub mod words;

@@ -1,0 +1,439 @@
+//! The vectors of a step of a run: its tensors as the datapath shows them, its weights as the block
+//! holds them.
+
+use super::manifest::{ProfileEntry, Role, StepVectors, Vector};
+use super::simulate::{STEPS, differences, simulate};
+use crate::npz::Element;
+use crate::value::Value;
+use ndarray::{Array1, Array2, ArrayD, Axis, concatenate, s};
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::Implementation;
+use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::profile::{LinearStep, Profile};
+use scalescope_sim::quant::{QTensor, QVector, Scale};
+use scalescope_sim::step::linear_unit::ScaledWeight;
+use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
+use serde_json::{Map, json};
+
+/// Runs a prefill and takes out one step of one block.
+///
+/// # Errors
+///
+/// A step that the mode does not run in INT8, a block that is not there.
+pub fn export(
+    path: &Datapath,
+    tokens: &[u32],
+    layer: usize,
+    step: &str,
+    model: Option<String>,
+) -> Result<StepVectors> {
+    let blocks = path.config().n_layers;
+    if layer >= blocks {
+        return Err(SimError::value(
+            "--layer",
+            format_args!("a block below {blocks}"),
+            layer,
+        ));
+    }
+    let mut recorder = Recorder::new(Selection {
+        layers: Some(vec![layer]),
+        points: None,
+    });
+    path.prefill(tokens, LogitRows::None, &mut recorder)?;
+    let profile = path.profile();
+    let mut made = Made {
+        path,
+        layer,
+        recorder: &recorder,
+        out: StepVectors {
+            step: step.to_owned(),
+            layer,
+            mode: path.mode().name.to_string(),
+            profile: ProfileEntry {
+                name: profile.name.to_string(),
+                hash: profile.hash(),
+                toml: Profile::text(&profile.name)?,
+            },
+            model,
+            parameters: Map::new(),
+            vectors: Vec::new(),
+        },
+    };
+    made.inputs(step)?;
+    let mut out = made.out;
+    let ids = tokens.iter().map(|id| *id as i32).collect();
+    let ids = ArrayD::from_shape_vec(vec![1, tokens.len()], ids).expect("one row");
+    out.vectors.push(Vector {
+        name: "tokens".into(),
+        role: Role::Internal,
+        key: Some("tokens".into()),
+        scale: None,
+        array: i32::wrap(ids),
+    });
+    let found = simulate(&out)?;
+    // The step by itself gives what the run gave; the folder holds the run's.
+    let keys = out.parameters.remove("keys").unwrap_or_default();
+    for vector in found {
+        let key = keys.get(&vector.name).and_then(|k| k.as_str());
+        let Some(key) = key else {
+            out.vectors.push(vector);
+            continue;
+        };
+        let place = Place::from_key(key).expect("keys are places");
+        let recorded = recorder.tensors.get(&place);
+        let recorded =
+            recorded.ok_or_else(|| SimError::value(key, "a tensor of the run", "none"))?;
+        let (value, scale) = Value::from_tensor(recorded.clone());
+        let array = match value {
+            Value::I8(a) => i8::wrap(a.into_dyn()),
+            Value::F16(a) => half::f16::wrap(a.into_dyn()),
+            Value::F32(a) => f32::wrap(a.into_dyn()),
+        };
+        out.vectors.push(Vector {
+            key: Some(key.to_owned()),
+            scale: scale.map(Scale::get),
+            array,
+            ..vector.clone()
+        });
+        let unlike = differences(&out, &[vector])?.pop();
+        if let Some(found) = unlike.filter(|d| d.mismatched > 0) {
+            return Err(SimError::value(
+                format_args!("{step} of block {layer}: {}", found.name),
+                "the step by itself to give the run's bits",
+                format_args!("{} of {} words that differ", found.mismatched, found.words),
+            ));
+        }
+    }
+    Ok(out)
+}
+
+struct Made<'a, 'm> {
+    path: &'a Datapath<'m>,
+    layer: usize,
+    recorder: &'a Recorder,
+    out: StepVectors,
+}
+
+impl Made<'_, '_> {
+    fn tensor(&self, point: TracePoint) -> Option<&Tensor> {
+        self.recorder.tensors.get(&Place::layer(self.layer, point))
+    }
+
+    fn key(&self, point: TracePoint) -> Option<String> {
+        Some(Place::layer(self.layer, point).key())
+    }
+
+    /// INT8 codes of a point.
+    fn codes(&self, point: TracePoint) -> Result<&QTensor> {
+        match self.tensor(point) {
+            Some(Tensor::I8(q)) => Ok(q),
+            other => Err(SimError::value(
+                format_args!("{} of mode {}", point.name(), self.out.mode),
+                "INT8 of a static scale, which vectors hold",
+                other.map_or("no such tensor".into(), |t| t.dtype().to_owned()),
+            )),
+        }
+    }
+
+    fn scale(&self, scale_use: ScaleUse) -> Result<f32> {
+        let scale = self.path.scale(self.layer, scale_use);
+        let none = || SimError::value("mode", "one with INT8 tensors", &self.out.mode);
+        Ok(scale.ok_or_else(none)?.get())
+    }
+
+    fn put<T: Element>(
+        &mut self,
+        name: &str,
+        role: Role,
+        key: Option<String>,
+        scale: Option<f32>,
+        array: ArrayD<T>,
+    ) {
+        let array = T::wrap(array.as_standard_layout().into_owned());
+        self.out.vectors.push(Vector {
+            name: name.into(),
+            role,
+            key,
+            scale,
+            array,
+        });
+    }
+
+    /// Codes that stream in.
+    fn input(&mut self, name: &str, key: Option<String>, codes: Array2<i8>, scale: f32) {
+        self.put(name, Role::Input, key, Some(scale), codes.into_dyn());
+    }
+
+    fn constant(&mut self, name: &str, q: QTensor) {
+        self.put(
+            name,
+            Role::Constant,
+            None,
+            Some(q.scale.get()),
+            q.codes.into_dyn(),
+        );
+    }
+
+    fn constant_vector(&mut self, name: &str, q: QVector) {
+        let codes = Array1::from_vec(q.codes);
+        self.put(
+            name,
+            Role::Constant,
+            None,
+            Some(q.scale.get()),
+            codes.into_dyn(),
+        );
+    }
+
+    /// Which recorded tensor an output is.
+    fn is(&mut self, name: &str, point: TracePoint) {
+        let key = self.key(point);
+        let keys = self
+            .out
+            .parameters
+            .entry("keys")
+            .or_insert_with(|| json!({}));
+        keys[name] = json!(key);
+    }
+
+    fn parameter(&mut self, name: &str, value: impl Into<serde_json::Value>) {
+        self.out.parameters.insert(name.to_owned(), value.into());
+    }
+
+    /// A scale as a number that reads back to the same f32.
+    fn output_scale(&mut self, scale_use: ScaleUse) -> Result<()> {
+        let scale = self.scale(scale_use)?;
+        self.parameter("output_scale", f64::from(scale));
+        Ok(())
+    }
+
+    fn implementation(&mut self, by: Implementation) {
+        let name = match by {
+            Implementation::Cuda => "cuda",
+            Implementation::Torch => "torch",
+        };
+        self.parameter("implementation", name);
+    }
+
+    fn inputs(&mut self, step: &str) -> Result<()> {
+        use TracePoint as P;
+        let (e, r) = (self.path.config().d_inner, self.path.config().dt_rank);
+        match step {
+            "norm" => self.norm(),
+            "in_proj" => self.linear(
+                LinearStep::InProj,
+                P::NormOut,
+                None,
+                ScaleUse::InProjIn,
+                P::InProjOut,
+                Some(ScaleUse::InProjOut),
+            ),
+            "conv" => self.conv(e),
+            "x_proj" => {
+                let input = if self.tensor(P::XProjIn).is_some() {
+                    P::XProjIn
+                } else {
+                    P::ConvOut
+                };
+                self.linear(
+                    LinearStep::XProj,
+                    input,
+                    None,
+                    ScaleUse::XProjIn,
+                    P::XProjOut,
+                    Some(ScaleUse::XProjOut),
+                )
+            }
+            "dt_proj" => self.linear(
+                LinearStep::DtProj,
+                P::XProjOut,
+                Some(r),
+                ScaleUse::DtProjIn,
+                P::DtProjOut,
+                Some(ScaleUse::DtProjOut),
+            ),
+            "scan" => self.scan(e, r),
+            "hadamard" => self.hadamard(),
+            "out_proj" => self.linear(
+                LinearStep::OutProj,
+                P::HadOut,
+                None,
+                ScaleUse::OutProjIn,
+                P::OutProjOut,
+                None,
+            ),
+            other => Err(SimError::value(
+                "--step",
+                format_args!("one of {}", STEPS.join(", ")),
+                other,
+            )),
+        }
+    }
+
+    fn linear(
+        &mut self,
+        step: LinearStep,
+        from: TracePoint,
+        columns: Option<usize>,
+        reads: ScaleUse,
+        to: TracePoint,
+        writes: Option<ScaleUse>,
+    ) -> Result<()> {
+        let codes = self.codes(from)?.codes.clone();
+        let (codes, key) = match columns {
+            Some(columns) => (codes.slice(s![.., ..columns]).to_owned(), None),
+            None => (codes, self.key(from)),
+        };
+        let scale = self.scale(reads)?;
+        self.input("x", key, codes, scale);
+        let weights = self.path.linear_weights(self.layer, step);
+        let stored: Option<Vec<ScaledWeight>> = weights.iter().map(|w| w.stored()).collect();
+        let stored = stored
+            .ok_or_else(|| SimError::value("mode", "one with INT8 weights", &self.out.mode))?;
+        let weight = ScaledWeight::stacked(&stored);
+        self.put(
+            "weight",
+            Role::Constant,
+            None,
+            None,
+            weight.codes.into_dyn(),
+        );
+        let scales = Array1::from_iter(weight.scales.iter().map(|s| s.get()));
+        self.put(
+            "weight_scale",
+            Role::Constant,
+            None,
+            None,
+            scales.into_dyn(),
+        );
+        if let Some(groups) = weight.groups {
+            self.put(
+                "group_multiplier",
+                Role::Constant,
+                None,
+                None,
+                groups.into_dyn(),
+            );
+        }
+        match writes {
+            Some(scale_use) => {
+                self.codes(to)?;
+                self.parameter("output", "i8");
+                self.output_scale(scale_use)?;
+            }
+            None => self.parameter("output", "f16"),
+        }
+        self.is("out", to);
+        Ok(())
+    }
+
+    fn conv(&mut self, e: usize) -> Result<()> {
+        let x = self
+            .codes(TracePoint::InProjOut)?
+            .codes
+            .slice(s![.., ..e])
+            .to_owned();
+        self.codes(TracePoint::ConvOut)?;
+        let weight = self.path.conv_weight(self.layer);
+        let tensors = weight.tensors();
+        let (weight, bias) = tensors
+            .ok_or_else(|| SimError::value("mode", "one with INT8 weights", &self.out.mode))?;
+        let history = Array2::zeros((weight.codes.ncols() - 1, e));
+        let window =
+            concatenate(Axis(0), &[history.view(), x.view()]).expect("both have E columns");
+        let scale = self.scale(ScaleUse::ConvIn)?;
+        self.input("x", None, window, scale);
+        self.constant("weight", weight);
+        self.constant_vector("bias", bias);
+        self.output_scale(ScaleUse::ConvOut)?;
+        self.implementation(self.path.mode().conv);
+        self.is("out", TracePoint::ConvOut);
+        Ok(())
+    }
+
+    fn scan(&mut self, e: usize, r: usize) -> Result<()> {
+        let n = self.path.config().d_state;
+        let u = self.codes(TracePoint::SsmU)?.codes.clone();
+        let dt = self.codes(TracePoint::DtProjOut)?.codes.clone();
+        let bc = self.codes(TracePoint::XProjOut)?.codes.clone();
+        let z = self
+            .codes(TracePoint::InProjOut)?
+            .codes
+            .slice(s![.., e..])
+            .to_owned();
+        self.codes(TracePoint::SsmState)?;
+        let scale = |scale_use| self.scale(scale_use);
+        let (s_u, s_dt, s_b) = (
+            scale(ScaleUse::ScanU)?,
+            scale(ScaleUse::ScanDt)?,
+            scale(ScaleUse::ScanB)?,
+        );
+        let (s_c, s_z, s_state) = (
+            scale(ScaleUse::ScanC)?,
+            scale(ScaleUse::ScanZ)?,
+            scale(ScaleUse::StateOut)?,
+        );
+        let (u_key, dt_key) = (self.key(TracePoint::SsmU), self.key(TracePoint::DtProjOut));
+        self.input("u", u_key, u, s_u);
+        self.input("dt", dt_key, dt, s_dt);
+        self.input("b", None, bc.slice(s![.., r..r + n]).to_owned(), s_b);
+        self.input("c", None, bc.slice(s![.., r + n..]).to_owned(), s_c);
+        self.input("z", None, z, s_z);
+        let (a_log, d, dt_bias) = self.path.scan_weight(self.layer).tensors();
+        self.constant("a_log", a_log);
+        self.constant_vector("d", d);
+        self.constant_vector("dt_bias", dt_bias);
+        self.parameter("state_scale", f64::from(s_state));
+        self.implementation(self.path.mode().scan);
+        self.is("y", TracePoint::SsmY);
+        self.is("state", TracePoint::SsmState);
+        Ok(())
+    }
+
+    fn hadamard(&mut self) -> Result<()> {
+        self.codes(TracePoint::HadOut)?;
+        let y = match self.tensor(TracePoint::SsmY) {
+            Some(Tensor::F16(y)) if self.path.rotation(self.layer).is_some() => y.clone(),
+            _ => {
+                return Err(SimError::value(
+                    "mode",
+                    "one that rotates a binary16 y",
+                    &self.out.mode,
+                ));
+            }
+        };
+        let key = self.key(TracePoint::SsmY);
+        self.put("y", Role::Input, key, None, y.into_dyn());
+        self.output_scale(ScaleUse::HadOut)?;
+        self.is("out", TracePoint::HadOut);
+        Ok(())
+    }
+
+    fn norm(&mut self) -> Result<()> {
+        self.codes(TracePoint::NormOut)?;
+        let hidden = match self.tensor(TracePoint::HiddenIn) {
+            Some(Tensor::F16(hidden)) => hidden.clone(),
+            _ => {
+                return Err(SimError::value(
+                    "mode",
+                    "one with a binary16 stream",
+                    &self.out.mode,
+                ));
+            }
+        };
+        let key = self.key(TracePoint::HiddenIn);
+        self.put("hidden", Role::Input, key, None, hidden.into_dyn());
+        if let Some(Tensor::F32(residual)) = self.tensor(TracePoint::ResidualIn) {
+            let (key, residual) = (self.key(TracePoint::ResidualIn), residual.clone());
+            self.put("residual", Role::Input, key, None, residual.into_dyn());
+        }
+        let weight = Array1::from_iter(self.path.norm_weight(self.layer).iter().copied());
+        self.put("weight", Role::Constant, None, None, weight.into_dyn());
+        self.parameter("eps", f64::from(self.path.config().eps));
+        self.output_scale(ScaleUse::NormOut)?;
+        self.is("residual_out", TracePoint::ResidualOut);
+        self.is("out", TracePoint::NormOut);
+        Ok(())
+    }
+}

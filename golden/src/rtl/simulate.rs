@@ -1,0 +1,477 @@
+//! A step from its vectors alone: the constants and inputs of a folder through the datapath's own
+//! step, without the model.
+
+use super::manifest::{Role, StepVectors, Vector};
+use crate::npz::Element;
+use half::f16;
+use ndarray::{Array2, ArrayD, Ix1, Ix2};
+use scalescope_sim::arith::fixed::{FixedFactor, Requantizer};
+use scalescope_sim::arith::function::{Function, FunctionRule};
+use scalescope_sim::arith::hadamard::HadamardSize;
+use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::Implementation;
+use scalescope_sim::profile::{LinearStep, Profile, StepRules};
+use scalescope_sim::quant::{QTensor, QVector, Scale};
+use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
+use scalescope_sim::step::conv_unit;
+use scalescope_sim::step::linear::{LinearOutput, LinearWeight, linear};
+use scalescope_sim::step::linear_unit::ScaledWeight;
+use scalescope_sim::step::norm::rms_norm;
+use scalescope_sim::step::rotate::{quantizer_factor, rotate_quantize};
+use scalescope_sim::step::rotate_unit::{IntegerRotation, rotate_unit};
+use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
+use scalescope_sim::step::scan_unit::unit_scan;
+use scalescope_sim::trace::Tensor;
+
+/// The steps of a block that can be exported, in the order of the data.
+pub const STEPS: [&str; 8] = [
+    "norm", "in_proj", "conv", "x_proj", "dt_proj", "scan", "hadamard", "out_proj",
+];
+
+/// What a step makes of its inputs and constants: internal values first, then outputs.
+pub fn simulate(step: &StepVectors) -> Result<Vec<Vector>> {
+    let profile = step.rules()?;
+    let find = Find {
+        step,
+        profile: &profile,
+    };
+    match step.step.as_str() {
+        "norm" => find.norm(),
+        "conv" => find.conv(),
+        "scan" => find.scan(),
+        "hadamard" => find.hadamard(),
+        name => match LinearStep::from_name(name) {
+            Some(linear) => find.linear(linear),
+            None => Err(SimError::value(
+                "step",
+                format_args!("one of {}", STEPS.join(", ")),
+                name,
+            )),
+        },
+    }
+}
+
+/// The vectors of `found` that are not in `step` bit for bit: names, how many elements differ, and
+/// the first that does.
+pub fn differences(step: &StepVectors, found: &[Vector]) -> Result<Vec<Difference>> {
+    let mut differences = Vec::new();
+    for vector in found {
+        let expected = &step.get(&vector.name)?.array;
+        if expected.dtype() != vector.array.dtype() || expected.shape() != vector.array.shape() {
+            return Err(SimError::value(
+                &vector.name,
+                vector.array.describe(),
+                expected.describe(),
+            ));
+        }
+        let size = expected.dtype().item_size();
+        let (a, b) = (
+            super::words::bytes(expected),
+            super::words::bytes(&vector.array),
+        );
+        let words = a.chunks_exact(size).zip(b.chunks_exact(size));
+        let unlike: Vec<usize> = words
+            .enumerate()
+            .filter(|(_, (a, b))| a != b)
+            .map(|(i, _)| i)
+            .collect();
+        differences.push(Difference {
+            name: vector.name.clone(),
+            words: expected.len(),
+            mismatched: unlike.len(),
+            first: unlike.first().copied(),
+        });
+    }
+    Ok(differences)
+}
+
+/// How two arrays of words differ.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Difference {
+    /// The array.
+    pub name: String,
+    /// Its words.
+    pub words: usize,
+    /// Words that differ.
+    pub mismatched: usize,
+    /// The first of them, from 0.
+    pub first: Option<usize>,
+}
+
+struct Find<'a> {
+    step: &'a StepVectors,
+    profile: &'a Profile,
+}
+
+fn internal<T: Element>(name: &str, array: ArrayD<T>) -> Vector {
+    made(name, Role::Internal, array)
+}
+
+fn expected<T: Element>(name: &str, array: ArrayD<T>) -> Vector {
+    made(name, Role::Expected, array)
+}
+
+fn made<T: Element>(name: &str, role: Role, array: ArrayD<T>) -> Vector {
+    let array = T::wrap(array.as_standard_layout().into_owned());
+    Vector {
+        name: name.into(),
+        role,
+        key: None,
+        scale: None,
+        array,
+    }
+}
+
+/// Multiplier and shift as arrays, where a step has integer factors.
+fn factors(name: &str, factors: &[Option<FixedFactor>]) -> Vec<Vector> {
+    let Some(fixed) = factors
+        .iter()
+        .copied()
+        .collect::<Option<Vec<FixedFactor>>>()
+    else {
+        return Vec::new();
+    };
+    let of = |value: fn(&FixedFactor) -> i32| {
+        ArrayD::from_shape_vec(vec![fixed.len()], fixed.iter().map(value).collect())
+            .expect("one value each")
+    };
+    vec![
+        made(
+            &format!("{name}multiplier"),
+            Role::Constant,
+            of(|f| f.multiplier as i32),
+        ),
+        made(&format!("{name}shift"), Role::Constant, of(|f| f.shift)),
+    ]
+}
+
+/// The table of a function, where it has one.
+fn table(name: &str, rule: FunctionRule, function: Function) -> Option<Vector> {
+    let unit = rule.unit(function)?;
+    let words: Vec<i32> = unit.words().iter().map(|w| *w as i32).collect();
+    let words = ArrayD::from_shape_vec(vec![words.len()], words).expect("one axis");
+    Some(made(&format!("{name}_table"), Role::Constant, words))
+}
+
+impl Find<'_> {
+    fn array<T: Element>(&self, name: &str) -> Result<ArrayD<T>> {
+        let vector = self.step.get(name)?;
+        T::get(&vector.array).cloned().ok_or_else(|| {
+            SimError::value(
+                name,
+                format_args!("elements of type {}", T::DTYPE.name()),
+                vector.array.describe(),
+            )
+        })
+    }
+
+    fn matrix<T: Element>(&self, name: &str) -> Result<Array2<T>> {
+        let array = self.array::<T>(name)?;
+        let words = format!("{:?}", array.shape());
+        array
+            .into_dimensionality::<Ix2>()
+            .map_err(|_| SimError::value(name, "two axes", words))
+    }
+
+    fn list<T: Element>(&self, name: &str) -> Result<Vec<T>> {
+        let array = self.array::<T>(name)?;
+        let words = format!("{:?}", array.shape());
+        let list = array
+            .into_dimensionality::<Ix1>()
+            .map_err(|_| SimError::value(name, "one axis", words))?;
+        Ok(list.to_vec())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.step.get(name).is_ok()
+    }
+
+    /// The scale of an array's codes.
+    fn scale(&self, name: &str) -> Result<Scale> {
+        let scale = self.step.get(name)?.scale;
+        Scale::new(scale.ok_or_else(|| SimError::value(name, "a scale", "none"))?)
+    }
+
+    /// The scale of a parameter.
+    fn parameter(&self, name: &str) -> Result<f32> {
+        let value = self
+            .step
+            .parameters
+            .get(name)
+            .and_then(serde_json::Value::as_f64);
+        let value =
+            value.ok_or_else(|| SimError::value(name, "a number among the parameters", "none"))?;
+        Ok(value as f32)
+    }
+
+    fn tensor(&self, name: &str) -> Result<QTensor> {
+        Ok(QTensor {
+            codes: self.matrix(name)?,
+            scale: self.scale(name)?,
+        })
+    }
+
+    fn vector(&self, name: &str) -> Result<QVector> {
+        Ok(QVector {
+            codes: self.list(name)?,
+            scale: self.scale(name)?,
+        })
+    }
+
+    /// The rules of prefill, of the implementation that the parameters name.
+    fn rules(&self) -> &StepRules {
+        let torch = self
+            .step
+            .parameters
+            .get("implementation")
+            .and_then(|v| v.as_str())
+            == Some("torch");
+        let by = if torch {
+            Implementation::Torch
+        } else {
+            Implementation::Cuda
+        };
+        &self.profile.arithmetic(by).prefill
+    }
+
+    fn linear(&self, which: LinearStep) -> Result<Vec<Vector>> {
+        let rule = *self.rules().linear.get(which);
+        let x = self.tensor("x")?;
+        let stored = ScaledWeight {
+            codes: self.matrix("weight")?,
+            scales: self
+                .list::<f32>("weight_scale")?
+                .into_iter()
+                .map(Scale::new)
+                .collect::<Result<_>>()?,
+            groups: match self.has("group_multiplier") {
+                true => Some(self.matrix("group_multiplier")?),
+                false => None,
+            },
+        };
+        let rows = stored.codes.nrows();
+        if stored.scales.len() != 1 && stored.scales.len() != rows {
+            return Err(SimError::value(
+                "weight_scale",
+                format_args!("1 or {rows} scales"),
+                stored.scales.len(),
+            ));
+        }
+        if stored.codes.ncols() != x.codes.ncols() {
+            return Err(SimError::value(
+                "weight",
+                format_args!("{} columns", x.codes.ncols()),
+                stored.codes.ncols(),
+            ));
+        }
+        let half = self.step.parameters.get("output").and_then(|v| v.as_str()) == Some("f16");
+        let output = match half {
+            true => LinearOutput::F16,
+            false => LinearOutput::Int8(Scale::new(self.parameter("output_scale")?)?),
+        };
+        let to = match output {
+            LinearOutput::Int8(scale) => f64::from(scale.get()),
+            _ => 1.0,
+        };
+        let fixed = stored.scales.iter().map(|s| {
+            let factor = f64::from(x.scale.get()) * f64::from(s.get()) / to;
+            FixedFactor::new(rule.scaling, factor)
+        });
+        let mut out = factors("", &fixed.collect::<Result<Vec<_>>>()?);
+        let first = stored.scales[0];
+        let weight = match self.profile.storage.requantizes_weights() {
+            true => LinearWeight::Scaled(stored.clone()),
+            false => LinearWeight::int8(stored.codes.view(), first),
+        };
+        let sums = weight.sums(&x.codes, rule.accumulator);
+        out.push(internal("sum", sums.mapv(|sum| sum as i32).into_dyn()));
+        out.push(
+            match linear(&Tensor::I8(x.clone()), Some(x.scale), &weight, rule, output)?.out {
+                Tensor::I8(q) => expected("out", q.codes.into_dyn()),
+                Tensor::F16(v) => expected("out", v.into_dyn()),
+                _ => unreachable!("INT8 or binary16 was asked for"),
+            },
+        );
+        Ok(out)
+    }
+
+    fn conv(&self) -> Result<Vec<Vector>> {
+        let rules = self.rules().conv;
+        let weight = self.tensor("weight")?;
+        let taps = weight.codes.ncols();
+        let window = self.tensor("x")?;
+        if !(2..=4).contains(&taps)
+            || window.codes.nrows() < taps
+            || window.codes.ncols() != weight.codes.nrows()
+        {
+            return Err(SimError::value(
+                "x",
+                "a window of K − 1 + L rows of E codes",
+                format_args!("{:?}", window.codes.dim()),
+            ));
+        }
+        let weight = ConvWeight::int8(&weight, &self.vector("bias")?);
+        let s_out = Scale::new(self.parameter("output_scale")?)?;
+        let (s_x, codes) = (window.scale, window.codes.clone());
+        let window = ConvWindow::Int8 {
+            codes: window.codes,
+            scale: s_x,
+        };
+        let mut out: Vec<Vector> = table("silu", rules.silu, Function::Silu)
+            .into_iter()
+            .collect();
+        let sums = conv_unit::sums(&rules, &weight, &codes, s_x);
+        out.push(internal("sum", sums.mapv(|sum| sum as i32).into_dyn()));
+        for (name, factor) in conv_unit::factors(&rules, &weight, s_x, s_out)? {
+            out.extend(factors(name, &[Some(factor)]));
+        }
+        let q = match conv_unit::is_unit(&rules, &weight, &window) {
+            true => {
+                let done = conv_unit::conv_unit(&rules, &weight, &codes, s_x, Some(s_out))?;
+                done.codes.expect("a scale was given").0
+            }
+            false => {
+                let y = conv_silu(rules.real, rules.form, &weight, &window, true);
+                QTensor::quantize(&y, s_out, rules.output).0
+            }
+        };
+        out.push(expected("out", q.codes.into_dyn()));
+        Ok(out)
+    }
+
+    fn scan(&self) -> Result<Vec<Vector>> {
+        let rules = self.rules().scan;
+        let (u, dt, z) = (self.tensor("u")?, self.tensor("dt")?, self.tensor("z")?);
+        let (b, c) = (self.tensor("b")?, self.tensor("c")?);
+        let (a_log, d, dt_bias) = (
+            self.tensor("a_log")?,
+            self.vector("d")?,
+            self.vector("dt_bias")?,
+        );
+        let (l, e) = u.codes.dim();
+        let n = a_log.codes.ncols();
+        for (name, dim, want) in [
+            ("dt", dt.codes.dim(), (l, e)),
+            ("z", z.codes.dim(), (l, e)),
+            ("b", b.codes.dim(), (l, n)),
+            ("c", c.codes.dim(), (l, n)),
+            ("a_log", a_log.codes.dim(), (e, n)),
+            ("d", (d.codes.len(), 1), (e, 1)),
+            ("dt_bias", (dt_bias.codes.len(), 1), (e, 1)),
+        ] {
+            if dim != want || n > 256 {
+                return Err(SimError::value(
+                    name,
+                    format_args!("{want:?}"),
+                    format_args!("{dim:?}"),
+                ));
+            }
+        }
+        let weight = ScanWeight::int8(&a_log, &d, &dt_bias);
+        fn int8(q: &QTensor) -> Source<'_> {
+            Source::Int8 {
+                codes: &q.codes,
+                scale: q.scale,
+            }
+        }
+        let inputs = ScanInputs {
+            u: int8(&u),
+            dt: int8(&dt),
+            b: int8(&b),
+            c: int8(&c),
+            z: Some(int8(&z)),
+            state: None,
+        };
+        let s_state = Scale::new(self.parameter("state_scale")?)?;
+        let mut out = Vec::new();
+        let (y, state) = match &rules.unit {
+            Some(unit) => {
+                for (name, rule, function) in [
+                    ("softplus", unit.softplus, Function::Softplus),
+                    ("exp", unit.exp, Function::Exp),
+                    ("silu", unit.silu, Function::Silu),
+                ] {
+                    out.extend(table(name, rule, function));
+                }
+                let done = unit_scan(unit, &weight, &inputs, Some(s_state))?;
+                (done.y, done.state)
+            }
+            None => {
+                let done = selective_scan(&rules, &weight, &inputs);
+                (done.y, done.state)
+            }
+        };
+        let Tensor::F16(y) = Tensor::f16(&y) else {
+            unreachable!("`f16` gives binary16")
+        };
+        out.push(expected("y", y.into_dyn()));
+        let (q, _) = QTensor::quantize(&state, s_state, rules.state);
+        out.push(expected("state", q.codes.into_dyn()));
+        Ok(out)
+    }
+
+    fn hadamard(&self) -> Result<Vec<Vector>> {
+        let rules = self.rules().hadamard;
+        let y = self.matrix::<f16>("y")?;
+        let size = HadamardSize::of(y.ncols())?;
+        let s_out = Scale::new(self.parameter("output_scale")?)?;
+        let Some(rotation) = IntegerRotation::of(size, rules.form) else {
+            let factor = quantizer_factor(size, s_out);
+            let (q, _) = rotate_quantize(&Tensor::F16(y), size, factor, s_out, rules);
+            return Ok(vec![expected("out", q.codes.into_dyn())]);
+        };
+        let y = y.mapv(f32::from);
+        let rule = QuantRule {
+            rounding: rules.rounding,
+            overflow: rules.overflow,
+            ..QuantRule::NEAREST_EVEN
+        };
+        let requantizer = Requantizer::new(rotation.scaling, rotation.factor(), rule)?;
+        let mut out = factors("", &[requantizer.fixed()]);
+        let shifts: Vec<i32> = rotation.stage_shifts().iter().map(|s| *s as i32).collect();
+        let shifts = ArrayD::from_shape_vec(vec![shifts.len()], shifts).expect("one axis");
+        out.push(made("stage_shift", Role::Constant, shifts));
+        let (base, block) = (size.base(), size.n() / size.base());
+        let signs = Array2::from_shape_fn((base, base), |(i, j)| {
+            size.entry(i * block, j * block) as i8
+        });
+        out.push(made("base", Role::Constant, signs.into_dyn()));
+        let input = y.mapv(|y| rotation.input(y, s_out));
+        let mut rotated = input.clone();
+        let mut seen = Default::default();
+        for mut row in rotated.rows_mut() {
+            rotation.transform(row.as_slice_mut().expect("rows are contiguous"), &mut seen);
+        }
+        out.push(internal("input", input.mapv(|v| v as i32).into_dyn()));
+        out.push(internal("rotated", rotated.mapv(|v| v as i32).into_dyn()));
+        let (q, ..) = rotate_unit(&y, &rotation, s_out, rules)?;
+        out.push(expected("out", q.codes.into_dyn()));
+        Ok(out)
+    }
+
+    fn norm(&self) -> Result<Vec<Vector>> {
+        let hidden = self.matrix::<f16>("hidden")?;
+        let residual = match self.has("residual") {
+            true => Some(self.matrix::<f32>("residual")?),
+            false => None,
+        };
+        let weight = self.list::<f32>("weight")?;
+        let shape = hidden.dim();
+        if weight.len() != shape.1 || residual.as_ref().is_some_and(|r| r.dim() != shape) {
+            return Err(SimError::value(
+                "hidden",
+                format_args!("[L, {}]", weight.len()),
+                format_args!("{shape:?}"),
+            ));
+        }
+        let eps = self.parameter("eps")?;
+        let done = rms_norm(&Tensor::F16(hidden), residual.as_ref(), &weight, eps);
+        let s_out = Scale::new(self.parameter("output_scale")?)?;
+        let (q, _) = QTensor::quantize(&done.normed, s_out, self.rules().norm_out);
+        Ok(vec![
+            expected("residual_out", done.residual.into_dyn()),
+            expected("out", q.codes.into_dyn()),
+        ])
+    }
+}

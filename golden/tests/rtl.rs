@@ -1,0 +1,142 @@
+//! Vectors for RTL: every step of a block written, read back and simulated to the same bits, in every
+//! format; every corrupted line noticed.
+
+use scalescope_golden::check::{CheckOptions, Feed, check};
+use scalescope_golden::rtl::export::export;
+use scalescope_golden::rtl::manifest::{Role, StepVectors};
+use scalescope_golden::rtl::simulate::{STEPS, differences, simulate};
+use scalescope_golden::rtl::words::Format;
+use scalescope_golden::trace_file::TraceFile;
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::mode::ModeTable;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::sample;
+use std::path::Path;
+
+const TOKENS: [u32; 6] = [46, 37, 55, 1238, 47, 300];
+
+fn vectors(profile: &Profile, mode: &str, step: &str) -> StepVectors {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let path = Datapath::new(&model, table.get(mode).unwrap(), profile).unwrap();
+    export(&path, &TOKENS, 3, step, None).unwrap_or_else(|e| panic!("{step}: {e}"))
+}
+
+/// Words of a folder that are not what its step makes of its inputs; files altered count.
+fn mismatched(folder: &Path) -> usize {
+    let (step, altered) = StepVectors::read(folder).unwrap();
+    let found = simulate(&step).unwrap();
+    let found = differences(&step, &found).unwrap();
+    altered.len() + found.iter().map(|d| d.mismatched).sum::<usize>()
+}
+
+#[test]
+fn every_step_comes_back_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["exact", "deployed", "asic-int8", "tflite-double", "pow2"] {
+        let profile = Profile::get(name).unwrap();
+        for (step, format) in STEPS.iter().zip(Format::ALL.into_iter().cycle()) {
+            let written = vectors(&profile, "0", step);
+            let folder = folder.path().join(format!("{name}-{step}"));
+            written.write(&folder, format).unwrap();
+            let (read, altered) = StepVectors::read(&folder).unwrap();
+            assert_eq!(read, written, "{name} {step}");
+            assert!(altered.is_empty());
+            assert_eq!(mismatched(&folder), 0, "{name} {step}");
+        }
+    }
+    // A PyTorch scan, and weights of the profile's own.
+    assert!(simulate(&vectors(&Profile::get("deployed").unwrap(), "2-1", "scan")).is_ok());
+}
+
+#[test]
+fn a_corrupted_line_of_any_file_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let profile = Profile::get("asic-int8").unwrap();
+    for step in STEPS {
+        let written = vectors(&profile, "0", step);
+        let folder = folder.path().join(step);
+        let manifest = written.write(&folder, Format::Hex).unwrap();
+        for entry in &manifest.arrays {
+            let path = folder.join(&entry.file);
+            let good = std::fs::read_to_string(&path).unwrap();
+            let mut lines: Vec<String> = good.lines().map(str::to_owned).collect();
+            let middle = lines.len() / 2;
+            let flipped = u64::from_str_radix(&lines[middle], 16).unwrap() ^ 1;
+            lines[middle] = format!("{flipped:0width$x}", width = lines[middle].len());
+            std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+            let (read, altered) = StepVectors::read(&folder).unwrap();
+            assert_eq!(altered, [entry.file.clone()], "{step} {}", entry.name);
+            // An output is noticed by its words too, whatever the manifest says.
+            if entry.role == Role::Expected {
+                let found = differences(&read, &simulate(&read).unwrap()).unwrap();
+                let of = found.iter().find(|d| d.name == entry.name).unwrap();
+                assert_eq!(
+                    (of.mismatched, of.first),
+                    (1, Some(middle)),
+                    "{step} {}",
+                    entry.name
+                );
+            }
+            std::fs::write(&path, good).unwrap();
+        }
+        assert_eq!(mismatched(&folder), 0, "{step}");
+    }
+}
+
+#[test]
+fn a_folder_is_a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let profile = Profile::get("asic-int8").unwrap();
+    let written = vectors(&profile, "0", "conv");
+    written.write(folder.path(), Format::Mem).unwrap();
+    let trace = TraceFile::read(folder.path()).unwrap();
+    assert_eq!(
+        trace.tokens().unwrap().iter().copied().collect::<Vec<_>>(),
+        TOKENS
+    );
+    assert_eq!(
+        trace.meta.as_ref().unwrap().profile_hash,
+        Some(profile.hash())
+    );
+    let model = sample::model();
+    let table = ModeTable::default();
+    let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
+    let options = CheckOptions {
+        feed: Feed::Cumulative,
+        ..CheckOptions::default()
+    };
+    let report = check(&path, &trace, &options).unwrap();
+    assert_eq!(report.exit_code(), 0);
+    // One code of the dump altered is one mismatch.
+    let mut altered = written.clone();
+    let out = altered
+        .vectors
+        .iter_mut()
+        .find(|v| v.name == "out")
+        .unwrap();
+    let scalescope_golden::npz::Array::I8(codes) = &mut out.array else {
+        panic!()
+    };
+    codes[[2, 5]] ^= 1;
+    altered.write(folder.path(), Format::Hex).unwrap();
+    let report = check(&path, &TraceFile::read(folder.path()).unwrap(), &options).unwrap();
+    assert_eq!((report.exit_code(), report.summary.mismatched()), (1, 1));
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused() {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let profile = Profile::get("exact").unwrap();
+    let refused = |mode: &str, layer: usize, step: &str| {
+        let path = Datapath::new(&model, table.get(mode).unwrap(), &profile).unwrap();
+        export(&path, &TOKENS, layer, step, None)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused("0", 99, "conv").contains("--layer: expected a block below"));
+    assert!(refused("0", 0, "head").contains("--step: expected one of norm, in_proj"));
+    assert!(refused("2-4", 0, "scan").contains("ssm_u of mode 2-4: expected INT8"));
+    assert!(refused("1", 0, "in_proj").contains("norm_out of mode 1"));
+}

@@ -1,0 +1,107 @@
+//! Weights and scales as a profile stores them: quantized anew from the float model, per tensor,
+//! channel or group, in 8 or 4 bits, at calibrated scales or powers of two.
+
+use crate::profile::unit::{GROUP, Granularity, ScaleGrid, Storage};
+use crate::quant::{QTensor, QVector, Scale};
+use crate::step::linear_unit::ScaledWeight;
+use half::f16;
+use ndarray::{Array2, ArrayView2};
+
+/// The largest multiple of a row's scale that a group has: 6 bits.
+const GROUP_STEPS: f64 = 63.0;
+
+fn largest<'a>(values: impl IntoIterator<Item = &'a f16>) -> f64 {
+    let magnitudes = values.into_iter().map(|v| f64::from(*v).abs());
+    magnitudes.fold(0.0, f64::max)
+}
+
+/// The scale nearest to a step size, at least the smallest normal f32.
+fn scale(step: f64, grid: ScaleGrid) -> Scale {
+    let step = match grid {
+        ScaleGrid::Calibrated => step,
+        ScaleGrid::PowerOfTwo => power_of_two(step),
+    };
+    Scale::new((step as f32).max(f32::MIN_POSITIVE)).expect("a positive, normal f32")
+}
+
+/// The smallest power of two that is no less.
+fn power_of_two(step: f64) -> f64 {
+    2f64.powi(step.max(f64::from(f32::MIN_POSITIVE)).log2().ceil() as i32)
+}
+
+/// A scale on the grid of a profile.
+pub(super) fn activation_scale(calibrated: Scale, grid: ScaleGrid) -> Scale {
+    scale(calibrated.get().into(), grid)
+}
+
+/// Quantizes a weight `[out, in]`: `code = nearest-even(w / step)` within ±(2^(bits−1) − 1).
+pub(super) fn linear(weight: ArrayView2<f16>, storage: &Storage) -> ScaledWeight {
+    let top = f64::from((1u32 << (storage.weight_bits - 1)) - 1);
+    let code = |w: f16, step: f64| (f64::from(w) / step).round_ties_even().clamp(-top, top) as i8;
+    let grid = storage.weight_scales;
+    let row_scale = |r: usize, steps: f64| scale(largest(weight.row(r)) / top / steps, grid);
+    match storage.weight_granularity {
+        Granularity::Tensor => {
+            let scale = scale(largest(weight) / top, grid);
+            ScaledWeight {
+                codes: weight.mapv(|w| code(w, scale.get().into())),
+                scales: vec![scale],
+                groups: None,
+            }
+        }
+        Granularity::Channel => {
+            let scales: Vec<Scale> = (0..weight.nrows()).map(|r| row_scale(r, 1.0)).collect();
+            ScaledWeight {
+                codes: Array2::from_shape_fn(weight.dim(), |(r, k)| {
+                    code(weight[(r, k)], scales[r].get().into())
+                }),
+                scales,
+                groups: None,
+            }
+        }
+        Granularity::Group => {
+            let scales: Vec<Scale> = (0..weight.nrows())
+                .map(|r| row_scale(r, GROUP_STEPS))
+                .collect();
+            let dim = (weight.nrows(), weight.ncols().div_ceil(GROUP));
+            let groups = Array2::from_shape_fn(dim, |(r, g)| {
+                let group = weight.row(r);
+                let group = group.iter().skip(g * GROUP).take(GROUP);
+                let step = largest(group) / top / f64::from(scales[r].get());
+                step.ceil().clamp(1.0, GROUP_STEPS) as u8
+            });
+            ScaledWeight {
+                codes: Array2::from_shape_fn(weight.dim(), |(r, k)| {
+                    let steps = f64::from(groups[(r, k / GROUP)]);
+                    code(weight[(r, k)], f64::from(scales[r].get()) * steps)
+                }),
+                scales,
+                groups: Some(groups),
+            }
+        }
+    }
+}
+
+/// A small tensor at a power-of-two scale, INT8 per tensor.
+pub(super) fn tensor(values: &Array2<f16>) -> QTensor {
+    let scale = scale(largest(values) / 127.0, ScaleGrid::PowerOfTwo);
+    QTensor {
+        codes: values.mapv(|v| int8(v, scale)),
+        scale,
+    }
+}
+
+/// A vector at a power-of-two scale.
+pub(super) fn vector(values: &[f16]) -> QVector {
+    let scale = scale(largest(values) / 127.0, ScaleGrid::PowerOfTwo);
+    QVector {
+        codes: values.iter().map(|v| int8(*v, scale)).collect(),
+        scale,
+    }
+}
+
+fn int8(v: f16, scale: Scale) -> i8 {
+    (f64::from(v) / f64::from(scale.get()))
+        .round_ties_even()
+        .clamp(-127.0, 127.0) as i8
+}

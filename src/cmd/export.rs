@@ -1,0 +1,84 @@
+//! `scalescope export`: the vectors of a step for RTL, and a testbench that reads them.
+
+use crate::Outcome;
+use crate::cli::ExportArgs;
+use crate::input::{load_subject, mode_table};
+use crate::output::{print, print_json, table, table_text};
+use scalescope_golden::rtl::export::export;
+use scalescope_golden::rtl::manifest::Manifest;
+use scalescope_golden::rtl::simulate::STEPS;
+use scalescope_golden::rtl::testbench::{file_name, testbench};
+use scalescope_golden::rtl::words::Format;
+use scalescope_golden::trace_file::model_digest;
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::profile::Profile;
+use std::path::PathBuf;
+
+/// Tokens of the built-in text, unless `--length` says otherwise.
+const SAMPLE_LENGTH: usize = 16;
+
+pub fn run(args: &ExportArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let mode = known.get(&args.mode)?.clone();
+    let profile = Profile::get(&args.profile)?;
+    let format = Format::from_name(&args.format)
+        .ok_or_else(|| SimError::value("--format", "hex, mem, npy or bin", &args.format))?;
+    let steps: Vec<&str> = match args.step.as_str() {
+        "all" => STEPS.to_vec(),
+        step => vec![step],
+    };
+    let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
+    let tokens = subject
+        .sequences_or_sample(&args.input, SAMPLE_LENGTH)?
+        .swap_remove(0);
+    let path = Datapath::new(&subject.model, &mode, &profile)?;
+    let digest = model_digest(&subject.model);
+    let mut written: Vec<(PathBuf, Manifest)> = Vec::new();
+    for step in &steps {
+        let vectors = export(&path, &tokens, args.layer, step, digest.clone())?;
+        let folder = match steps.len() {
+            1 => args.output.clone(),
+            _ => args.output.join(step),
+        };
+        let manifest = vectors.write(&folder, format)?;
+        if matches!(format, Format::Hex | Format::Mem) {
+            let file = folder.join(file_name(&manifest));
+            std::fs::write(&file, testbench(&manifest)).map_err(|e| SimError::io(&file, e))?;
+        }
+        written.push((folder, manifest));
+    }
+    if args.json {
+        let manifests: Vec<&Manifest> = written.iter().map(|(_, manifest)| manifest).collect();
+        print_json(&manifests);
+        return Ok(Outcome::Success);
+    }
+    let mut rows = table(&["step", "array", "role", "type", "shape", "words"], 5);
+    for (_, manifest) in &written {
+        for a in &manifest.arrays {
+            rows.add_row([
+                manifest.step.clone(),
+                a.name.clone(),
+                format!("{:?}", a.role).to_lowercase(),
+                a.dtype.clone(),
+                format!("{:?}", a.shape),
+                a.depth.to_string(),
+            ]);
+        }
+    }
+    let folders: Vec<String> = written
+        .iter()
+        .map(|(folder, _)| folder.display().to_string())
+        .collect();
+    print(&format!(
+        "{}, block {}, mode {}, profile {} ({})\n\n{}\nwritten to {}\n",
+        subject.name,
+        args.layer,
+        mode.name,
+        profile.name,
+        &profile.hash()[..12],
+        table_text(&rows),
+        folders.join(", ")
+    ));
+    Ok(Outcome::Success)
+}

@@ -1,0 +1,265 @@
+//! `scalescope headroom`: how wide registers, tables and values need to be.
+
+use crate::Outcome;
+use crate::cli::HeadroomArgs;
+use crate::input::{load_subject, mode_table};
+use crate::output::{print, print_json, progress, table, table_text};
+use scalescope_sim::arith::function::{Function, FunctionRule};
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::Result;
+use scalescope_sim::headroom::{Bound, Codes, Watch, bits_for};
+use scalescope_sim::profile::Profile;
+use scalescope_sim::trace::{Place, TracePoint};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Tokens of each passage of the built-in text.
+const SAMPLE_LENGTH: usize = 512;
+
+pub fn run(args: &HeadroomArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let mode = known.get(&args.mode)?.clone();
+    let profile = Profile::get(&args.profile)?;
+    let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
+    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let path = Datapath::new(&subject.model, &mode, &profile)?;
+    let mut watch = Watch::default();
+    let bar = progress(sequences.len() as u64, "watching");
+    for tokens in &sequences {
+        crate::interrupt::check()?;
+        path.prefill(tokens, LogitRows::None, &mut watch)?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
+    let bounds = path.accumulator_bounds();
+    let heading = format!(
+        "{}, mode {}, profile {}, {tokens} tokens",
+        subject.name, mode.name, profile.name
+    );
+    if args.json {
+        print_json(&json!({
+            "model": subject.name,
+            "mode": mode.name,
+            "profile": profile.name,
+            "profile_hash": profile.hash(),
+            "tokens": tokens,
+            "accumulators": bounds.iter().map(|b| accumulator_json(b, &watch)).collect::<Vec<_>>(),
+            "functions": functions_json(&watch, &profile),
+            "values": watch.codes.iter().map(|(place, codes)| value_json(*place, codes)).collect::<Vec<_>>(),
+        }));
+    } else {
+        print(&text(&heading, &bounds, &watch, &profile));
+    }
+    Ok(Outcome::Success)
+}
+
+/// The name of the register of the step that makes a place.
+fn name(point: TracePoint) -> &'static str {
+    match point {
+        TracePoint::InProjOut => "in_proj",
+        TracePoint::ConvOut => "conv",
+        TracePoint::XProjOut => "x_proj",
+        TracePoint::DtProjOut => "dt_proj",
+        TracePoint::SsmY => "scan sum",
+        TracePoint::SsmState => "scan state",
+        TracePoint::HadOut => "hadamard",
+        TracePoint::OutProjOut => "out_proj",
+        other => other.name(),
+    }
+}
+
+fn accumulator_json(bound: &Bound, watch: &Watch) -> Value {
+    let seen = watch
+        .accumulators
+        .get(&bound.place)
+        .copied()
+        .unwrap_or_default();
+    json!({
+        "layer": bound.place.layer,
+        "accumulator": name(bound.place.point),
+        "bits": bound.register.bits(),
+        "overflow": bound.register.overflow(),
+        "bits_always_enough": bound.bits(),
+        "reach": bound.reach,
+        "bits_enough_here": bits_for(seen.low.into(), seen.high.into()),
+        "low": seen.low,
+        "high": seen.high,
+        "sums": seen.sums,
+        "overflows": seen.overflows,
+    })
+}
+
+/// The unit of a function at a place, if it has one.
+fn rule_of(profile: &Profile, place: Place, function: Function) -> FunctionRule {
+    let rules = &profile.cuda.prefill;
+    let unit = rules.scan.unit;
+    match (place.point, function) {
+        (TracePoint::ConvOut, _) => rules.conv.silu,
+        (_, Function::Exp) => unit.map_or(FunctionRule::Exact, |u| u.exp),
+        (_, Function::Softplus) => unit.map_or(FunctionRule::Exact, |u| u.softplus),
+        (_, Function::Silu) => unit.map_or(FunctionRule::Exact, |u| u.silu),
+    }
+}
+
+fn functions_json(watch: &Watch, profile: &Profile) -> Vec<Value> {
+    let used = watch
+        .functions
+        .iter()
+        .filter(|(_, inputs)| inputs.count > 0);
+    used.filter_map(|((place, function), inputs)| {
+        let FunctionRule::Unit(rule) = rule_of(profile, *place, *function) else {
+            return None;
+        };
+        let real = |x: i64| x as f64 / f64::from(1u32 << rule.input_fraction);
+        Some(json!({
+            "layer": place.layer,
+            "step": name(place.point),
+            "function": function,
+            "range": [rule.low, rule.high],
+            "input_low": real(inputs.low),
+            "input_high": real(inputs.high),
+            "inputs": inputs.count,
+            "beyond_range": inputs.beyond,
+        }))
+    })
+    .collect()
+}
+
+fn value_json(place: Place, codes: &Codes) -> Value {
+    json!({
+        "layer": place.layer,
+        "point": place.point.name(),
+        "bits": 8,
+        "low": codes.low,
+        "high": codes.high,
+        "unused_bits": codes.unused_bits(),
+    })
+}
+
+fn text(heading: &str, bounds: &[Bound], watch: &Watch, profile: &Profile) -> String {
+    let mut out = format!("{heading}\n\naccumulators, over all blocks\n");
+    let mut by_name: BTreeMap<TracePoint, Vec<&Bound>> = BTreeMap::new();
+    for bound in bounds {
+        by_name.entry(bound.place.point).or_default().push(bound);
+    }
+    let mut registers = table(
+        &[
+            "accumulator",
+            "bits",
+            "always enough",
+            "enough here",
+            "largest magnitude",
+            "overflows",
+        ],
+        1,
+    );
+    for (point, bounds) in by_name {
+        let seen = bounds
+            .iter()
+            .filter_map(|b| watch.accumulators.get(&b.place));
+        let (low, high, overflows) = seen.fold((0, 0, 0), |(l, h, o), s| {
+            (s.low.min(l), s.high.max(h), s.overflows + o)
+        });
+        let always: Option<Vec<u32>> = bounds.iter().map(|b| b.bits()).collect();
+        let always = always.and_then(|bits| bits.into_iter().max());
+        registers.add_row([
+            name(point).to_owned(),
+            bounds[0].register.bits().to_string(),
+            always.map_or("-".into(), |bits| bits.to_string()),
+            bits_for(low.into(), high.into()).to_string(),
+            high.max(-low).to_string(),
+            overflows.to_string(),
+        ]);
+    }
+    out += &table_text(&registers);
+    let functions = functions_json(watch, profile);
+    if !functions.is_empty() {
+        out += "\nfunction units, over all blocks\n";
+        out += &functions_text(&functions);
+    }
+    out += "\nINT8 values, over all blocks\n";
+    let mut values = table(
+        &[
+            "value",
+            "lowest",
+            "highest",
+            "bits never used",
+            "blocks with unused bits",
+        ],
+        1,
+    );
+    let mut by_point: BTreeMap<TracePoint, Vec<&Codes>> = BTreeMap::new();
+    for (place, codes) in &watch.codes {
+        by_point.entry(place.point).or_default().push(codes);
+    }
+    for (point, codes) in by_point {
+        let all = Codes {
+            low: codes.iter().map(|c| c.low).min().unwrap_or(0),
+            high: codes.iter().map(|c| c.high).max().unwrap_or(0),
+        };
+        let loose = codes.iter().filter(|c| c.unused_bits() > 0).count();
+        values.add_row([
+            point.name().to_owned(),
+            all.low.to_string(),
+            all.high.to_string(),
+            all.unused_bits().to_string(),
+            format!("{loose} of {}", codes.len()),
+        ]);
+    }
+    out + &table_text(&values)
+}
+
+/// The inputs of a unit, over blocks.
+struct Used {
+    range: String,
+    low: f64,
+    high: f64,
+    count: u64,
+    beyond: u64,
+}
+
+fn functions_text(functions: &[Value]) -> String {
+    let mut rows: BTreeMap<(&str, &str), Used> = BTreeMap::new();
+    for f in functions {
+        let name = |key: &str| f[key].as_str().unwrap_or("");
+        let used = rows
+            .entry((name("step"), name("function")))
+            .or_insert_with(|| Used {
+                range: format!("{} to {}", f["range"][0], f["range"][1]),
+                low: f64::INFINITY,
+                high: f64::NEG_INFINITY,
+                count: 0,
+                beyond: 0,
+            });
+        used.low = used.low.min(f["input_low"].as_f64().unwrap_or(0.0));
+        used.high = used.high.max(f["input_high"].as_f64().unwrap_or(0.0));
+        used.count += f["inputs"].as_u64().unwrap_or(0);
+        used.beyond += f["beyond_range"].as_u64().unwrap_or(0);
+    }
+    let header = [
+        "step",
+        "function",
+        "range",
+        "inputs from",
+        "to",
+        "inputs",
+        "beyond",
+    ];
+    let mut table = table(&header, 2);
+    for ((step, function), used) in rows {
+        table.add_row([
+            step.to_owned(),
+            function.to_owned(),
+            used.range,
+            format!("{:.3}", used.low),
+            format!("{:.3}", used.high),
+            used.count.to_string(),
+            format!(
+                "{:.3} %",
+                100.0 * used.beyond as f64 / used.count.max(1) as f64
+            ),
+        ]);
+    }
+    table_text(&table)
+}

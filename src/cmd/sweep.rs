@@ -1,0 +1,192 @@
+//! `scalescope sweep`: a grid of designs.
+
+use crate::Outcome;
+use crate::cli::SweepArgs;
+use crate::input::{load_subject, mode_table};
+use crate::output::{number, print, print_json, progress, table, table_text};
+use crate::sweep::engine::{Bench, Design, pareto};
+use crate::sweep::grid::{Values, Vary, designs};
+use crate::sweep::page::{page, words};
+use crate::sweep::store::Store;
+use rayon::prelude::*;
+use scalescope_golden::trace_file::model_digest;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::FLOAT;
+use scalescope_sim::profile::Profile;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::sync::Mutex;
+
+/// Tokens of each passage of the built-in text.
+const SAMPLE_LENGTH: usize = 512;
+/// Designs of the table besides the front.
+const SHOWN: usize = 12;
+
+pub fn run(args: &SweepArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let mode = known.get(&args.mode)?.clone();
+    let vary: Vec<Vary> = args
+        .vary
+        .iter()
+        .map(|text| {
+            text.parse()
+                .map_err(|e| SimError::value(format_args!("--vary {text}"), e, text))
+        })
+        .collect::<Result<_>>()?;
+    let base = Profile::text(&args.profile)?;
+    let designs = designs(&vary)?;
+    // Every design is checked before the first one runs.
+    let profiles: Vec<(Values, Profile)> = designs
+        .into_iter()
+        .map(|values| {
+            Ok((
+                values.clone(),
+                Profile::with_keys(&args.profile, &base, &values)?,
+            ))
+        })
+        .collect::<Result<_>>()?;
+    let subject = load_subject(&args.model, &[mode.clone(), FLOAT])?;
+    let mut sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let tokens = within(&mut sequences, args.budget.get());
+    if sequences.is_empty() {
+        return Err(SimError::value(
+            "text",
+            "a sequence of two tokens at least",
+            "none",
+        ));
+    }
+    let mut digest = Sha256::new();
+    for sequence in &sequences {
+        digest.update(sequence.len().to_le_bytes());
+        sequence
+            .iter()
+            .for_each(|id| digest.update(id.to_le_bytes()));
+    }
+    let text: String = digest
+        .finalize()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let settings = json!({
+        "sweep": 1,
+        "model": model_digest(&subject.model),
+        "mode": mode.name,
+        "base": Profile::from_toml("base", &base)?.hash(),
+        "tokens": tokens,
+        "text": text,
+        "keys": vary.iter().map(|v| &v.key).collect::<Vec<_>>(),
+    });
+    let mut store = args
+        .output
+        .as_ref()
+        .map(|path| Store::open(path, &settings))
+        .transpose()?;
+    let before: Vec<Design> = store
+        .as_mut()
+        .map(|s| std::mem::take(&mut s.done))
+        .unwrap_or_default();
+    let find = |values: &Values| {
+        let same = |d: &&Design| {
+            values.len() == d.values.len() && values.iter().all(|(k, v)| d.values.get(k) == Some(v))
+        };
+        before.iter().find(same)
+    };
+    let missing: Vec<&(Values, Profile)> =
+        profiles.iter().filter(|(v, _)| find(v).is_none()).collect();
+    let bar = progress(missing.len() as u64, "running designs");
+    let bench = Bench::new(&subject.model, &mode, &FLOAT, sequences)?;
+    let store = Mutex::new(store);
+    let fresh: Vec<Design> = missing
+        .par_iter()
+        .map(|(values, profile)| {
+            crate::interrupt::check()?;
+            let design = bench.run(profile, values)?;
+            if let Some(store) = store.lock().expect("no panics inside").as_mut() {
+                store.add(&design)?;
+            }
+            bar.inc(1);
+            Ok(design)
+        })
+        .collect::<Result<_>>()?;
+    bar.finish_and_clear();
+    let mut fresh = fresh.into_iter();
+    let results: Vec<Design> = profiles
+        .iter()
+        .map(|(values, _)| match find(values) {
+            Some(design) => design.clone(),
+            None => fresh.next().expect("one for each missing design"),
+        })
+        .collect();
+    let front = pareto(&results);
+    let title = format!(
+        "{}, mode {}, {} designs of {}, {tokens} tokens",
+        subject.name,
+        mode.name,
+        results.len(),
+        args.profile
+    );
+    if let Some(path) = &args.html {
+        std::fs::write(path, page(&title, &results, &front)).map_err(|e| SimError::io(path, e))?;
+    }
+    if args.json {
+        let rows: Vec<Value> = results
+            .iter()
+            .zip(&front)
+            .map(|(design, on)| {
+                let mut row = json!(design);
+                row["pareto"] = json!(on);
+                row
+            })
+            .collect();
+        print_json(&json!({ "settings": settings, "designs": rows }));
+    } else {
+        print(&text_of(&title, &results, &front, before.len()));
+    }
+    Ok(Outcome::Success)
+}
+
+/// Cuts sequences so that they have `most` tokens together; tells how many they have.
+fn within(sequences: &mut Vec<Vec<u32>>, most: usize) -> usize {
+    let mut left = most;
+    for sequence in sequences.iter_mut() {
+        sequence.truncate(left);
+        left -= sequence.len();
+    }
+    sequences.retain(|sequence| sequence.len() > 1);
+    sequences.iter().map(Vec::len).sum()
+}
+
+fn text_of(title: &str, designs: &[Design], front: &[bool], before: usize) -> String {
+    let mut order: Vec<usize> = (0..designs.len()).collect();
+    order.sort_by(|a, b| designs[*a].perplexity.total_cmp(&designs[*b].perplexity));
+    let rows = |wanted: &dyn Fn(usize) -> bool, most: usize| {
+        let mut header = vec!["design", "perplexity", "KL", "agreement"];
+        header.extend(designs[0].cost.fields().map(|(name, _)| name));
+        let mut table = table(&header, 1);
+        for i in order.iter().filter(|i| wanted(**i)).take(most) {
+            let design = &designs[*i];
+            let mut row = vec![
+                words(design),
+                format!("{:.3}", design.perplexity),
+                number(design.kl),
+                format!("{:.1} %", 100.0 * design.agreement),
+            ];
+            row.extend(design.cost.fields().map(|(_, value)| value.to_string()));
+            table.add_row(row);
+        }
+        table_text(&table)
+    };
+    let mut out = format!("{title}\n");
+    if before > 0 {
+        out += &format!("{before} designs were in the file already\n");
+    }
+    let on = front.iter().filter(|on| **on).count();
+    out += &format!(
+        "\nPareto front ({on} designs: none is better in perplexity without costing more somewhere)\n{}",
+        rows(&|i| front[i], usize::MAX)
+    );
+    if on < designs.len() {
+        out += &format!("\nbest of the others\n{}", rows(&|i| !front[i], SHOWN));
+    }
+    out
+}

@@ -1,0 +1,156 @@
+//! Designs on text: perplexity, divergence from the float model, cost.
+
+use super::grid::Values;
+use rayon::prelude::*;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::Result;
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::profile::cost::Cost;
+use scalescope_sim::score::{Row, SequenceScore, perplexity};
+use scalescope_sim::trace::Blind;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The outcome of one design.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Design {
+    /// Keys and their values.
+    pub values: Map<String, Value>,
+    /// Hash of the rules.
+    pub profile_hash: String,
+    /// exp(−mean log-likelihood). Lower is better.
+    pub perplexity: f64,
+    /// Mean KL from the float model, in nats. Lower is better.
+    pub kl: f64,
+    /// Share of positions with the float model's greedy token. Higher is better.
+    pub agreement: f64,
+    /// Hardware.
+    pub cost: Cost,
+}
+
+impl Design {
+    /// Whether this design is nowhere worse than another, and somewhere better: perplexity and every
+    /// field of the cost.
+    pub fn dominates(&self, other: &Design) -> bool {
+        let fields = self.cost.fields().into_iter().zip(other.cost.fields());
+        let costs: Vec<(u64, u64)> = fields.map(|((_, a), (_, b))| (a, b)).collect();
+        let no_worse = self.perplexity <= other.perplexity && costs.iter().all(|(a, b)| a <= b);
+        no_worse && (self.perplexity < other.perplexity || costs.iter().any(|(a, b)| a < b))
+    }
+}
+
+/// The designs that no other one dominates, in their order. A perplexity that is not a number is on
+/// no front.
+pub fn pareto(designs: &[Design]) -> Vec<bool> {
+    designs
+        .iter()
+        .map(|design| {
+            design.perplexity.is_finite() && !designs.iter().any(|other| other.dominates(design))
+        })
+        .collect()
+}
+
+/// Text, and what the float model says of it.
+pub struct Bench<'m> {
+    model: &'m Model,
+    mode: ModeSpec,
+    sequences: Vec<Vec<u32>>,
+    reference: Vec<ndarray::Array2<f32>>,
+}
+
+impl<'m> Bench<'m> {
+    /// Runs the reference once.
+    pub fn new(
+        model: &'m Model,
+        mode: &ModeSpec,
+        reference: &ModeSpec,
+        sequences: Vec<Vec<u32>>,
+    ) -> Result<Self> {
+        let path = Datapath::new(model, reference, &Profile::get("exact")?)?;
+        let reference = sequences.iter().map(|tokens| logits(&path, tokens));
+        Ok(Self {
+            reference: reference.collect::<Result<_>>()?,
+            model,
+            mode: mode.clone(),
+            sequences,
+        })
+    }
+
+    /// Runs a design.
+    pub fn run(&self, profile: &Profile, values: &Values) -> Result<Design> {
+        let path = Datapath::new(self.model, &self.mode, profile)?;
+        let (mut likelihoods, mut kl, mut agreed) = (Vec::new(), 0.0, 0usize);
+        for (tokens, reference) in self.sequences.iter().zip(&self.reference) {
+            let own = logits(&path, tokens)?;
+            let score = SequenceScore::new(tokens, &own);
+            // The last row predicts nothing.
+            let pairs: Vec<(f64, bool)> = (0..score.greedy.len())
+                .into_par_iter()
+                .map(|t| {
+                    let clean = Row::new(row(reference, t));
+                    let kl = Row::new(row(&own, t)).kl_from(&clean);
+                    (kl, score.greedy[t] == clean.greedy())
+                })
+                .collect();
+            kl += pairs.iter().map(|(kl, _)| kl).sum::<f64>();
+            agreed += pairs.iter().filter(|(_, same)| *same).count();
+            likelihoods.extend(score.log_likelihood);
+        }
+        let positions = likelihoods.len() as f64;
+        Ok(Design {
+            values: values.iter().cloned().collect(),
+            profile_hash: profile.hash(),
+            perplexity: perplexity(&likelihoods),
+            kl: kl / positions,
+            agreement: agreed as f64 / positions,
+            cost: profile.cost(self.model.config()?),
+        })
+    }
+}
+
+fn logits(path: &Datapath, tokens: &[u32]) -> Result<ndarray::Array2<f32>> {
+    Ok(path
+        .prefill(tokens, LogitRows::All, &mut Blind)?
+        .0
+        .to_real())
+}
+
+fn row(logits: &ndarray::Array2<f32>, t: usize) -> &[f32] {
+    let width = logits.ncols();
+    &logits.as_slice().expect("logits are row-major")[t * width..(t + 1) * width]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn design(perplexity: f64, state_bits: u64, table_bits: u64) -> Design {
+        Design {
+            values: Map::new(),
+            profile_hash: String::new(),
+            perplexity,
+            kl: 0.0,
+            agreement: 0.0,
+            cost: Cost {
+                state_bits,
+                table_bits,
+                ..Cost::default()
+            },
+        }
+    }
+
+    #[test]
+    fn the_front_is_what_nothing_dominates() {
+        let designs = [
+            design(10.0, 8, 8),
+            design(9.0, 16, 8),
+            design(10.0, 16, 8), // dominated by both
+            design(10.0, 8, 8),  // as the first: neither dominates
+            design(11.0, 8, 4),
+            design(f64::NAN, 1, 1),
+        ];
+        assert_eq!(pareto(&designs), [true, true, false, true, true, false]);
+    }
+}

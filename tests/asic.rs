@@ -1,0 +1,166 @@
+//! Commands for chip designers: headroom, sweep, export, check-export, profile files.
+
+mod common;
+
+use common::{arg as text, json};
+
+/// How a run ended, and what it said.
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn run(args: &[&str]) -> Ended {
+    let out = common::run(args);
+    Ended {
+        code: out.status.code().expect("no signal"),
+        stdout: String::from_utf8(out.stdout).expect("results are text"),
+        stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+    }
+}
+
+#[test]
+fn headroom_bounds_what_it_sees() {
+    let found = json(&[
+        "headroom",
+        "--text",
+        "It was a dark and stormy night",
+        "--json",
+    ]);
+    let accumulators = found["accumulators"].as_array().unwrap();
+    let names: std::collections::BTreeSet<&str> = accumulators
+        .iter()
+        .map(|a| a["accumulator"].as_str().unwrap())
+        .collect();
+    for name in [
+        "in_proj",
+        "conv",
+        "x_proj",
+        "dt_proj",
+        "scan sum",
+        "scan state",
+        "hadamard",
+        "out_proj",
+    ] {
+        assert!(names.contains(name), "{name}");
+    }
+    for a in accumulators {
+        let here = a["bits_enough_here"].as_u64().unwrap();
+        assert!(here > 1, "{a}");
+        assert_eq!(a["overflows"], 0, "{a}");
+        if let Some(always) = a["bits_always_enough"].as_u64() {
+            assert!(here <= always, "{a}");
+        }
+    }
+    assert_eq!(found["functions"].as_array().unwrap().len() % 4, 0);
+    let narrow = tempfile::tempdir().unwrap();
+    let profile = narrow.path().join("narrow.toml");
+    std::fs::write(
+        &profile,
+        "version = 1\n[accumulator]\nbits = 14\noverflow = \"wrap\"\n",
+    )
+    .unwrap();
+    let found = json(&[
+        "headroom",
+        "--profile",
+        text(&profile),
+        "--text",
+        "It was a dark",
+        "--json",
+    ]);
+    let overflows = found["accumulators"].as_array().unwrap().iter();
+    assert!(
+        overflows
+            .map(|a| a["overflows"].as_u64().unwrap())
+            .sum::<u64>()
+            > 0
+    );
+}
+
+#[test]
+fn a_sweep_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, page) = (folder.path().join("s.jsonl"), folder.path().join("s.html"));
+    let sweep = |vary: &str, tokens: &str| {
+        let args = [
+            "sweep",
+            "--vary",
+            vary,
+            "--text",
+            "It was a dark and stormy night; the rain fell in torrents",
+            "--budget",
+            tokens,
+            "-o",
+            text(&file),
+            "--html",
+            text(&page),
+            "--json",
+        ];
+        run(&args)
+    };
+    assert_eq!(sweep("scan.state=int8,f16", "12").code, 0);
+    let lines = || std::fs::read_to_string(&file).unwrap();
+    let first = lines();
+    assert_eq!(first.lines().count(), 3);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<svg"));
+    // More values: only they run. A line that was cut off is run again.
+    std::fs::write(&file, &first[..first.len() - 20]).unwrap();
+    let again = sweep("scan.state=int8,f16,int16", "12");
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert_eq!(lines().lines().count(), 4);
+    let designs: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
+    let designs = designs["designs"].as_array().unwrap();
+    assert_eq!(designs.len(), 3);
+    assert!(designs.iter().any(|d| d["pareto"] == true));
+    let mut before: Vec<&str> = first.lines().skip(1).collect();
+    let after = lines();
+    before.retain(|line| !after.contains(line));
+    assert!(before.is_empty(), "a design gave other numbers: {before:?}");
+    let other = sweep("scan.state=int8", "11");
+    assert_eq!(other.code, 2);
+    assert!(other.stderr.contains("settings: t"), "{}", other.stderr);
+    let bad = sweep("scan.state=int7", "12");
+    assert_eq!(bad.code, 2);
+    assert!(bad.stderr.contains("scan.state"), "{}", bad.stderr);
+}
+
+#[test]
+fn exported_vectors_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("v");
+    let export = run(&[
+        "export",
+        "--layer",
+        "2",
+        "--text",
+        "It was a dark",
+        "-o",
+        text(&out),
+    ]);
+    assert_eq!(export.code, 0, "{}", export.stderr);
+    assert_eq!(run(&["check-export", text(&out)]).code, 0);
+    // A dump that differs, then a file that was altered.
+    let words = std::fs::read_to_string(out.join("conv/out.hex")).unwrap();
+    std::fs::write(out.join("conv/out.dump.hex"), &words).unwrap();
+    assert_eq!(run(&["check-export", text(&out.join("conv"))]).code, 0);
+    let other = if words.starts_with("00") { "01" } else { "00" };
+    std::fs::write(
+        out.join("conv/out.dump.hex"),
+        format!("{other}{}", &words[2..]),
+    )
+    .unwrap();
+    let found = run(&["check-export", text(&out.join("conv"))]);
+    assert_eq!(found.code, 1);
+    assert!(found.stdout.contains("NOT EQUAL"), "{}", found.stdout);
+    std::fs::remove_file(out.join("conv/out.dump.hex")).unwrap();
+    let golden = text(&out.join("conv")).to_owned();
+    let check = run(&["check", "--golden", &golden, "--cumulative"]);
+    assert_eq!(check.code, 0, "{}{}", check.stdout, check.stderr);
+    assert_eq!(run(&["compare", &golden, &golden]).code, 0);
+    std::fs::write(out.join("conv/out.hex"), format!("{other}{}", &words[2..])).unwrap();
+    assert_eq!(run(&["check-export", &golden]).code, 1);
+    assert_eq!(run(&["check", "--golden", &golden, "--cumulative"]).code, 1);
+    std::fs::write(out.join("conv/manifest.json"), "{}").unwrap();
+    assert_eq!(run(&["check-export", &golden]).code, 2);
+}
