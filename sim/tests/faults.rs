@@ -223,7 +223,7 @@ fn faults_are_refused_where_they_cannot_be() {
     for (mode, fault, words) in [
         ("1", "swapped-bc", "INT8"),
         ("0", "swapped-bc@layer=12", "below 12"),
-        ("0", "stale-scale@site=conv_in,factor=1e38", "scale"),
+        ("0", "stale-scale@site=conv_in,factor=2e-38", "scale"),
     ] {
         let fault: Fault = fault.parse().unwrap();
         let mode = table.get(mode).unwrap();

@@ -457,8 +457,9 @@ impl Search<'_> {
                 let start = c.factor().expect("a stale scale");
                 let (factor, _) = fit::refine(start, 0.5, 16, |factor| far(&c, factor))?;
                 let left = |factor: f32| self.left(state, scene, &c.with_factor(factor));
-                let mut best = (factor, left(factor)?);
-                for number in fit::round_numbers(factor) {
+                // Of equally good ones the number of the fewest digits.
+                let mut best = (factor, usize::MAX);
+                for number in fit::round_numbers(factor).into_iter().chain([factor]) {
                     let now = left(number)?;
                     if now < best.1 {
                         best = (number, now);
