@@ -161,4 +161,10 @@ impl RealMath for Ieee {
     fn log1p(a: f32) -> f32 {
         elementary::log1p(a)
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn on_lanes(slices: Slices) -> bool {
+        crate::kernels::exp::correctly_rounded(slices)
+    }
 }

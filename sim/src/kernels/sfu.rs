@@ -303,35 +303,8 @@ on_lanes! {
     }
 }
 
-/// A function of 16 lanes, for [`for_each`].
-macro_rules! slices {
-    ($($(#[$meta:meta])* fn $name:ident($values:ident, $x:ident $(, $other:ident: $o:ident)*) = $f:expr;)*) => {
-        $(
-        $(#[$meta])*
-        ///
-        /// # Safety
-        ///
-        /// The machine has [`crate::isa::Isa::Avx512Vbmi`].
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-        pub(super) fn $name($values: &mut [f32] $(, $other: &[f32])*) {
-            $(assert_eq!($values.len(), $other.len());)*
-            for from in (0..$values.len()).step_by(16) {
-                let count = ($values.len() - from).min(16);
-                let mask = u16::MAX >> (16 - count);
-                // SAFETY: the mask keeps loads and the store inside the slices.
-                unsafe {
-                    let to = $values.as_mut_ptr().add(from);
-                    let $x = _mm512_maskz_loadu_ps(mask, to);
-                    $(let $o = _mm512_maskz_loadu_ps(mask, $other.as_ptr().add(from));)*
-                    _mm512_mask_storeu_ps(to, mask, $f);
-                }
-            }
-        }
-        )*
-    };
-}
-
 slices! {
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi";
     /// [`crate::arith::sfu::ex2`] of each value.
     #[cfg(test)]
     fn ex2_slice(values, x) = ex2_product(x, 1.0);

@@ -1,7 +1,7 @@
 //! The formulas of the selective scan: how its operations are grouped and rounded.
 //! Source: datapath specification, section 4 step 5, section 5, section 7.
 
-use crate::arith::real::RealMath;
+use crate::arith::real::{LANES, RealMath};
 
 /// The formula of a scan: how its operations are grouped and rounded.
 pub(super) trait Formula<R: RealMath>: Copy + Send + Sync {
@@ -101,8 +101,14 @@ impl<R: RealMath> Formula<R> for Separate {
     }
     #[inline(always)]
     fn gate(out: &mut [f32], z: &[f32]) {
-        for (out, z) in out.iter_mut().zip(z) {
-            *out = R::mul(*out, R::times_sigmoid(*z, *z));
+        for (out, z) in out.chunks_mut(LANES).zip(z.chunks(LANES)) {
+            let mut gate = [0.0; LANES];
+            let gate = &mut gate[..z.len()];
+            gate.copy_from_slice(z);
+            R::silu_slice(gate);
+            for (out, gate) in out.iter_mut().zip(gate) {
+                *out = R::mul(*out, *gate);
+            }
         }
     }
 }
