@@ -1,5 +1,6 @@
 //! Arguments. What each command does with them is in `cmd`.
 
+use crate::device::DeviceArg;
 use crate::eval::settings::Shard;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -53,6 +54,10 @@ pub enum Command {
     Compare(CompareArgs),
     /// Compare a run with a recorded trace, element by element
     Check(CheckArgs),
+    /// Compare a GPU with the CPU, every tensor bit for bit (needs the feature `cuda`)
+    Crosscheck(CrosscheckArgs),
+    /// Time each step on a GPU (needs the feature `cuda`)
+    BenchGpu(BenchGpuArgs),
     /// Compare one operation with vectors, such as a kernel's dump
     CheckOp(CheckOpArgs),
     /// Flip bits of golden data, scales, weights and tables, and see that each flip is noticed
@@ -125,6 +130,16 @@ pub struct TextSource {
     /// Text file, or JSON lines with a `text` field (.jsonl)
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+}
+
+impl TextSource {
+    /// All of it.
+    pub fn whole(&self) -> InputArgs {
+        InputArgs {
+            source: self.clone(),
+            ..InputArgs::default()
+        }
+    }
 }
 
 /// How much of it.
@@ -295,6 +310,9 @@ pub struct RunArgs {
     /// Defects.
     #[command(flatten)]
     pub faults: FaultArgs,
+    /// Where to run: cpu, cuda or cuda:I (needs the feature `cuda`)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceArg,
     /// Write the tensors of the run to this .npz
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -474,6 +492,9 @@ pub struct CheckArgs {
     /// Defects.
     #[command(flatten)]
     pub faults: FaultArgs,
+    /// Where to run: cpu, cuda or cuda:I (needs the feature `cuda`)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceArg,
     /// Feed each step the file's own inputs (the default)
     #[arg(long, conflicts_with = "cumulative")]
     pub local: bool,
@@ -487,6 +508,81 @@ pub struct CheckArgs {
     #[arg(long, conflicts_with = "fault")]
     pub explain: bool,
     /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `crosscheck`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope crosscheck
+  scalescope crosscheck --modes 0,2-1 --profile deployed --length 2500 --decode 64
+  scalescope crosscheck --synthetic 130m --profile exact,deployed --layers 0,11,23 --json
+
+Exit code 0 only if every tensor of every run is equal, bit for bit.")]
+pub struct CrosscheckArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where the tokens come from [default: the sample model's text, or any tokens].
+    #[command(flatten)]
+    pub source: TextSource,
+    /// Modes to run: `all`, or names separated by commas
+    #[arg(long, default_value = "all", value_name = "MODES")]
+    pub modes: String,
+    /// Arithmetics, separated by commas: exact, torch, deployed
+    #[arg(long, default_value = "exact,deployed", value_delimiter = ',')]
+    pub profile: Vec<String>,
+    /// Blocks to compare, separated by commas [default: every one]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub layers: Option<Vec<usize>>,
+    /// Tokens of the prefill [default: 512]
+    #[arg(long, value_name = "N")]
+    pub length: Option<NonZeroUsize>,
+    /// Tokens decoded one by one after it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub decode: usize,
+    /// The GPU: cuda or cuda:I
+    #[arg(long, default_value = "cuda", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bench-gpu`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope bench-gpu
+  scalescope bench-gpu --synthetic 370m --mode 2-1 --profile exact --shapes 4x1024
+
+Times are of the device's own clock, the median block of the median run. docs/cuda.md says what is
+counted as bytes and operations.")]
+pub struct BenchGpuArgs {
+    /// A model of random weights in a published shape
+    #[arg(long, value_name = "SHAPE", default_value = "130m")]
+    pub synthetic: String,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "deployed")]
+    pub profile: String,
+    /// Sequences and their tokens, separated by commas
+    #[arg(
+        long,
+        value_name = "BxL",
+        value_delimiter = ',',
+        default_value = "1x512,1x2048,8x2048"
+    )]
+    pub shapes: Vec<String>,
+    /// Runs, of which the median counts
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub repeats: NonZeroUsize,
+    /// The GPU: cuda or cuda:I
+    #[arg(long, default_value = "cuda", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
 }
@@ -618,6 +714,9 @@ pub struct EvalArgs {
     /// Defects.
     #[command(flatten)]
     pub faults: FaultArgs,
+    /// Where to run: cpu, cuda, cuda:I, or several as cuda:0,cuda:1 (needs the feature `cuda`)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceArg,
     /// Use at most this many lines
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,

@@ -5,6 +5,7 @@
 
 mod cli;
 mod cmd;
+pub mod device;
 pub mod eval;
 pub mod input;
 mod interrupt;
@@ -70,6 +71,8 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Quantize(args) => cmd::quantize::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
+        Command::Crosscheck(args) => cmd::crosscheck::run(&args),
+        Command::BenchGpu(args) => cmd::bench_gpu::run(&args),
         Command::Merge(args) => cmd::merge::run(&args),
         Command::Completions { shell } => cmd::completions(shell),
     }

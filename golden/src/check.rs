@@ -22,7 +22,8 @@ use crate::compare::{PointResult, Summary, Tolerance, Tolerances};
 use crate::trace_file::{Points, TraceFile, step_key};
 use crate::value::{Elements, Value};
 use known::Known;
-use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::datapath::LogitRows;
+use scalescope_sim::engine::Engine;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
@@ -117,7 +118,7 @@ pub struct CheckOptions {
 ///
 /// A trace without tensors, of another shape than the model, with token ids it does not have, or
 /// without the tokens that a cumulative run needs; a local check in which nothing can be judged.
-pub fn check(path: &Datapath, trace: &TraceFile, options: &CheckOptions) -> Result<CheckReport> {
+pub fn check(path: &dyn Engine, trace: &TraceFile, options: &CheckOptions) -> Result<CheckReport> {
     let points = |sequences: &[Points]| sequences.iter().any(|points| !points.is_empty());
     let steps_hold_points = trace.steps.iter().any(|s| points(&s.sequences));
     if !points(&trace.sequences) && !steps_hold_points {
@@ -166,33 +167,30 @@ struct Found {
     kept: BTreeMap<At, Pairs>,
 }
 
-struct Check<'a, 'm> {
-    path: &'a Datapath<'m>,
+struct Check<'a> {
+    path: &'a dyn Engine,
     trace: &'a TraceFile,
     options: &'a CheckOptions,
     found: Found,
 }
 
-impl Check<'_, '_> {
+impl Check<'_> {
     fn sequence(&mut self, sequence: usize) -> Result<()> {
         let no_points = Points::new();
         let prefill = self.trace.sequences.get(sequence).unwrap_or(&no_points);
         let cumulative = self.options.feed == Feed::Cumulative;
         let mut known = Known::new(self.path.config().n_layers);
-        let mut state = None;
+        let mut run = self.path.begin();
         if !prefill.is_empty() || (cumulative && !self.trace.steps.is_empty()) {
             let tokens = self.prefill_tokens(sequence, prefill, &mut known)?;
             let rows = match prefill.contains_key(&Place::end(TracePoint::Logits)) {
                 true => LogitRows::All,
                 false => LogitRows::None,
             };
-            let path = self.path;
             let mut probe = self.probe(None, sequence, prefill, known);
-            let (_, after) = path.prefill(&tokens, rows, &mut probe)?;
+            run.prefill(&tokens, rows, &mut probe)?;
             known = probe.known;
-            state = Some(after);
         }
-        let mut state = state.unwrap_or_else(|| self.path.empty_state());
         for step in &self.trace.steps {
             let points = step.sequences.get(sequence).unwrap_or(&no_points);
             known.next_token(step.tokens.get(sequence).is_some());
@@ -207,9 +205,8 @@ impl Check<'_, '_> {
                 }
                 None => 0,
             };
-            let path = self.path;
             let mut probe = self.probe(Some(step.index), sequence, points, known);
-            path.decode(token, &mut state, &mut probe)?;
+            run.decode(token, &mut probe)?;
             known = probe.known;
         }
         Ok(())
@@ -327,6 +324,10 @@ struct Comparer<'a> {
 impl Probe for Comparer<'_> {
     fn wants(&self, place: Place) -> bool {
         self.points.contains_key(&place)
+    }
+
+    fn counts(&self) -> bool {
+        false
     }
 
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {

@@ -21,11 +21,12 @@ use crate::step::norm;
 use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
 use half::f16;
 use ndarray::{Array2, s};
-use prepare::{Layer, prepare_layer};
+use prepare::prepare_layer;
 use std::sync::Arc;
 
 pub use adopt::{Amendment, Part};
 pub use block::{ConvHistory, LayerState};
+pub(crate) use prepare::Layer;
 
 /// Which rows of logits a prefill computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub enum LogitRows {
 
 /// Whole sequence or one token: which rules of an arithmetic apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
     Prefill,
     Decode,
 }
@@ -66,14 +67,14 @@ pub struct Passing {
 /// A model ready to run in one mode and profile.
 #[derive(Clone)]
 pub struct Datapath<'m> {
-    config: &'m Config,
+    pub(crate) config: &'m Config,
     mode: ModeSpec,
     profile: Profile,
     /// Shared with the datapaths this one was cloned from, until a fault edits one.
-    layers: Vec<Arc<Layer<'m>>>,
-    embedding: &'m Array2<f16>,
-    norm_f: Vec<f32>,
-    head: LinearWeight<'m>,
+    pub(crate) layers: Vec<Arc<Layer<'m>>>,
+    pub(crate) embedding: &'m Array2<f16>,
+    pub(crate) norm_f: Vec<f32>,
+    pub(crate) head: LinearWeight<'m>,
 }
 
 impl<'m> Datapath<'m> {

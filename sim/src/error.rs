@@ -40,6 +40,16 @@ pub enum SimError {
         /// What was given.
         found: String,
     },
+    /// A device refused or failed; nothing it computed was used.
+    #[error("{device}: {what}: {problem}")]
+    Device {
+        /// The device: its number and name.
+        device: String,
+        /// What was asked of it.
+        what: String,
+        /// What it answered.
+        problem: String,
+    },
     /// The user stopped the work; nothing was left half-written.
     #[error("interrupted")]
     Interrupted,

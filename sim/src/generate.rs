@@ -2,7 +2,8 @@
 //! the sequences that a model is calibrated on when there is no text.
 
 use crate::arith::real::{Ieee, RealMath};
-use crate::datapath::{Datapath, LogitRows, State};
+use crate::datapath::{Datapath, LogitRows};
+use crate::engine::{Engine, Sequence};
 use crate::error::{Result, SimError};
 use crate::mode;
 use crate::model::Model;
@@ -67,27 +68,27 @@ impl Sampler {
 ///
 /// An empty prompt, a token id out of range, and those of [`Sampler::pick`].
 pub fn generate(
-    datapath: &Datapath,
+    engine: &dyn Engine,
     prompt: &[u32],
     count: usize,
     sampler: Sampler,
 ) -> Result<Vec<u32>> {
-    let (logits, mut state) = datapath.prefill(prompt, LogitRows::Last, &mut Blind)?;
+    let mut sequence = engine.begin();
+    let logits = sequence.prefill(prompt, LogitRows::Last, &mut Blind)?;
     let logits = logits.to_real();
     let logits = logits.as_slice().expect("logits are row-major");
-    continue_from(datapath, logits, &mut state, count, sampler)
+    continue_from(&mut *sequence, logits, count, sampler)
 }
 
-/// Continues by `count` tokens from the state after a prefill and the logits of its last token. The
-/// last of the tokens is not run, so `state` ends before it.
+/// Continues a sequence after its prefill by `count` tokens, from the logits of its last token. The
+/// last of the new tokens is not run, so the sequence ends before it.
 ///
 /// # Errors
 ///
 /// Those of [`Sampler::pick`].
 pub fn continue_from(
-    datapath: &Datapath,
+    sequence: &mut dyn Sequence,
     logits: &[f32],
-    state: &mut State,
     count: usize,
     sampler: Sampler,
 ) -> Result<Vec<u32>> {
@@ -96,7 +97,7 @@ pub fn continue_from(
         tokens.push(sampler.pick(logits, 0)?);
     }
     for position in 1..count {
-        let logits = datapath.decode(tokens[position - 1], state, &mut Blind)?;
+        let logits = sequence.decode(tokens[position - 1], &mut Blind)?;
         let logits = logits.to_real();
         let row = logits.as_slice().expect("logits are row-major");
         tokens.push(sampler.pick(row, position)?);
@@ -191,6 +192,7 @@ fn start_of_text(datapath: &Datapath) -> u32 {
 mod tests {
     use super::*;
     use crate::checkpoint::synthetic::{Shape, float_model, quantized_model};
+    use crate::datapath::State;
     use crate::mode::MODES;
     use crate::profile::PROFILES;
     use crate::progress;

@@ -13,6 +13,7 @@
 //! | which scale each step uses where | [`plan`] |
 //! | the steps, and their order | [`step`], [`datapath`] |
 //! | known defects, to be put in on purpose | [`fault`] |
+//! | what runs a model, CPU or GPU | [`engine`], `cuda` (feature `cuda`) |
 //! | what its logits say, what it writes | [`score`], [`generate`] |
 //! | what can be seen while it runs | [`trace`] |
 //! | how wide its registers must be | [`headroom`] |
@@ -26,7 +27,10 @@ pub mod atomic;
 pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod datapath;
+pub mod engine;
 pub mod error;
 pub mod fault;
 pub mod generate;

@@ -318,6 +318,11 @@ pub trait Probe: Send {
     /// Shows the value just made. The probe may replace it by one of the same type and shape.
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()>;
 
+    /// Whether the probe listens to [`Probe::count`]; a device counts only for those who do.
+    fn counts(&self) -> bool {
+        true
+    }
+
     /// Tells how many values a quantizer at this place handled and how many did not fit.
     fn count(&mut self, _place: Place, _status: Status) {}
 
@@ -342,6 +347,9 @@ pub struct Blind;
 
 impl Probe for Blind {
     fn wants(&self, _: Place) -> bool {
+        false
+    }
+    fn counts(&self) -> bool {
         false
     }
     fn visit(&mut self, _: Place, _: &mut Tensor) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::CheckArgs;
+use crate::device::Devices;
 use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{print, print_json, table, table_text};
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
@@ -26,6 +27,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         Profile::get(name)?;
     }
     let faults = faults(&args.faults)?;
+    let devices = Devices::open_one(&args.device)?;
     let trace = TraceFile::read(&args.golden)?;
     let meta = trace.meta.clone().unwrap_or_default();
     let in_file = |e: SimError| e.in_file(&args.golden);
@@ -48,6 +50,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     }
     let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
     let datapath = Datapath::with_faults(&subject.model, mode, &profile, &faults)?;
+    let engine = devices.engine(datapath, 0)?;
     let feed = match args.cumulative {
         true => Feed::Cumulative,
         false => Feed::Local,
@@ -57,7 +60,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         tolerances,
         keep: args.explain,
     };
-    let report = check(&datapath, &trace, &options).map_err(in_file)?;
+    let report = check(&*engine, &trace, &options).map_err(in_file)?;
     let explanations = match args.explain {
         true => explain_trace((&subject.model, mode, &profile), &trace, &options, &report)?,
         false => Vec::new(),

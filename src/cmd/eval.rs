@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::{EvalArgs, EvalTask, ModelArgs};
+use crate::device::Devices;
 use crate::eval::data::Dataset;
 use crate::eval::engine::Engine;
 use crate::eval::samples::{Record, SampleFile};
@@ -32,6 +33,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         "none" => None,
         name => Some(known.get(name)?.clone()),
     };
+    let devices = Devices::open(&args.device)?;
     let needed: Vec<ModeSpec> = modes.iter().chain(&reference).cloned().collect();
     let subject = load_subject(&args.model, &needed)?;
     let reference = reference.filter(|mode| has_parts(&subject, mode));
@@ -70,6 +72,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         reference.as_ref(),
         &profile,
         &faults,
+        &devices,
     )?;
     let stop = interrupt::flag()?;
     let bar = progress(mine.len() as u64, "scoring");

@@ -2,10 +2,12 @@
 
 pub mod attribute;
 pub mod bench;
+pub mod bench_gpu;
 pub mod check;
 pub mod check_export;
 pub mod check_op;
 pub mod compare;
+pub mod crosscheck;
 pub mod equiv;
 pub mod eval;
 pub mod export;

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::RunArgs;
+use crate::device::Devices;
 use crate::input::{Subject, faults, faults_text, load_subject, mode_table, rectangular};
 use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
@@ -10,6 +11,7 @@ use scalescope_golden::npz::Compression;
 use scalescope_golden::trace_file::{Meta, TraceFile, model_digest};
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::engine::Engine;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::{Sampler, continue_from};
 use scalescope_sim::profile::Profile;
@@ -48,6 +50,7 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
     let profile = Profile::get(&args.profile)?;
     let faults = faults(&args.faults)?;
     let selection = selection(args)?;
+    let devices = Devices::open_one(&args.device)?;
     let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
     let Some(sequences) = subject.sequences(&args.input)? else {
         return Err(SimError::value(
@@ -68,12 +71,13 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
     };
     check_layers(args, &subject)?;
     let datapath = Datapath::with_faults(&subject.model, &mode, &profile, &faults)?;
+    let engine = devices.engine(datapath, 0)?;
     let bar = progress(sequences.len() as u64, "running");
     let done: Vec<(Recorder, SequenceResult)> = sequences
         .par_iter()
         .map(|sequence| {
             interrupt::check()?;
-            let out = run_sequence(&datapath, sequence, selection.clone(), args.generate);
+            let out = run_sequence(&*engine, sequence, selection.clone(), args.generate);
             bar.inc(1);
             out
         })
@@ -174,22 +178,22 @@ fn check_layers(args: &RunArgs, subject: &Subject) -> Result<()> {
 }
 
 fn run_sequence(
-    datapath: &Datapath,
+    engine: &dyn Engine,
     tokens: &[u32],
     selection: Selection,
     generate: Option<std::num::NonZeroUsize>,
 ) -> Result<(Recorder, SequenceResult)> {
     let mut recorder = Recorder::new(selection);
-    let (logits, mut state) = datapath.prefill(tokens, LogitRows::All, &mut recorder)?;
+    let mut sequence = engine.begin();
+    let logits = sequence.prefill(tokens, LogitRows::All, &mut recorder)?;
     let logits = logits.to_real();
     let last = logits.row(logits.nrows() - 1).to_vec();
     let score = SequenceScore::new(tokens, &logits);
     let generated = match generate {
         None => None,
         Some(count) => Some(continue_from(
-            datapath,
+            &mut *sequence,
             &last,
-            &mut state,
             count.get(),
             Sampler::Greedy,
         )?),

@@ -4,10 +4,12 @@
 
 use super::samples::Record;
 use super::task::Unit;
+use crate::device::Devices;
 use crate::input::with_faults_unless_float;
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::engine as sim;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
@@ -21,8 +23,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A model ready to be scored in several modes.
 pub struct Engine<'m> {
-    /// What really runs: modes that are one computation under the profile are here once.
-    paths: Vec<Datapath<'m>>,
+    /// What really runs, on each device: modes that are one computation under the profile are here
+    /// once.
+    devices: Vec<Vec<Box<dyn sim::Engine + 'm>>>,
     /// The modes asked for, and the path of each.
     modes: Vec<(String, usize)>,
     /// The path that KL and agreement are measured against.
@@ -37,6 +40,7 @@ impl<'m> Engine<'m> {
         reference: Option<&ModeSpec>,
         profile: &Profile,
         faults: &[Fault],
+        devices: &Devices,
     ) -> Result<Self> {
         let mut paths: Vec<(Datapath, &[Fault])> = Vec::new();
         let mut path_of = |mode: &ModeSpec, faults| -> Result<usize> {
@@ -55,31 +59,47 @@ impl<'m> Engine<'m> {
             .iter()
             .map(|mode| Ok((mode.name.to_string(), path_of(mode, faults)?)))
             .collect::<Result<_>>()?;
+        let on_device = |i| {
+            let paths = paths.iter();
+            let paths = paths.map(|(path, _)| devices.engine(path.clone(), i));
+            paths.collect::<Result<_>>()
+        };
         Ok(Self {
-            paths: paths.into_iter().map(|(path, _)| path).collect(),
+            devices: (0..devices.count()).map(on_device).collect::<Result<_>>()?,
             modes,
             reference,
         })
     }
 
+    /// What runs for the calling thread: threads share the devices evenly.
+    fn paths(&self) -> &[Box<dyn sim::Engine + 'm>] {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        &self.devices[thread % self.devices.len()]
+    }
+
     /// The outcomes of a unit, in the order of the modes.
     pub fn score(&self, unit: &Unit) -> Result<Vec<Record>> {
-        let run = |path: &Datapath| -> Result<Array2<f32>> {
+        let paths = self.paths();
+        let run = |path: &dyn sim::Engine| -> Result<Array2<f32>> {
             let input = unit.input();
             let rows = LogitRows::From(input.len() - unit.targets);
-            let (logits, _) = path.prefill(input, rows, &mut Blind)?;
+            let logits = path.prefill_once(input, rows, &mut Blind)?;
             Ok(logits.to_real())
         };
         let truth = match self.reference {
-            Some(i) => Some((i, run(&self.paths[i])?)),
+            Some(i) => Some((i, run(&*paths[i])?)),
             None => None,
         };
         let truth: Option<(usize, Vec<Row>)> =
             (truth.as_ref()).map(|(i, logits)| (*i, rows(logits)));
-        let outcomes: Vec<Record> = (self.paths.par_iter().enumerate())
+        let outcomes: Vec<Record> = (paths.par_iter().enumerate())
             .map(|(i, path)| match &truth {
                 Some((reference, truth)) if *reference == i => outcome(unit, truth, Some(truth)),
-                _ => outcome(unit, &rows(&run(path)?), truth.as_ref().map(|t| &t.1[..])),
+                _ => outcome(
+                    unit,
+                    &rows(&run(&**path)?),
+                    truth.as_ref().map(|t| &t.1[..]),
+                ),
             })
             .collect::<Result<_>>()?;
         Ok(self
@@ -229,7 +249,15 @@ mod tests {
         let model = sample::model();
         let modes = modes(&["0", "1", "2-4"]);
         let profile = Profile::get("deployed").unwrap();
-        let engine = Engine::new(&model, &modes, Some(&modes[1]), &profile, &[]).unwrap();
+        let engine = Engine::new(
+            &model,
+            &modes,
+            Some(&modes[1]),
+            &profile,
+            &[],
+            &Devices::Cpu,
+        )
+        .unwrap();
         let units = units();
         let alone: Vec<Record> = (units.iter())
             .flat_map(|unit| engine.score(unit).unwrap())
@@ -257,8 +285,8 @@ mod tests {
     fn a_stop_keeps_what_is_done_and_says_so() {
         let model = sample::model();
         let modes = modes(&["0"]);
-        let engine =
-            Engine::new(&model, &modes, None, &Profile::get("exact").unwrap(), &[]).unwrap();
+        let exact = Profile::get("exact").unwrap();
+        let engine = Engine::new(&model, &modes, None, &exact, &[], &Devices::Cpu).unwrap();
         let units = units();
         let all: Vec<&Unit> = units.iter().collect();
         let stop = AtomicBool::new(false);
@@ -282,8 +310,8 @@ mod tests {
         let modes = modes(&["0", "2-1", "2-0"]);
         let count = |profile| {
             let profile = Profile::get(profile).unwrap();
-            let engine = Engine::new(&model, &modes, None, &profile, &[]).unwrap();
-            engine.paths.len()
+            let engine = Engine::new(&model, &modes, None, &profile, &[], &Devices::Cpu).unwrap();
+            engine.devices[0].len()
         };
         assert_eq!(count("exact"), 2);
         assert_eq!(count("deployed"), 3);

@@ -76,27 +76,19 @@ impl Datapath<'_> {
         let conv = match layer.mode.conv_in {
             ConvInput::Static => ConvHistory::Int8(QTensor {
                 codes: Array2::zeros((k, e)),
-                scale: scale_of(layer, ScaleUse::ConvIn),
+                scale: layer.scale(ScaleUse::ConvIn),
             }),
             _ => ConvHistory::Real(Array2::zeros((k, e))),
         };
         let ssm = match layer.mode.state {
             Precision::Int8 => Tensor::I8(QTensor {
                 codes: Array2::zeros((e, n)),
-                scale: scale_of(layer, ScaleUse::StateOut),
+                scale: layer.scale(ScaleUse::StateOut),
             }),
             Precision::Float => Tensor::F32(Array2::zeros((e, n))),
         };
         LayerState { conv, ssm }
     }
-}
-
-fn scale_of(layer: &Layer, scale_use: ScaleUse) -> Scale {
-    layer
-        .scales
-        .as_ref()
-        .expect("a mode with an INT8 tensor has scales: `ModeSpec::needs_quantized`")
-        .get(scale_use)
 }
 
 impl Run<'_, '_> {
@@ -157,7 +149,7 @@ impl Run<'_, '_> {
     }
 
     fn scale(&self, scale_use: ScaleUse) -> Scale {
-        scale_of(self.layer, scale_use)
+        self.layer.scale(scale_use)
     }
 
     /// The scale a consumer believes a tensor to have; none for FP32.

@@ -7,9 +7,10 @@ use crate::mode::{ModeSpec, Precision};
 use crate::model::{
     ActivationScales, Config, FloatLayer, FloatModel, Model, QuantizedLayer, QuantizedModel,
 };
-use crate::plan::ScalePlan;
+use crate::plan::{ScalePlan, ScaleUse};
 use crate::profile::Profile;
 use crate::profile::unit::ScaleGrid;
+use crate::quant::Scale;
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
@@ -20,7 +21,7 @@ use std::ops::Range;
 
 /// Columns of x_proj's output.
 #[derive(Clone, Debug)]
-pub(super) struct XProjColumns {
+pub(crate) struct XProjColumns {
     pub dt: Range<usize>,
     pub b: Range<usize>,
     pub c: Range<usize>,
@@ -40,7 +41,7 @@ impl XProjColumns {
 
 /// A block's weights and scales.
 #[derive(Clone)]
-pub(super) struct Layer<'m> {
+pub(crate) struct Layer<'m> {
     pub mode: ModeSpec,
     /// The arithmetic of this block.
     pub profile: Profile,
@@ -61,6 +62,16 @@ pub(super) struct Layer<'m> {
     pub columns: XProjColumns,
     /// Tensors whose buffers are written channel by channel and read row by row.
     pub transposed: Vec<TracePoint>,
+}
+
+impl Layer<'_> {
+    /// The scale of a use.
+    pub fn scale(&self, scale_use: ScaleUse) -> Scale {
+        self.scales
+            .as_ref()
+            .expect("a mode with an INT8 tensor has scales: `ModeSpec::needs_quantized`")
+            .get(scale_use)
+    }
 }
 
 /// What lies before the first block and after the last.

@@ -24,14 +24,14 @@ const CACHED_ROWS: usize = 4;
 #[derive(Clone, Debug)]
 pub struct ConvWeight {
     /// INT8 codes, when the weight has them.
-    codes: Option<Vec<i8>>,
+    pub(crate) codes: Option<Vec<i8>>,
     /// Codes or real weights as f32.
-    taps: Vec<f32>,
-    tap_scale: f32,
+    pub(crate) taps: Vec<f32>,
+    pub(crate) tap_scale: f32,
     /// Codes or real biases as f32.
-    bias: Vec<f32>,
-    bias_scale: f32,
-    channels: usize,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) bias_scale: f32,
+    pub(super) channels: usize,
 }
 
 impl ConvWeight {

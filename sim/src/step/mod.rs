@@ -27,3 +27,6 @@ mod scan_sequential;
 mod scan_tile;
 pub mod scan_unit;
 mod scan_update;
+
+#[cfg(feature = "cuda")]
+pub(crate) use scan_block::plan as scan_plan;

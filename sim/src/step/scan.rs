@@ -139,12 +139,12 @@ fn load_rows<T: Copy>(
 #[derive(Clone, Debug)]
 pub struct ScanWeight {
     /// `[N, E]`.
-    a_log: Vec<f32>,
-    a_log_scale: f32,
-    d: Vec<f32>,
-    d_scale: f32,
-    dt_bias: Vec<f32>,
-    dt_bias_scale: f32,
+    pub(crate) a_log: Vec<f32>,
+    pub(crate) a_log_scale: f32,
+    pub(crate) d: Vec<f32>,
+    pub(crate) d_scale: f32,
+    pub(crate) dt_bias: Vec<f32>,
+    pub(crate) dt_bias_scale: f32,
     states: usize,
     /// exp(A_log), `[N, E]`, of each [`RealRules`] that has run.
     alpha: [OnceLock<Vec<f32>>; 3],

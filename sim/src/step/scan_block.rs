@@ -17,7 +17,7 @@ const WARP: usize = 32;
 const MAX_THREADS: usize = 128;
 
 /// Threads T and items a thread I for a sequence length: T·I tokens make a chunk.
-pub(super) fn plan(length: usize) -> (usize, usize) {
+pub(crate) fn plan(length: usize) -> (usize, usize) {
     match length {
         0..=128 => (32, 4),
         129..=256 => (32, 8),

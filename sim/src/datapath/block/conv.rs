@@ -25,6 +25,17 @@ pub enum ConvHistory {
     Real(Array2<f32>),
 }
 
+impl ConvHistory {
+    /// The rows as a tensor, `[K, E]`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn into_tensor(self) -> Tensor {
+        match self {
+            ConvHistory::Int8(q) => Tensor::I8(q),
+            ConvHistory::Real(values) => Tensor::F32(values),
+        }
+    }
+}
+
 impl Run<'_, '_> {
     /// Convolution with SiLU: its output, and the last K inputs.
     pub(super) fn conv(&mut self, x: Tensor, before: ConvHistory) -> Result<(Tensor, ConvHistory)> {

@@ -1,0 +1,37 @@
+//! The datapath on an NVIDIA GPU: a second implementation of every step, to the same bits.
+//!
+//! Kernels are CUDA C++ (`kernels/`), each named like its twin in [`crate::step`]; they are compiled
+//! ahead of time to PTX (`ptx/`, made by `build_ptx.sh`), which the driver translates when it is
+//! loaded. What a step computes is decided here as in [`crate::datapath`]: from the fields of the mode
+//! and the rules of the profile, block by block. A rule without a kernel is an error, never a
+//! substitute.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `device` | context, stream, memory, launches |
+//! | `args` | structures that kernels take, as `tensor.cuh` declares them |
+//! | `matrix` | tensors on the device, to and from [`Tensor`](crate::trace::Tensor) |
+//! | `rules` | rules to the numbers kernels know |
+//! | `weights` | a model's weights, resident on the device |
+//! | `step` | one launch, or a few, for each step |
+//! | `block` | the steps of a block in their order |
+//! | `datapath` | prefill and decode |
+//! | `timing` | time of each step by device events |
+
+#[allow(unsafe_code)] // says which types kernels take
+mod args;
+mod block;
+mod datapath;
+#[allow(unsafe_code)] // calls the driver
+mod device;
+mod functions;
+mod matrix;
+mod rules;
+mod step;
+mod timing;
+mod weights;
+
+pub use datapath::CudaDatapath;
+pub use device::{Device, device_count};
+pub use functions::{Function, values};
+pub use timing::{StepTime, copy_bandwidth, prefill_times};

@@ -1,0 +1,360 @@
+//! The engine on the device: prefill of one or several sequences, decode with resident states. Twin:
+//! `datapath.rs`.
+
+use super::block::{BlockOutput, Counts, Extent, LayerState, Run, show};
+use super::device::{Buffer, Device};
+use super::matrix::{Kind, Matrix};
+use super::rules::NO_QUANTIZER;
+use super::step::{convert, linear::linear, norm, rotate};
+use super::timing::Clock;
+use super::weights::{Linear, Weights};
+use crate::bench::Step;
+use crate::datapath::{Datapath, LogitRows, Phase, check_tokens};
+use crate::engine::{Engine, Sequence};
+use crate::error::{Result, SimError};
+use crate::mode::{ModeSpec, Stream};
+use crate::model::Config;
+use crate::profile::Profile;
+use crate::step::linear::LinearOutput;
+use crate::trace::{Blind, Place, Probe, Tensor, TracePoint};
+use half::f16;
+use ndarray::Array2;
+use std::sync::Arc;
+
+/// A model ready to run on a device, its weights resident.
+pub struct CudaDatapath<'m> {
+    prepared: Datapath<'m>,
+    device: Arc<Device>,
+    layers: Vec<Weights>,
+    embedding: Matrix,
+    norm_f: Arc<Buffer>,
+    head: Linear,
+}
+
+/// What decode carries from token to token, on the device.
+pub struct State {
+    layers: Vec<LayerState>,
+}
+
+impl<'m> CudaDatapath<'m> {
+    /// Uploads a prepared model.
+    ///
+    /// # Errors
+    ///
+    /// Rules or sizes that no kernel has; too little device memory.
+    pub fn new(prepared: Datapath<'m>, device: &Arc<Device>) -> Result<Self> {
+        let _running = device.enter()?;
+        for layer in &prepared.layers {
+            layer.rotation.map_or(Ok(()), rotate::check)?;
+            if let Some(point) = layer.transposed.first() {
+                let item = format!("fault transposed@site={}", point.name());
+                let found = "no kernels for it on a CUDA device";
+                return Err(SimError::value(item, "--device cpu", found));
+            }
+        }
+        let layers = prepared.layers.iter();
+        let layers = layers.map(|layer| Weights::upload(device, layer));
+        let layers = layers.collect::<Result<_>>()?;
+        let embedding: Vec<f16> = prepared.embedding.iter().copied().collect();
+        let columns = prepared.config.d_model;
+        Ok(Self {
+            layers,
+            embedding: Matrix::upload(device, &embedding, columns, Kind::F16)?,
+            norm_f: device.upload(&prepared.norm_f)?,
+            head: Linear::head(device, &prepared.head)?,
+            device: Arc::clone(device),
+            prepared,
+        })
+    }
+
+    /// The model as it was prepared for the CPU.
+    pub fn prepared(&self) -> &Datapath<'m> {
+        &self.prepared
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Runs sequences of one length from empty states. Returns the logits asked for, those of all
+    /// sequences below each other, and the states after the last tokens. Each sequence gets the bits
+    /// it would get alone. A probe sees the sequences below each other.
+    ///
+    /// # Errors
+    ///
+    /// Tokens outside the vocabulary, sequences of different lengths, a device out of memory or lost.
+    pub fn prefill_batch(
+        &self,
+        sequences: &[Vec<u32>],
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+    ) -> Result<(Tensor, State)> {
+        let _running = self.device.enter()?;
+        let (logits, state) = self.queue_prefill(sequences, rows, probe, &mut Clock::default())?;
+        let logits = self.finish(logits, probe)?;
+        Ok((logits, state))
+    }
+
+    /// Runs one token of each sequence from their states, which it advances. Returns their logits,
+    /// `[batch, V]`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CudaDatapath::prefill_batch`].
+    pub fn decode_batch(
+        &self,
+        tokens: &[u32],
+        state: &mut State,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
+        let _running = self.device.enter()?;
+        let extent = Extent {
+            batch: tokens.len(),
+            length: 1,
+        };
+        let mut counts = Counts::new(&self.device, self.layers.len(), probe)?;
+        let clock = &mut Clock::default();
+        let (hidden, residual) = self.blocks(
+            tokens,
+            extent,
+            Phase::Decode,
+            Some(state),
+            probe,
+            &mut counts,
+            clock,
+        )?;
+        let rows = LogitRows::All;
+        let logits = self.end(&hidden, residual.as_ref(), extent, rows, probe, clock)?;
+        self.finish((logits, counts), probe)
+    }
+
+    /// The states before the first token.
+    fn empty_state(&self) -> Result<State> {
+        let _running = self.device.enter()?;
+        let layers = self.prepared.empty_state().layers.into_iter();
+        let layers = layers.map(|layer| {
+            Ok(LayerState {
+                conv: Matrix::of_tensor(&self.device, &layer.conv.into_tensor())?,
+                ssm: Matrix::of_tensor(&self.device, &layer.ssm)?,
+            })
+        });
+        Ok(State {
+            layers: layers.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Queues a prefill behind a wait long enough for the host to queue all of it, and waits for its
+    /// end.
+    pub(super) fn queue_timed(&self, sequences: &[Vec<u32>], clock: &mut Clock) -> Result<()> {
+        /// About 20 ms.
+        const CYCLES: i64 = 36_000_000;
+        let _running = self.device.enter()?;
+        let grid = [1, 1, 1];
+        (self.device).launch("convert", "wait_cycles", grid, 1, 0, &[&CYCLES])?;
+        self.queue_prefill(sequences, LogitRows::Last, &mut Blind, clock)?;
+        clock.stop()?;
+        self.device.synchronize()
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn queue_prefill(
+        &self,
+        sequences: &[Vec<u32>],
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+        clock: &mut Clock,
+    ) -> Result<((Option<Matrix>, Counts), State)> {
+        let length = sequences.first().map_or(0, Vec::len);
+        if let Some(other) = sequences.iter().find(|s| s.len() != length) {
+            let found = other.len();
+            return Err(SimError::value("tokens of a sequence", length, found));
+        }
+        let tokens = sequences.concat();
+        let extent = Extent {
+            batch: sequences.len(),
+            length,
+        };
+        let mut counts = Counts::new(&self.device, self.layers.len(), probe)?;
+        let mut state = State { layers: Vec::new() };
+        let (hidden, residual) = self.blocks(
+            &tokens,
+            extent,
+            Phase::Prefill,
+            Some(&mut state),
+            probe,
+            &mut counts,
+            clock,
+        )?;
+        let logits = self.end(&hidden, residual.as_ref(), extent, rows, probe, clock)?;
+        Ok(((logits, counts), state))
+    }
+
+    /// Runs the blocks. Prefill makes the states, decode advances them.
+    fn blocks(
+        &self,
+        tokens: &[u32],
+        extent: Extent,
+        phase: Phase,
+        mut state: Option<&mut State>,
+        probe: &mut dyn Probe,
+        counts: &mut Counts,
+        clock: &mut Clock,
+    ) -> Result<(Matrix, Option<Matrix>)> {
+        probe.enter(Step::Embed);
+        clock.enter(Step::Embed)?;
+        check_tokens(tokens, self.config().vocab_size)?;
+        let rows: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
+        let kind = match self.mode().stream {
+            Stream::F16 => Kind::F16,
+            Stream::Float => Kind::F32,
+        };
+        let mut hidden = convert::gather(&self.device, &self.embedding, &rows, kind)?;
+        let mut residual = None;
+        for (index, layer) in self.prepared.layers.iter().enumerate() {
+            let run = Run {
+                config: self.prepared.config,
+                layer,
+                weights: &self.layers[index],
+                index,
+                phase,
+                extent,
+                probe: &mut *probe,
+                counts: &mut *counts,
+                clock: &mut *clock,
+            };
+            let before = match phase {
+                Phase::Prefill => None,
+                Phase::Decode => state.as_ref().map(|s| s.layers[index].clone()),
+            };
+            let out: BlockOutput = run.run(&hidden, residual, before.as_ref())?;
+            hidden = out.hidden;
+            residual = Some(out.residual);
+            if let Some(state) = &mut state {
+                match phase {
+                    Phase::Prefill => state.layers.push(out.state),
+                    Phase::Decode => state.layers[index] = out.state,
+                }
+            }
+        }
+        Ok((hidden, residual))
+    }
+
+    /// The last norm and the head; `None` without rows.
+    fn end(
+        &self,
+        hidden: &Matrix,
+        residual: Option<&Matrix>,
+        extent: Extent,
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+        clock: &mut Clock,
+    ) -> Result<Option<Matrix>> {
+        probe.enter(Step::Head);
+        clock.enter(Step::Head)?;
+        let place = Place::end(TracePoint::FinalResidual);
+        let wants_residual = probe.wants(place);
+        if rows == LogitRows::None && !wants_residual {
+            return Ok(None);
+        }
+        let (kind, output) = match self.mode().stream {
+            Stream::F16 => (Kind::F16, LinearOutput::F16),
+            Stream::Float => (Kind::F32, LinearOutput::F32),
+        };
+        let run = |hidden: &Matrix, residual: Option<&Matrix>| {
+            let rule = self.profile().cuda.final_norm;
+            let (weight, eps) = (&self.norm_f, self.config().eps);
+            norm::rms_norm(rule, hidden, residual, weight, eps, kind, NO_QUANTIZER)
+        };
+        let mut out = run(hidden, residual)?;
+        if wants_residual {
+            show(probe, place, &out.residual)?;
+            // The probe may have put another residual in its place.
+            out = run(&out.residual, None)?;
+        }
+        let first = match rows {
+            LogitRows::None => return Ok(None),
+            LogitRows::Last => extent.length - 1,
+            LogitRows::From(first) => first.min(extent.length),
+            LogitRows::All => 0,
+        };
+        let normed = match first {
+            0 => out.normed,
+            first => {
+                let of_sequence = |b| (b * extent.length + first)..(b + 1) * extent.length;
+                let rows = (0..extent.batch).flat_map(of_sequence);
+                let rows: Vec<i32> = rows.map(|row| row as i32).collect();
+                convert::gather(&self.device, &out.normed, &rows, Kind::F32)?
+            }
+        };
+        if normed.rows == 0 {
+            return Ok(None);
+        }
+        let rule = self.profile().cuda.prefill.linear.out_proj;
+        let logits = linear(&normed, None, &self.head, rule, output, 0)?;
+        show(probe, Place::end(TracePoint::Logits), &logits)?;
+        Ok(Some(logits))
+    }
+
+    /// Waits for a run and fetches what it made.
+    fn finish(&self, done: (Option<Matrix>, Counts), probe: &mut dyn Probe) -> Result<Tensor> {
+        let (logits, counts) = done;
+        let logits = match logits {
+            Some(logits) => logits.to_tensor()?,
+            None => Tensor::F32(Array2::zeros((0, self.config().vocab_size))),
+        };
+        counts.tell(probe)?;
+        self.device.synchronize()?;
+        Ok(logits)
+    }
+}
+
+impl Engine for CudaDatapath<'_> {
+    fn config(&self) -> &Config {
+        self.prepared.config()
+    }
+
+    fn mode(&self) -> &ModeSpec {
+        self.prepared.mode()
+    }
+
+    fn profile(&self) -> &Profile {
+        self.prepared.profile()
+    }
+
+    fn begin(&self) -> Box<dyn Sequence + '_> {
+        Box::new(Running {
+            path: self,
+            state: None,
+        })
+    }
+}
+
+/// A sequence on the device.
+struct Running<'a, 'm> {
+    path: &'a CudaDatapath<'m>,
+    /// `None` before the first token.
+    state: Option<State>,
+}
+
+impl Sequence for Running<'_, '_> {
+    fn prefill(
+        &mut self,
+        tokens: &[u32],
+        rows: LogitRows,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
+        let sequences = [tokens.to_vec()];
+        let (logits, state) = self.path.prefill_batch(&sequences, rows, probe)?;
+        self.state = Some(state);
+        Ok(logits)
+    }
+
+    fn decode(&mut self, token: u32, probe: &mut dyn Probe) -> Result<Tensor> {
+        let state = match &mut self.state {
+            Some(state) => state,
+            None => self.state.insert(self.path.empty_state()?),
+        };
+        self.path.decode_batch(&[token], state, probe)
+    }
+}

@@ -1,0 +1,113 @@
+// The recurrence token after token, with a sum over states in order (prefill and decode) or in groups
+// (decode): the twin of sim/src/step/{scan_sequential,scan_update}.rs.
+#include "scan.cuh"
+
+/// Tokens whose values lie in shared memory at once, and threads for the states of a few channels.
+constexpr int CHUNK = 16, THREADS = 256;
+
+/// The sum over states in ascending order, from the output before the first state.
+template <class R, class F>
+DEVICE float sum_in_order(float *x, const float *c, int states, float skip, float u) {
+    float out = F::first_output(skip, u);
+    for (int n = 0; n < states; ++n) out = F::accumulate(x[n], c[n], out);
+    return out;
+}
+
+/// Groups of four (state 1 first, then 0, 2, 3), then a butterfly over the groups from the widest
+/// distance down, padded with zeros to a power of two. Overwrites x.
+template <class R, class F>
+DEVICE float sum_in_groups(float *x, const float *c, int states) {
+    int groups = (states + 3) / 4, width = 1;
+    for (int j = 0; j < groups; ++j) {
+        int first = 4 * j;
+        float sum = first + 1 < states ? R::mul(x[first + 1], c[first + 1]) : 0.0f;
+        for (int i = 0; i < 4; ++i)
+            if (i != 1 && first + i < states) sum = F::accumulate(x[first + i], c[first + i], sum);
+        x[j] = sum;
+    }
+    while (width < groups) width *= 2;
+    while (width > 1) {
+        width /= 2;
+        for (int i = 0; i < min(width, groups); ++i)
+            x[i] = R::add(x[i], i + width < groups ? x[i + width] : 0.0f);
+    }
+    return x[0];
+}
+
+/// Thread (e, n) carries state n of channel e; between, threads are (token, channel). Shared memory:
+/// states `[CHUNK, C, N]`, δ and u `[CHUNK, C]`, B and C `[CHUNK, N]`, with C channels of a block.
+template <class R, class F, bool GROUPED>
+DEVICE void scan_in(const Scan &p) {
+    extern __shared__ float shared[];
+    int states = p.states, width = max(1, THREADS / states);
+    float *x_all = shared, *delta_all = x_all + CHUNK * width * states;
+    float *u_all = delta_all + CHUNK * width, *b_all = u_all + CHUNK * width;
+    float *c_all = b_all + CHUNK * states;
+    int first = blockIdx.x * width;
+    long long sequence = blockIdx.y;
+    width = min(width, p.channels - first);
+    int own_e = threadIdx.x / states, own_n = threadIdx.x % states;
+    bool carries = own_e < width;
+    long long state_row = sequence * p.channels + first + own_e;
+    float alpha = carries ? p.alpha[(long long)own_n * p.channels + first + own_e] : 0.0f;
+    float state = carries ? state_before<R>(p.before, state_row, own_n) : 0.0f;
+    Tally tally;
+
+    for (int from = 0; from < p.length; from += CHUNK) {
+        int tokens = min(CHUNK, p.length - from);
+        long long row = sequence * p.length + from;
+        for (int i = threadIdx.x; i < tokens * width; i += blockDim.x) {
+            int t = i / width, e = first + i % width;
+            float bias = R::mul(p.dt_bias_scale, p.dt_bias[e]);
+            u_all[i] = real<R>(p.u, row + t, e);
+            delta_all[i] = softplus<R>(F::dt(p.dt.scale, p.dt.load(row + t, e), bias));
+        }
+        for (int i = threadIdx.x; i < tokens * states; i += blockDim.x) {
+            b_all[i] = real<R>(p.b, row + i / states, i % states);
+            c_all[i] = real<R>(p.c, row + i / states, i % states);
+        }
+        __syncthreads();
+        if (carries) {
+            for (int t = 0; t < tokens; ++t) {
+                float delta = delta_all[t * width + own_e], u = u_all[t * width + own_e];
+                float decay = R::exp_neg(R::mul(alpha, delta));
+                float input = F::input(b_all[t * states + own_n], delta, u);
+                state = F::update(decay, state, input);
+                x_all[(t * width + own_e) * states + own_n] = state;
+            }
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < tokens * width; i += blockDim.x) {
+            int t = i / width, e = first + i % width;
+            float skip = R::mul(p.d_scale, p.d[e]), u = u_all[i], out;
+            float *x = x_all + i * states;
+            const float *c = c_all + t * states;
+            if constexpr (GROUPED) {
+                out = sum_in_groups<R, F>(x, c, states);
+            } else {
+                out = sum_in_order<R, F>(x, c, states, skip, u);
+            }
+            out = F::last_output(out, skip, u);
+            if (p.z.data) out = F::gate(out, real<R>(p.z, row + t, e));
+            Tally none;
+            p.y.store(row + t, e, out, 1.0f, none);
+        }
+        __syncthreads();
+    }
+    if (carries) p.after.store(state_row, own_n, state, p.after.quantizer.divisor(), tally);
+    p.after.quantizer.finish(tally);
+}
+
+#define SCAN(name, R, F, GROUPED)                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS) scan_##name(Scan p) {      \
+        scan_in<R, F<R>, GROUPED>(p);                                                \
+    }
+SCAN(fused_correctly_rounded, Ieee, Fused, false)
+SCAN(fused_unit, CudaFast, Fused, false)
+SCAN(fused_unit_subnormal, CudaSubnormal, Fused, false)
+SCAN(separate_correctly_rounded, Ieee, Separate, false)
+SCAN(separate_unit, CudaFast, Separate, false)
+SCAN(separate_unit_subnormal, CudaSubnormal, Separate, false)
+SCAN(grouped_correctly_rounded, Ieee, Grouped, true)
+SCAN(grouped_unit, CudaFast, Grouped, true)
+SCAN(grouped_unit_subnormal, CudaSubnormal, Grouped, true)

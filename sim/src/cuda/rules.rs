@@ -1,0 +1,257 @@
+//! Rules of a profile as the numbers that kernels know. A rule without a number is refused when a
+//! model is prepared, so that nothing runs with another in its place.
+
+use super::args::{Pointer, Quantizer};
+use crate::arith::fixed::Scaling;
+use crate::arith::real::RealRules;
+use crate::arith::requant::{QuantRule, Quotient, ScaleOrder};
+use crate::arith::round::Rounding;
+use crate::arith::saturate::Overflow;
+use crate::error::{Result, SimError};
+use crate::profile::unit::HadamardForm;
+use crate::profile::{
+    Arithmetic, ConvForm, ConvRules, FinalNorm, HadamardRules, InputScale, LinearRule, ScanFormula,
+    ScanOrder, ScanRules, StepRules, TapHistory,
+};
+use crate::quant::Scale;
+
+/// A rule no kernel has.
+fn refused(arithmetic: &str, rule: impl std::fmt::Debug) -> SimError {
+    let item = format!("arithmetic {arithmetic} on a CUDA device");
+    SimError::value(
+        item,
+        "rules that its kernels implement",
+        format!("{rule:?}"),
+    )
+}
+
+// Rules that are added later get no number by themselves; hence the patterns for the rest.
+#[allow(unreachable_patterns)]
+mod numbers {
+    use super::*;
+
+    pub fn order(rule: ScaleOrder) -> Option<i32> {
+        match rule {
+            ScaleOrder::RowMajor => Some(0),
+            ScaleOrder::ChannelMajor => Some(1),
+            ScaleOrder::OneRow => Some(2),
+            _ => None,
+        }
+    }
+
+    pub fn quotient(rule: Quotient) -> Option<i32> {
+        match rule {
+            Quotient::Divide => Some(0),
+            Quotient::ApproxReciprocal => Some(1),
+            Quotient::ScaledApproxDivision => Some(2),
+            _ => None,
+        }
+    }
+
+    pub fn rounding(rule: Rounding) -> Option<i32> {
+        match rule {
+            Rounding::NearestTiesToEven => Some(0),
+            Rounding::NearestTiesAway => Some(1),
+            _ => None,
+        }
+    }
+
+    pub fn overflow(rule: Overflow) -> Option<i32> {
+        match rule {
+            Overflow::Saturate => Some(0),
+            Overflow::Wrap => Some(1),
+            _ => None,
+        }
+    }
+
+    pub fn form(rule: ConvForm) -> Option<i32> {
+        match rule {
+            ConvForm::IntegerSum => Some(0),
+            ConvForm::TapChain => Some(1),
+            _ => None,
+        }
+    }
+
+    /// The name kernels give a set of operations.
+    pub fn real(rule: RealRules) -> Option<&'static str> {
+        match rule {
+            RealRules::CorrectlyRounded => Some("correctly_rounded"),
+            RealRules::SpecialFunctionUnit => Some("unit"),
+            RealRules::SpecialFunctionUnitSubnormal => Some("unit_subnormal"),
+            _ => None,
+        }
+    }
+
+    pub fn final_norm(rule: FinalNorm) -> Option<i32> {
+        match rule {
+            FinalNorm::RoundedOnce => Some(0),
+            FinalNorm::TorchDevice => Some(1),
+            _ => None,
+        }
+    }
+
+    pub fn scan(rules: ScanRules) -> Option<&'static str> {
+        match (rules.formula, rules.order, rules.real) {
+            (ScanFormula::Fused, ScanOrder::Sequential, _) => Some("fused"),
+            (ScanFormula::Fused, ScanOrder::WarpBlock, RealRules::SpecialFunctionUnit) => {
+                Some("block")
+            }
+            (ScanFormula::Separate, ..) => Some("separate"),
+            (ScanFormula::Grouped, ..) => Some("grouped"),
+            _ => None,
+        }
+    }
+}
+
+const CHECKED: &str = "rules were checked when the model was prepared";
+
+/// Number of a scale order.
+pub fn order(rule: ScaleOrder) -> i32 {
+    numbers::order(rule).expect(CHECKED)
+}
+
+/// Number of a form of convolution.
+pub fn form(rule: ConvForm) -> i32 {
+    numbers::form(rule).expect(CHECKED)
+}
+
+/// Name of a set of operations.
+pub fn real(rule: RealRules) -> &'static str {
+    numbers::real(rule).expect(CHECKED)
+}
+
+/// Number of a final norm.
+pub fn final_norm(rule: FinalNorm) -> i32 {
+    numbers::final_norm(rule).expect(CHECKED)
+}
+
+/// The kernel of a scan: `block`, or the formula of the sequential one.
+pub fn scan(rules: ScanRules) -> &'static str {
+    numbers::scan(rules).expect(CHECKED)
+}
+
+/// A quantizer of a rule and a scale, counting at `status` (0 for nowhere).
+pub fn quantizer(rule: QuantRule, scale: Scale, status: Pointer) -> Quantizer {
+    Quantizer {
+        scale: scale.get(),
+        quotient: numbers::quotient(rule.quotient).expect(CHECKED),
+        rounding: numbers::rounding(rule.rounding).expect(CHECKED),
+        overflow: numbers::overflow(rule.overflow).expect(CHECKED),
+        status,
+    }
+}
+
+/// What a sink of real values carries.
+pub const NO_QUANTIZER: Quantizer = Quantizer {
+    scale: 1.0,
+    quotient: 0,
+    rounding: 0,
+    overflow: 0,
+    status: 0,
+};
+
+/// The kernels' registers have 32 bits, which hold every sum of a linear step; and the largest sum over
+/// the taps of a convolution.
+const EVERY_SUM: u64 = i32::MAX as u64;
+const TAP_SUM: u64 = 4 << 14;
+
+/// Checks that kernels have every rule of an arithmetic.
+///
+/// # Errors
+///
+/// The first rule they lack, by name.
+pub fn check(arithmetic: &Arithmetic) -> Result<()> {
+    // Every field is named: a new one has to be looked at here.
+    let Arithmetic {
+        name,
+        prefill,
+        decode,
+        final_norm,
+    } = arithmetic;
+    let known = |known: bool, rule: &dyn std::fmt::Debug| match known {
+        true => Ok(()),
+        false => Err(refused(name, rule)),
+    };
+    let quantizer = |rule: &QuantRule| {
+        let QuantRule {
+            quotient,
+            rounding,
+            overflow,
+        } = *rule;
+        known(numbers::quotient(quotient).is_some(), rule)?;
+        known(numbers::rounding(rounding).is_some(), rule)?;
+        known(numbers::overflow(overflow).is_some(), rule)
+    };
+    for rules in [prefill, decode] {
+        let StepRules {
+            norm_out,
+            linear,
+            conv_in,
+            conv,
+            scan,
+            hadamard,
+            requantize,
+        } = rules;
+        for rule in linear.each() {
+            let LinearRule {
+                order,
+                scaling,
+                accumulator,
+                output,
+            } = rule;
+            known(*scaling == Scaling::F32, scaling)?;
+            known(numbers::order(*order).is_some(), order)?;
+            known(accumulator.holds(EVERY_SUM), accumulator)?;
+            quantizer(output)?;
+        }
+        let ConvRules {
+            real,
+            accumulator,
+            form,
+            input_scale,
+            history,
+            scaling,
+            silu,
+            output,
+        } = conv;
+        known(*scaling == Scaling::F32, scaling)?;
+        known(!silu.is_unit(), silu)?;
+        known(*input_scale == InputScale::Once, input_scale)?;
+        known(*history == TapHistory::Kept, history)?;
+        known(accumulator.holds(TAP_SUM), accumulator)?;
+        known(numbers::real(*real).is_some(), real)?;
+        known(numbers::form(*form).is_some(), form)?;
+        known(numbers::real(scan.real).is_some(), &scan.real)?;
+        known(numbers::scan(*scan).is_some(), scan)?;
+        known(scan.unit.is_none(), &scan.unit)?;
+        let HadamardRules {
+            form,
+            rounding,
+            overflow,
+        } = hadamard;
+        known(*form == HadamardForm::F32, form)?;
+        known(numbers::rounding(*rounding).is_some(), hadamard)?;
+        known(numbers::overflow(*overflow).is_some(), hadamard)?;
+        for rule in [norm_out, conv_in, output, &scan.state, requantize] {
+            quantizer(rule)?;
+        }
+    }
+    known(numbers::final_norm(*final_norm).is_some(), final_norm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{ARITHMETICS, CUDA_FAST};
+
+    #[test]
+    fn built_in_arithmetics_have_kernels_and_others_are_refused() {
+        for arithmetic in ARITHMETICS {
+            check(arithmetic).unwrap();
+        }
+        let mut other = CUDA_FAST.clone();
+        other.prefill.scan.real = RealRules::CorrectlyRounded;
+        let error = check(&other).unwrap_err().to_string();
+        assert!(error.contains("WarpBlock"), "{error}");
+    }
+}

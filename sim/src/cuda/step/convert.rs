@@ -1,0 +1,68 @@
+//! Between types, and rows of a table. Twin: the conversions of `quant.rs` and `trace.rs`.
+
+use super::blocks;
+use crate::cuda::args::{Pointer, Quantizer};
+use crate::cuda::device::Device;
+use crate::cuda::matrix::{Kind, Matrix};
+use crate::cuda::rules::NO_QUANTIZER;
+use crate::error::Result;
+use crate::quant::Scale;
+use std::sync::Arc;
+
+const THREADS: u32 = 256;
+const MAX_GRID: u32 = 1 << 16;
+
+/// Writes `from` into `to`, of the same shape: real values quantized where `to` is codes, codes
+/// dequantized by `scale` (their own if none) where it is real, the same type copied.
+pub fn convert(
+    from: &Matrix,
+    scale: Option<Scale>,
+    to: &Matrix,
+    quantizer: Quantizer,
+) -> Result<()> {
+    assert_eq!((from.rows, from.columns), (to.rows, to.columns));
+    run(from, scale, to, quantizer, 0)
+}
+
+fn run(
+    from: &Matrix,
+    scale: Option<Scale>,
+    to: &Matrix,
+    quantizer: Quantizer,
+    rows_of: Pointer,
+) -> Result<()> {
+    let (source, sink) = (from.source(scale), to.sink(quantizer));
+    let copy = i32::from(source.of == sink.of);
+    let count = to.rows * to.columns;
+    if count == 0 {
+        return Ok(());
+    }
+    let grid = [blocks(count, THREADS).min(MAX_GRID), 1, 1];
+    let (rows, columns) = (to.rows as i64, to.columns as i32);
+    to.device().launch(
+        "convert",
+        "convert",
+        grid,
+        THREADS,
+        0,
+        &[&source, &sink, &rows_of, &rows, &columns, &copy],
+    )
+}
+
+/// Real values, rows without gaps: codes by `scale` (their own if none).
+pub fn real(from: &Matrix, scale: Option<Scale>) -> Result<Matrix> {
+    if from.kind == Kind::F32 && from.is_contiguous() {
+        return Ok(from.clone());
+    }
+    let to = Matrix::new(from.device(), from.rows, from.columns, Kind::F32)?;
+    convert(from, scale, &to, NO_QUANTIZER)?;
+    Ok(to)
+}
+
+/// Rows of a table of real values, as `kind`.
+pub fn gather(device: &Arc<Device>, table: &Matrix, rows: &[i32], kind: Kind) -> Result<Matrix> {
+    let indices = device.upload(rows)?;
+    let to = Matrix::new(device, rows.len(), table.columns, kind)?;
+    run(table, None, &to, NO_QUANTIZER, indices.pointer())?;
+    Ok(to)
+}

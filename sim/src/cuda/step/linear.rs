@@ -1,0 +1,138 @@
+//! Linear steps. Twin: `step/linear.rs`.
+
+use super::convert::real;
+use super::{MAX_BLOCKS, blocks};
+use crate::cuda::args::{LinearI8, Pointer, Type};
+use crate::cuda::matrix::{Kind, Matrix};
+use crate::cuda::rules::{self, NO_QUANTIZER};
+use crate::cuda::weights::Linear;
+use crate::error::{Result, SimError};
+use crate::profile::LinearRule;
+use crate::quant::Scale;
+use crate::step::linear::LinearOutput;
+
+/// Outputs of a tile of the tensor-core kernel, its threads, and its shared memory.
+const TILE: u32 = 128;
+const THREADS: u32 = 256;
+const TILE_SHARED: u32 = 4 * 2 * 128 * 64;
+/// Rows up to which a warp for each output beats tiles, and rows such a warp takes.
+const FEW_ROWS: usize = 16;
+const ROWS_OF_WARP: u32 = 4;
+/// Outputs of a tile of the FP32 kernel.
+const TILE_F32: u32 = 64;
+
+/// The type of an output.
+pub fn kind(output: LinearOutput) -> Kind {
+    match output {
+        LinearOutput::Int8(scale) => Kind::I8(scale),
+        LinearOutput::F16 => Kind::F16,
+        LinearOutput::F32 => Kind::F32,
+    }
+}
+
+/// Multiplies `x` (`[rows, in]`) by `weight` (`[out, in]`).
+pub fn linear(
+    x: &Matrix,
+    input_scale: Option<Scale>,
+    weight: &Linear,
+    rule: LinearRule,
+    output: LinearOutput,
+    status: Pointer,
+) -> Result<Matrix> {
+    let out = Matrix::new(x.device(), x.rows, weight.outputs(), kind(output))?;
+    linear_into(&out, x, input_scale, weight, rule, output, status)?;
+    Ok(out)
+}
+
+/// [`linear`] into a matrix, or columns of one.
+pub fn linear_into(
+    out: &Matrix,
+    x: &Matrix,
+    input_scale: Option<Scale>,
+    weight: &Linear,
+    rule: LinearRule,
+    output: LinearOutput,
+    status: Pointer,
+) -> Result<()> {
+    let quantizer = match output {
+        LinearOutput::Int8(scale) => rules::quantizer(rule.output, scale, status),
+        LinearOutput::F16 | LinearOutput::F32 => NO_QUANTIZER,
+    };
+    let sink = out.sink(quantizer);
+    let (rows, n) = (x.rows, weight.outputs());
+    if let (Kind::I8(own), Linear::Int8 { codes, scale }) = (x.kind, weight) {
+        let s_in = input_scale.unwrap_or(own);
+        let a = match output {
+            LinearOutput::Int8(s_out) => s_in.ratio(s_out),
+            LinearOutput::F16 | LinearOutput::F32 => s_in.to_real(),
+        };
+        let product = LinearI8 {
+            x: x.pointer(),
+            weight: codes.pointer(),
+            x_stride: x.stride() as i64,
+            weight_stride: codes.stride() as i64,
+            rows: rows as i64,
+            n: n as i32,
+            k: x.columns as i32,
+            a: a.get(),
+            b: scale.get(),
+            order: rules::order(rule.order),
+        };
+        let aligned = x.pointer().is_multiple_of(16) && x.stride().is_multiple_of(16);
+        let (name, grid, shared) = if aligned && rows > FEW_ROWS {
+            let name = match sink.of {
+                Type::I8 => "linear_i8_to_i8",
+                Type::F16 => "linear_i8_to_f16",
+                Type::F32 => "linear_i8_to_f32",
+            };
+            let grid = [blocks(n, TILE), check_rows(blocks(rows, TILE))?, 1];
+            (name, grid, TILE_SHARED)
+        } else {
+            let grid = [
+                blocks(n, THREADS / 32),
+                check_rows(blocks(rows, ROWS_OF_WARP))?,
+                1,
+            ];
+            ("linear_i8_rows", grid, 0)
+        };
+        let args: [&dyn crate::cuda::args::Arg; 2] = [&product, &sink];
+        return (x.device()).launch("linear_i8", name, grid, THREADS, shared, &args);
+    }
+    let x = real(x, input_scale)?;
+    let source = match weight {
+        Linear::Int8 { codes, scale } => {
+            let mut source = codes.source(None);
+            source.scale = scale.get();
+            source
+        }
+        Linear::Float(weight) => weight.source(None),
+    };
+    let (name, grid) = if rows > ROWS_OF_WARP as usize {
+        let grid = [blocks(n, TILE_F32), check_rows(blocks(rows, TILE_F32))?, 1];
+        ("linear_f32", grid)
+    } else {
+        ("linear_f32_rows", [blocks(n, THREADS), rows as u32, 1])
+    };
+    let k = x.columns as i32;
+    let args: [&dyn crate::cuda::args::Arg; 6] = [
+        &x.pointer(),
+        &source,
+        &sink,
+        &(rows as i64),
+        &(n as i32),
+        &k,
+    ];
+    x.device()
+        .launch("linear_f32", name, grid, THREADS, 0, &args)
+}
+
+fn check_rows(blocks: u32) -> Result<u32> {
+    match blocks as usize <= MAX_BLOCKS {
+        true => Ok(blocks),
+        false => Err(SimError::value(
+            "tokens on a CUDA device",
+            "fewer in one run",
+            "more blocks of rows than a grid has",
+        )),
+    }
+}

@@ -1,0 +1,219 @@
+//! A model's weights on the device, as its kernels read them: uploaded once, resident.
+
+use super::args::Pointer;
+use super::device::{Buffer, Device};
+use super::matrix::{Kind, Matrix};
+use super::{rules, step};
+use crate::arith::real::RealRules;
+use crate::datapath::Layer;
+use crate::error::{Result, SimError};
+use crate::quant::Scale;
+use crate::step::conv::ConvWeight;
+use crate::step::linear::LinearWeight;
+use crate::step::scan::ScanWeight;
+use half::f16;
+use std::sync::Arc;
+
+/// INT8 rows lie a multiple of this apart, filled up with zeros.
+const ROW_BYTES: usize = 16;
+
+/// A weight `[out, in]` of a linear step.
+#[derive(Clone)]
+pub enum Linear {
+    Int8 { codes: Matrix, scale: Scale },
+    Float(Matrix),
+}
+
+impl Linear {
+    /// Uploads the rows of one weight, or of several of the same type below each other.
+    fn upload(device: &Arc<Device>, parts: &[&LinearWeight]) -> Result<Self> {
+        match parts[0] {
+            LinearWeight::Int8 { scale, .. } => {
+                let mut bytes: Vec<i8> = Vec::new();
+                let mut k = 0;
+                for part in parts {
+                    let LinearWeight::Int8 { codes, .. } = part else {
+                        unreachable!("halves of one weight have one type");
+                    };
+                    k = codes.ncols();
+                    for row in codes.rows() {
+                        bytes.extend(row.iter());
+                        bytes.resize(bytes.len().next_multiple_of(ROW_BYTES), 0);
+                    }
+                }
+                let stride = k.next_multiple_of(ROW_BYTES);
+                let codes = Matrix::upload(device, &bytes, stride, Kind::Codes)?.padded(k);
+                Ok(Linear::Int8 {
+                    codes,
+                    scale: *scale,
+                })
+            }
+            LinearWeight::Float(_) => {
+                let mut values: Vec<f16> = Vec::new();
+                let mut k = 0;
+                for part in parts {
+                    let LinearWeight::Float(weight) = part else {
+                        unreachable!("halves of one weight have one type");
+                    };
+                    k = weight.ncols();
+                    values.extend(weight.iter());
+                }
+                Ok(Linear::Float(Matrix::upload(
+                    device,
+                    &values,
+                    k,
+                    Kind::F16,
+                )?))
+            }
+            LinearWeight::Scaled(_) => Err(SimError::value(
+                "weights on a CUDA device",
+                "one scale for a weight",
+                "weights that the profile requantizes",
+            )),
+        }
+    }
+
+    /// The head.
+    pub fn head(device: &Arc<Device>, weight: &LinearWeight) -> Result<Self> {
+        Self::upload(device, &[weight])
+    }
+
+    /// Outputs `[first, last)`, at another scale if one is given.
+    fn rows(&self, first: usize, last: usize, scale: Option<Scale>) -> Self {
+        match self {
+            Linear::Int8 { codes, scale: own } => Linear::Int8 {
+                codes: codes.rows(first, last),
+                scale: scale.unwrap_or(*own),
+            },
+            Linear::Float(weight) => Linear::Float(weight.rows(first, last)),
+        }
+    }
+
+    /// Outputs.
+    pub fn outputs(&self) -> usize {
+        match self {
+            Linear::Int8 { codes: weight, .. } | Linear::Float(weight) => weight.rows,
+        }
+    }
+}
+
+/// in_proj: rows that make x, then rows that make z.
+pub struct InProj {
+    /// All rows, if both halves have one scale.
+    pub both: Option<Linear>,
+    pub x: Linear,
+    pub z: Linear,
+}
+
+impl InProj {
+    fn upload<'m>(
+        device: &Arc<Device>,
+        x: &LinearWeight<'m>,
+        z: &LinearWeight<'m>,
+    ) -> Result<Self> {
+        let all = Linear::upload(device, &[x, z])?;
+        let scale = |weight: &LinearWeight| match weight {
+            LinearWeight::Int8 { scale, .. } => Some(*scale),
+            LinearWeight::Float(_) | LinearWeight::Scaled(_) => None,
+        };
+        let half = all.outputs() / 2;
+        Ok(Self {
+            x: all.rows(0, half, scale(x)),
+            z: all.rows(half, 2 * half, scale(z)),
+            both: (scale(x) == scale(z)).then_some(all),
+        })
+    }
+}
+
+/// Weights of a convolution.
+pub struct Conv {
+    pub codes: Option<Arc<Buffer>>,
+    pub taps: Arc<Buffer>,
+    pub tap_scale: f32,
+    pub bias: Arc<Buffer>,
+    pub bias_scale: f32,
+}
+
+impl Conv {
+    fn upload(device: &Arc<Device>, weight: &ConvWeight) -> Result<Self> {
+        Ok(Self {
+            codes: (weight.codes.as_ref())
+                .map(|codes| device.upload(codes))
+                .transpose()?,
+            taps: device.upload(&weight.taps)?,
+            tap_scale: weight.tap_scale,
+            bias: device.upload(&weight.bias)?,
+            bias_scale: weight.bias_scale,
+        })
+    }
+}
+
+/// Parameters of a scan; exp(A_log) for the operations of prefill and of decode.
+pub struct Scan {
+    alpha: Vec<(RealRules, Arc<Buffer>)>,
+    pub d: Arc<Buffer>,
+    pub d_scale: f32,
+    pub dt_bias: Arc<Buffer>,
+    pub dt_bias_scale: f32,
+}
+
+impl Scan {
+    fn upload(device: &Arc<Device>, weight: &ScanWeight, rules: [RealRules; 2]) -> Result<Self> {
+        let a_log = device.upload(&weight.a_log)?;
+        let mut alpha = Vec::new();
+        for real in rules {
+            let count = weight.a_log.len();
+            let rates = step::scan::decay_rates(device, real, &a_log, weight.a_log_scale, count)?;
+            alpha.push((real, rates));
+        }
+        Ok(Self {
+            alpha,
+            d: device.upload(&weight.d)?,
+            d_scale: weight.d_scale,
+            dt_bias: device.upload(&weight.dt_bias)?,
+            dt_bias_scale: weight.dt_bias_scale,
+        })
+    }
+
+    /// exp(A_log), `[N, E]`, by a set of operations that the block's rules name.
+    pub fn alpha(&self, real: RealRules) -> Pointer {
+        let found = self.alpha.iter().find(|(of, _)| *of == real);
+        found
+            .expect("prepared for the rules of both phases")
+            .1
+            .pointer()
+    }
+}
+
+/// A block's weights.
+pub struct Weights {
+    pub norm: Arc<Buffer>,
+    pub in_proj: InProj,
+    pub conv: Conv,
+    pub x_proj: Linear,
+    pub dt_proj: Linear,
+    pub scan: Scan,
+    pub out_proj: Linear,
+}
+
+impl Weights {
+    /// Uploads a prepared block. Errors on rules without a kernel.
+    pub fn upload(device: &Arc<Device>, layer: &Layer) -> Result<Self> {
+        rules::check(&layer.profile.cuda)?;
+        rules::check(&layer.profile.torch)?;
+        let scan = layer.profile.arithmetic(layer.mode.scan);
+        Ok(Self {
+            norm: device.upload(&layer.norm)?,
+            in_proj: InProj::upload(device, &layer.in_proj_x, &layer.in_proj_z)?,
+            conv: Conv::upload(device, &layer.conv)?,
+            x_proj: Linear::upload(device, &[&layer.x_proj])?,
+            dt_proj: Linear::upload(device, &[&layer.dt_proj])?,
+            scan: Scan::upload(
+                device,
+                &layer.scan,
+                [scan.prefill.scan.real, scan.decode.scan.real],
+            )?,
+            out_proj: Linear::upload(device, &[&layer.out_proj])?,
+        })
+    }
+}

@@ -1,0 +1,259 @@
+//! The GPU against the CPU, bit for bit. These tests need a CUDA device and are ignored without being
+//! asked for: `cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored`.
+//! (`scalescope crosscheck` compares whole models.)
+#![cfg(feature = "cuda")]
+
+use rayon::prelude::*;
+use scalescope_sim::checkpoint::synthetic::{Shape, float_model, quantized_model};
+use scalescope_sim::cuda::{CudaDatapath, Device, Function, values};
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::engine::Engine;
+use scalescope_sim::error::Result;
+use scalescope_sim::mode::{MODES, ModeTable};
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::{PROFILES, Profile};
+use scalescope_sim::trace::{Blind, Place, Probe, Recorder, Selection, Tensor, TracePoint};
+use std::sync::{Arc, OnceLock};
+
+fn device() -> &'static Arc<Device> {
+    static DEVICE: OnceLock<Arc<Device>> = OnceLock::new();
+    DEVICE
+        .get_or_init(|| Device::open(0).expect("these tests are asked for where there is a device"))
+}
+
+fn model(d_model: usize) -> Model {
+    let shape = Shape {
+        name: "test",
+        n_layers: 2,
+        d_model,
+        vocab_size: 203,
+    };
+    Model {
+        quantized: Some(quantized_model(shape).into()),
+        float: Some(float_model(shape).into()),
+        original: None,
+    }
+}
+
+fn tokens(length: usize, seed: usize) -> Vec<u32> {
+    (0..length)
+        .map(|i| ((i * 7_919 + seed * 31) % 203) as u32)
+        .collect()
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    match tensor {
+        Tensor::I8(q) => q.codes.iter().map(|v| *v as u32).collect(),
+        Tensor::Codes(q) => q.iter().map(|v| *v as u32).collect(),
+        Tensor::F16(v) => v.iter().map(|v| u32::from(v.to_bits())).collect(),
+        Tensor::F32(v) => v.iter().map(|v| v.to_bits()).collect(),
+    }
+}
+
+/// The first difference of what two runs recorded, tensors in the order of the data and counters.
+fn difference(cpu: &Recorder, gpu: &Recorder) -> Option<String> {
+    let places = |r: &Recorder| r.tensors.keys().copied().collect::<Vec<_>>();
+    if places(cpu) != places(gpu) {
+        return Some(format!("places {:?} and {:?}", places(cpu), places(gpu)));
+    }
+    for (place, expected) in &cpu.tensors {
+        let found = &gpu.tensors[place];
+        if (expected.dim(), expected.scale()) != (found.dim(), found.scale()) {
+            let words = |t: &Tensor| format!("{:?} {:?}", t.dim(), t.scale());
+            return Some(format!("{place}: {} and {}", words(expected), words(found)));
+        }
+        let (x, y) = (bits(expected), bits(found));
+        let count = (0..x.len()).filter(|i| x[*i] != y[*i]).count();
+        if let Some(at) = (0..x.len()).find(|i| x[*i] != y[*i]) {
+            let (of, dim, x, y) = (x.len(), expected.dim(), x[at], y[at]);
+            return Some(format!(
+                "{place}: {count} of {of} differ, the first at {at} of {dim:?}: cpu {x:#x}, gpu {y:#x}"
+            ));
+        }
+    }
+    (cpu.counts != gpu.counts).then(|| {
+        let places = cpu.counts.keys().chain(gpu.counts.keys());
+        let differing = places.filter(|place| cpu.counts.get(place) != gpu.counts.get(place));
+        let words = differing.map(|place| {
+            let (x, y) = (cpu.counts.get(place), gpu.counts.get(place));
+            format!("counters of {place}: cpu {x:?}, gpu {y:?}")
+        });
+        words.take(2).collect::<Vec<_>>().join("; ")
+    })
+}
+
+/// Fails with all that went wrong, or the first part of it.
+fn assert_none(wrong: &[String]) {
+    let shown = wrong[..wrong.len().min(40)].join("\n");
+    assert!(wrong.is_empty(), "{} differences:\n{shown}", wrong.len());
+}
+
+#[test]
+#[ignore = "not run: needs a CUDA device"]
+fn functions_give_the_bits_of_the_cpu() {
+    /// Inputs at once, and their distance: a prime, so that every field of an f32 varies.
+    const COUNT: u32 = 1 << 22;
+    const STRIDE: u32 = 1021;
+    let mut wrong = Vec::new();
+    for function in Function::ALL {
+        let x: Vec<f32> = (0..COUNT)
+            .map(|i| f32::from_bits(i.wrapping_mul(STRIDE)))
+            .filter(|x| function.covers(*x))
+            .collect();
+        let found = values(device(), function, &x).unwrap();
+        let differing: Vec<String> = (x.par_iter().zip(&found))
+            .filter_map(|(x, found)| {
+                let expected = function.value(*x);
+                let equal = expected.to_bits() == found.to_bits();
+                let nan = expected.is_nan() && found.is_nan();
+                (!equal && !nan).then(|| format!("{x:e}: cpu {expected:e}, gpu {found:e}"))
+            })
+            .collect();
+        if !differing.is_empty() {
+            let some = &differing[..differing.len().min(8)];
+            wrong.push(format!(
+                "{function:?}: {} differ: {some:?}",
+                differing.len()
+            ));
+        }
+    }
+    assert_none(&wrong);
+}
+
+#[test]
+#[ignore = "not run: needs a CUDA device"]
+fn every_mode_and_profile_records_the_same_tensors_and_counters() {
+    let mut table = ModeTable::default();
+    let per_token = "[mode.\"2-4t\"]\nbase = \"2-4\"\nconv_in = \"dynamic-token\"\n";
+    let real_state = "[mode.\"0s\"]\nbase = \"0\"\nstate = \"float\"\nx = \"f16\"\n";
+    table.add_toml(&format!("{per_token}{real_state}")).unwrap();
+    let mut wrong = Vec::new();
+    // Widths that are not a multiple of any vector, and those that are.
+    for (d_model, lengths) in [
+        (64, &[1, 3, 129, 700][..]),
+        (48, &[37, 300]),
+        (12, &[5]),
+        (20, &[9]),
+    ] {
+        let model = model(d_model);
+        for mode in table.rows() {
+            for profile in PROFILES {
+                let path = || Datapath::new(&model, mode, profile).unwrap();
+                let (cpu, gpu) = (path(), CudaDatapath::new(path(), device()).unwrap());
+                for length in lengths {
+                    let what = format!(
+                        "M {d_model}, mode {}, {}, L {length}",
+                        mode.name, profile.name
+                    );
+                    let (mut cpu, mut gpu) = (Engine::begin(&cpu), gpu.begin());
+                    let recorder = || Recorder::new(Selection::default());
+                    let (mut expected, mut found) = (recorder(), recorder());
+                    let (rows, tokens) = (LogitRows::All, tokens(*length, 1));
+                    cpu.prefill(&tokens, rows, &mut expected).unwrap();
+                    gpu.prefill(&tokens, rows, &mut found).unwrap();
+                    let differs = difference(&expected, &found);
+                    wrong.extend(differs.map(|d| format!("{what}: {d}")));
+                    for step in 0..3 {
+                        let (mut expected, mut found) = (recorder(), recorder());
+                        cpu.decode(40 + step, &mut expected).unwrap();
+                        gpu.decode(40 + step, &mut found).unwrap();
+                        let differs = difference(&expected, &found);
+                        wrong.extend(differs.map(|d| format!("{what}, step {step}: {d}")));
+                    }
+                }
+            }
+        }
+    }
+    assert_none(&wrong);
+}
+
+#[test]
+#[ignore = "not run: needs a CUDA device"]
+fn sequences_of_a_batch_get_the_bits_they_get_alone() {
+    let model = model(64);
+    let mut wrong = Vec::new();
+    for mode in MODES {
+        for profile in PROFILES {
+            let path = || Datapath::new(&model, mode, profile).unwrap();
+            let (cpu, gpu) = (path(), CudaDatapath::new(path(), device()).unwrap());
+            for length in [2, 133] {
+                let sequences: Vec<Vec<u32>> = (0..3).map(|seed| tokens(length, seed)).collect();
+                for rows in [LogitRows::Last, LogitRows::From(1), LogitRows::All] {
+                    let run = gpu.prefill_batch(&sequences, rows, &mut Blind);
+                    let (logits, mut state) = run.unwrap();
+                    let next = gpu
+                        .decode_batch(&[7, 8, 9], &mut state, &mut Blind)
+                        .unwrap();
+                    let (mut expected, mut expected_next) = (Vec::new(), Vec::new());
+                    for (sequence, token) in sequences.iter().zip([7, 8, 9]) {
+                        let (logits, mut state) = cpu.prefill(sequence, rows, &mut Blind).unwrap();
+                        expected.extend(bits(&logits));
+                        expected_next
+                            .extend(bits(&cpu.decode(token, &mut state, &mut Blind).unwrap()));
+                    }
+                    let what =
+                        format!("mode {}, {}, L {length}, {rows:?}", mode.name, profile.name);
+                    wrong.extend((bits(&logits) != expected).then(|| what.clone()));
+                    wrong.extend((bits(&next) != expected_next).then(|| format!("{what}, next")));
+                }
+            }
+        }
+    }
+    assert_none(&wrong);
+}
+
+/// Puts another value in place of one element of every tensor it sees.
+struct Meddler {
+    place: Place,
+}
+
+impl Probe for Meddler {
+    fn wants(&self, place: Place) -> bool {
+        place == self.place
+    }
+
+    fn visit(&mut self, _: Place, value: &mut Tensor) -> Result<()> {
+        match value {
+            Tensor::I8(q) => q.codes.map_inplace(|v| *v = v.wrapping_neg()),
+            Tensor::Codes(q) => q.map_inplace(|v| *v = v.wrapping_neg()),
+            Tensor::F16(v) => v.map_inplace(|v| *v = -*v),
+            Tensor::F32(v) => v.map_inplace(|v| *v = -*v),
+        }
+        Ok(())
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a CUDA device"]
+fn what_a_probe_puts_in_place_goes_on() {
+    let model = model(64);
+    let profile = Profile::get("deployed").unwrap();
+    let mut wrong = Vec::new();
+    for mode in MODES {
+        let path = || Datapath::new(&model, mode, &profile).unwrap();
+        let (cpu, gpu) = (path(), CudaDatapath::new(path(), device()).unwrap());
+        let tokens = tokens(30, 2);
+        let run = |engine: &dyn Engine, place| {
+            let mut sequence = engine.begin();
+            let mut probe = Meddler { place };
+            let logits = sequence
+                .prefill(&tokens, LogitRows::All, &mut probe)
+                .unwrap();
+            (
+                bits(&logits),
+                bits(&sequence.decode(5, &mut probe).unwrap()),
+            )
+        };
+        let places = TracePoint::ALL
+            .into_iter()
+            .map(|point| match point.in_layer() {
+                true => Place::layer(1, point),
+                false => Place::end(point),
+            });
+        for place in places {
+            let equal = run(&cpu, place) == run(&gpu, place);
+            wrong.extend((!equal).then(|| format!("mode {}, {place}", mode.name)));
+        }
+    }
+    assert_none(&wrong);
+}
