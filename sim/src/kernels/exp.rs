@@ -3,7 +3,7 @@
 //! The scalar code ([`crate::arith::elementary::exp`], the specification) computes in f64. Here the result is
 //! the sum of two f32, about 2^-35 from the true value, and rounded twice: a little above and a little
 //! below. Where both roundings agree, so does the true value's, and that is what the scalar code
-//! returns. Where they do not (one lane in 800), and outside [−87, 88], the scalar code is asked.
+//! returns. Where they do not (about one lane in 1,000), and outside [−87, 88], the scalar code is asked.
 //!
 //! e^x = 2^(n/32)·e^r with r = x − n·log(2)/32, |r| < 0.0109: 2^(n mod 32 / 32) comes from a table of pairs, e^r
 //! from four terms. `every_input` below compares all 2^32 inputs.

@@ -357,7 +357,7 @@ where
     O: Recurrence<R::OfResults, F>,
 {
     /// Token-states that are worth a thread of their own.
-    const TASK: usize = 1 << 15;
+    const TASK: usize = 1 << 13;
     /// Tokens whose inputs and outputs fit the second-level cache.
     const STRETCH: usize = 512;
     let (e, n, l) = (weight.channels(), weight.states(), inputs.u.rows());
