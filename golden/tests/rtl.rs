@@ -66,7 +66,12 @@ fn a_corrupted_line_of_any_file_is_noticed() {
             lines[middle] = format!("{flipped:0width$x}", width = lines[middle].len());
             std::fs::write(&path, lines.join("\n") + "\n").unwrap();
             let (read, altered) = StepVectors::read(&folder).unwrap();
-            assert_eq!(altered, [entry.file.clone()], "{step} {}", entry.name);
+            assert_eq!(
+                altered,
+                std::slice::from_ref(&entry.file),
+                "{step} {}",
+                entry.name
+            );
             // An output is noticed by its words too, whatever the manifest says.
             if entry.role == Role::Expected {
                 let found = differences(&read, &simulate(&read).unwrap()).unwrap();

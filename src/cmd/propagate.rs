@@ -120,7 +120,8 @@ fn matrix(error: &Propagation, cell: impl Fn(&SiteError) -> String) -> String {
 }
 
 fn time_text(time: &TimeError) -> String {
-    let parts: [(&str, fn(&scalescope_golden::propagate::Window) -> &[f64]); 3] = [
+    type Part = fn(&scalescope_golden::propagate::Window) -> &[f64];
+    let parts: [(&str, Part); 3] = [
         ("recurrent state, own inputs", |w| &w.ssm_state),
         ("recurrent state, clean inputs, own state", |w| {
             &w.ssm_state_clean_inputs

@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::mode::{Implementation, Precision};
 use crate::model::Config;
 use crate::plan::ScaleUse;
-use crate::profile::{FinalNorm, HadamardRules, StepRules};
+use crate::profile::{FinalNorm, StepRules};
 use crate::quant::Scale;
 use crate::step::rotate::quantizer_factor;
 use crate::trace::{Place, Probe, Tensor, TracePoint};
@@ -300,14 +300,10 @@ impl Run<'_, '_> {
             (Some(size), Precision::Int8) => {
                 let scale = self.scale(ScaleUse::HadOut);
                 // The quotient is in the factor.
-                let HadamardRules {
-                    form: _,
-                    rounding,
-                    overflow,
-                } = self.rules(Implementation::Cuda).hadamard;
+                let rules = self.rules(Implementation::Cuda).hadamard;
                 let rule = QuantRule {
-                    rounding,
-                    overflow,
+                    rounding: rules.rounding,
+                    overflow: rules.overflow,
                     ..QuantRule::HALF_AWAY
                 };
                 let factor = quantizer_factor(size, scale);

@@ -3,15 +3,16 @@
 
 use super::args::{Pointer, Quantizer};
 use crate::arith::fixed::Scaling;
+use crate::arith::function::FunctionRule;
 use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
-use crate::profile::unit::HadamardForm;
+use crate::profile::unit::{HadamardForm, Storage};
 use crate::profile::{
-    Arithmetic, ConvForm, ConvRules, FinalNorm, HadamardRules, InputScale, LinearRule, ScanFormula,
-    ScanOrder, ScanRules, StepRules, TapHistory,
+    Arithmetic, ConvForm, ConvRules, FinalNorm, HadamardRules, InputScale, LinearRule, Profile,
+    ScanFormula, ScanOrder, ScanRules, StepRules, TapHistory,
 };
 use crate::quant::Scale;
 
@@ -155,12 +156,33 @@ pub const NO_QUANTIZER: Quantizer = Quantizer {
 const EVERY_SUM: u64 = i32::MAX as u64;
 const TAP_SUM: u64 = 4 << 14;
 
+/// Checks that kernels have every rule of a profile.
+///
+/// # Errors
+///
+/// The first rule they lack, by name.
+pub fn check_profile(profile: &Profile) -> Result<()> {
+    let Profile {
+        name: _,
+        summary: _,
+        cuda,
+        torch,
+        storage,
+    } = profile;
+    check(cuda)?;
+    check(torch)?;
+    match *storage == Storage::MODEL {
+        true => Ok(()),
+        false => Err(refused(&profile.name, storage)),
+    }
+}
+
 /// Checks that kernels have every rule of an arithmetic.
 ///
 /// # Errors
 ///
 /// The first rule they lack, by name.
-pub fn check(arithmetic: &Arithmetic) -> Result<()> {
+fn check(arithmetic: &Arithmetic) -> Result<()> {
     // Every field is named: a new one has to be looked at here.
     let Arithmetic {
         name,
@@ -195,8 +217,8 @@ pub fn check(arithmetic: &Arithmetic) -> Result<()> {
         for rule in linear.each() {
             let LinearRule {
                 order,
-                scaling,
                 accumulator,
+                scaling,
                 output,
             } = rule;
             known(*scaling == Scaling::F32, scaling)?;
@@ -207,15 +229,15 @@ pub fn check(arithmetic: &Arithmetic) -> Result<()> {
         let ConvRules {
             real,
             accumulator,
+            scaling,
+            silu,
             form,
             input_scale,
             history,
-            scaling,
-            silu,
             output,
         } = conv;
         known(*scaling == Scaling::F32, scaling)?;
-        known(!silu.is_unit(), silu)?;
+        known(*silu == FunctionRule::Exact, silu)?;
         known(*input_scale == InputScale::Once, input_scale)?;
         known(*history == TapHistory::Kept, history)?;
         known(accumulator.holds(TAP_SUM), accumulator)?;
@@ -223,7 +245,7 @@ pub fn check(arithmetic: &Arithmetic) -> Result<()> {
         known(numbers::form(*form).is_some(), form)?;
         known(numbers::real(scan.real).is_some(), &scan.real)?;
         known(numbers::scan(*scan).is_some(), scan)?;
-        known(scan.unit.is_none(), &scan.unit)?;
+        known(scan.unit.is_none(), scan)?;
         let HadamardRules {
             form,
             rounding,

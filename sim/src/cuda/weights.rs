@@ -6,7 +6,7 @@ use super::matrix::{Kind, Matrix};
 use super::{rules, step};
 use crate::arith::real::RealRules;
 use crate::datapath::Layer;
-use crate::error::{Result, SimError};
+use crate::error::Result;
 use crate::quant::Scale;
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
@@ -28,6 +28,7 @@ impl Linear {
     /// Uploads the rows of one weight, or of several of the same type below each other.
     fn upload(device: &Arc<Device>, parts: &[&LinearWeight]) -> Result<Self> {
         match parts[0] {
+            LinearWeight::Scaled(_) => unreachable!("`rules::check_profile` refuses such storage"),
             LinearWeight::Int8 { scale, .. } => {
                 let mut bytes: Vec<i8> = Vec::new();
                 let mut k = 0;
@@ -65,11 +66,6 @@ impl Linear {
                     Kind::F16,
                 )?))
             }
-            LinearWeight::Scaled(_) => Err(SimError::value(
-                "weights on a CUDA device",
-                "one scale for a weight",
-                "weights that the profile requantizes",
-            )),
         }
     }
 
@@ -114,7 +110,7 @@ impl InProj {
         let all = Linear::upload(device, &[x, z])?;
         let scale = |weight: &LinearWeight| match weight {
             LinearWeight::Int8 { scale, .. } => Some(*scale),
-            LinearWeight::Float(_) | LinearWeight::Scaled(_) => None,
+            LinearWeight::Scaled(_) | LinearWeight::Float(_) => None,
         };
         let half = all.outputs() / 2;
         Ok(Self {
@@ -199,8 +195,7 @@ pub struct Weights {
 impl Weights {
     /// Uploads a prepared block. Errors on rules without a kernel.
     pub fn upload(device: &Arc<Device>, layer: &Layer) -> Result<Self> {
-        rules::check(&layer.profile.cuda)?;
-        rules::check(&layer.profile.torch)?;
+        rules::check_profile(&layer.profile)?;
         let scan = layer.profile.arithmetic(layer.mode.scan);
         Ok(Self {
             norm: device.upload(&layer.norm)?,
