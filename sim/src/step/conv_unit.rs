@@ -13,9 +13,10 @@ use super::conv::{ConvWeight, ConvWindow};
 use crate::arith::accumulate::{Accumulated, Accumulator};
 use crate::arith::fixed::{FixedFactor, Requantizer, Scaling};
 use crate::arith::function::{Function, Inputs};
-use crate::arith::real::{Ieee, RealMath};
+use crate::arith::real::{Ieee, RealMath, RealRules};
 use crate::arith::requant::QuantRule;
 use crate::arith::saturate::Status;
+use crate::arith::sfu::{CudaFast, CudaSubnormal};
 use crate::error::Result;
 use crate::profile::{ConvForm, ConvRules};
 use crate::quant::{QTensor, Scale};
@@ -76,9 +77,9 @@ pub fn conv_unit(
         let real = Array2::from_shape_fn(sums.dim(), |(t, c)| {
             let v = match integer {
                 true => (sums[(t, c)] as f64 * factor.real()) as f32,
-                false => Ieee::fma(scale, sums[(t, c)] as f32, weight.bias(c)),
+                false => fma(rules.real, scale, sums[(t, c)] as f32, weight.bias(c)),
             };
-            Ieee::times_sigmoid(v, v)
+            silu_of(rules.real, v)
         });
         return Ok(quantized(rules, real, output, accumulated, silu));
     };
@@ -88,7 +89,7 @@ pub fn conv_unit(
         let sum = sums[(t, c)];
         let x = match integer {
             true => unit.fit(factor.integer(sum, 0)),
-            false => unit.input(Ieee::fma(scale, sum as f32, weight.bias(c)).into()),
+            false => unit.input(fma(rules.real, scale, sum as f32, weight.bias(c)).into()),
         };
         unit.eval(x, &mut silu)
     });
@@ -208,6 +209,24 @@ fn bias_term(rules: &ConvRules, weight: &ConvWeight, s_x: Scale, channel: usize)
     match rules.scaling {
         Scaling::F32 => 0,
         _ => (f64::from(weight.bias(channel)) / per_sum).round_ties_even() as i64,
+    }
+}
+
+/// `a·b + c` by an arithmetic.
+fn fma(real: RealRules, a: f32, b: f32, c: f32) -> f32 {
+    match real {
+        RealRules::CorrectlyRounded => Ieee::fma(a, b, c),
+        RealRules::SpecialFunctionUnit => CudaFast::fma(a, b, c),
+        RealRules::SpecialFunctionUnitSubnormal => CudaSubnormal::fma(a, b, c),
+    }
+}
+
+/// SiLU by an arithmetic.
+fn silu_of(real: RealRules, v: f32) -> f32 {
+    match real {
+        RealRules::CorrectlyRounded => Ieee::times_sigmoid(v, v),
+        RealRules::SpecialFunctionUnit => CudaFast::times_sigmoid(v, v),
+        RealRules::SpecialFunctionUnitSubnormal => CudaSubnormal::times_sigmoid(v, v),
     }
 }
 
