@@ -136,6 +136,46 @@ fn a_hash_names_rules_and_not_names() {
     assert!(hashes.iter().all(|h| h.len() == 64));
 }
 
+/// Keys over a file, as a sweep sets them: what the file says of a fixed-point state does not stand in
+/// the way of a float one.
+#[test]
+fn keys_go_over_a_file() {
+    let text = Profile::text("asic-int8").unwrap();
+    let with = |key: &str, value: serde_json::Value| {
+        Profile::with_keys("test", &text, &[(key.to_owned(), value)])
+    };
+    let by_file =
+        |text: &str| profile(&format!("version = 1\nextends = \"asic-int8\"\n{text}")).hash();
+    for (key, value, file) in [
+        (
+            "scan.state",
+            serde_json::json!("f16"),
+            "[scan]\nstate = \"f16\"",
+        ),
+        (
+            "scan.state",
+            serde_json::json!("int8"),
+            "[scan]\nstate = \"int8\"",
+        ),
+        (
+            "requant.multiplier_bits",
+            serde_json::json!(9),
+            "[requant]\nmultiplier_bits = 9",
+        ),
+        (
+            "nonlinearity.exp.entries",
+            serde_json::json!(64),
+            "[nonlinearity.exp]\nentries = 64",
+        ),
+    ] {
+        assert_eq!(with(key, value).unwrap().hash(), by_file(file), "{key}");
+    }
+    let error = with("scan.state.bits", serde_json::json!(3))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("scan") && !error.contains('\n'), "{error}");
+}
+
 #[test]
 fn rules_of_kernels_keep_their_kernels() {
     assert!(!profile("version = 1\n[accumulator]\nbits = 20").has_units());

@@ -72,15 +72,7 @@ impl Profile {
     /// An unknown key, a value outside its range, a key without the one it belongs to: the error
     /// names the key and what it may be.
     pub fn from_toml(name: &str, text: &str) -> Result<Profile> {
-        let file: File = toml::from_str(text).map_err(|e| {
-            let message = e.message().replace('\n', " ");
-            SimError::value(
-                key_of(text, &e),
-                "a key of docs/asic.md and a value it may have",
-                message,
-            )
-        })?;
-        within("version", file.version, VERSION, VERSION)?;
+        let file = File::read(text)?;
         let mut profile = match file.extends.as_deref() {
             None => Profile::get("exact")?,
             Some(base) if base.ends_with(".toml") => {
@@ -100,56 +92,73 @@ impl Profile {
                 file.extends.as_deref().unwrap_or("exact")
             ),
         });
-        file.storage(&mut profile.storage)?;
-        for arithmetic in [&mut profile.cuda, &mut profile.torch] {
-            for rules in [&mut arithmetic.prefill, &mut arithmetic.decode] {
-                file.rules(rules)?;
-            }
-        }
+        file.apply(&mut profile)?;
         Ok(profile)
     }
 }
 
 impl Profile {
-    /// [`Profile::from_toml`] of a text with some keys set to other values: `scan.state` to `"int8"`.
+    /// [`Profile::from_toml`] of a text, then some keys as a file over it would set them: `scan.state`
+    /// to `"f16"`, whatever other keys the text has for a fixed-point state.
     pub fn with_keys(
         name: &str,
         text: &str,
         keys: &[(String, serde_json::Value)],
     ) -> Result<Profile> {
-        let bad = |e: &dyn std::fmt::Display| {
-            SimError::value(name, "a profile file", e.to_string().replace('\n', " "))
+        let mut profile = Profile::from_toml(name, text)?;
+        let bad = |key: &str, e: &dyn std::fmt::Display| {
+            SimError::value(key, "a key of docs/asic.md and a value it may have", e)
         };
-        let mut file: toml::Table = text
-            .parse()
-            .map_err(|e: toml::de::Error| bad(&e.message()))?;
+        let mut over = toml::Table::new();
+        over.insert("version".to_owned(), VERSION.into());
         for (key, value) in keys {
-            let mut table = &mut file;
-            let mut parts = key.split('.').peekable();
-            while let Some(part) = parts.next() {
-                if parts.peek().is_none() {
-                    let value = toml::Value::try_from(value).map_err(|e| bad(&e))?;
-                    table.insert(part.to_owned(), value);
-                    break;
-                }
+            let (tables, last) = match key.rsplit_once('.') {
+                Some((tables, last)) => (tables.split('.').collect(), last),
+                None => (Vec::new(), &key[..]),
+            };
+            let mut table = &mut over;
+            for part in tables {
                 let inner = table
                     .entry(part)
                     .or_insert_with(|| toml::Table::new().into());
-                table = inner.as_table_mut().ok_or_else(|| {
-                    SimError::value(
-                        key,
-                        "a key of a profile file",
-                        format_args!("{part} is no table"),
-                    )
-                })?;
+                table = inner
+                    .as_table_mut()
+                    .ok_or_else(|| bad(key, &"a value for a table"))?;
             }
+            let value = toml::Value::try_from(value).map_err(|e| bad(key, &e))?;
+            table.insert(last.to_owned(), value);
         }
-        let text = toml::to_string(&file).map_err(|e| bad(&e))?;
-        Profile::from_toml(name, &text)
+        let text = toml::to_string(&over).map_err(|e| bad("--vary", &e))?;
+        File::read(&text)?.apply(&mut profile)?;
+        Ok(profile)
     }
 }
 
 impl File {
+    fn read(text: &str) -> Result<Self> {
+        let file: File = toml::from_str(text).map_err(|e| {
+            let message = e.message().replace('\n', " ");
+            SimError::value(
+                key_of(text, &e),
+                "a key of docs/asic.md and a value it may have",
+                message,
+            )
+        })?;
+        within("version", file.version, VERSION, VERSION)?;
+        Ok(file)
+    }
+
+    /// Changes the rules that the file names.
+    fn apply(&self, profile: &mut Profile) -> Result<()> {
+        self.storage(&mut profile.storage)?;
+        for arithmetic in [&mut profile.cuda, &mut profile.torch] {
+            for rules in [&mut arithmetic.prefill, &mut arithmetic.decode] {
+                self.rules(rules)?;
+            }
+        }
+        Ok(())
+    }
+
     fn seed(&self) -> u32 {
         self.seed.unwrap_or(1)
     }
