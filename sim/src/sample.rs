@@ -55,8 +55,18 @@ pub fn model() -> Model {
             original: Some(Arc::new(float_checkpoint())),
         })
     };
+    // On threads of its own: those of the pool may all be waiting here for the model, which would wait
+    // for them in turn.
+    let apart = move || {
+        let pool = rayon::ThreadPoolBuilder::new().build();
+        let pool = pool.expect("threads can be started");
+        pool.install(move || make().expect("tests make the embedded model"))
+    };
     MODEL
-        .get_or_init(|| make().expect("tests make the embedded model"))
+        .get_or_init(|| {
+            let made = std::thread::spawn(apart).join();
+            made.expect("tests make the embedded model")
+        })
         .clone()
 }
 
