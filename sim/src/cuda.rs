@@ -15,16 +15,20 @@
 //! | `weights` | a model's weights, resident on the device |
 //! | `step` | one launch, or a few, for each step |
 //! | `block` | the steps of a block in their order |
-//! | `datapath` | prefill and decode |
+//! | `datapath` | a model on the device, prefill |
+//! | `graph`, `decode` | work recorded once and queued as a whole; decode, token by token |
 //! | `timing` | time of each step by device events |
 
 #[allow(unsafe_code)] // says which types kernels take
 mod args;
 mod block;
 mod datapath;
+mod decode;
 #[allow(unsafe_code)] // calls the driver
 mod device;
 mod functions;
+#[allow(unsafe_code)] // calls the driver
+mod graph;
 mod matrix;
 mod rules;
 mod step;
@@ -34,4 +38,4 @@ mod weights;
 pub use datapath::CudaDatapath;
 pub use device::{Device, device_count};
 pub use functions::{Function, values};
-pub use timing::{StepTime, copy_bandwidth, prefill_times};
+pub use timing::{DecodeTime, StepTime, copy_bandwidth, decode_time, prefill_times};

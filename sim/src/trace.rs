@@ -323,6 +323,11 @@ pub trait Probe: Send {
         true
     }
 
+    /// Whether the probe neither sees nor counts anything; a device then runs recorded work.
+    fn is_blind(&self) -> bool {
+        false
+    }
+
     /// Tells how many values a quantizer at this place handled and how many did not fit.
     fn count(&mut self, _place: Place, _status: Status) {}
 
@@ -346,6 +351,9 @@ pub trait Probe: Send {
 pub struct Blind;
 
 impl Probe for Blind {
+    fn is_blind(&self) -> bool {
+        true
+    }
     fn wants(&self, _: Place) -> bool {
         false
     }

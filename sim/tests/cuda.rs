@@ -257,3 +257,33 @@ fn what_a_probe_puts_in_place_goes_on() {
     }
     assert_none(&wrong);
 }
+
+#[test]
+#[ignore = "not run: needs a CUDA device"]
+fn a_recorded_token_gives_the_bits_of_the_cpu() {
+    let model = model(64);
+    let mut wrong = Vec::new();
+    for mode in MODES {
+        for profile in PROFILES {
+            let path = || Datapath::new(&model, mode, profile).unwrap();
+            let (cpu, gpu) = (path(), CudaDatapath::new(path(), device()).unwrap());
+            let (mut expected, mut found) = (cpu.begin(), gpu.begin());
+            let text = tokens(20, 3);
+            for sequence in [&mut expected, &mut found] {
+                sequence
+                    .prefill(&text, LogitRows::None, &mut Blind)
+                    .unwrap();
+            }
+            for (i, token) in tokens(12, 4).into_iter().enumerate() {
+                let expected = expected.decode(token, &mut Blind).unwrap();
+                // A probe in between moves the states from where the recording knew them.
+                let mut recorder = Recorder::new(Selection::default());
+                let probe: &mut dyn Probe = if i == 6 { &mut recorder } else { &mut Blind };
+                let found = found.decode(token, probe).unwrap();
+                let what = format!("mode {}, {}, token {i}", mode.name, profile.name);
+                wrong.extend((bits(&expected) != bits(&found)).then_some(what));
+            }
+        }
+    }
+    assert_none(&wrong);
+}

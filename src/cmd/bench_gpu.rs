@@ -29,12 +29,17 @@ mod on_gpu {
     use crate::input::load_subject;
     use crate::output::{print, print_json, table, table_text};
     use scalescope_sim::bench::Step;
-    use scalescope_sim::cuda::{CudaDatapath, copy_bandwidth, prefill_times};
+    use scalescope_sim::cuda::{
+        CudaDatapath, DecodeTime, copy_bandwidth, decode_time, prefill_times,
+    };
     use scalescope_sim::datapath::Datapath;
     use scalescope_sim::mode::{ModeSpec, ModeTable, Precision, ScanInput, Stream, XOutput};
     use scalescope_sim::model::Config;
     use scalescope_sim::profile::Profile;
     use serde::Serialize;
+
+    /// Tokens decoded to time one.
+    const DECODED: usize = 64;
 
     /// A step of one shape, timed.
     #[derive(Serialize)]
@@ -100,6 +105,7 @@ mod on_gpu {
                 steps: steps.collect(),
             });
         }
+        let decode = decode_time(&path, 1, DECODED)?;
         if args.json {
             print_json(&serde_json::json!({
                 "model": subject.name,
@@ -108,6 +114,10 @@ mod on_gpu {
                 "profile": profile.name,
                 "copy_bytes_per_second": bandwidth,
                 "shapes": timed,
+                "decode_seconds": {
+                    "recorded": decode.recorded.as_secs_f64(),
+                    "launched": decode.launched.as_secs_f64(),
+                },
             }));
         } else {
             let heading = format!(
@@ -119,9 +129,23 @@ mod on_gpu {
                 bandwidth * 1e-12
             );
             let shapes: Vec<String> = timed.iter().map(|shape| text(shape, bandwidth)).collect();
-            print(&format!("{heading}\n{}", shapes.concat()));
+            print(&format!(
+                "{heading}\n{}\n{}",
+                shapes.concat(),
+                decode_text(decode)
+            ));
         }
         Ok(Outcome::Success)
+    }
+
+    fn decode_text(time: DecodeTime) -> String {
+        let (recorded, launched) = (time.recorded.as_secs_f64(), time.launched.as_secs_f64());
+        format!(
+            "decode, 1 sequence: {:.0} tokens/s ({:.0} µs a token, recorded as a graph; {:.0} µs launch by launch)",
+            1.0 / recorded,
+            recorded * 1e6,
+            launched * 1e6
+        )
     }
 
     fn shape(text: &str) -> Result<(usize, usize)> {

@@ -137,23 +137,22 @@ impl<'m> Engine<'m> {
                 if output.error.is_some() {
                     break;
                 }
-                let kept = result.and_then(|records| output.push(i, records));
-                if let Err(error) = kept {
-                    output.error = Some(error);
+                match result {
+                    Ok(records) => output.push(i, records),
+                    Err(error) => output.error = Some(error),
                 }
             }
         });
         let mut output = output.into_inner().expect("no thread panics with the lock");
-        if let Some(error) = output.error.take() {
-            return Err(error);
-        }
         let done = output.next + output.waiting.len();
+        // What is done is kept, whatever ended the run.
         for records in std::mem::take(&mut output.waiting).into_values() {
             (output.keep)(records)?;
         }
-        match done == units.len() {
-            true => Ok(()),
-            false => Err(SimError::Interrupted),
+        match output.error.take() {
+            Some(error) => Err(error),
+            None if done == units.len() => Ok(()),
+            None => Err(SimError::Interrupted),
         }
     }
 }
@@ -167,13 +166,17 @@ struct InOrder<F> {
 }
 
 impl<F: FnMut(Vec<Record>) -> Result<()>> InOrder<F> {
-    fn push(&mut self, i: usize, records: Vec<Record>) -> Result<()> {
+    fn push(&mut self, i: usize, records: Vec<Record>) {
         self.waiting.insert(i, records);
         while let Some(records) = self.waiting.remove(&self.next) {
-            (self.keep)(records)?;
+            if let Err(error) = (self.keep)(records) {
+                // What cannot be kept now cannot be kept later.
+                self.waiting.clear();
+                self.error = Some(error);
+                return;
+            }
             self.next += 1;
         }
-        Ok(())
     }
 }
 
@@ -302,6 +305,31 @@ mod tests {
         });
         assert!(matches!(end, Err(SimError::Interrupted)));
         assert_eq!(kept, 1);
+    }
+
+    #[test]
+    fn an_error_keeps_what_is_done_before_it_ends_the_run() {
+        let model = sample::model();
+        let modes = modes(&["0"]);
+        let exact = Profile::get("exact").unwrap();
+        let engine = Engine::new(&model, &modes, None, &exact, &[], &Devices::Cpu).unwrap();
+        let mut units = units();
+        units[3].tokens[0] = u32::MAX;
+        // Two threads: the one may be ahead of the other when that fails.
+        for threads in [1, 2] {
+            let all: Vec<&Unit> = units.iter().collect();
+            let mut kept = Vec::new();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let end = pool.unwrap().install(|| {
+                engine.run(&all, &AtomicBool::new(false), |records| {
+                    kept.extend(records.into_iter().map(|r| r.id));
+                    Ok(())
+                })
+            });
+            let error = end.unwrap_err().to_string();
+            assert!(error.contains(&u32::MAX.to_string()), "{error}");
+            assert!(kept.starts_with(&[0, 1]) && !kept.contains(&3), "{kept:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The engine on the device: prefill of one or several sequences, decode with resident states. Twin:
-//! `datapath.rs`.
+//! A model on the device, and prefill of one or several sequences. Twin: `datapath.rs`.
 
 use super::block::{BlockOutput, Counts, Extent, LayerState, Run, show};
+use super::decode::State;
 use super::device::{Buffer, Device};
 use super::matrix::{Kind, Matrix};
 use super::rules::NO_QUANTIZER;
@@ -10,11 +10,9 @@ use super::timing::Clock;
 use super::weights::{Linear, Weights};
 use crate::bench::Step;
 use crate::datapath::{Datapath, LogitRows, Phase, check_tokens};
-use crate::engine::{Engine, Sequence};
+use crate::engine::Engine;
 use crate::error::{Result, SimError};
-use crate::mode::{ModeSpec, Stream};
-use crate::model::Config;
-use crate::profile::Profile;
+use crate::mode::Stream;
 use crate::step::linear::LinearOutput;
 use crate::trace::{Blind, Place, Probe, Tensor, TracePoint};
 use half::f16;
@@ -23,17 +21,12 @@ use std::sync::Arc;
 
 /// A model ready to run on a device, its weights resident.
 pub struct CudaDatapath<'m> {
-    prepared: Datapath<'m>,
-    device: Arc<Device>,
+    pub(super) prepared: Datapath<'m>,
+    pub(super) device: Arc<Device>,
     layers: Vec<Weights>,
     embedding: Matrix,
     norm_f: Arc<Buffer>,
     head: Linear,
-}
-
-/// What decode carries from token to token, on the device.
-pub struct State {
-    layers: Vec<LayerState>,
 }
 
 impl<'m> CudaDatapath<'m> {
@@ -96,54 +89,6 @@ impl<'m> CudaDatapath<'m> {
         Ok((logits, state))
     }
 
-    /// Runs one token of each sequence from their states, which it advances. Returns their logits,
-    /// `[batch, V]`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`CudaDatapath::prefill_batch`].
-    pub fn decode_batch(
-        &self,
-        tokens: &[u32],
-        state: &mut State,
-        probe: &mut dyn Probe,
-    ) -> Result<Tensor> {
-        let _running = self.device.enter()?;
-        let extent = Extent {
-            batch: tokens.len(),
-            length: 1,
-        };
-        let mut counts = Counts::new(&self.device, self.layers.len(), probe)?;
-        let clock = &mut Clock::default();
-        let (hidden, residual) = self.blocks(
-            tokens,
-            extent,
-            Phase::Decode,
-            Some(state),
-            probe,
-            &mut counts,
-            clock,
-        )?;
-        let rows = LogitRows::All;
-        let logits = self.end(&hidden, residual.as_ref(), extent, rows, probe, clock)?;
-        self.finish((logits, counts), probe)
-    }
-
-    /// The states before the first token.
-    fn empty_state(&self) -> Result<State> {
-        let _running = self.device.enter()?;
-        let layers = self.prepared.empty_state().layers.into_iter();
-        let layers = layers.map(|layer| {
-            Ok(LayerState {
-                conv: Matrix::of_tensor(&self.device, &layer.conv.into_tensor())?,
-                ssm: Matrix::of_tensor(&self.device, &layer.ssm)?,
-            })
-        });
-        Ok(State {
-            layers: layers.collect::<Result<_>>()?,
-        })
-    }
-
     /// Queues a prefill behind a wait long enough for the host to queue all of it, and waits for its
     /// end.
     pub(super) fn queue_timed(&self, sequences: &[Vec<u32>], clock: &mut Clock) -> Result<()> {
@@ -176,12 +121,12 @@ impl<'m> CudaDatapath<'m> {
             length,
         };
         let mut counts = Counts::new(&self.device, self.layers.len(), probe)?;
-        let mut state = State { layers: Vec::new() };
+        let mut state = State::default();
         let (hidden, residual) = self.blocks(
-            &tokens,
+            &self.token_rows(&tokens)?,
             extent,
             Phase::Prefill,
-            Some(&mut state),
+            &mut state.layers,
             probe,
             &mut counts,
             clock,
@@ -190,26 +135,34 @@ impl<'m> CudaDatapath<'m> {
         Ok(((logits, counts), state))
     }
 
+    /// Rows of the embedding, on the device.
+    pub(super) fn token_rows(&self, tokens: &[u32]) -> Result<convert::Rows> {
+        convert::Rows::upload(&self.device, &self.row_numbers(tokens)?)
+    }
+
+    pub(super) fn row_numbers(&self, tokens: &[u32]) -> Result<Vec<i32>> {
+        check_tokens(tokens, self.config().vocab_size)?;
+        Ok(tokens.iter().map(|t| *t as i32).collect())
+    }
+
     /// Runs the blocks. Prefill makes the states, decode advances them.
-    fn blocks(
+    pub(super) fn blocks(
         &self,
-        tokens: &[u32],
+        tokens: &convert::Rows,
         extent: Extent,
         phase: Phase,
-        mut state: Option<&mut State>,
+        states: &mut Vec<LayerState>,
         probe: &mut dyn Probe,
         counts: &mut Counts,
         clock: &mut Clock,
     ) -> Result<(Matrix, Option<Matrix>)> {
         probe.enter(Step::Embed);
         clock.enter(Step::Embed)?;
-        check_tokens(tokens, self.config().vocab_size)?;
-        let rows: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
         let kind = match self.mode().stream {
             Stream::F16 => Kind::F16,
             Stream::Float => Kind::F32,
         };
-        let mut hidden = convert::gather(&self.device, &self.embedding, &rows, kind)?;
+        let mut hidden = convert::gather(&self.embedding, tokens, kind)?;
         let mut residual = None;
         for (index, layer) in self.prepared.layers.iter().enumerate() {
             let run = Run {
@@ -225,23 +178,21 @@ impl<'m> CudaDatapath<'m> {
             };
             let before = match phase {
                 Phase::Prefill => None,
-                Phase::Decode => state.as_ref().map(|s| s.layers[index].clone()),
+                Phase::Decode => Some(states[index].clone()),
             };
             let out: BlockOutput = run.run(&hidden, residual, before.as_ref())?;
             hidden = out.hidden;
             residual = Some(out.residual);
-            if let Some(state) = &mut state {
-                match phase {
-                    Phase::Prefill => state.layers.push(out.state),
-                    Phase::Decode => state.layers[index] = out.state,
-                }
+            match phase {
+                Phase::Prefill => states.push(out.state),
+                Phase::Decode => states[index] = out.state,
             }
         }
         Ok((hidden, residual))
     }
 
     /// The last norm and the head; `None` without rows.
-    fn end(
+    pub(super) fn end(
         &self,
         hidden: &Matrix,
         residual: Option<&Matrix>,
@@ -284,7 +235,8 @@ impl<'m> CudaDatapath<'m> {
                 let of_sequence = |b| (b * extent.length + first)..(b + 1) * extent.length;
                 let rows = (0..extent.batch).flat_map(of_sequence);
                 let rows: Vec<i32> = rows.map(|row| row as i32).collect();
-                convert::gather(&self.device, &out.normed, &rows, Kind::F32)?
+                let rows = convert::Rows::upload(&self.device, &rows)?;
+                convert::gather(&out.normed, &rows, Kind::F32)?
             }
         };
         if normed.rows == 0 {
@@ -297,7 +249,11 @@ impl<'m> CudaDatapath<'m> {
     }
 
     /// Waits for a run and fetches what it made.
-    fn finish(&self, done: (Option<Matrix>, Counts), probe: &mut dyn Probe) -> Result<Tensor> {
+    pub(super) fn finish(
+        &self,
+        done: (Option<Matrix>, Counts),
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
         let (logits, counts) = done;
         let logits = match logits {
             Some(logits) => logits.to_tensor()?,
@@ -306,55 +262,5 @@ impl<'m> CudaDatapath<'m> {
         counts.tell(probe)?;
         self.device.synchronize()?;
         Ok(logits)
-    }
-}
-
-impl Engine for CudaDatapath<'_> {
-    fn config(&self) -> &Config {
-        self.prepared.config()
-    }
-
-    fn mode(&self) -> &ModeSpec {
-        self.prepared.mode()
-    }
-
-    fn profile(&self) -> &Profile {
-        self.prepared.profile()
-    }
-
-    fn begin(&self) -> Box<dyn Sequence + '_> {
-        Box::new(Running {
-            path: self,
-            state: None,
-        })
-    }
-}
-
-/// A sequence on the device.
-struct Running<'a, 'm> {
-    path: &'a CudaDatapath<'m>,
-    /// `None` before the first token.
-    state: Option<State>,
-}
-
-impl Sequence for Running<'_, '_> {
-    fn prefill(
-        &mut self,
-        tokens: &[u32],
-        rows: LogitRows,
-        probe: &mut dyn Probe,
-    ) -> Result<Tensor> {
-        let sequences = [tokens.to_vec()];
-        let (logits, state) = self.path.prefill_batch(&sequences, rows, probe)?;
-        self.state = Some(state);
-        Ok(logits)
-    }
-
-    fn decode(&mut self, token: u32, probe: &mut dyn Probe) -> Result<Tensor> {
-        let state = match &mut self.state {
-            Some(state) => state,
-            None => self.state.insert(self.path.empty_state()?),
-        };
-        self.path.decode_batch(&[token], state, probe)
     }
 }

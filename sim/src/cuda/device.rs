@@ -37,6 +37,8 @@ pub struct Device {
     name: String,
     multiprocessors: u32,
     free: Mutex<HashMap<usize, Vec<Pointer>>>,
+    /// Memory given out while work is recorded.
+    recorded: Mutex<Option<Vec<Arc<Buffer>>>>,
     kernels: Mutex<Kernels>,
     running: Mutex<()>,
     stream: Stream,
@@ -70,6 +72,7 @@ pub fn device_count() -> Result<u32> {
 fn no_device(device: &str, error: CudaError) -> SimError {
     let found = match error {
         CudaError::NoDevice => "none".into(),
+        CudaError::OutOfMemory => "one out of device memory, which other programs hold".into(),
         // What the stub library answers, and a driver without its kernel module.
         CudaError::NotInitialized | CudaError::UnknownError => {
             format!("no NVIDIA driver ({error:?})")
@@ -106,6 +109,7 @@ impl Device {
                     .get_attribute(cust::device::DeviceAttribute::MultiprocessorCount)?
                     as u32,
                 free: Mutex::default(),
+                recorded: Mutex::default(),
                 kernels: Mutex::default(),
                 running: Mutex::new(()),
                 stream: Stream::new(StreamFlags::DEFAULT, None)?,
@@ -137,7 +141,7 @@ impl Device {
         CurrentContext::set_current(&self.context).map_err(|e| self.error("context", e))
     }
 
-    fn error(&self, what: &str, error: CudaError) -> SimError {
+    pub(super) fn error(&self, what: &str, error: CudaError) -> SimError {
         let hint = match error {
             CudaError::OutOfMemory => "out of device memory",
             CudaError::EccUncorrectable | CudaError::NvlinkUncorrectable => "the device failed",
@@ -169,11 +173,36 @@ impl Device {
                 other => other.map_err(|e| self.error("memory", e))?,
             },
         };
-        Ok(Arc::new(Buffer {
+        let buffer = Arc::new(Buffer {
             device: Arc::clone(self),
             pointer,
             bytes,
-        }))
+        });
+        if let Some(recorded) = &mut *self.recorded() {
+            recorded.push(Arc::clone(&buffer));
+        }
+        Ok(buffer)
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, Option<Vec<Arc<Buffer>>>> {
+        self.recorded
+            .lock()
+            .expect("no thread panics with the lock")
+    }
+
+    /// Keeps all memory given out from now on, also what its owners drop.
+    pub(super) fn keep_memory(&self) {
+        *self.recorded() = Some(Vec::new());
+    }
+
+    /// Hands over what [`Device::keep_memory`] kept.
+    pub(super) fn kept_memory(&self) -> Vec<Arc<Buffer>> {
+        self.recorded().take().unwrap_or_default()
+    }
+
+    /// The stream that all work is queued on.
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream.as_inner()
     }
 
     fn allocate_new(&self, bytes: usize) -> CudaResult<Pointer> {
@@ -212,19 +241,27 @@ impl Device {
     ) -> Result<Arc<Buffer>> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = self.allocate(bytes.len())?;
-        if !bytes.is_empty() {
-            // SAFETY: the buffer is as long; pageable memory is read before the call returns.
-            let code = unsafe {
-                sys::cuMemcpyHtoDAsync_v2(
-                    buffer.pointer,
-                    bytes.as_ptr().cast(),
-                    bytes.len(),
-                    self.stream.as_inner(),
-                )
-            };
-            check(code).map_err(|e| self.error("copy to the device", e))?;
-        }
+        self.write(&buffer, values)?;
         Ok(buffer)
+    }
+
+    /// Copies values to the front of a buffer.
+    pub(super) fn write<T: bytemuck::NoUninit>(&self, buffer: &Buffer, values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        assert!(bytes.len() <= buffer.bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the buffer is as long; pageable memory is read before the call returns.
+        let code = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                buffer.pointer,
+                bytes.as_ptr().cast(),
+                bytes.len(),
+                self.stream.as_inner(),
+            )
+        };
+        check(code).map_err(|e| self.error("copy to the device", e))
     }
 
     /// Copies `count` values from the device, after all work queued before.
@@ -367,7 +404,7 @@ impl Drop for Device {
 }
 
 /// The driver's answer as a result.
-fn check(code: sys::CUresult) -> CudaResult<()> {
+pub(super) fn check(code: sys::CUresult) -> CudaResult<()> {
     match code as u32 {
         0 => Ok(()),
         1 => Err(CudaError::InvalidValue),

@@ -3,11 +3,13 @@
 use super::datapath::CudaDatapath;
 use super::device::Device;
 use crate::bench::Step;
+use crate::datapath::LogitRows;
 use crate::error::{Result, SimError};
+use crate::trace::Blind;
 use cust::event::Event;
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Notes on the stream when each step begins, if it is running.
 #[derive(Default)]
@@ -92,6 +94,50 @@ pub struct StepTime {
     pub median: Duration,
     /// All its runs together.
     pub total: Duration,
+}
+
+/// Median time of a token's decode, from the host's call to its logits on the host.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DecodeTime {
+    /// Every kernel launched by itself.
+    pub launched: Duration,
+    /// Recorded once, launched as a whole.
+    pub recorded: Duration,
+}
+
+/// Decodes `tokens` tokens of `batch` sequences from empty states, both ways.
+///
+/// # Errors
+///
+/// Those of [`CudaDatapath::decode_batch`].
+pub fn decode_time(path: &CudaDatapath, batch: usize, tokens: usize) -> Result<DecodeTime> {
+    let vocabulary = path.prepared().config().vocab_size;
+    let median = |as_launches: bool| -> Result<Duration> {
+        let start = vec![vec![0]; batch];
+        let (_, mut state) = path.prefill_batch(&start, LogitRows::None, &mut Blind)?;
+        let mut times = Vec::new();
+        for i in 0..tokens + 2 {
+            let row: Vec<u32> = (0..batch)
+                .map(|b| ((i * 7_919 + b * 977) % vocabulary) as u32)
+                .collect();
+            let begin = Instant::now();
+            if as_launches {
+                path.decode_launched(&row, &mut state)?;
+            } else {
+                path.decode_batch(&row, &mut state, &mut Blind)?;
+            }
+            // The first ones load kernels and record.
+            if i >= 2 {
+                times.push(begin.elapsed());
+            }
+        }
+        times.sort();
+        Ok(times[times.len() / 2])
+    };
+    Ok(DecodeTime {
+        launched: median(true)?,
+        recorded: median(false)?,
+    })
 }
 
 /// Prefills `batch` sequences of `length` tokens `repeats` times and returns the times of the

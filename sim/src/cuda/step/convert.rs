@@ -2,7 +2,7 @@
 
 use super::blocks;
 use crate::cuda::args::{Pointer, Quantizer};
-use crate::cuda::device::Device;
+use crate::cuda::device::{Buffer, Device};
 use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::rules::NO_QUANTIZER;
 use crate::error::Result;
@@ -49,6 +49,12 @@ fn run(
     )
 }
 
+/// Copies `from` to where `to` lies, of the same shape and type.
+pub fn copy(from: &Matrix, to: &Matrix) -> Result<()> {
+    assert_eq!(from.kind, to.kind);
+    convert(from, None, to, NO_QUANTIZER)
+}
+
 /// Real values, rows without gaps: codes by `scale` (their own if none).
 pub fn real(from: &Matrix, scale: Option<Scale>) -> Result<Matrix> {
     if from.kind == Kind::F32 && from.is_contiguous() {
@@ -59,10 +65,31 @@ pub fn real(from: &Matrix, scale: Option<Scale>) -> Result<Matrix> {
     Ok(to)
 }
 
+/// Which rows of a table, on the device.
+pub struct Rows {
+    indices: Arc<Buffer>,
+    count: usize,
+}
+
+impl Rows {
+    /// Copies row numbers to the device.
+    pub fn upload(device: &Arc<Device>, rows: &[i32]) -> Result<Self> {
+        Ok(Self {
+            indices: device.upload(rows)?,
+            count: rows.len(),
+        })
+    }
+
+    /// Puts as many other numbers in their place.
+    pub fn replace(&self, rows: &[i32]) -> Result<()> {
+        assert_eq!(rows.len(), self.count);
+        self.indices.device().write(&self.indices, rows)
+    }
+}
+
 /// Rows of a table of real values, as `kind`.
-pub fn gather(device: &Arc<Device>, table: &Matrix, rows: &[i32], kind: Kind) -> Result<Matrix> {
-    let indices = device.upload(rows)?;
-    let to = Matrix::new(device, rows.len(), table.columns, kind)?;
-    run(table, None, &to, NO_QUANTIZER, indices.pointer())?;
+pub fn gather(table: &Matrix, rows: &Rows, kind: Kind) -> Result<Matrix> {
+    let to = Matrix::new(table.device(), rows.count, table.columns, kind)?;
+    run(table, None, &to, NO_QUANTIZER, rows.indices.pointer())?;
     Ok(to)
 }
