@@ -9,6 +9,17 @@ pub const LANES: usize = 16;
 /// One value for each of them.
 pub type Lanes = [f32; LANES];
 
+/// One value for each lane, from values read before: no store lies between the reads, which is what
+/// lets the compiler see a vector in the loop.
+#[inline(always)]
+pub(crate) fn lanes(value: impl Fn(usize) -> f32) -> Lanes {
+    let mut lanes = [0.0; LANES];
+    for e in 0..LANES {
+        lanes[e] = value(e);
+    }
+    lanes
+}
+
 /// A function of an arithmetic and the values it is asked for.
 #[derive(Debug)]
 pub enum Slices<'a> {

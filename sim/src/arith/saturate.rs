@@ -1,5 +1,6 @@
 //! Integer to INT8, and the counters of what did not fit.
 
+use super::real::{LANES, Lanes};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -168,6 +169,54 @@ impl Tally {
     pub fn status(self, values: usize, rule: Overflow) -> Status {
         let peak = f32::from_bits(self.peak);
         Status::counted(values, self.overflows.into(), peak, rule)
+    }
+}
+
+/// [`Tally`] of a loop over whole vectors: each lane counts for itself, and all meet at the end.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneTally {
+    rule: Overflow,
+    values: usize,
+    overflows: [u32; LANES],
+    /// As in [`Tally`].
+    peak: [u32; LANES],
+}
+
+impl LaneTally {
+    /// For the codes that fit a rule.
+    #[inline(always)]
+    pub fn of(rule: Overflow) -> Self {
+        Self {
+            rule,
+            values: 0,
+            overflows: [0; LANES],
+            peak: [0; LANES],
+        }
+    }
+
+    /// Counts the first `values` lanes, integer-valued f32 before they are made to fit.
+    #[inline(always)]
+    pub fn add(&mut self, integers: &Lanes, values: usize) {
+        self.values += values;
+        let (lowest, overflows, peak) = (self.rule.lowest(), self.overflows, self.peak);
+        let mut now = (overflows, peak);
+        for e in 0..LANES {
+            let v = integers[e];
+            let beyond = (e < values) & !(lowest..=127.0).contains(&v);
+            now.0[e] = overflows[e] + u32::from(beyond);
+            let magnitude = v.to_bits() & 0x7FFF_FFFF;
+            let counts = (e < values) & !v.is_nan();
+            let magnitude = std::hint::select_unpredictable(counts, magnitude, 0);
+            now.1[e] = peak[e].max(magnitude);
+        }
+        (self.overflows, self.peak) = now;
+    }
+
+    /// What was counted.
+    pub fn status(&self) -> Status {
+        let overflows = self.overflows.iter().map(|n| u64::from(*n)).sum();
+        let peak = self.peak.iter().copied().max().unwrap_or(0);
+        Status::counted(self.values, overflows, f32::from_bits(peak), self.rule)
     }
 }
 

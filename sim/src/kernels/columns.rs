@@ -52,4 +52,17 @@ impl<'a, T> SplitColumns<'a, T> {
         // SAFETY: inside the matrix by the assertion, unshared by this function's contract.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.columns + first), width) }
     }
+    /// Rows `first..first + count`, whole.
+    ///
+    /// # Safety
+    ///
+    /// No two segments alive at the same time may overlap.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    pub unsafe fn rows_from(&self, first: usize, count: usize) -> &mut [T] {
+        assert!(first <= self.rows && count <= self.rows - first);
+        let (from, length) = (first * self.columns, count * self.columns);
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(from), length) }
+    }
 }

@@ -60,6 +60,52 @@ pub(crate) fn rows_to_words(rows: &[i8], k: usize, from: usize) -> [__m512i; 16]
     words
 }
 
+/// `[16, N]` to `[N, 16]`, for N a multiple of 16.
+///
+/// # Safety
+///
+/// The machine has [`crate::isa::Isa::Avx512`].
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn to_lanes(rows: &[f32], lanes: &mut [[f32; 16]]) {
+    let n = lanes.len();
+    assert!(n.is_multiple_of(16) && rows.len() == 16 * n);
+    for (block, lanes) in lanes.chunks_exact_mut(16).enumerate() {
+        let mut words = [_mm512_setzero_si512(); 16];
+        for (row, words) in words.iter_mut().enumerate() {
+            let from = rows[row * n + 16 * block..][..16].as_ptr();
+            // SAFETY: 16 words.
+            *words = unsafe { _mm512_loadu_si512(from.cast()) };
+        }
+        for (to, words) in lanes.iter_mut().zip(transpose_16x16(words)) {
+            // SAFETY: 16 words.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
+        }
+    }
+}
+
+/// `[N, 16]` to `[16, N]`, for N a multiple of 16.
+///
+/// # Safety
+///
+/// The machine has [`crate::isa::Isa::Avx512`].
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn from_lanes(lanes: &[[f32; 16]], rows: &mut [f32]) {
+    let n = lanes.len();
+    assert!(n.is_multiple_of(16) && rows.len() == 16 * n);
+    for (block, lanes) in lanes.chunks_exact(16).enumerate() {
+        let mut words = [_mm512_setzero_si512(); 16];
+        for (words, lane) in words.iter_mut().zip(lanes) {
+            // SAFETY: 16 words.
+            *words = unsafe { _mm512_loadu_si512(lane.as_ptr().cast()) };
+        }
+        for (row, words) in transpose_16x16(words).into_iter().enumerate() {
+            let to = rows[row * n + 16 * block..][..16].as_mut_ptr();
+            // SAFETY: 16 words.
+            unsafe { _mm512_storeu_si512(to.cast(), words) };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,8 +3,9 @@
 
 use super::linear_unit::{self, ScaledWeight};
 use crate::arith::accumulate::{Accumulated, Accumulator};
+use crate::arith::real::{LANES, Lanes, lanes};
 use crate::arith::requant::{QuantRule, ScaleOrder, to_f16};
-use crate::arith::saturate::{Status, Tally};
+use crate::arith::saturate::{LaneTally, Overflow, Status};
 use crate::error::{Result, SimError};
 use crate::kernels::matmul_f32::RealWeight;
 use crate::kernels::matmul_i8::{Epilogue, Sums, matmul_i8};
@@ -307,7 +308,9 @@ impl Product<'_> {
                     sum as i32
                 });
                 let sums: Vec<i32> = sums.collect();
-                (epilogue.row(&sums, out), seen)
+                let mut tally = LaneTally::of(epilogue.overflow());
+                epilogue.row(&sums, out, &mut tally);
+                (tally.status(), seen)
             })
             .reduce(Default::default, |a, b| (a.0.plus(b.0), a.1.plus(b.1)))
     }
@@ -328,29 +331,43 @@ pub struct Requantize {
 impl Epilogue for Requantize {
     type Out = i8;
 
+    fn overflow(&self) -> Overflow {
+        self.rule.overflow
+    }
+
     #[inline(always)]
-    fn row(&self, acc: &[i32], out: &mut [i8]) -> Status {
+    fn vector(&self, acc: &[i32; LANES], values: usize, tally: &mut LaneTally) -> [i8; LANES] {
+        let v = scaled(self.order, self.a, self.b, acc);
         // The rule of the vector kernels is a constant in its own copy of the loop.
         match self.rule {
-            QuantRule::NEAREST_EVEN => self.row_by(QuantRule::NEAREST_EVEN, acc, out),
-            rule => self.row_by(rule, acc, out),
+            QuantRule::NEAREST_EVEN => codes(QuantRule::NEAREST_EVEN, &v, values, tally),
+            rule => codes(rule, &v, values, tally),
         }
     }
 }
 
-impl Requantize {
-    #[inline(always)]
-    fn row_by(&self, rule: QuantRule, acc: &[i32], out: &mut [i8]) -> Status {
-        let mut tally = Tally::of(rule.overflow);
-        for (acc, out) in acc.iter().zip(out.iter_mut()) {
-            let integer = rule
-                .rounding
-                .round(self.order.apply(self.a, self.b, Acc(*acc)));
-            tally.add(integer);
-            *out = rule.overflow.to_i8(integer);
-        }
-        tally.status(acc.len(), rule.overflow)
+/// [`ScaleOrder::apply`] of each lane.
+#[inline(always)]
+fn scaled(order: ScaleOrder, a: Multiplier, b: Scale, acc: &[i32; LANES]) -> Lanes {
+    let by = |order: ScaleOrder| lanes(|e| order.apply(a, b, Acc(acc[e])));
+    // A constant in each copy of the loop.
+    match order {
+        ScaleOrder::RowMajor => by(ScaleOrder::RowMajor),
+        ScaleOrder::ChannelMajor => by(ScaleOrder::ChannelMajor),
+        ScaleOrder::OneRow => by(ScaleOrder::OneRow),
     }
+}
+
+/// Real values in units of the grid to codes.
+#[inline(always)]
+fn codes(rule: QuantRule, v: &Lanes, values: usize, tally: &mut LaneTally) -> [i8; LANES] {
+    let integers = lanes(|e| rule.rounding.round(v[e]));
+    tally.add(&integers, values);
+    let mut codes = [0; LANES];
+    for e in 0..LANES {
+        codes[e] = rule.overflow.to_i8(integers[e]);
+    }
+    codes
 }
 
 /// The real value of accumulators.
@@ -364,11 +381,8 @@ impl Epilogue for ToF32 {
     type Out = f32;
 
     #[inline(always)]
-    fn row(&self, acc: &[i32], out: &mut [f32]) -> Status {
-        for (acc, out) in acc.iter().zip(out) {
-            *out = self.order.apply(self.a, self.b, Acc(*acc));
-        }
-        Status::default()
+    fn vector(&self, acc: &[i32; LANES], _: usize, _: &mut LaneTally) -> Lanes {
+        scaled(self.order, self.a, self.b, acc)
     }
 }
 
@@ -383,10 +397,12 @@ impl Epilogue for ToF16 {
     type Out = f16;
 
     #[inline(always)]
-    fn row(&self, acc: &[i32], out: &mut [f16]) -> Status {
-        for (acc, out) in acc.iter().zip(out) {
-            *out = to_f16(self.order.apply(self.a, self.b, Acc(*acc)));
+    fn vector(&self, acc: &[i32; LANES], _: usize, _: &mut LaneTally) -> [f16; LANES] {
+        let v = scaled(self.order, self.a, self.b, acc);
+        let mut halves = [f16::ZERO; LANES];
+        for e in 0..LANES {
+            halves[e] = to_f16(v[e]);
         }
-        Status::default()
+        halves
     }
 }

@@ -17,7 +17,9 @@ use super::scan_formula::{Formula, Fused, Grouped, Separate};
 use super::scan_sequential::SequentialScan;
 use super::scan_tile::{Recurrence, Scratch, Tile};
 use super::scan_update::GroupedUpdate;
-use crate::arith::real::{Ieee, LANES, Lanes, RealMath, RealRules};
+use crate::arith::real::{Ieee, LANES, Lanes, RealMath, RealRules, lanes};
+use crate::arith::requant::QuantRule;
+use crate::arith::saturate::Status;
 use crate::arith::sfu::{CudaFast, CudaSubnormal};
 use crate::isa::{Kernel, dispatch};
 use crate::kernels::columns::SplitColumns;
@@ -27,17 +29,6 @@ use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 use std::sync::OnceLock;
-
-/// One value for each lane, from values read before: no store lies between the reads, which is what
-/// lets the compiler see a vector in the loop.
-#[inline(always)]
-pub(super) fn lanes(value: impl Fn(usize) -> f32) -> Lanes {
-    let mut lanes = [0.0; LANES];
-    for e in 0..LANES {
-        lanes[e] = value(e);
-    }
-    lanes
-}
 
 /// A tensor the scan reads: codes and the scale it believes them to have, or real values.
 #[derive(Clone, Copy, Debug)]
@@ -80,20 +71,21 @@ impl Source<'_> {
         }
     }
 
-    /// Codes or values of one row times the scale, each to `take(column, value)`.
+    /// Rows `first..` times the scale, as many as `to` holds.
     #[inline(always)]
-    pub(super) fn each_of_row<R: RealMath>(&self, row: usize, mut take: impl FnMut(usize, f32)) {
+    pub(super) fn rows_of<R: RealMath>(&self, first: usize, to: &mut [f32]) {
         let scale = self.scale();
         match self {
             Source::Int8 { codes, .. } => {
-                for (n, q) in codes.row(row).iter().enumerate() {
-                    take(n, R::mul(scale, f32::from(*q)));
+                let all = codes.as_slice().expect("activations are row-major");
+                let from = &all[first * codes.ncols()..][..to.len()];
+                for (to, q) in to.iter_mut().zip(from) {
+                    *to = R::mul(scale, f32::from(*q));
                 }
             }
             Source::Real(values) => {
-                for (n, v) in values.row(row).iter().enumerate() {
-                    take(n, *v);
-                }
+                let all = values.as_slice().expect("activations are row-major");
+                to.copy_from_slice(&all[first * values.ncols()..][..to.len()]);
             }
         }
     }
@@ -146,8 +138,9 @@ pub struct ScanWeight {
     pub(crate) dt_bias: Vec<f32>,
     pub(crate) dt_bias_scale: f32,
     states: usize,
-    /// exp(A_log), `[N, E]`, of each [`RealRules`] that has run.
-    alpha: [OnceLock<Vec<f32>>; 3],
+    /// exp(A_log), the N vectors of each tile of channels one after another, of each [`RealRules`]
+    /// that has run; lanes without a channel are zero.
+    alpha: [OnceLock<Vec<Lanes>>; 3],
 }
 
 impl ScanWeight {
@@ -200,10 +193,16 @@ impl ScanWeight {
         (skip, bias)
     }
 
-    fn alpha<R: RealMath>(&self, rules: RealRules) -> &[f32] {
+    fn alpha<R: RealMath>(&self, rules: RealRules) -> &[Lanes] {
         self.alpha[rules as usize].get_or_init(|| {
-            let real = |q: &f32| R::exp(R::mul(self.a_log_scale, *q));
-            self.a_log.iter().map(real).collect()
+            let e = self.channels();
+            let mut alpha = vec![[0.0; LANES]; e.div_ceil(LANES) * self.states];
+            for (i, q) in self.a_log.iter().enumerate() {
+                let (n, c) = (i / e, i % e);
+                let value = R::exp(R::mul(self.a_log_scale, *q));
+                alpha[c / LANES * self.states + n][c % LANES] = value;
+            }
+            alpha
         })
     }
 
@@ -227,9 +226,11 @@ impl ScanWeight {
         (a_log, d, dt_bias)
     }
 
-    /// exp(A_log), `[N, E]`, correctly rounded.
-    pub(super) fn exact_alpha(&self) -> &[f32] {
-        self.alpha::<Ieee>(RealRules::CorrectlyRounded)
+    /// exp(A_log) of a channel's states, correctly rounded.
+    pub(super) fn exact_alpha(&self, channel: usize) -> impl Fn(usize) -> f32 {
+        let alpha = self.alpha::<Ieee>(RealRules::CorrectlyRounded);
+        let tile = &alpha[channel / LANES * self.states..][..self.states];
+        move |n| tile[n][channel % LANES]
     }
 
     /// D and dt_bias of a channel, dequantized.
@@ -290,8 +291,9 @@ pub struct ScanOutput {
 /// Runs a scan by its rules.
 pub fn selective_scan(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs) -> ScanOutput {
     let mut y = Array2::zeros((inputs.u.rows(), weight.channels()));
-    let columns = Outputs::F32(SplitColumns::new(&mut y));
-    let state = scan(rules, weight, inputs, columns);
+    let mut state = Array2::zeros((weight.channels(), weight.states()));
+    let (to, last) = (Outputs::f32(&mut y), States::real(&mut state));
+    let _ = scan(rules, weight, inputs, to, last);
     ScanOutput { y, state }
 }
 
@@ -302,23 +304,78 @@ pub fn selective_scan_f16(
     inputs: &ScanInputs,
 ) -> (Array2<f16>, Array2<f32>) {
     let mut y = Array2::zeros((inputs.u.rows(), weight.channels()));
-    let columns = Outputs::F16(SplitColumns::new(&mut y));
-    let state = scan(rules, weight, inputs, columns);
+    let mut state = Array2::zeros((weight.channels(), weight.states()));
+    let (to, last) = (Outputs::f16(&mut y), States::real(&mut state));
+    let _ = scan(rules, weight, inputs, to, last);
     (y, state)
 }
 
+/// A scan with the quantizer of its state, tile by tile: one token, or a few. The output goes where
+/// `y` says. `None` if the quantizer must see the whole state.
+pub fn selective_scan_quantize(
+    rules: &ScanRules,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+    y: Outputs,
+    scale: Scale,
+) -> Option<(QTensor, Status)> {
+    if inputs.rows() > STRETCH || rules.state.rounding.lfsr().is_some() {
+        return None;
+    }
+    let mut codes = Array2::zeros((weight.channels(), weight.states()));
+    let last = States::Int8(SplitColumns::new(&mut codes), scale, rules.state);
+    let status = scan(rules, weight, inputs, y, last);
+    Some((QTensor { codes, scale }, status))
+}
+
+/// Tokens whose inputs and outputs fit the second-level cache.
+const STRETCH: usize = 512;
+
 /// Where outputs go, `[L, E]`.
-pub(super) enum Outputs<'a> {
+pub enum Outputs<'a> {
+    /// Rounded to binary16.
     F16(SplitColumns<'a, f16>),
+    /// As they are.
     F32(SplitColumns<'a, f32>),
 }
 
-fn scan(rules: &ScanRules, weight: &ScanWeight, inputs: &ScanInputs, y: Outputs) -> Array2<f32> {
+impl<'a> Outputs<'a> {
+    /// Rounded to binary16.
+    pub fn f16(y: &'a mut Array2<f16>) -> Self {
+        Self::F16(SplitColumns::new(y))
+    }
+
+    /// As they are.
+    pub fn f32(y: &'a mut Array2<f32>) -> Self {
+        Self::F32(SplitColumns::new(y))
+    }
+}
+
+/// Where states go, `[E, N]`.
+pub(super) enum States<'a> {
+    Real(SplitColumns<'a, f32>),
+    /// Quantized after the last token.
+    Int8(SplitColumns<'a, i8>, Scale, QuantRule),
+}
+
+impl<'a> States<'a> {
+    fn real(state: &'a mut Array2<f32>) -> Self {
+        Self::Real(SplitColumns::new(state))
+    }
+}
+
+fn scan(
+    rules: &ScanRules,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+    y: Outputs,
+    state: States,
+) -> Status {
     match rules.real {
-        RealRules::CorrectlyRounded => scan_in::<Ieee>(rules, weight, inputs, y),
-        RealRules::SpecialFunctionUnit => scan_in::<CudaFast>(rules, weight, inputs, y),
+        RealRules::CorrectlyRounded => scan_in::<Ieee>(rules, weight, inputs, y, state),
+        RealRules::SpecialFunctionUnit => scan_in::<CudaFast>(rules, weight, inputs, y, state),
         RealRules::SpecialFunctionUnitSubnormal => {
-            scan_in::<CudaSubnormal>(rules, weight, inputs, y)
+            scan_in::<CudaSubnormal>(rules, weight, inputs, y, state)
         }
     }
 }
@@ -328,29 +385,33 @@ fn scan_in<R: RealMath>(
     weight: &ScanWeight,
     inputs: &ScanInputs,
     y: Outputs,
-) -> Array2<f32> {
+    state: States,
+) -> Status {
     match (rules.formula, rules.order) {
         (ScanFormula::Fused, ScanOrder::Sequential) => {
-            tiles::<R, Fused, SequentialScan>(rules, weight, inputs, y)
+            tiles::<R, Fused, SequentialScan>(weight, inputs, rules.real, y, state)
         }
         (ScanFormula::Fused, ScanOrder::WarpBlock) => {
-            tiles::<R, Fused, BlockScan>(rules, weight, inputs, y)
+            tiles::<R, Fused, BlockScan>(weight, inputs, rules.real, y, state)
         }
         (ScanFormula::Separate, _) => {
-            tiles::<R, Separate, SequentialScan>(rules, weight, inputs, y)
+            tiles::<R, Separate, SequentialScan>(weight, inputs, rules.real, y, state)
         }
-        (ScanFormula::Grouped, _) => tiles::<R, Grouped, GroupedUpdate>(rules, weight, inputs, y),
+        (ScanFormula::Grouped, _) => {
+            tiles::<R, Grouped, GroupedUpdate>(weight, inputs, rules.real, y, state)
+        }
     }
 }
 
 /// Runs every tile of channels, one stretch of time after another: a tile reads a quarter of each line
 /// of the cache, and its neighbours find the rest there.
 fn tiles<R, F, O>(
-    rules: &ScanRules,
     weight: &ScanWeight,
     inputs: &ScanInputs,
+    rules: RealRules,
     y: Outputs,
-) -> Array2<f32>
+    state: States,
+) -> Status
 where
     R: RealMath,
     F: Formula<R> + Formula<R::OfResults>,
@@ -358,20 +419,17 @@ where
 {
     /// Token-states that are worth a thread of their own.
     const TASK: usize = 1 << 13;
-    /// Tokens whose inputs and outputs fit the second-level cache.
-    const STRETCH: usize = 512;
     let (e, n, l) = (weight.channels(), weight.states(), inputs.u.rows());
     let (b, c) = (inputs.b.real::<R>(), inputs.c.real::<R>());
-    let alpha = weight.alpha::<R>(rules.real);
-    let mut state = Array2::zeros((e, n));
-    let state_rows = SplitColumns::new(&mut state);
+    let alpha = weight.alpha::<R>(rules);
+    let mut status = Status::default();
     let stretch = STRETCH.next_multiple_of(O::chunk(l));
     for from in (0..l).step_by(stretch) {
         let tokens = from..(from + stretch).min(l);
-        (0..e.div_ceil(LANES))
+        status += (0..e.div_ceil(LANES))
             .into_par_iter()
             .with_min_len((TASK / (tokens.len() * n * LANES)).max(1))
-            .for_each_init(
+            .map_init(
                 || Scratch::new(O::scratch(l), n),
                 |scratch, tile| {
                     let first = tile * LANES;
@@ -381,20 +439,21 @@ where
                             inputs,
                             b: &b,
                             c: &c,
-                            alpha,
+                            alpha: &alpha[tile * n..][..n],
                             first,
                             width: LANES.min(e - first),
                             y: &y,
-                            state: &state_rows,
+                            state: &state,
                         },
                         tokens: tokens.clone(),
                         scratch,
                         rules: std::marker::PhantomData,
-                    });
+                    })
                 },
-            );
+            )
+            .reduce(Status::default, Status::plus);
     }
-    state
+    status
 }
 
 /// One tile of channels through a stretch of time.
@@ -411,10 +470,10 @@ where
     F: Formula<R> + Formula<R::OfResults>,
     O: Recurrence<R::OfResults, F>,
 {
-    type Output = ();
+    type Output = Status;
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self) -> Status {
         let (tile, scratch) = (self.tile, self.scratch);
         let length = tile.inputs.u.rows();
         if self.tokens.start == 0 {
@@ -428,6 +487,6 @@ where
             O::advance(&tile, scratch, first, tokens, length);
             tile.finish::<R, F>(scratch, first, tokens);
         }
-        tile.store_state(scratch);
+        tile.store_state(scratch)
     }
 }

@@ -6,10 +6,9 @@
 //! from its prefix. The association decides the last bit; here a lane is a channel and the threads
 //! are array elements, so the order is the kernel's whatever runs it.
 
-use super::scan::lanes;
 use super::scan_formula::Formula;
 use super::scan_tile::{Recurrence, Scratch, Tile};
-use crate::arith::real::{LANES, Lanes, RealMath};
+use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 
 /// Threads of a warp.
 const WARP: usize = 32;

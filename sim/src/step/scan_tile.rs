@@ -5,11 +5,15 @@
 //! each token, for each lane" around a function; and, where a token needs the one before it,
 //! [`lanes`].
 
-use super::scan::{Outputs, ScanInputs, ScanWeight, lanes};
+use super::scan::{Outputs, ScanInputs, ScanWeight, States};
 use super::scan_formula::Formula;
 use crate::arith::binary16::to_f16;
-use crate::arith::real::{LANES, Lanes, RealMath};
+use crate::arith::real::{LANES, Lanes, RealMath, lanes};
+use crate::arith::saturate::Status;
+use crate::isa::Isa;
 use crate::kernels::columns::SplitColumns;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::transpose;
 use half::f16;
 
 /// A tile of channels: what it reads and where it writes.
@@ -20,8 +24,8 @@ pub(super) struct Tile<'a> {
     pub b: &'a [f32],
     /// C of all tokens, `[L, N]`, dequantized.
     pub c: &'a [f32],
-    /// exp(A_log), `[N, E]`.
-    pub alpha: &'a [f32],
+    /// exp(A_log) of these channels, `[N]`.
+    pub alpha: &'a [Lanes],
     /// The first channel.
     pub first: usize,
     /// Channels, at most [`LANES`].
@@ -29,7 +33,7 @@ pub(super) struct Tile<'a> {
     /// `[L, E]`.
     pub y: &'a Outputs<'a>,
     /// Between stretches of time and after the last, `[E, N]`.
-    pub state: &'a SplitColumns<'a, f32>,
+    pub state: &'a States<'a>,
 }
 
 /// What a thread needs for one tile at a time.
@@ -42,12 +46,14 @@ pub(super) struct Scratch {
     pub drive: Vec<Lanes>,
     /// Output of the chunk's tokens.
     pub out: Vec<Lanes>,
-    /// Decay of one state, token by token.
+    /// Decay of one state, token by token; of one token, state by state.
     pub decay: Vec<Lanes>,
     /// What enters that state, token by token (block scan).
     pub input: Vec<Lanes>,
     /// The states, `[N]`.
     pub state: Vec<Lanes>,
+    /// The states as tensors have them, `[channels, N]`.
+    rows: Vec<f32>,
 }
 
 impl Scratch {
@@ -58,9 +64,10 @@ impl Scratch {
             u: zeros(tokens),
             drive: zeros(tokens),
             out: zeros(tokens),
-            decay: zeros(tokens),
+            decay: zeros(tokens.max(states)),
             input: zeros(tokens),
             state: zeros(states),
+            rows: vec![0.0; LANES * states],
         }
     }
 }
@@ -82,37 +89,42 @@ impl Tile<'_> {
     #[inline(always)]
     pub fn first_state<R: RealMath>(&self, scratch: &mut Scratch) {
         scratch.state.fill([0.0; LANES]);
-        let Some(source) = &self.inputs.state else {
-            return;
-        };
-        for e in 0..self.width {
-            source.each_of_row::<R>(self.first + e, |n, v| {
-                scratch.state[n][e] = R::operand(v);
-            });
+        if let Some(source) = &self.inputs.state {
+            let rows = &mut scratch.rows[..self.width * scratch.state.len()];
+            source.rows_of::<R>(self.first, rows);
+            for v in rows.iter_mut() {
+                *v = R::operand(*v);
+            }
+            to_lanes(rows, &mut scratch.state);
         }
     }
 
     /// The states after the stretch before.
     #[inline(always)]
     pub fn load_state(&self, scratch: &mut Scratch) {
+        let States::Real(state) = self.state else {
+            unreachable!("INT8 states are those after the last token")
+        };
         scratch.state.fill([0.0; LANES]);
-        for e in 0..self.width {
-            // SAFETY: tiles have different channels, and this is the only segment of this one.
-            let row = unsafe { self.state.segment(self.first + e, 0, scratch.state.len()) };
-            for (v, state) in row.iter().zip(&mut scratch.state) {
-                state[e] = *v;
-            }
-        }
+        // SAFETY: tiles have different channels, and this is the only segment of this one.
+        let rows = unsafe { state.rows_from(self.first, self.width) };
+        to_lanes(rows, &mut scratch.state);
     }
 
-    /// The states after the last token.
+    /// The states after the last token of a stretch; counts what a quantizer had to make fit.
     #[inline(always)]
-    pub fn store_state(&self, scratch: &Scratch) {
-        for e in 0..self.width {
-            // SAFETY: tiles have different channels, and this is the only segment of this one.
-            let row = unsafe { self.state.segment(self.first + e, 0, scratch.state.len()) };
-            for (v, state) in row.iter_mut().zip(&scratch.state) {
-                *v = state[e];
+    pub fn store_state(&self, scratch: &mut Scratch) -> Status {
+        let rows = &mut scratch.rows[..self.width * scratch.state.len()];
+        from_lanes(&scratch.state, rows);
+        // SAFETY: tiles have different channels, and this is the only segment of this one.
+        match self.state {
+            States::Real(state) => {
+                unsafe { state.rows_from(self.first, self.width) }.copy_from_slice(rows);
+                Status::default()
+            }
+            States::Int8(codes, scale, rule) => {
+                let codes = unsafe { codes.rows_from(self.first, self.width) };
+                rule.quantize_slice(rows, *scale, codes)
             }
         }
     }
@@ -157,22 +169,21 @@ impl Tile<'_> {
     #[inline(always)]
     pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, tokens: usize, n: usize) {
         let Scratch { delta, decay, .. } = scratch;
-        R::decays(&self.alpha(n), &delta[..tokens], &mut decay[..tokens]);
+        R::decays(&self.alpha[n], &delta[..tokens], &mut decay[..tokens]);
+    }
+
+    /// Decays of all states for the chunk's first token.
+    #[inline(always)]
+    pub fn decays_of_states<R: RealMath>(&self, scratch: &mut Scratch) {
+        let Scratch { delta, decay, .. } = scratch;
+        // A product does not ask which factor is which.
+        R::decays(&delta[0], self.alpha, &mut decay[..self.alpha.len()]);
     }
 
     /// What enters a state, given its B.
     #[inline(always)]
     pub fn input<R: RealMath, F: Formula<R>>(&self, b: f32, drive: Lanes, u: Lanes) -> Lanes {
         lanes(|e| F::input(b, drive[e], u[e]))
-    }
-
-    /// exp(A_log) of state n.
-    #[inline(always)]
-    pub fn alpha(&self, n: usize) -> Lanes {
-        let mut alpha = [0.0; LANES];
-        let row = &self.alpha[n * self.weight.channels() + self.first..][..self.width];
-        alpha[..self.width].copy_from_slice(row);
-        alpha
     }
 
     /// Skip term, gate, and the outputs to their place.
@@ -220,6 +231,38 @@ impl Tile<'_> {
         match <&mut [T; LANES]>::try_from(&mut *row) {
             Ok(row) => *row = out,
             Err(_) => row.copy_from_slice(&out[..self.width]),
+        }
+    }
+}
+
+/// `[channels, N]` to `[N]` vectors of channels; lanes beyond the channels keep what they have.
+#[inline(always)]
+fn to_lanes(rows: &[f32], lanes: &mut [Lanes]) {
+    let n = lanes.len();
+    #[cfg(target_arch = "x86_64")]
+    if n.is_multiple_of(LANES) && rows.len() == LANES * n && Isa::current() >= Isa::Avx512 {
+        // SAFETY: the instruction set was found.
+        return unsafe { transpose::to_lanes(rows, lanes) };
+    }
+    for (e, row) in rows.chunks_exact(n).enumerate() {
+        for (v, lanes) in row.iter().zip(lanes.iter_mut()) {
+            lanes[e] = *v;
+        }
+    }
+}
+
+/// The way back.
+#[inline(always)]
+fn from_lanes(lanes: &[Lanes], rows: &mut [f32]) {
+    let n = lanes.len();
+    #[cfg(target_arch = "x86_64")]
+    if n.is_multiple_of(LANES) && rows.len() == LANES * n && Isa::current() >= Isa::Avx512 {
+        // SAFETY: the instruction set was found.
+        return unsafe { transpose::from_lanes(lanes, rows) };
+    }
+    for (e, row) in rows.chunks_exact_mut(n).enumerate() {
+        for (v, lanes) in row.iter_mut().zip(lanes) {
+            *v = lanes[e];
         }
     }
 }

@@ -202,7 +202,6 @@ trait Alu: Sync {
 
 fn run<A: Alu>(unit: &ScanUnit, weight: &ScanWeight, inputs: &ScanInputs, alu: &A) -> UnitScan {
     let (e, n, l) = (weight.channels(), weight.states(), inputs.rows());
-    let alpha = weight.exact_alpha();
     let channels: Vec<(Vec<f32>, Vec<f32>, ScanSeen)> = (0..e)
         .into_par_iter()
         .map(|index| {
@@ -213,13 +212,14 @@ fn run<A: Alu>(unit: &ScanUnit, weight: &ScanWeight, inputs: &ScanInputs, alu: &
                 skip,
                 bias,
             };
+            let alpha = weight.exact_alpha(index);
             let mut seen = ScanSeen::default();
             let deltas: Vec<A::Value> = (0..l).map(|t| alu.delta(&channel, t, &mut seen)).collect();
             let mut sums: Vec<A::Value> =
                 (0..l).map(|t| alu.first(&channel, t, &mut seen)).collect();
             let mut states = Vec::with_capacity(n);
             for s in 0..n {
-                let alpha = alu.alpha(alpha[s * e + index]);
+                let alpha = alu.alpha(alpha(s));
                 let decays = deltas.iter().map(|d| alu.decay(alpha, *d, &mut seen));
                 let decays: Vec<A::Value> = decays.collect();
                 let drives = deltas

@@ -4,10 +4,9 @@
 //! The vectors define N = 16 (`(r_0 ⊕ r_2) ⊕ (r_1 ⊕ r_3)`). Other N use the same pattern, groups
 //! and group count padded with zeros to the next power of two.
 
-use super::scan::lanes;
 use super::scan_formula::Formula;
 use super::scan_tile::{Recurrence, Scratch, Tile};
-use crate::arith::real::{LANES, Lanes, RealMath};
+use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 
 /// States of a group.
 const GROUP: usize = 4;
@@ -28,11 +27,11 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for GroupedUpdate {
     #[inline(always)]
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, _: usize, _: usize) {
         let states = scratch.state.len();
+        tile.decays_of_states::<R>(scratch);
         for n in 0..states {
-            tile.decays::<R>(scratch, 1, n);
             let b = tile.b[first * states + n];
             let input = tile.input::<R, F>(b, scratch.drive[0], scratch.u[0]);
-            let (decay, x) = (scratch.decay[0], scratch.state[n]);
+            let (decay, x) = (scratch.decay[n], scratch.state[n]);
             scratch.state[n] = lanes(|e| F::update(decay[e], x[e], input[e]));
         }
         let c = &tile.c[first * states..][..states];

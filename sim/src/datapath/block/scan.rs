@@ -3,14 +3,27 @@
 use super::Run;
 use super::columns::columns;
 use crate::arith::function::Function;
+use crate::arith::saturate::Status;
 use crate::datapath::Phase;
 use crate::error::Result;
 use crate::mode::{Precision, ScanInput, Stream};
 use crate::plan::ScaleUse;
+use crate::profile::ScanRules;
 use crate::profile::unit::{ScanUnit, StateFormat};
-use crate::step::scan::{ScanInputs, Source, selective_scan, selective_scan_f16};
+use crate::quant::QTensor;
+use crate::step::scan::{
+    Outputs, ScanInputs, Source, selective_scan, selective_scan_f16, selective_scan_quantize,
+};
 use crate::step::scan_unit::{ScanSeen, unit_scan};
 use crate::trace::{Tensor, TracePoint};
+use ndarray::Array2;
+
+/// The state after the last token, `[E, N]`.
+enum LastState {
+    Real(Array2<f32>),
+    /// With what its quantizer counted.
+    Quantized(QTensor, Status),
+}
 
 impl Run<'_, '_> {
     /// Route B: the scan's main input.
@@ -65,29 +78,64 @@ impl Run<'_, '_> {
                     Stream::F16 => Tensor::f16(&done.y),
                     Stream::Float => Tensor::F32(done.y),
                 };
-                (y, done.state)
+                (y, LastState::Real(done.state))
             }
-            (None, Stream::F16) => {
-                let (y, state) = selective_scan_f16(&rules, weight, &inputs);
-                (Tensor::F16(y), state)
-            }
-            (None, Stream::Float) => {
-                let out = selective_scan(&rules, weight, &inputs);
-                (Tensor::F32(out.y), out.state)
-            }
+            (None, stream) => self.scan_kernel(&rules, &inputs, stream),
         };
         let y = self.show(TracePoint::SsmY, y)?;
         let point = match self.phase {
             Phase::Prefill => TracePoint::SsmState,
             Phase::Decode => TracePoint::SsmStateOut,
         };
-        let last = match self.layer.mode.state {
-            Precision::Int8 => {
+        let last = match (self.layer.mode.state, state) {
+            (_, LastState::Quantized(q, status)) => {
+                self.probe.count(self.place(point), status);
+                Tensor::I8(q)
+            }
+            (Precision::Int8, LastState::Real(state)) => {
                 Tensor::I8(self.quantize(point, &state, ScaleUse::StateOut, rules.state))
             }
-            Precision::Float => Tensor::F32(state),
+            (Precision::Float, LastState::Real(state)) => Tensor::F32(state),
         };
         Ok((y, self.show(point, last)?))
+    }
+
+    /// The scan's kernel, with the quantizer of the state where the mode has one and it can run inside.
+    fn scan_kernel(
+        &self,
+        rules: &ScanRules,
+        inputs: &ScanInputs,
+        stream: Stream,
+    ) -> (Tensor, LastState) {
+        let weight = &self.layer.scan;
+        let dim = (inputs.rows(), weight.channels());
+        if self.layer.mode.state == Precision::Int8 {
+            let scale = self.scale(ScaleUse::StateOut);
+            let quantized = |y| selective_scan_quantize(rules, weight, inputs, y, scale);
+            let done = match stream {
+                Stream::F16 => {
+                    let mut y = Array2::zeros(dim);
+                    quantized(Outputs::f16(&mut y)).map(|last| (Tensor::F16(y), last))
+                }
+                Stream::Float => {
+                    let mut y = Array2::zeros(dim);
+                    quantized(Outputs::f32(&mut y)).map(|last| (Tensor::F32(y), last))
+                }
+            };
+            if let Some((y, (q, status))) = done {
+                return (y, LastState::Quantized(q, status));
+            }
+        }
+        match stream {
+            Stream::F16 => {
+                let (y, state) = selective_scan_f16(rules, weight, inputs);
+                (Tensor::F16(y), LastState::Real(state))
+            }
+            Stream::Float => {
+                let out = selective_scan(rules, weight, inputs);
+                (Tensor::F32(out.y), LastState::Real(out.state))
+            }
+        }
     }
 
     /// Hands on what a scan unit saw, and ends the run where a register may not overflow and did.

@@ -2,7 +2,7 @@
 //! tiles of rows of x by 32 outputs stay in registers while k runs.
 
 use super::{Epilogue, Job, PANEL, panels};
-use crate::arith::saturate::Status;
+use crate::arith::saturate::{LaneTally, Status};
 
 /// One 32-bit word for each output of a panel.
 pub(super) type Words = [i32; PANEL];
@@ -97,7 +97,7 @@ pub(super) fn panel<T: Tile, E: Epilogue>(
     let first = p * PANEL;
     let width = PANEL.min(job.out.columns() - first);
     T::pack(&job.weight[first * job.k..][..width * job.k], job.k, panel);
-    let mut status = Status::default();
+    let mut tally = LaneTally::of(job.epilogue.overflow());
     let tiles = x.words.chunks_exact(T::ROWS * panel.len());
     for (t, (words, starts)) in tiles.zip(x.starts.chunks(T::ROWS)).enumerate() {
         T::multiply(words, starts.len(), panel, starts, acc);
@@ -105,12 +105,11 @@ pub(super) fn panel<T: Tile, E: Epilogue>(
             let row = x.first + t * T::ROWS + r;
             // SAFETY: panels have different columns, and this is the only segment of this one alive.
             let out = unsafe { job.out.segment(row, first, width) };
-            status += if width == PANEL {
-                job.epilogue.row(acc, out)
-            } else {
-                job.epilogue.row(&acc[..width], out)
-            };
+            match <&mut [E::Out; PANEL]>::try_from(&mut *out) {
+                Ok(out) => job.epilogue.row(acc, out, &mut tally),
+                Err(_) => job.epilogue.row(&acc[..width], out, &mut tally),
+            }
         }
     }
-    status
+    tally.status()
 }
