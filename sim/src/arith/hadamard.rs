@@ -5,6 +5,7 @@
 //! blocks of 2^k consecutive elements, then the c×c factor combines the c blocks, each row summed
 //! left to right. The caller multiplies by its scale once, afterwards.
 
+use super::real::{LANES, Lanes, lanes};
 use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
 
@@ -84,13 +85,16 @@ impl Kernel for Transform<'_> {
         let mut mixed = vec![0.0f32; if base > 1 { base * block } else { 0 }];
         for row in self.rows.chunks_exact_mut(base * block) {
             let mut stride = 1;
-            if block >= SHORT {
-                for short in row.as_chunks_mut::<SHORT>().0 {
-                    *short = butterflies::<8>(butterflies::<4>(butterflies::<2>(
-                        butterflies::<1>(*short),
-                    )));
+            if block >= LONG {
+                for long in row.as_chunks_mut::<LONG>().0 {
+                    butterflies_of_long(long);
                 }
-                stride = SHORT;
+                stride = LONG;
+            } else if block >= LANES {
+                for short in row.as_chunks_mut::<LANES>().0 {
+                    *short = butterflies_of_short(*short);
+                }
+                stride = LANES;
             }
             while stride < block {
                 for pair in row.chunks_exact_mut(2 * stride) {
@@ -101,7 +105,9 @@ impl Kernel for Transform<'_> {
                 }
                 stride *= 2;
             }
-            if base > 1 {
+            if base == 12 && block.is_multiple_of(LANES) {
+                mix_12(row, block);
+            } else if base > 1 {
                 for (i, out) in mixed.chunks_exact_mut(block).enumerate() {
                     let signs = sign_row(base, i);
                     // A sum from the left starts with its first term, so a −0 there survives.
@@ -116,18 +122,84 @@ impl Kernel for Transform<'_> {
     }
 }
 
+/// Elements whose butterflies of strides 1, 2, …, 64 stay among themselves: eight vectors.
+const LONG: usize = 8 * LANES;
+
+/// All butterflies of strides below [`LONG`].
+#[inline(always)]
+fn butterflies_of_long(long: &mut [f32; LONG]) {
+    let mut v = [[0.0; LANES]; 8];
+    for (v, short) in v.iter_mut().zip(long.as_chunks().0) {
+        *v = butterflies_of_short(*short);
+    }
+    let across = |v: [Lanes; 8], stride: usize| {
+        let mut out = v;
+        for i in 0..8 {
+            let (a, b) = (v[i & !stride], v[i | stride]);
+            out[i] = match i & stride {
+                0 => lanes(|e| a[e] + b[e]),
+                _ => lanes(|e| a[e] - b[e]),
+            };
+        }
+        out
+    };
+    let v = across(across(across(v, 1), 2), 4);
+    for (short, v) in long.as_chunks_mut().0.iter_mut().zip(v) {
+        *short = v;
+    }
+}
+
 /// Elements whose butterflies of strides 1, 2, 4, 8 stay among themselves: one vector.
-const SHORT: usize = 16;
+#[inline(always)]
+fn butterflies_of_short(v: Lanes) -> Lanes {
+    butterflies::<8>(butterflies::<4>(butterflies::<2>(butterflies::<1>(v))))
+}
 
 /// All butterflies of one stride: `a+b` in the low place, `a−b` in the high one.
 #[inline(always)]
-fn butterflies<const STRIDE: usize>(v: [f32; SHORT]) -> [f32; SHORT] {
-    let mut out = [0.0; SHORT];
-    for i in 0..SHORT {
+fn butterflies<const STRIDE: usize>(v: Lanes) -> Lanes {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
         let (a, b) = (v[i & !STRIDE], v[i | STRIDE]);
         out[i] = if i & STRIDE == 0 { a + b } else { a - b };
     }
     out
+}
+
+/// The factor of 12 for whole vectors: 12 of them stay in registers.
+#[inline(always)]
+fn mix_12(row: &mut [f32], block: usize) {
+    for at in (0..block).step_by(LANES) {
+        let mut v = [[0.0; LANES]; 12];
+        for (j, v) in v.iter_mut().enumerate() {
+            v.copy_from_slice(&row[j * block + at..][..LANES]);
+        }
+        macro_rules! rows {
+            ($($i:literal)*) => {
+                $(row[$i * block + at..][..LANES].copy_from_slice(&sum_12::<$i>(&v));)*
+            };
+        }
+        rows!(0 1 2 3 4 5 6 7 8 9 10 11);
+    }
+}
+
+/// Row I of H_12 times 12 vectors, from the left; its signs are constants.
+#[inline(always)]
+fn sum_12<const I: usize>(v: &[Lanes; 12]) -> Lanes {
+    let negative = |j: usize| H12[I] >> j & 1 == 1;
+    let first = v[0];
+    let mut sum = match negative(0) {
+        true => lanes(|e| -first[e]),
+        false => first,
+    };
+    for j in 1..12 {
+        let (before, term) = (sum, v[j]);
+        sum = match negative(j) {
+            true => lanes(|e| before[e] - term[e]),
+            false => lanes(|e| before[e] + term[e]),
+        };
+    }
+    sum
 }
 
 #[inline(always)]

@@ -215,13 +215,48 @@ impl Kernel for QuantizeSlice<'_> {
 impl QuantizeSlice<'_> {
     #[inline(always)]
     fn codes_of(self, quotient: impl Fn(f32) -> f32) -> Status {
-        let mut tally = Tally::of(self.rule.overflow);
-        for (v, code) in self.values.iter().zip(self.codes.iter_mut()) {
-            let integer = self.rule.rounding.round(quotient(*v));
+        let QuantRule {
+            rounding, overflow, ..
+        } = self.rule;
+        codes_of(rounding, overflow, quotient, self.values, self.codes)
+    }
+}
+
+/// Rounds `in_units(v)` of each value and makes it fit. For kernels, which give it their instruction set.
+#[inline(always)]
+pub(crate) fn codes_of(
+    rounding: Rounding,
+    overflow: Overflow,
+    in_units: impl Fn(f32) -> f32,
+    values: &[f32],
+    codes: &mut [i8],
+) -> Status {
+    /// The loop.
+    #[inline(always)]
+    fn by(
+        rounding: Rounding,
+        overflow: Overflow,
+        in_units: impl Fn(f32) -> f32,
+        values: &[f32],
+        codes: &mut [i8],
+    ) -> Status {
+        let mut tally = Tally::of(overflow);
+        for (v, code) in values.iter().zip(codes.iter_mut()) {
+            let integer = rounding.round(in_units(*v));
             tally.add(integer);
-            *code = self.rule.overflow.to_i8(integer);
+            *code = overflow.to_i8(integer);
         }
-        tally.status(self.values.len(), self.rule.overflow)
+        tally.status(values.len(), overflow)
+    }
+    use Overflow::{Saturate, Wrap};
+    use Rounding::{NearestTiesAway, NearestTiesToEven};
+    // The rules of the kernels are constants in copies of the loop of their own: a choice inside would
+    // keep it from becoming vectors.
+    match (rounding, overflow) {
+        (NearestTiesToEven, Saturate) => by(NearestTiesToEven, Saturate, in_units, values, codes),
+        (NearestTiesAway, Saturate) => by(NearestTiesAway, Saturate, in_units, values, codes),
+        (NearestTiesAway, Wrap) => by(NearestTiesAway, Wrap, in_units, values, codes),
+        _ => by(rounding, overflow, in_units, values, codes),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::real::{LANES, Lanes};
 use serde::{Deserialize, Serialize};
+use std::hint::select_unpredictable as select;
 use std::ops::AddAssign;
 
 /// What happens to an integer outside [-128, 127].
@@ -47,13 +48,31 @@ impl Overflow {
     /// beyond i32 saturates to i32 first, as it does too.
     #[inline(always)]
     pub fn to_i8(self, integer: f32) -> i8 {
+        // Not by `as i32`: where it saturates there is no vector instruction, and lanes go one by one.
+        let number = select(integer.is_nan(), 0.0, integer);
         match self {
-            // By way of i32, for which there are vector instructions.
-            Overflow::Saturate => (integer as i32).clamp(-128, 127) as i8,
-            Overflow::SaturateSymmetric => (integer as i32).clamp(-127, 127) as i8,
-            Overflow::Wrap => integer as i32 as i8,
+            Overflow::Saturate | Overflow::SaturateSymmetric => {
+                let low = self.lowest();
+                let number = select(number < low, low, number);
+                low_byte(select(number > 127.0, 127.0, number))
+            }
+            Overflow::Wrap => {
+                // Exact; ±∞ gives NaN, whose low byte is 0 …
+                let rest = number - (number * (1.0 / 256.0)).floor() * 256.0;
+                // … and i32 ends at 0x7FFF_FFFF above.
+                let beyond = number >= 2_147_483_648.0;
+                select(beyond, -1, low_byte(rest))
+            }
         }
     }
+}
+
+/// The low byte of a whole number of at most 22 bits.
+#[inline(always)]
+fn low_byte(integer: f32) -> i8 {
+    /// 1.5·2^23: the sum's low bits are the integer's.
+    const TO_INTEGER: f32 = 12_582_912.0;
+    (integer + TO_INTEGER).to_bits() as i8
 }
 
 /// Whether an integer-valued f32 lies outside INT8.
@@ -160,7 +179,7 @@ impl Tally {
     pub fn add(&mut self, integer: f32) {
         self.overflows += u32::from(!(self.lowest..=127.0).contains(&integer));
         let magnitude = integer.to_bits() & 0x7FFF_FFFF;
-        let magnitude = std::hint::select_unpredictable(integer.is_nan(), 0, magnitude);
+        let magnitude = select(integer.is_nan(), 0, magnitude);
         self.peak = self.peak.max(magnitude);
     }
 
@@ -206,7 +225,7 @@ impl LaneTally {
             now.0[e] = overflows[e] + u32::from(beyond);
             let magnitude = v.to_bits() & 0x7FFF_FFFF;
             let counts = (e < values) & !v.is_nan();
-            let magnitude = std::hint::select_unpredictable(counts, magnitude, 0);
+            let magnitude = select(counts, magnitude, 0);
             now.1[e] = peak[e].max(magnitude);
         }
         (self.overflows, self.peak) = now;
@@ -223,6 +242,31 @@ impl LaneTally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_exponent_goes_to_the_code_that_a_conversion_to_i32_gives() {
+        let words = (0..1u32 << 21).map(|i| i << 11 | (i * 0x9E5) & 0x7FF);
+        let edges = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0]
+            .map(f32::to_bits)
+            .into_iter()
+            .chain((0..64).map(|i| 0x4EFF_FFE0 + i))
+            .chain((0..64).map(|i| 0xCEFF_FFE0 + i))
+            .chain([0x7F80_0001, 0xFFFF_FFFF, 0x7FC0_0055]);
+        for word in words.chain(edges) {
+            let v = f32::from_bits(word);
+            for v in [v, v.round_ties_even(), (v % 70_000.0).trunc()] {
+                if v.fract() != 0.0 {
+                    continue;
+                }
+                let integer = v as i32;
+                let name = format!("{v:e} {:08x}", v.to_bits());
+                assert_eq!(Overflow::Wrap.to_i8(v), integer as i8, "{name}");
+                let fits = |low: i32| integer.clamp(low, 127) as i8;
+                assert_eq!(Overflow::Saturate.to_i8(v), fits(-128), "{name}");
+                assert_eq!(Overflow::SaturateSymmetric.to_i8(v), fits(-127), "{name}");
+            }
+        }
+    }
 
     #[test]
     fn saturate_and_wrap_over_a_window() {

@@ -2,8 +2,8 @@
 //! Source: datapath specification, section 4, step 6.
 
 use crate::arith::hadamard::HadamardSize;
-use crate::arith::requant::QuantRule;
-use crate::arith::saturate::{Status, Tally};
+use crate::arith::requant::{QuantRule, codes_of};
+use crate::arith::saturate::Status;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::HadamardRules;
 use crate::quant::{QTensor, Scale};
@@ -110,12 +110,12 @@ impl Kernel for QuantizeProducts<'_> {
         let HadamardRules {
             rounding, overflow, ..
         } = self.rules;
-        let mut tally = Tally::of(overflow);
-        for (v, code) in self.values.iter().zip(self.codes.iter_mut()) {
-            let integer = rounding.round(*v * self.factor);
-            tally.add(integer);
-            *code = overflow.to_i8(integer);
-        }
-        tally.status(self.values.len(), overflow)
+        codes_of(
+            rounding,
+            overflow,
+            |v| v * self.factor,
+            self.values,
+            self.codes,
+        )
     }
 }
