@@ -22,7 +22,7 @@ use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
 use half::f16;
 use ndarray::{Array2, s};
 use prepare::prepare_layer;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use adopt::{Amendment, Part};
 pub use block::{ConvHistory, LayerState};
@@ -75,6 +75,8 @@ pub struct Datapath<'m> {
     pub(crate) embedding: &'m Array2<f16>,
     pub(crate) norm_f: Vec<f32>,
     pub(crate) head: LinearWeight<'m>,
+    /// Whether the weights were put on large pages: at the first token that is decoded.
+    pages: OnceLock<()>,
 }
 
 impl<'m> Datapath<'m> {
@@ -93,6 +95,7 @@ impl<'m> Datapath<'m> {
             embedding: ends.embedding,
             norm_f: ends.norm_f.iter().map(|w| f32::from(*w)).collect(),
             head: LinearWeight::float(ends.head.view()),
+            pages: OnceLock::new(),
         })
     }
 
@@ -182,7 +185,19 @@ impl<'m> Datapath<'m> {
     /// Runs one token from `state`, which it advances. Returns its logits, `[1, V]`. After an error the
     /// state is lost.
     pub fn decode(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
+        self.enlarge_pages();
         in_pool(|| self.decode_here(token, state, probe))
+    }
+
+    /// Decode reads every weight once a token.
+    fn enlarge_pages(&self) {
+        self.pages.get_or_init(|| {
+            for layer in &self.layers {
+                let weights = [&layer.in_proj_x, &layer.in_proj_z, &layer.out_proj];
+                weights.map(LinearWeight::enlarge_pages);
+            }
+            self.head.enlarge_pages();
+        });
     }
 
     fn decode_here(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
@@ -202,6 +217,7 @@ impl<'m> Datapath<'m> {
     /// their logits, `[B, V]`. Every sequence gets the bits that [`Datapath::decode`] gives it.
     pub fn decode_batch(&self, tokens: &[u32], states: &mut [State]) -> Result<Tensor> {
         assert_eq!(tokens.len(), states.len(), "a state for each token");
+        self.enlarge_pages();
         let mut hidden = self.embed(tokens)?;
         let mut residual = None;
         for i in 0..self.layers.len() {

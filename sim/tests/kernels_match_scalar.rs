@@ -5,6 +5,7 @@
 use half::f16;
 use ndarray::Array2;
 use scalescope_sim::arith::binary16::{from_f16, narrow, to_f16, widen};
+use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
@@ -15,9 +16,12 @@ use scalescope_sim::kernels::matmul_f32::RealWeight;
 use scalescope_sim::kernels::matmul_i8::{Sums, matmul_i8};
 use scalescope_sim::mode::MODES;
 use scalescope_sim::model::Model;
-use scalescope_sim::profile::PROFILES;
-use scalescope_sim::quant::{Acc, Scale};
+use scalescope_sim::profile::{CUDA_FAST, EXACT, PROFILES, ScanFormula, TORCH};
+use scalescope_sim::quant::{Acc, QTensor, QVector, Scale};
 use scalescope_sim::step::linear::Requantize;
+use scalescope_sim::step::scan::{
+    Outputs, ScanInputs, ScanWeight, Source, selective_scan_f16, selective_scan_quantize,
+};
 use scalescope_sim::trace::{Recorder, Selection};
 
 /// Deterministic words (SplitMix64).
@@ -49,8 +53,10 @@ fn every_kernel_on_every_instruction_set() {
                 .unwrap();
             pool.install(int8_products);
             pool.install(real_products);
+            pool.install(scans);
         }
         slices();
+        rotations();
     }
     whole_models();
 }
@@ -62,7 +68,7 @@ fn int8_products() {
         let (widths, depths): (&[usize], &[usize]) = match l {
             513 => (&[33], &[5, 65]),
             _ => (
-                &[1, 15, 16, 31, 32, 33, 80],
+                &[1, 15, 16, 17, 31, 32, 33, 48, 80],
                 &[1, 2, 3, 4, 5, 48, 63, 64, 65, 130, 257],
             ),
         };
@@ -117,6 +123,11 @@ fn real_products() {
     for (l, n, k) in [
         (1, 1, 1),
         (1, 33, 31),
+        (1, 15, 32),
+        (1, 16, 33),
+        (1, 31, 64),
+        (1, 32, 96),
+        (1, 70, 65),
         (7, 32, 33),
         (8, 31, 255),
         (9, 70, 257),
@@ -146,6 +157,99 @@ fn real_products() {
             RealWeight::Codes(codes.view(), 0.37).multiply(&x),
             product(&|j, i| 0.37 * f32::from(codes[(j, i)])),
         );
+    }
+}
+
+/// Scans over tiles of channels that are full and not, with states that turn in registers and not: what
+/// every instruction set gives is what the scalar code gave first, and the quantizer inside a scan is
+/// the one outside.
+fn scans() {
+    let scale = |v: f32| Scale::new(v).unwrap();
+    for (e, n) in [(1, 16), (16, 16), (40, 16), (33, 5), (48, 32), (20, 48)] {
+        for l in [1, 2, 63, 64, 65, 512, 514] {
+            let mut random = Random((e * 1000 + n * 10 + l) as u64);
+            let vector = |codes: Array2<i8>, s| QVector {
+                codes: codes.into_raw_vec_and_offset().0,
+                scale: scale(s),
+            };
+            let a_log = QTensor {
+                codes: random.codes(e, n).mapv(|q| q / 2),
+                scale: scale(0.021),
+            };
+            let d = vector(random.codes(1, e), 0.0093);
+            let weight = ScanWeight::int8(&a_log, &d, &vector(random.codes(1, e), 0.041));
+            let [u, dt, z] = std::array::from_fn(|_| random.codes(l, e));
+            let [b, c] = std::array::from_fn(|_| random.codes(l, n));
+            let state = random.codes(e, n);
+            let int8 = |codes, s| Source::Int8 {
+                codes,
+                scale: scale(s),
+            };
+            let inputs = ScanInputs {
+                u: int8(&u, 0.02),
+                dt: int8(&dt, 0.013),
+                b: int8(&b, 0.011),
+                c: int8(&c, 0.017),
+                z: Some(int8(&z, 0.03)),
+                state: Some(int8(&state, 0.05)),
+            };
+            for rules in [
+                EXACT.prefill,
+                TORCH.prefill,
+                CUDA_FAST.prefill,
+                CUDA_FAST.decode,
+            ] {
+                let rules = rules.scan;
+                if rules.formula == ScanFormula::Grouped && l > 65 {
+                    continue;
+                }
+                let name = format!("{:?} {rules:?} {e} {n} {l}", Isa::current());
+                let (y, last) = selective_scan_f16(&rules, &weight, &inputs);
+                let isa = Isa::current();
+                Isa::Baseline.limit();
+                let want = selective_scan_f16(&rules, &weight, &inputs);
+                isa.limit();
+                assert_eq!(y, want.0, "{name}");
+                let bits = |v: &Array2<f32>| v.mapv(f32::to_bits);
+                assert_eq!(bits(&last), bits(&want.1), "{name}");
+                let mut again = Array2::zeros((l, e));
+                let to = Outputs::f16(&mut again);
+                let inside = selective_scan_quantize(&rules, &weight, &inputs, to, scale(0.06));
+                match inside {
+                    Some((q, status)) => {
+                        let (codes, counted) = QTensor::quantize(&last, scale(0.06), rules.state);
+                        assert_eq!(q, codes, "{name}");
+                        assert_eq!(status, counted, "{name}");
+                        assert_eq!(again, y, "{name}");
+                    }
+                    None => assert!(l > 512, "{name}"),
+                }
+            }
+        }
+    }
+}
+
+/// Butterflies and factors of every kind of length.
+fn rotations() {
+    let mut random = Random(4);
+    for n in [
+        2, 8, 16, 32, 64, 128, 256, 2048, 12, 96, 192, 384, 768, 1536, 3072, 320, 40, 640, 5120,
+        28, 448, 20,
+    ] {
+        let values: Vec<f32> = (0..2 * n)
+            .map(|_| (random.next() >> 40) as f32 * 1e-3 - 8000.0)
+            .chain(std::iter::repeat_n(-0.0, n))
+            .collect();
+        let size = HadamardSize::of(n).unwrap();
+        let on = |isa: Isa| {
+            isa.limit();
+            let mut rows = values.clone();
+            size.transform(&mut rows);
+            rows.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        let isa = Isa::current();
+        let want = on(Isa::Baseline);
+        assert!(on(isa) == want, "{isa:?} {n}");
     }
 }
 

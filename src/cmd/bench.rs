@@ -169,6 +169,7 @@ fn peak_memory_mib() -> Option<f64> {
 fn text(report: &Report) -> String {
     let Peaks {
         int8_gops,
+        int8_product_gops,
         fp32_gflops,
         read_gbs,
     } = report.peaks;
@@ -179,6 +180,12 @@ fn text(report: &Report) -> String {
     let int8 = int8_gops.map_or("none".into(), |p| format!("{p:.0} GOP/s"));
     out += &format!(
         "peaks of this machine in this run: INT8 {int8}, FP32 {fp32_gflops:.0} GFLOP/s, reading {read_gbs:.1} GB/s\n"
+    );
+    let of_peak = int8_gops.map_or(String::new(), |p| {
+        format!(" ({:.0} % of the peak)", 100.0 * int8_product_gops / p)
+    });
+    out += &format!(
+        "one INT8 product of 512 x 768 by 768 x 3072, requantized: {int8_product_gops:.0} GOP/s{of_peak}\n"
     );
     if let Some(memory) = report.peak_memory_mib {
         out += &format!("most memory held before that: {memory:.0} MiB\n");

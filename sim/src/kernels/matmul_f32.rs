@@ -114,7 +114,6 @@ fn fill<T: Copy>(
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::{PANEL, RealWeight, f16};
-    use crate::kernels::transpose::transpose_16x16;
     use std::arch::x86_64::*;
 
     /// As [`RealWeight::fill`].
@@ -172,48 +171,83 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     #[inline]
     fn fill(rows: &[f16], k: usize, from: usize, panel: &mut [[f32; PANEL]]) {
-        for (block, lanes) in panel.chunks_mut(32).enumerate() {
+        for (block, lanes) in panel.chunks_mut(COLUMNS).enumerate() {
             for half in 0..2 {
-                let pairs = turned(rows, k, from + 32 * block, lanes.len(), half);
-                for (lanes, pair) in lanes.chunks_mut(2).zip(pairs) {
-                    for (lanes, values) in lanes.iter_mut().zip(apart(pair)) {
-                        let to = lanes[16 * half..][..16].as_mut_ptr();
-                        // SAFETY: 16 values from `to` on.
-                        unsafe { _mm512_storeu_ps(to, values) };
-                    }
+                let columns = turned(rows, k, from + COLUMNS * block, lanes.len(), half);
+                for (lanes, column) in lanes.iter_mut().zip(columns) {
+                    let to = lanes[16 * half..][..16].as_mut_ptr();
+                    // SAFETY: 16 values from `to` on.
+                    unsafe { _mm512_storeu_ps(to, _mm512_cvtph_ps(column)) };
                 }
             }
         }
     }
 
-    /// `columns` columns, at most 32, of 16 rows: pairs of neighbours as words, turned so that a row is a
-    /// lane. Columns and rows that are missing are zero.
+    /// Columns that are turned at once: a vector of each row.
+    const COLUMNS: usize = 32;
+
+    /// `columns` columns, at most 32, of 16 rows, turned so that a row is a lane. Columns and rows that are
+    /// missing are zero.
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
-    fn turned(rows: &[f16], k: usize, from: usize, columns: usize, half: usize) -> [__m512i; 16] {
-        let count = rows.len() / k;
-        let mask = u32::MAX >> (32 - columns);
-        let mut pairs = [_mm512_setzero_si512(); 16];
-        for (lane, pair) in pairs.iter_mut().enumerate() {
-            let row = 16 * half + lane;
-            if row < count {
-                let at = &rows[row * k + from..][..columns];
-                // The same place of the next panel: strides this long defeat the machine's own
-                // prefetching. A prefetch past the end does nothing.
-                _mm_prefetch::<_MM_HINT_T1>(at.as_ptr().wrapping_add(PANEL * k).cast());
-                // SAFETY: the mask keeps the load inside `at`.
-                *pair = unsafe { _mm512_maskz_loadu_epi16(mask, at.as_ptr().cast()) };
+    fn turned(
+        rows: &[f16],
+        k: usize,
+        from: usize,
+        columns: usize,
+        half: usize,
+    ) -> [__m256i; COLUMNS] {
+        let rows = &rows[(16 * half * k).min(rows.len())..];
+        let mut v = [_mm512_setzero_si512(); 16];
+        if rows.len() >= 16 * k && columns == COLUMNS {
+            let block = rows[from..][..15 * k + COLUMNS].as_ptr();
+            for (i, v) in v.iter_mut().enumerate() {
+                // SAFETY: a vector of each of the block's 16 rows.
+                *v = unsafe { _mm512_loadu_si512(block.add(i * k).cast()) };
+            }
+        } else {
+            let mask = u32::MAX >> (32 - columns);
+            for (row, v) in rows.chunks_exact(k).zip(&mut v) {
+                let at = row[from..][..columns].as_ptr();
+                // SAFETY: the mask keeps the load inside those columns.
+                *v = unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) };
             }
         }
-        transpose_16x16(pairs)
-    }
-
-    /// The two columns of a pair.
-    #[target_feature(enable = "avx512f,f16c")]
-    #[inline]
-    fn apart(pair: __m512i) -> [__m512; 2] {
-        let high = _mm512_srli_epi32::<16>(pair);
-        [pair, high].map(|words| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)))
+        // Two rows, then four, then eight side by side, inside each 128-bit lane …
+        let mut twos = v;
+        for i in 0..8 {
+            twos[2 * i] = _mm512_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
+            twos[2 * i + 1] = _mm512_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
+        }
+        let mut fours = twos;
+        for i in 0..4 {
+            for j in 0..2 {
+                let (a, b) = (twos[4 * i + j], twos[4 * i + 2 + j]);
+                fours[4 * i + 2 * j] = _mm512_unpacklo_epi32(a, b);
+                fours[4 * i + 2 * j + 1] = _mm512_unpackhi_epi32(a, b);
+            }
+        }
+        // eights[8i + c]: rows 8i to 8i + 7 of column c and those 8, 16 and 24 further.
+        let mut eights = fours;
+        for i in 0..2 {
+            for j in 0..4 {
+                let (a, b) = (fours[8 * i + j], fours[8 * i + 4 + j]);
+                eights[8 * i + 2 * j] = _mm512_unpacklo_epi64(a, b);
+                eights[8 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a, b);
+            }
+        }
+        // … then all 16 of a column.
+        let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+        let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        let mut out = [_mm256_setzero_si256(); COLUMNS];
+        for c in 0..8 {
+            for (at, place) in [(c, first), (16 + c, second)] {
+                let both = _mm512_permutex2var_epi64(eights[c], place, eights[8 + c]);
+                out[at] = _mm512_castsi512_si256(both);
+                out[at + 8] = _mm512_extracti64x4_epi64::<1>(both);
+            }
+        }
+        out
     }
 
     /// The outputs of one row of x for at most 32 rows of a weight. Nothing is stored in between: while
@@ -223,20 +257,25 @@ mod avx512 {
     pub(super) fn one_row(rows: &[f16], k: usize, x: &[f32], out: &mut [f32]) {
         assert!(x.len() == k && rows.len() == out.len() * k && out.len() <= PANEL);
         let mut sums = [_mm512_setzero_ps(); 2];
-        for (block, x) in x.chunks(32).enumerate() {
+        // The next panel, asked for in the order of memory: 16 rows a stride apart defeat the machine's
+        // own prefetching. A prefetch past the end does nothing.
+        let mut next = rows.as_ptr().wrapping_add(PANEL * k);
+        for (block, x) in x.chunks(COLUMNS).enumerate() {
             for (half, sum) in sums.iter_mut().enumerate() {
-                let pairs = turned(rows, k, 32 * block, x.len(), half);
-                if let Ok(x) = <&[f32; 32]>::try_from(x) {
-                    for i in 0..16 {
-                        let [low, high] = apart(pairs[i]);
-                        *sum = _mm512_fmadd_ps(_mm512_set1_ps(x[2 * i]), low, *sum);
-                        *sum = _mm512_fmadd_ps(_mm512_set1_ps(x[2 * i + 1]), high, *sum);
+                for _ in 0..16 {
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                    next = next.wrapping_add(32);
+                }
+                let columns = turned(rows, k, COLUMNS * block, x.len(), half);
+                if let Ok(x) = <&[f32; COLUMNS]>::try_from(x) {
+                    for i in 0..COLUMNS {
+                        let w = _mm512_cvtph_ps(columns[i]);
+                        *sum = _mm512_fmadd_ps(_mm512_set1_ps(x[i]), w, *sum);
                     }
                 } else {
-                    for (pair, x) in pairs.into_iter().zip(x.chunks(2)) {
-                        for (w, x) in apart(pair).into_iter().zip(x) {
-                            *sum = _mm512_fmadd_ps(_mm512_set1_ps(*x), w, *sum);
-                        }
+                    for (x, column) in x.iter().zip(columns) {
+                        let w = _mm512_cvtph_ps(column);
+                        *sum = _mm512_fmadd_ps(_mm512_set1_ps(*x), w, *sum);
                     }
                 }
             }

@@ -35,8 +35,9 @@ use rayon::prelude::*;
 const PANEL: usize = 32;
 /// From so many rows on, packing pays.
 const ROWS_TO_PACK: usize = 4;
-/// Multiplications that are worth a thread of their own.
-const TASK: usize = 1 << 18;
+/// Multiplications that are worth a thread of their own: of one row some microseconds, which go by in
+/// reading weights.
+const TASK: usize = 1 << 15;
 
 /// What becomes of accumulators.
 pub trait Epilogue: Sync {

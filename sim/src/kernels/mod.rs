@@ -33,6 +33,7 @@ pub mod columns;
 pub(crate) mod exp;
 pub mod matmul_f32;
 pub mod matmul_i8;
+pub mod pages;
 pub mod peak;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod sfu;

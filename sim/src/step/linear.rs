@@ -9,6 +9,7 @@ use crate::arith::saturate::{LaneTally, Overflow, Status};
 use crate::error::{Result, SimError};
 use crate::kernels::matmul_f32::RealWeight;
 use crate::kernels::matmul_i8::{Epilogue, Sums, matmul_i8};
+use crate::kernels::pages;
 use crate::profile::LinearRule;
 use crate::profile::unit::GROUP;
 use crate::quant::{Acc, Multiplier, QTensor, Scale};
@@ -79,6 +80,17 @@ impl LinearWeight<'_> {
             high = high.max(most);
         }
         Some((low, high))
+    }
+
+    /// Prepares for being read once a token, from end to end.
+    pub(crate) fn enlarge_pages(&self) {
+        match self {
+            LinearWeight::Int8 { codes, .. } => pages::enlarge(codes.as_slice().unwrap_or(&[])),
+            LinearWeight::Scaled(weight) => {
+                pages::enlarge(weight.codes.as_slice().unwrap_or(&[]));
+            }
+            LinearWeight::Float(weight) => pages::enlarge(weight.as_slice().unwrap_or(&[])),
+        }
     }
 
     /// The codes and their scales; `None` for real weights.

@@ -21,9 +21,13 @@ impl Run<'_, '_> {
             XOutput::Float => LinearOutput::F32,
         };
         let z_output = self.linear_output(mode.z, ScaleUse::InProjOut);
-        let x = linear(norm_out, s_in, &self.layer.in_proj_x, rule, x_output)?;
-        let z = linear(norm_out, s_in, &self.layer.in_proj_z, rule, z_output)?;
         let layer = self.layer;
+        // Side by side, so that threads meet once.
+        let (x, z) = rayon::join(
+            || linear(norm_out, s_in, &layer.in_proj_x, rule, x_output),
+            || linear(norm_out, s_in, &layer.in_proj_z, rule, z_output),
+        );
+        let (x, z) = (x?, z?);
         let x = self.counted(TracePoint::InProjOut, rule, (norm_out, &layer.in_proj_x), x)?;
         let z = self.counted(TracePoint::InProjOut, rule, (norm_out, &layer.in_proj_z), z)?;
         if x.dtype() != z.dtype() {

@@ -148,43 +148,102 @@ pub(super) fn dots<E: Epilogue>(job: &Job<E>) -> Status {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn dots_panel<E: Epilogue>(job: &Job<E>, p: usize) -> Status {
     dots::panel(job, p, |x, weight, acc| {
-        let k = x.len();
-        let mut fours = acc.chunks_exact_mut(4);
-        let mut rows = weight.chunks_exact(4 * k);
-        for (acc, rows) in fours.by_ref().zip(rows.by_ref()) {
-            acc.copy_from_slice(&dots_of::<4>(x, rows));
-        }
-        let rest = fours.into_remainder().iter_mut();
-        for (acc, row) in rest.zip(rows.remainder().chunks_exact(k)) {
-            [*acc] = dots_of::<1>(x, row);
+        let rows = weight.chunks(16 * x.len());
+        for (acc, rows) in acc.chunks_mut(16).zip(rows) {
+            let mut parts = [_mm512_setzero_si512(); 16];
+            // One row after another, in the order of memory: the machine's own prefetching follows one
+            // stream, and four rows side by side came in at a quarter of its speed.
+            for (part, row) in parts.iter_mut().zip(rows.chunks_exact(x.len())) {
+                *part = partial_dots(x, row);
+            }
+            // SAFETY: both types are 16 words.
+            let sums = unsafe { std::mem::transmute::<__m512i, [i32; 16]>(sums_of_lanes(parts)) };
+            acc.copy_from_slice(&sums[..acc.len()]);
         }
     })
 }
 
-/// The dot products of x with R rows of a weight: R chains of sums that do not wait for each other.
+/// 16 words whose sum is the dot product of x with a row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn dots_of<const R: usize>(x: &[i8], rows: &[i8]) -> [i32; R] {
-    let k = x.len();
-    assert_eq!(rows.len(), R * k);
+fn partial_dots(x: &[i8], row: &[i8]) -> __m512i {
+    assert_eq!(x.len(), row.len());
     let offset = _mm512_set1_epi32(OFFSET);
-    let mut with_offset = [_mm512_setzero_si512(); R];
-    let mut of_offset = [_mm512_setzero_si512(); R];
-    for (i, codes) in x.chunks(64).enumerate() {
-        let mask = u64::MAX >> (64 - codes.len());
-        // SAFETY: the mask keeps the load inside `codes`.
-        let unsigned = unsafe { _mm512_maskz_loadu_epi8(mask, codes.as_ptr()) };
-        let unsigned = _mm512_xor_si512(unsigned, offset);
-        for r in 0..R {
-            // SAFETY: inside row r, as above; a code left out is zero.
-            let w = unsafe { _mm512_maskz_loadu_epi8(mask, rows.as_ptr().add(r * k + 64 * i)) };
-            with_offset[r] = _mm512_dpbusd_epi32(with_offset[r], unsigned, w);
-            of_offset[r] = _mm512_dpbusd_epi32(of_offset[r], offset, w);
+    let mut with_offset = _mm512_setzero_si512();
+    let mut of_offset = _mm512_setzero_si512();
+    let (codes, last) = x.as_chunks::<64>();
+    let (weights, last_weights) = row.as_chunks::<64>();
+    for (codes, w) in codes.iter().zip(weights) {
+        // SAFETY: 64 codes each.
+        let (codes, w) = unsafe {
+            (
+                _mm512_loadu_si512(codes.as_ptr().cast()),
+                _mm512_loadu_si512(w.as_ptr().cast()),
+            )
+        };
+        let unsigned = _mm512_xor_si512(codes, offset);
+        with_offset = _mm512_dpbusd_epi32(with_offset, unsigned, w);
+        of_offset = _mm512_dpbusd_epi32(of_offset, offset, w);
+    }
+    if !last.is_empty() {
+        let mask = u64::MAX >> (64 - last.len());
+        // SAFETY: the mask keeps the loads inside the slices; a code left out is zero.
+        let (codes, w) = unsafe {
+            (
+                _mm512_maskz_loadu_epi8(mask, last.as_ptr()),
+                _mm512_maskz_loadu_epi8(mask, last_weights.as_ptr()),
+            )
+        };
+        let unsigned = _mm512_xor_si512(codes, offset);
+        with_offset = _mm512_dpbusd_epi32(with_offset, unsigned, w);
+        of_offset = _mm512_dpbusd_epi32(of_offset, offset, w);
+    }
+    _mm512_sub_epi32(with_offset, of_offset)
+}
+
+/// Lane i: the sum of all lanes of vector i.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn sums_of_lanes(parts: [__m512i; 16]) -> __m512i {
+    // Two vectors become one, in which a lane has half as many terms left to add.
+    let words = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let pairs = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let fours = |a, b| {
+        let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+        let odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+        _mm512_add_epi32(even, odd)
+    };
+    let of_four = |i: usize| {
+        pairs(
+            words(parts[4 * i], parts[4 * i + 1]),
+            words(parts[4 * i + 2], parts[4 * i + 3]),
+        )
+    };
+    fours(fours(of_four(0), of_four(1)), fours(of_four(2), of_four(3)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+
+    #[test]
+    fn lanes_are_summed_each_into_its_own() {
+        if !Isa::available().contains(&Isa::Avx512) {
+            eprintln!("not run: no AVX-512");
+            return;
+        }
+        let parts: [[i32; 16]; 16] =
+            std::array::from_fn(|i| std::array::from_fn(|j| 1000 * i as i32 + (j * j) as i32));
+        // SAFETY: the instruction set was found; the types are as long.
+        let sums: [i32; 16] = unsafe {
+            std::mem::transmute(sums_of_lanes(std::mem::transmute::<
+                [[i32; 16]; 16],
+                [__m512i; 16],
+            >(parts)))
+        };
+        for i in 0..16 {
+            assert_eq!(sums[i], parts[i].iter().sum::<i32>(), "{i}");
         }
     }
-    let mut sums = [0; R];
-    for r in 0..R {
-        sums[r] = _mm512_reduce_add_epi32(_mm512_sub_epi32(with_offset[r], of_offset[r]));
-    }
-    sums
 }
