@@ -805,6 +805,9 @@ pub struct BenchArgs {
     /// Sequences decoded together, separated by commas
     #[arg(long, default_value = "1", value_name = "LIST", value_delimiter = ',')]
     pub batch: Vec<NonZeroUsize>,
+    /// Prefill once more with these points recorded in every block, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub points: Option<Vec<String>>,
     /// Runs of each, after one that does not count
     #[arg(long, default_value = "5", value_name = "N")]
     pub repeat: NonZeroUsize,

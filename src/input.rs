@@ -17,6 +17,7 @@ use scalescope_sim::mode::{ModeSpec, ModeTable};
 use scalescope_sim::model::{ActivationScales, FloatModel, Model};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
+use scalescope_sim::trace::TracePoint;
 use std::cell::Cell;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
@@ -462,4 +463,17 @@ fn only_float(float: &Arc<FloatModel>) -> Model {
         float: Some(Arc::clone(float)),
         ..Model::default()
     }
+}
+
+/// The trace points of these names.
+pub fn trace_points(names: &[String]) -> Result<Vec<TracePoint>> {
+    let known = || TracePoint::ALL.map(|p| p.name()).join(", ");
+    names
+        .iter()
+        .map(|name| {
+            TracePoint::from_name(name).ok_or_else(|| {
+                SimError::value("--points", format_args!("some of {}", known()), name)
+            })
+        })
+        .collect()
 }

@@ -459,6 +459,8 @@ fn bench_measures_every_mode_profile_length_and_batch() {
         "2",
         "--batch",
         "1,3",
+        "--points",
+        "had_out,ssm_state",
         "--repeat",
         "1",
         "--threads",
@@ -466,9 +468,12 @@ fn bench_measures_every_mode_profile_length_and_batch() {
         "--json",
     ]);
     assert_eq!(report["threads"], 2);
+    assert!(report["peaks"]["int8_product_gops"].as_f64().unwrap() > 0.0);
     assert!(report["peaks"]["read_gbs"].as_f64().unwrap() > 0.0);
     let measurements = report["measurements"].as_array().unwrap();
-    assert_eq!(measurements.len(), 2 * 2 * (2 + 2));
+    assert_eq!(measurements.len(), 2 * 2 * (2 + 2 + 2));
+    let traced = measurements.iter().filter(|m| m["phase"] == "traced");
+    assert_eq!(traced.count(), 2 * 2 * 2);
     for m in measurements {
         assert!(m["tokens_per_second"].as_f64().unwrap() > 0.0, "{m}");
         let steps = m["steps"].as_object().unwrap();

@@ -8,6 +8,7 @@ use ndarray::Array2;
 use scalescope_sim::arith::binary16::{narrow, widen};
 use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::arith::requant::{QuantRule, ScaleOrder};
+use scalescope_sim::checkpoint::quantized;
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::isa::Isa;
@@ -103,6 +104,17 @@ fn binary16(bencher: Bencher, isa: &Isa) {
             narrow(&values, &mut halves);
             widen(&halves, &mut values);
         });
+}
+
+/// Reading a quantized model of the 130M shape from a file, `scalescope-130m.safetensors` in the system's
+/// temporary folder, which stays there.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn load(bencher: Bencher) {
+    let path = std::env::temp_dir().join("scalescope-130m.safetensors");
+    let model = synthetic::quantized_model(Shape::named("130m").unwrap());
+    quantized::write(&path, &model).unwrap();
+    drop(model);
+    bencher.bench_local(|| quantized::read(&path).unwrap());
 }
 
 /// One block of the 130M shape, 512 tokens: conv, scan and norm in their place.

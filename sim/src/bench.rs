@@ -11,9 +11,10 @@ pub use clock::processor_time;
 pub use peak::{Peaks, measure as measure_peaks};
 pub use work::{LinearWork, linear_work};
 
+use crate::arith::saturate::Status;
 use crate::datapath::{Datapath, LogitRows};
 use crate::error::Result;
-use crate::trace::{Place, Probe, Tensor};
+use crate::trace::{Place, Probe, Recorder, Selection, Tensor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -175,6 +176,53 @@ pub fn throughput(datapath: &Datapath, length: usize, repeats: usize) -> Result<
         Ok(watch.stop(length))
     };
     median(repeats, run)
+}
+
+/// As [`throughput`], with the places of a selection recorded.
+///
+/// # Errors
+///
+/// Those of [`Datapath::prefill`].
+pub fn traced_throughput(
+    datapath: &Datapath,
+    length: usize,
+    repeats: usize,
+    selection: &Selection,
+) -> Result<StepTimes> {
+    let tokens = tokens(datapath, length);
+    let run = || {
+        let mut probe = Recording {
+            recorder: Recorder::new(selection.clone()),
+            watch: Stopwatch::default(),
+        };
+        datapath.prefill(&tokens, LogitRows::Last, &mut probe)?;
+        Ok(probe.watch.stop(length))
+    };
+    median(repeats, run)
+}
+
+/// A stopwatch beside a recorder.
+struct Recording {
+    recorder: Recorder,
+    watch: Stopwatch,
+}
+
+impl Probe for Recording {
+    fn wants(&self, place: Place) -> bool {
+        self.recorder.wants(place)
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        self.recorder.visit(place, value)
+    }
+
+    fn count(&mut self, place: Place, status: Status) {
+        self.recorder.count(place, status);
+    }
+
+    fn enter(&mut self, step: Step) {
+        self.watch.enter(step);
+    }
 }
 
 /// Decodes `length` tokens one by one from the empty state, `repeats` times as [`throughput`].

@@ -193,8 +193,9 @@ impl<'m> Datapath<'m> {
     fn enlarge_pages(&self) {
         self.pages.get_or_init(|| {
             for layer in &self.layers {
-                let weights = [&layer.in_proj_x, &layer.in_proj_z, &layer.out_proj];
-                weights.map(LinearWeight::enlarge_pages);
+                for weight in [&layer.in_proj_x, &layer.in_proj_z, &layer.out_proj] {
+                    weight.enlarge_pages();
+                }
             }
             self.head.enlarge_pages();
         });

@@ -2,18 +2,20 @@
 
 use crate::Outcome;
 use crate::cli::BenchArgs;
-use crate::input::{load_subject, mode_table, select_modes};
+use crate::input::{load_subject, mode_table, select_modes, trace_points};
 use crate::output::{print, print_json, progress, table, table_text};
 use scalescope_sim::bench::{
     Peaks, Step, StepTimes, batch_throughput, decode_throughput, linear_work, measure_peaks,
-    throughput,
+    throughput, traced_throughput,
 };
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::isa::Isa;
 use scalescope_sim::profile::Profile;
+use scalescope_sim::trace::Selection;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// The model that is measured when none is named.
 const SHAPE: &str = "130m";
@@ -23,7 +25,7 @@ const SHAPE: &str = "130m";
 struct Measurement {
     mode: String,
     profile: String,
-    /// `prefill` or `decode`.
+    /// `prefill`, `traced` (the same, with points recorded) or `decode`.
     phase: &'static str,
     /// Tokens of a sequence.
     length: usize,
@@ -56,6 +58,8 @@ struct Report {
     threads: usize,
     isa: String,
     repeats: usize,
+    /// Until the model was read or made.
+    load_seconds: f64,
     /// Of this process before peaks were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_memory_mib: Option<f64>,
@@ -72,9 +76,17 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     if model.model.is_none() && model.synthetic.is_none() {
         model.synthetic = Some(SHAPE.into());
     }
+    let begun = Instant::now();
     let subject = load_subject(&model, &modes)?;
+    let load_seconds = begun.elapsed().as_secs_f64();
     let repeats = args.repeat.get();
-    let each = args.length.len() + if args.decode > 0 { args.batch.len() } else { 0 };
+    let traced = args.points.as_deref().map(trace_points).transpose()?;
+    let traced = traced.map(|points| Selection {
+        layers: None,
+        points: Some(points),
+    });
+    let prefills = args.length.len() * if traced.is_some() { 2 } else { 1 };
+    let each = prefills + if args.decode > 0 { args.batch.len() } else { 0 };
     let bar = progress((modes.len() * profiles.len() * each) as u64, "measuring");
     let mut measurements = Vec::new();
     for mode in &modes {
@@ -84,6 +96,11 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
                 let times = throughput(&path, length.get(), repeats)?;
                 measurements.push(measurement(&path, "prefill", length.get(), 1, &times));
                 bar.inc(1);
+                if let Some(selection) = &traced {
+                    let times = traced_throughput(&path, length.get(), repeats, selection)?;
+                    measurements.push(measurement(&path, "traced", length.get(), 1, &times));
+                    bar.inc(1);
+                }
             }
             for batch in args.batch.iter().filter(|_| args.decode > 0) {
                 let times = match batch.get() {
@@ -102,6 +119,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
         threads: rayon::current_num_threads(),
         isa: format!("{:?}", Isa::current()),
         repeats,
+        load_seconds,
         peak_memory_mib: peak_memory_mib(),
         peaks: measure_peaks(),
         measurements,
@@ -135,7 +153,7 @@ fn measurement(
         });
         (products > 0 && spent > 0.0).then(|| 2.0 * products as f64 * tokens / spent / 1e9)
     };
-    let prefill = phase == "prefill";
+    let prefill = phase != "decode";
     let bytes: u64 = work.iter().map(|w| w.bytes).sum();
     let steps = Step::ALL
         .into_iter()
@@ -187,6 +205,7 @@ fn text(report: &Report) -> String {
     out += &format!(
         "one INT8 product of 512 x 768 by 768 x 3072, requantized: {int8_product_gops:.0} GOP/s{of_peak}\n"
     );
+    out += &format!("model ready after {:.2} s\n", report.load_seconds);
     if let Some(memory) = report.peak_memory_mib {
         out += &format!("most memory held before that: {memory:.0} MiB\n");
     }

@@ -3,7 +3,9 @@
 use crate::Outcome;
 use crate::cli::RunArgs;
 use crate::device::Devices;
-use crate::input::{Subject, faults, faults_text, load_subject, mode_table, rectangular};
+use crate::input::{
+    Subject, faults, faults_text, load_subject, mode_table, rectangular, trace_points,
+};
 use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
 use rayon::prelude::*;
@@ -141,24 +143,7 @@ fn selection(args: &RunArgs) -> Result<Selection> {
             points: Some(Vec::new()),
         });
     }
-    let points = match &args.points {
-        None => None,
-        Some(names) => Some(
-            names
-                .iter()
-                .map(|name| {
-                    TracePoint::from_name(name).ok_or_else(|| {
-                        let known: Vec<_> = TracePoint::ALL.iter().map(|p| p.name()).collect();
-                        SimError::value(
-                            "--points",
-                            format_args!("some of {}", known.join(", ")),
-                            name,
-                        )
-                    })
-                })
-                .collect::<Result<_>>()?,
-        ),
-    };
+    let points = args.points.as_deref().map(trace_points).transpose()?;
     Ok(Selection {
         layers: args.layers.clone(),
         points,

@@ -286,26 +286,30 @@ pub fn diva(n: f32, d: f32) -> f32 {
     rcp(d * k) * (n * k)
 }
 
+/// Of the polynomial in [`loga`], highest degree first.
+pub(crate) const LOGA_COEFFICIENTS: [u32; 9] = [
+    0xBE05_5027,
+    0x3E10_39F6,
+    0xBDF8_CDCC,
+    0x3E0F_2955,
+    0xBE2A_D8B9,
+    0x3E4C_ED0B,
+    0xBE7F_FF22,
+    0x3EAA_AA78,
+    0xBF00_0000,
+];
+
 /// `logf` of the decode kernels, for s ≥ 1, infinity and NaN; monotone, within 0.9 ulp.
 /// Source: datapath specification, section 5.
 #[inline(always)]
 pub fn loga(s: f32) -> f32 {
-    const COEFFICIENTS: [u32; 8] = [
-        0x3E10_39F6,
-        0xBDF8_CDCC,
-        0x3E0F_2955,
-        0xBE2A_D8B9,
-        0x3E4C_ED0B,
-        0xBE7F_FF22,
-        0x3EAA_AA78,
-        0xBF00_0000,
-    ];
     let bits = s.to_bits();
     let e = bits.wrapping_sub(0x3F2A_AAAB) & 0xFF80_0000;
     let f = f32::from_bits(bits.wrapping_sub(e)) - 1.0;
     let k = e as i32 as f32 * f32::from_bits(0x3400_0000);
-    let mut p = f32::from_bits(0xBE05_5027);
-    for c in COEFFICIENTS {
+    let [first, rest @ ..] = LOGA_COEFFICIENTS;
+    let mut p = f32::from_bits(first);
+    for c in rest {
         p = p.mul_add(f, f32::from_bits(c));
     }
     let log = (f * p).mul_add(f, f);

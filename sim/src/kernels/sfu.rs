@@ -10,7 +10,8 @@
 
 use crate::arith::real::Slices;
 use crate::arith::sfu::{
-    HIDDEN, INFINITY, LN_2, LOG1P_COEFFICIENTS, LOG2_E, MANTISSA, NAN, SIGN, tables,
+    HIDDEN, INFINITY, LN_2, LOG1P_COEFFICIENTS, LOG2_E, LOGA_COEFFICIENTS, MANTISSA, NAN, SIGN,
+    tables,
 };
 use crate::isa::Isa;
 use std::arch::x86_64::*;
@@ -284,9 +285,34 @@ on_lanes! {
         _mm512_mask_mul_ps(w, halved, w, w)
     }
 
-    #[cfg(test)]
+    /// [`crate::arith::sfu::expa`].
     fn expa(x: __m512) -> __m512 {
         exp2a(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)))
+    }
+
+    /// [`crate::arith::sfu::loga`].
+    fn loga(s: __m512) -> __m512 {
+        let [first, rest @ ..] = LOGA_COEFFICIENTS;
+        let bits = _mm512_castps_si512(s);
+        let e = _mm512_sub_epi32(bits, splat(0x3F2A_AAAB));
+        let e = _mm512_and_si512(e, splat(0xFF80_0000));
+        let f = _mm512_castsi512_ps(_mm512_sub_epi32(bits, e));
+        let f = _mm512_sub_ps(f, _mm512_set1_ps(1.0));
+        let k = _mm512_mul_ps(_mm512_cvtepi32_ps(e), _mm512_set1_ps(f32::from_bits(0x3400_0000)));
+        let mut p = _mm512_set1_ps(f32::from_bits(first));
+        for c in rest {
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(f32::from_bits(c)));
+        }
+        let log = _mm512_fmadd_ps(_mm512_mul_ps(f, p), f, f);
+        let result = _mm512_fmadd_ps(k, _mm512_set1_ps(LN_2), log);
+        // Infinities, NaN.
+        let unchanged = _mm512_fpclass_ps_mask::<0x99>(s);
+        _mm512_mask_mov_ps(result, unchanged, s)
+    }
+
+    /// `softplus` of [`crate::arith::sfu::CudaSubnormal`].
+    fn softplus_subnormal(x: __m512) -> __m512 {
+        loga(_mm512_add_ps(expa(x), _mm512_set1_ps(1.0)))
     }
 
     /// `softplus` of [`crate::arith::sfu::CudaFast`].
@@ -314,6 +340,8 @@ slices! {
     /// [`crate::arith::sfu::expa`] of each value.
     #[cfg(test)]
     fn expa_slice(values, x) = expa(x);
+    /// `softplus` of [`crate::arith::sfu::CudaSubnormal`] of each value.
+    fn softplus_subnormal_slice(values, x) = softplus_subnormal(x);
     /// `softplus` of [`crate::arith::sfu::CudaFast`] of each value.
     fn softplus_fast_slice(values, x) = softplus_fast(x);
     /// `times_sigmoid(value, z)` of [`crate::arith::sfu::CudaFast`] for each pair.
@@ -378,21 +406,25 @@ pub(crate) fn fast<const FLUSHED: bool>(slices: Slices) -> bool {
 
 /// Computes `slices` as [`crate::arith::sfu::CudaSubnormal`] does, if the machine can and it is worth while.
 pub(crate) fn subnormal(slices: Slices) -> bool {
-    match slices {
-        Slices::Decays(alpha, delta, decay) if Isa::current() >= Isa::Avx512Vbmi => {
-            // SAFETY: the instruction set was found.
-            unsafe { decays_subnormal(alpha, delta, decay) }
-            true
-        }
-        _ => false,
+    if Isa::current() < Isa::Avx512Vbmi {
+        return false;
     }
+    // SAFETY: the instruction set was found.
+    unsafe {
+        match slices {
+            Slices::Softplus(values) => softplus_subnormal_slice(values),
+            Slices::Decays(alpha, delta, decay) => decays_subnormal(alpha, delta, decay),
+            Slices::Silu(_) | Slices::TimesSigmoid(..) => return false,
+        }
+    }
+    true
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::arith::real::RealMath;
-    use crate::arith::sfu::{self, CudaFast, Fast};
+    use crate::arith::sfu::{self, CudaFast, CudaSubnormal, Fast};
 
     fn has_lanes() -> bool {
         let found = Isa::available().contains(&Isa::Avx512Vbmi);
@@ -463,6 +495,10 @@ mod tests {
     fn softplus_on_lanes() {
         if has_lanes() {
             check(|v| unsafe { softplus_fast_slice(v) }, CudaFast::softplus);
+            check(
+                |v| unsafe { softplus_subnormal_slice(v) },
+                CudaSubnormal::softplus,
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::{Epilogue, Job, PANEL, panels};
 use crate::arith::saturate::{LaneTally, Status};
+use rayon::prelude::*;
 
 /// One 32-bit word for each output of a panel.
 pub(super) type Words = [i32; PANEL];
@@ -55,6 +56,8 @@ pub(super) struct Scratch {
 pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
     /// Rows of x that stay in the second-level cache while all panels pass by.
     const SLAB: usize = 512;
+    /// Codes to pack that are worth a thread of their own.
+    const WORTH: usize = 1 << 17;
     let groups = job.k.div_ceil(T::GROUP).next_multiple_of(T::UNIT);
     let tile = T::ROWS * groups;
     let tiles = job.out.rows().min(SLAB).div_ceil(T::ROWS);
@@ -65,10 +68,11 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
     };
     let mut status = Status::default();
     for rows in job.x.chunks(SLAB * job.k) {
-        let to = x.words.chunks_exact_mut(tile);
-        for (rows, words) in rows.chunks(T::ROWS * job.k).zip(to) {
-            T::pack_rows(rows, job.k, words);
-        }
+        x.words
+            .par_chunks_exact_mut(tile)
+            .zip(rows.par_chunks(T::ROWS * job.k))
+            .with_min_len(WORTH.div_ceil(T::ROWS * job.k))
+            .for_each(|(words, rows)| T::pack_rows(rows, job.k, words));
         let sum = |row: &[i8]| row.iter().map(|q| i32::from(*q)).sum();
         let starts = rows.chunks_exact(job.k).map(|row| T::start(sum(row)));
         x.starts.clear();
