@@ -36,18 +36,27 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SequentialScan {
             scratch.out[0] = sum;
             return;
         }
-        for n in 0..states {
-            tile.decays::<R>(scratch, tokens, n);
-            let mut x = scratch.state[n];
-            for t in 0..tokens {
-                let at = (first + t) * states + n;
-                let (b, c) = (tile.b[at], tile.c[at]);
-                let input = tile.input::<R, F>(b, scratch.drive[t], scratch.u[t]);
-                let (decay, sum) = (scratch.decay[t], scratch.out[t]);
-                x = lanes(|e| F::update(decay[e], x[e], input[e]));
-                scratch.out[t] = lanes(|e| F::accumulate(x[e], c, sum[e]));
+        // As slices of one length: the loop then has no pointers to fetch and no bounds to check.
+        let (delta, decay) = (&scratch.delta[..tokens], &mut scratch.decay[..tokens]);
+        let (drive, u, out) = (
+            &scratch.drive[..tokens],
+            &scratch.u[..tokens],
+            &mut scratch.out[..tokens],
+        );
+        for (n, state) in scratch.state.iter_mut().enumerate() {
+            R::decays(&tile.alpha[n], delta, decay);
+            let from = first * states + n;
+            let b = tile.b[from..].iter().step_by(states);
+            let c = tile.c[from..].iter().step_by(states);
+            let mut x = *state;
+            let lanes_of_tokens = decay.iter().zip(drive).zip(u).zip(out.iter_mut());
+            for ((((decay, drive), u), out), (b, c)) in lanes_of_tokens.zip(b.zip(c)) {
+                let input = tile.input::<R, F>(*b, *drive, *u);
+                let (before, sum) = (x, *out);
+                x = lanes(|e| F::update(decay[e], before[e], input[e]));
+                *out = lanes(|e| F::accumulate(x[e], *c, sum[e]));
             }
-            scratch.state[n] = x;
+            *state = x;
         }
     }
 }
