@@ -202,6 +202,10 @@ mod avx512 {
         if rows.len() >= 16 * k && columns == COLUMNS {
             let block = rows[from..][..15 * k + COLUMNS].as_ptr();
             for (i, v) in v.iter_mut().enumerate() {
+                // The same place of the next panel: strides this long defeat the machine's own
+                // prefetching. A prefetch past the end does nothing.
+                let next = block.wrapping_add((i + PANEL) * k);
+                _mm_prefetch::<_MM_HINT_T1>(next.cast());
                 // SAFETY: a vector of each of the block's 16 rows.
                 *v = unsafe { _mm512_loadu_si512(block.add(i * k).cast()) };
             }
@@ -257,15 +261,8 @@ mod avx512 {
     pub(super) fn one_row(rows: &[f16], k: usize, x: &[f32], out: &mut [f32]) {
         assert!(x.len() == k && rows.len() == out.len() * k && out.len() <= PANEL);
         let mut sums = [_mm512_setzero_ps(); 2];
-        // The next panel, asked for in the order of memory: 16 rows a stride apart defeat the machine's
-        // own prefetching. A prefetch past the end does nothing.
-        let mut next = rows.as_ptr().wrapping_add(PANEL * k);
         for (block, x) in x.chunks(COLUMNS).enumerate() {
             for (half, sum) in sums.iter_mut().enumerate() {
-                for _ in 0..16 {
-                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                    next = next.wrapping_add(32);
-                }
                 let columns = turned(rows, k, COLUMNS * block, x.len(), half);
                 if let Ok(x) = <&[f32; COLUMNS]>::try_from(x) {
                     for i in 0..COLUMNS {

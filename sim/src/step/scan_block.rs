@@ -69,31 +69,34 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
         let states = scratch.state.len();
         let mut folds = [Map::IDENTITY; MAX_THREADS];
         let folds = &mut folds[..threads];
-        let chunk = threads * items;
-        let (delta, drive, u) = (&scratch.delta, &scratch.drive, &scratch.u);
-        let (decay, input) = (&mut scratch.decay[..chunk], &mut scratch.input[..chunk]);
-        let out = &mut scratch.out[..tokens];
-        for (n, state) in scratch.state.iter_mut().enumerate() {
-            R::decays(&tile.alpha[n], &delta[..tokens], &mut decay[..tokens]);
-            decay[tokens..].fill(Map::IDENTITY.a);
-            let b = tile.b[first * states + n..].iter().step_by(states);
-            let shared = drive[..tokens].iter().zip(&u[..tokens]);
-            for ((input, (drive, u)), b) in input.iter_mut().zip(shared).zip(b) {
-                *input = tile.input::<R, F>(*b, *drive, *u);
-            }
-            input[tokens..].fill(Map::IDENTITY.b);
-            let of_threads = decay.chunks_exact(items).zip(input.chunks_exact(items));
-            for (fold, (decay, input)) in folds.iter_mut().zip(of_threads) {
-                let mut maps = decay.iter().zip(input).map(|(a, b)| Map { a: *a, b: *b });
-                let first = maps.next().expect("a thread has items");
-                *fold = maps.fold(first, |fold, map| fold.then::<R>(&map));
+        for n in 0..states {
+            tile.decays::<R>(scratch, tokens, n);
+            scratch.decay[tokens..].fill(Map::IDENTITY.a);
+            for (thread, fold) in folds.iter_mut().enumerate() {
+                for t in thread * items..(thread + 1) * items {
+                    let map = Map {
+                        a: scratch.decay[t],
+                        b: match t < tokens {
+                            true => {
+                                let b = tile.b[(first + t) * states + n];
+                                tile.input::<R, F>(b, scratch.drive[t], scratch.u[t])
+                            }
+                            false => Map::IDENTITY.b,
+                        },
+                    };
+                    scratch.input[t] = map.b;
+                    *fold = match t == thread * items {
+                        true => map,
+                        false => fold.then::<R>(&map),
+                    };
+                }
             }
             for warp in folds.chunks_exact_mut(WARP) {
                 kogge_stone::<R>(warp);
             }
             let running = Map {
                 a: [1.0; LANES],
-                b: *state,
+                b: scratch.state[n],
             };
             let mut before: Option<Map> = None; // fold of the warps before this one
             for (w, warp) in folds.chunks_exact(WARP).enumerate() {
@@ -110,14 +113,12 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
                     };
                     let mut x = prefix.b;
                     let from = (w * WARP + lane) * items;
-                    let own = from.min(tokens)..(from + items).min(tokens);
-                    let c = tile.c.get((first + own.start) * states + n..);
-                    let c = c.unwrap_or(&[]).iter().step_by(states);
-                    let maps = decay[own.clone()].iter().zip(&input[own.clone()]);
-                    for (((decay, input), out), c) in maps.zip(&mut out[own]).zip(c) {
-                        let (now, sum) = (x, *out);
-                        x = lanes(|e| R::fma(decay[e], now[e], input[e]));
-                        *out = lanes(|e| F::accumulate(x[e], *c, sum[e]));
+                    for t in from..(from + items).min(tokens) {
+                        let c = tile.c[(first + t) * states + n];
+                        let (decay, input) = (scratch.decay[t], scratch.input[t]);
+                        let sum = scratch.out[t];
+                        x = lanes(|e| R::fma(decay[e], x[e], input[e]));
+                        scratch.out[t] = lanes(|e| F::accumulate(x[e], c, sum[e]));
                     }
                 }
                 before = Some(match before {
@@ -126,7 +127,7 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
                 });
             }
             let running = running.then::<R>(&before.expect("a chunk has at least one warp"));
-            *state = running.b;
+            scratch.state[n] = running.b;
         }
     }
 }

@@ -165,6 +165,13 @@ impl Tile<'_> {
         }
     }
 
+    /// Decays of state n for the chunk's tokens.
+    #[inline(always)]
+    pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, tokens: usize, n: usize) {
+        let Scratch { delta, decay, .. } = scratch;
+        R::decays(&self.alpha[n], &delta[..tokens], &mut decay[..tokens]);
+    }
+
     /// Decays of all states for the chunk's first token.
     #[inline(always)]
     pub fn decays_of_states<R: RealMath>(&self, scratch: &mut Scratch) {
