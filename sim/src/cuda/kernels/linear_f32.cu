@@ -49,21 +49,49 @@ linear_f32(const float *x, Source weight, Sink out, long long rows, int n, int k
     out.quantizer.finish(tally);
 }
 
-/// The same for a few rows: a thread makes one output.
+/// Outputs of a block with few rows, and columns of k at a time.
+constexpr int OUTPUTS = 64, COLUMNS = 64, EACH = OUTPUTS * COLUMNS / THREADS;
+
+/// The same for a few rows, which wait for weights alone: a thread makes one output, all threads fetch
+/// the next columns while those of this step are added.
 extern "C" __global__ void __launch_bounds__(THREADS)
 linear_f32_rows(const float *x, Source weight, Sink out, long long rows, int n, int k) {
-    int column = blockIdx.x * THREADS + threadIdx.x;
+    __shared__ float ws[COLUMNS][OUTPUTS + 1], xs[COLUMNS];
     long long row = blockIdx.y;
-    Tally tally;
-    if (column < n) {
-        float acc = 0.0f;
-#pragma unroll 8
-        for (int i = 0; i < k; ++i) {
-            float w = weight.load(column, i);
-            if (weight.type == I8) w = __fmul_rn(weight.scale, w);
-            acc = __fmaf_rn(x[row * k + i], w, acc);
+    int first = blockIdx.x * OUTPUTS;
+    float next[EACH], next_x = 0.0f;
+    auto fetch = [&](int from) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            int at = threadIdx.x + i * THREADS, r = first + at / COLUMNS, c = from + at % COLUMNS;
+            next[i] = r < n && c < k ? weight.load(r, c) : 0.0f;
         }
-        out.store(row, column, acc, out.quantizer.divisor(), tally);
+        int c = from + threadIdx.x;
+        if (threadIdx.x < COLUMNS) next_x = c < k ? x[row * k + c] : 0.0f;
+    };
+    fetch(0);
+    float acc = 0.0f;
+    for (int from = 0; from < k; from += COLUMNS) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            int at = threadIdx.x + i * THREADS;
+            float w = next[i];
+            if (weight.type == I8) w = __fmul_rn(weight.scale, w);
+            ws[at % COLUMNS][at / COLUMNS] = w;
+        }
+        if (threadIdx.x < COLUMNS) xs[threadIdx.x] = next_x;
+        __syncthreads();
+        if (from + COLUMNS < k) fetch(from + COLUMNS);
+        if (threadIdx.x < OUTPUTS) {
+            // Not past k: fma with zeros would turn −0 into 0.
+            int columns = min(COLUMNS, k - from);
+#pragma unroll 16
+            for (int c = 0; c < columns; ++c) acc = __fmaf_rn(xs[c], ws[c][threadIdx.x], acc);
+        }
+        __syncthreads();
     }
+    Tally tally;
+    if (threadIdx.x < OUTPUTS && first + threadIdx.x < n)
+        out.store(row, first + threadIdx.x, acc, out.quantizer.divisor(), tally);
     out.quantizer.finish(tally);
 }

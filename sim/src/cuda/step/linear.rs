@@ -18,7 +18,7 @@ const TILE_SHARED: u32 = 4 * 2 * 128 * 64;
 /// Rows up to which a warp for each output beats tiles, and rows such a warp takes.
 const FEW_ROWS: usize = 16;
 const ROWS_OF_WARP: u32 = 4;
-/// Outputs of a tile of the FP32 kernel.
+/// Outputs of a block of the FP32 kernels.
 const TILE_F32: u32 = 64;
 
 /// The type of an output.
@@ -111,7 +111,7 @@ pub fn linear_into(
         let grid = [blocks(n, TILE_F32), check_rows(blocks(rows, TILE_F32))?, 1];
         ("linear_f32", grid)
     } else {
-        ("linear_f32_rows", [blocks(n, THREADS), rows as u32, 1])
+        ("linear_f32_rows", [blocks(n, TILE_F32), rows as u32, 1])
     };
     let k = x.columns as i32;
     let args: [&dyn crate::cuda::args::Arg; 6] = [
