@@ -197,8 +197,8 @@ pub struct LaneTally {
     rule: Overflow,
     values: usize,
     overflows: [u32; LANES],
-    /// As in [`Tally`].
-    peak: [u32; LANES],
+    /// The largest magnitude.
+    peak: Lanes,
 }
 
 impl LaneTally {
@@ -209,7 +209,7 @@ impl LaneTally {
             rule,
             values: 0,
             overflows: [0; LANES],
-            peak: [0; LANES],
+            peak: [0.0; LANES],
         }
     }
 
@@ -223,9 +223,9 @@ impl LaneTally {
             let v = integers[e];
             let beyond = (e < values) & !(lowest..=127.0).contains(&v);
             now.0[e] = overflows[e] + u32::from(beyond);
-            let magnitude = v.to_bits() & 0x7FFF_FFFF;
-            let counts = (e < values) & !v.is_nan();
-            let magnitude = select(counts, magnitude, 0);
+            let magnitude = if e < values { v.abs() } else { 0.0 };
+            // Leaves NaN out. A condition of its own would become a masked store, which the next
+            // vector's load has to wait for.
             now.1[e] = peak[e].max(magnitude);
         }
         (self.overflows, self.peak) = now;
@@ -234,8 +234,8 @@ impl LaneTally {
     /// What was counted.
     pub fn status(&self) -> Status {
         let overflows = self.overflows.iter().map(|n| u64::from(*n)).sum();
-        let peak = self.peak.iter().copied().max().unwrap_or(0);
-        Status::counted(self.values, overflows, f32::from_bits(peak), self.rule)
+        let peak = self.peak.iter().copied().fold(0.0, f32::max);
+        Status::counted(self.values, overflows, peak, self.rule)
     }
 }
 

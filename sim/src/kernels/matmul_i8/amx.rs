@@ -5,8 +5,9 @@
 //! A tile of x is 16 rows as they lie in memory; a tile of the weight is 16 words of a panel, packed
 //! as for VNNI but without its offset. Sums wrap in i32, as everywhere, and the results fit.
 //!
-//! Stable Rust has no intrinsics for AMX: the one loop over k is assembly. The compiler knows nothing
-//! of tile registers, and nothing between [`Tiles`] and its end may use them but that loop.
+//! Stable Rust has no intrinsics for AMX: a step over k is assembly. The compiler knows nothing of tile
+//! registers, and nothing between [`Tiles`] and its end may use them but these steps. They run beside
+//! the vector unit, which finishes the sums of the tile before.
 
 use super::packed::{self, Rows, Scratch, Tile, Words};
 use super::vnni::pack;
@@ -42,10 +43,16 @@ impl Tile for Amx {
         unsafe { pack(weight, k, 0, panel) }
     }
 
+    /// One for every 64 codes of k.
     #[inline(always)]
-    fn multiply(words: &[i32], _: usize, panel: &[Words], _: &[i32], acc: &mut [Words]) {
+    fn parts(groups: usize) -> usize {
+        groups / SIDE
+    }
+
+    #[inline(always)]
+    fn multiply(words: &[i32], panel: &[Words], _: &[i32], acc: &mut [Words], part: usize) {
         // SAFETY: only `Amx::panel` multiplies, between the making and the end of `Tiles`.
-        unsafe { multiply(words, panel, acc) }
+        unsafe { multiply(words, panel, acc, part) }
     }
 
     fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
@@ -118,26 +125,31 @@ impl Drop for Tiles {
     }
 }
 
-/// `acc ← words · panel`: 32 rows by 32 outputs.
+/// Part `part` of `acc ← words · panel`: 32 rows by 32 outputs over 64 codes of k. The sums stay in
+/// tile registers from the first part to the last, which stores them.
 ///
 /// # Safety
 ///
-/// A [`Tiles`] of this thread is alive.
-#[inline]
-unsafe fn multiply(words: &[i32], panel: &[Words], acc: &mut [Words]) {
+/// A [`Tiles`] of this thread is alive, and the parts follow each other.
+#[inline(always)]
+unsafe fn multiply(words: &[i32], panel: &[Words], acc: &mut [Words], part: usize) {
     let groups = panel.len();
-    assert!(groups > 0 && groups.is_multiple_of(SIDE));
-    assert!(words.len() == ROWS * groups && acc.len() == ROWS);
-    let (x, stride) = (words.as_ptr(), 4 * groups);
-    // SAFETY: each step reads 64 bytes of 32 rows of x, `stride` bytes apart, and 16 rows of the
-    // panel, 128 bytes apart: the lengths were checked. At the end 32 rows of 128 bytes are written.
+    assert!(words.len() == ROWS * groups && acc.len() == ROWS && SIDE * (part + 1) <= groups);
+    let (x, width) = (&words[SIDE * part..], size_of::<Words>());
+    // SAFETY: 64 bytes of 32 rows of x, `stride` bytes apart, and 16 rows of the panel, 128 bytes apart,
+    // are read: the lengths were checked. After the last part 32 rows of 128 bytes are written.
     unsafe {
+        if part == 0 {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
         asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
             "tileloadd tmm4, [{upper} + {stride}*1]",
             "tileloadd tmm6, [{w} + {width}*1]",
             "tileloadd tmm7, [{w} + {width}*1 + 64]",
@@ -146,26 +158,26 @@ unsafe fn multiply(words: &[i32], panel: &[Words], acc: &mut [Words]) {
             "tdpbssd tmm1, tmm4, tmm7",
             "tdpbssd tmm2, tmm5, tmm6",
             "tdpbssd tmm3, tmm5, tmm7",
-            "add {upper}, 64",
-            "add {lower}, 64",
-            "add {w}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{acc} + {width}*1], tmm0",
-            "tilestored [{acc} + {width}*1 + 64], tmm1",
-            "tilestored [{acc} + {width}*1 + 2048], tmm2",
-            "tilestored [{acc} + {width}*1 + 2112], tmm3",
-            upper = inout(reg) x => _,
-            lower = inout(reg) x.add(SIDE * groups) => _,
-            w = inout(reg) panel.as_ptr() => _,
-            steps = inout(reg) groups / SIDE => _,
-            stride = in(reg) stride,
-            width = in(reg) size_of::<Words>(),
-            acc = in(reg) acc.as_mut_ptr(),
+            upper = in(reg) x.as_ptr(),
+            lower = in(reg) x.as_ptr().add(SIDE * groups),
+            w = in(reg) panel[SIDE * part..].as_ptr(),
+            stride = in(reg) 4 * groups,
+            width = in(reg) width,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+            options(readonly, nostack, preserves_flags),
         );
+        if SIDE * (part + 1) == groups {
+            asm!(
+                "tilestored [{acc} + {width}*1], tmm0",
+                "tilestored [{acc} + {width}*1 + 64], tmm1",
+                "tilestored [{acc} + {width}*1 + 2048], tmm2",
+                "tilestored [{acc} + {width}*1 + 2112], tmm3",
+                width = in(reg) width,
+                acc = in(reg) acc.as_mut_ptr(),
+                options(nostack, preserves_flags),
+            );
+        }
     }
 }
 
@@ -222,22 +234,31 @@ mod tests {
             Amx::pack(weight, k, panel);
         }
 
-        fn multiply(words: &[i32], _: usize, panel: &[Words], _: &[i32], acc: &mut [Words]) {
+        fn parts(groups: usize) -> usize {
+            Amx::parts(groups)
+        }
+
+        fn multiply(words: &[i32], panel: &[Words], _: &[i32], acc: &mut [Words], part: usize) {
             let groups = panel.len();
             for (tile, acc) in acc.chunks_exact_mut(SIDE).enumerate() {
                 for half in 0..2 {
-                    let mut sums = [[0i32; SIDE]; SIDE];
-                    for step in 0..groups / SIDE {
-                        let a: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
-                            let from = (SIDE * tile + row) * groups + SIDE * step;
-                            words[from..][..SIDE].try_into().unwrap()
-                        });
-                        let b: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
-                            let words = &panel[SIDE * step + row];
-                            words[SIDE * half..][..SIDE].try_into().unwrap()
-                        });
-                        tdpbssd(&mut sums, &a, &b);
-                    }
+                    let mut sums: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
+                        let sums = &acc[row][SIDE * half..][..SIDE];
+                        if part == 0 {
+                            [0; SIDE]
+                        } else {
+                            sums.try_into().unwrap()
+                        }
+                    });
+                    let a: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
+                        let from = (SIDE * tile + row) * groups + SIDE * part;
+                        words[from..][..SIDE].try_into().unwrap()
+                    });
+                    let b: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
+                        let words = &panel[SIDE * part + row];
+                        words[SIDE * half..][..SIDE].try_into().unwrap()
+                    });
+                    tdpbssd(&mut sums, &a, &b);
                     for (acc, sums) in acc.iter_mut().zip(sums) {
                         acc[SIDE * half..][..SIDE].copy_from_slice(&sums);
                     }

@@ -38,10 +38,10 @@ impl Tile for Avx2 {
     }
 
     #[inline(always)]
-    fn multiply(words: &[i32], rows: usize, panel: &[Words], _: &[i32], acc: &mut [Words]) {
+    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words], _: usize) {
         // SAFETY: only `Avx2::panel` multiplies, with AVX2 enabled.
         unsafe {
-            match rows {
+            match starts.len() {
                 1 => multiply::<1>(words, panel, acc),
                 _ => multiply::<2>(words, panel, acc),
             }

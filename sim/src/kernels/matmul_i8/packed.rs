@@ -4,6 +4,7 @@
 use super::{Epilogue, Job, PANEL, panels};
 use crate::arith::saturate::{LaneTally, Status};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// One 32-bit word for each output of a panel.
 pub(super) type Words = [i32; PANEL];
@@ -28,9 +29,16 @@ pub(super) trait Tile {
     /// Packs `weight`, at most 32 rows of `k` codes; rows that are missing may hold anything.
     fn pack(weight: &[i8], k: usize, panel: &mut [Words]);
 
-    /// `acc[r] ← starts[r] + Σ_k x[r][k] · weight[k]` in wrapping i32 arithmetic, at least for the
-    /// `rows` first rows, 1 to `ROWS`. `words` is a packed tile, `acc` has room for `ROWS` rows.
-    fn multiply(words: &[i32], rows: usize, panel: &[Words], starts: &[i32], acc: &mut [Words]);
+    /// Parts in which a tile of `groups` words a row is multiplied. Where the unit that multiplies runs
+    /// beside the others, these finish the tile before between the parts.
+    fn parts(_groups: usize) -> usize {
+        1
+    }
+
+    /// Part `part` of `acc[r] ← starts[r] + Σ_k x[r][k] · weight[k]` in wrapping i32 arithmetic, at
+    /// least for the first `starts.len()` rows, 1 to `ROWS`. The parts of a tile follow each other;
+    /// the sums lie in `acc`, which has room for `ROWS` rows, after the last. `words` is a packed tile.
+    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words], part: usize);
 
     /// Runs [`panel`] with the instruction set enabled.
     fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status;
@@ -49,6 +57,7 @@ pub(super) struct Rows {
 /// What a thread needs for one panel at a time.
 pub(super) struct Scratch {
     panel: Vec<Words>,
+    /// Sums of two tiles.
     acc: Vec<Words>,
 }
 
@@ -79,7 +88,7 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
         x.starts.extend(starts);
         let scratch = || Scratch {
             panel: vec![[0; PANEL]; groups],
-            acc: vec![[0; PANEL]; T::ROWS],
+            acc: vec![[0; PANEL]; 2 * T::ROWS],
         };
         status += panels(job, x.starts.len(), scratch, |scratch, p| {
             T::panel(job, &x, scratch, p)
@@ -102,18 +111,42 @@ pub(super) fn panel<T: Tile, E: Epilogue>(
     let width = PANEL.min(job.out.columns() - first);
     T::pack(&job.weight[first * job.k..][..width * job.k], job.k, panel);
     let mut tally = LaneTally::of(job.epilogue.overflow());
+    let parts = T::parts(panel.len());
     let tiles = x.words.chunks_exact(T::ROWS * panel.len());
+    // The sums of this tile, and those of the tile before with its place and rows.
+    let (mut now, mut before) = acc.split_at_mut(T::ROWS);
+    let (mut row_before, mut rows_before) = (0, 0);
     for (t, (words, starts)) in tiles.zip(x.starts.chunks(T::ROWS)).enumerate() {
-        T::multiply(words, starts.len(), panel, starts, acc);
-        for (r, acc) in acc[..starts.len()].iter().enumerate() {
-            let row = x.first + t * T::ROWS + r;
-            // SAFETY: panels have different columns, and this is the only segment of this one alive.
-            let out = unsafe { job.out.segment(row, first, width) };
-            match <&mut [E::Out; PANEL]>::try_from(&mut *out) {
-                Ok(out) => job.epilogue.row(acc, out, &mut tally),
-                Err(_) => job.epilogue.row(&acc[..width], out, &mut tally),
-            }
+        for part in 0..parts {
+            T::multiply(words, panel, starts, now, part);
+            let rows = rows_before * part / parts..rows_before * (part + 1) / parts;
+            finish(job, p, before, row_before, rows, &mut tally);
+        }
+        (row_before, rows_before) = (x.first + t * T::ROWS, starts.len());
+        std::mem::swap(&mut now, &mut before);
+    }
+    finish(job, p, before, row_before, 0..rows_before, &mut tally);
+    tally.status()
+}
+
+/// Turns rows of a tile, whose first one is row `first_row` of the product, into outputs.
+#[inline(always)]
+fn finish<E: Epilogue>(
+    job: &Job<E>,
+    p: usize,
+    acc: &[Words],
+    first_row: usize,
+    rows: Range<usize>,
+    tally: &mut LaneTally,
+) {
+    let first = p * PANEL;
+    let width = PANEL.min(job.out.columns() - first);
+    for r in rows {
+        // SAFETY: panels have different columns, and this is the only segment of this one alive.
+        let out = unsafe { job.out.segment(first_row + r, first, width) };
+        match <&mut [E::Out; PANEL]>::try_from(&mut *out) {
+            Ok(out) => job.epilogue.row(&acc[r], out, tally),
+            Err(_) => job.epilogue.row(&acc[r][..width], out, tally),
         }
     }
-    tally.status()
 }

@@ -46,7 +46,8 @@ impl Tile for Vnni {
     }
 
     #[inline(always)]
-    fn multiply(words: &[i32], rows: usize, panel: &[Words], starts: &[i32], acc: &mut [Words]) {
+    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words], _: usize) {
+        let rows = starts.len();
         let mut padded = [0; ROWS];
         padded[..rows].copy_from_slice(starts);
         let words = words.as_chunks().0;
