@@ -314,19 +314,24 @@ pub fn registers(layer: usize, site: SumSite) -> Vec<Candidate> {
     all
 }
 
-/// Every way in which a dumped tensor can be misread.
-pub fn misreads(config: &Config, place: Place) -> Vec<Candidate> {
+/// Every way in which a dumped tensor can be misread. One whose axes have changed places (`turned`)
+/// fits no other shape.
+pub fn misreads(config: &Config, place: Place, turned: bool) -> Vec<Candidate> {
     let readings = [
         Reading::DumpLies,
         Reading::ProducerWrites,
         Reading::ConsumerReads,
     ];
     let mut lies = Vec::new();
-    if BufferSite::of(place.point).is_some() {
-        lies.extend([Lie::ByColumns, Lie::FromColumns]);
-    }
-    if place.point == TracePoint::XProjOut {
-        lies.push(Lie::Swapped(config.dt_rank, config.d_state));
+    if turned {
+        lies.push(Lie::Turned);
+    } else {
+        if BufferSite::of(place.point).is_some() {
+            lies.extend([Lie::ByColumns, Lie::FromColumns]);
+        }
+        if place.point == TracePoint::XProjOut {
+            lies.push(Lie::Swapped(config.dt_rank, config.d_state));
+        }
     }
     let misread = |lie| {
         readings.map(move |reading| {

@@ -7,7 +7,7 @@ use crate::value::{Elements, Value};
 use half::f16;
 use ndarray::{Array2, s};
 use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
-use scalescope_sim::error::Result;
+use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
 use std::collections::BTreeMap;
 
@@ -148,9 +148,9 @@ fn first_rows(passing: &Passing, rows: usize) -> Passing {
     }
 }
 
-/// The first rows of a dumped tensor.
+/// The first rows of a dumped tensor; one that lies wrong may have fewer.
 fn rows_of(value: &Value, rows: usize) -> Value {
-    let cut = s![..rows, ..];
+    let cut = s![..rows.min(value.dim().0), ..];
     match value {
         Value::I8(a) => Value::I8(a.slice(cut).to_owned()),
         Value::F16(a) => Value::F16(a.slice(cut).to_owned()),
@@ -166,12 +166,14 @@ impl Probe for Replay<'_> {
 
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
         let misread = self.misread.iter().find(|m| m.place == place);
-        let dumped = match self.rows {
-            // A misread buffer is another one for fewer tokens.
-            Some(rows) if misread.is_none() => rows_of(&self.points[&place], rows),
-            _ => self.points[&place].clone(),
+        let whole = &self.points[&place];
+        let cut = |value: &Value| match self.rows {
+            Some(rows) => rows_of(value, rows),
+            None => value.clone(),
         };
-        let undone = misread.map(|m| m.undo(&dumped));
+        // A buffer is misread as a whole, and cut afterwards.
+        let undone = misread.map(|m| cut(&m.undo(whole)));
+        let dumped = cut(whole);
         let (judged, handed_on) = match misread.map(|m| m.reading) {
             None => (&dumped, &dumped),
             Some(Reading::DumpLies) => {
@@ -181,6 +183,9 @@ impl Probe for Replay<'_> {
             Some(Reading::ConsumerReads) => (&dumped, undone.as_ref().expect("set")),
         };
         let (found, _) = Value::from_tensor(value.clone());
+        if self.rows.is_none() {
+            check_shape(place, whole, &found)?;
+        }
         let score = self.score.entry(place).or_default();
         compare(score, judged, &found, self.closeness);
         if handed_on.dim() == found.dim() && handed_on.dtype() == found.dtype() {
@@ -190,6 +195,19 @@ impl Probe for Replay<'_> {
             };
         }
         Ok(())
+    }
+}
+
+/// A tensor of this model, or one whose axes have changed places.
+fn check_shape(place: Place, dumped: &Value, made: &Value) -> Result<()> {
+    let (rows, columns) = made.dim();
+    match dumped.dim() == (rows, columns) || dumped.dim() == (columns, rows) {
+        true => Ok(()),
+        false => Err(SimError::value(
+            place,
+            format_args!("[{rows}, {columns}], as the model makes"),
+            dumped.describe(),
+        )),
     }
 }
 
