@@ -355,6 +355,9 @@ pub struct PropagateArgs {
     /// Arithmetic: exact, torch, deployed
     #[arg(long, default_value = "exact")]
     pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// What the tables show (JSON has every metric)
     #[arg(long, default_value = "normalized_l2")]
     pub metric: String,
@@ -390,6 +393,9 @@ pub struct EquivArgs {
     /// Arithmetic: exact, torch, deployed; two separated by a comma give A and B one each
     #[arg(long, default_value = "exact", value_name = "PROFILE")]
     pub profile: String,
+    /// Defects of B.
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Decode the last tokens of each sequence one by one
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub decode: usize,
@@ -420,6 +426,9 @@ pub struct LineageArgs {
     /// Arithmetic: exact, torch, deployed
     #[arg(long, default_value = "exact")]
     pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Blocks to show, separated by commas [default: every one]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub layers: Option<Vec<usize>>,

@@ -160,6 +160,52 @@ fn equiv_proves_or_shows_where_and_why() {
 }
 
 #[test]
+fn defects_show_where_they_are_put_in() {
+    let fault = |fault: &'static str, command: &[&'static str]| {
+        [command, &["--text", TEXT, "--fault", fault]].concat()
+    };
+    // A reader that disagrees with its quantizer.
+    let disagreeing = fault("stale-scale@layer=4,site=scan_b,factor=2", &["lineage"]);
+    let out = run(&disagreeing);
+    assert_eq!(out.status.code(), Some(1));
+    let text = String::from_utf8(out.stdout).unwrap();
+    for part in [
+        "fault stale-scale@layer=4,site=scan_b,factor=2",
+        "block 4 x_proj_out: scan_b reads with a scale 2.0000 times",
+        "MISMATCH",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // A step that makes more error of its own, there and nowhere else.
+    let command = ["propagate", "--mode", "2-4", "--json"];
+    let clean = json(&[&command[..], &["--text", TEXT]].concat());
+    let faulty = json(&fault("conv-double-input-scale@layer=2", &command));
+    let conv = |out: &serde_json::Value, layer: usize| {
+        let mut sites = out["sites"].as_array().unwrap().iter();
+        let conv = sites.find(|s| s["layer"] == layer && s["site"] == "conv_out_f32");
+        conv.unwrap()["local"]["normalized_l2"].as_f64().unwrap()
+    };
+    assert!(conv(&faulty, 2) > 10.0 * conv(&clean, 2));
+    assert_eq!(conv(&faulty, 3), conv(&clean, 3));
+    // Two runs that part at the defect.
+    let out = run(&fault("swapped-bc@layer=1", &["equiv", "2-0", "0"]));
+    assert_eq!(out.status.code(), Some(1));
+    let text = String::from_utf8(out.stdout).unwrap();
+    for part in [
+        "block 1, ssm_y",
+        "fault swapped-bc@layer=1 in B alone makes",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    for command in [&["lineage"][..], &["propagate"], &["equiv", "0", "0"]] {
+        let line = refusal(&fault("swapped-bc@layer=12", command));
+        assert!(line.contains("layer") && line.contains("12"), "{line}");
+    }
+    let line = refusal(&fault("swapped-bc@layer=1", &["equiv", "0", "1"]));
+    assert!(line.contains("mode 1"), "{line}");
+}
+
+#[test]
 fn modes_without_scales_have_no_lineage() {
     let line = refusal(&["lineage", "--mode", "1", "--text", TEXT]);
     assert!(line.contains("mode 1"), "{line}");

@@ -3,12 +3,13 @@
 
 mod why;
 
-pub use why::{FieldDifference, RuleDifference, Why};
+pub use why::{FaultDifference, FieldDifference, RuleDifference, Why};
 
 use crate::trace_file::counterpart::{Pairing, Take, pairings};
 use ndarray::Array2;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
@@ -16,13 +17,21 @@ use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A mode and the profile it runs with.
+/// A mode, the profile it runs with, and what is put in.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
     /// The mode.
     pub mode: &'a ModeSpec,
     /// The profile.
     pub profile: &'a Profile,
+    /// Defects.
+    pub faults: &'a [Fault],
+}
+
+impl Run<'_> {
+    fn path<'m>(&self, model: &'m Model) -> Result<Datapath<'m>> {
+        Datapath::with_faults(model, self.mode, self.profile, self.faults)
+    }
 }
 
 /// What two runs have in common.
@@ -104,8 +113,7 @@ pub fn equivalence(
     data: Data,
     mut done: impl FnMut(),
 ) -> Result<Equivalence> {
-    let path = |run: Run| Datapath::new(model, run.mode, run.profile);
-    let (a_path, b_path) = (path(a)?, path(b)?);
+    let (a_path, b_path) = (a.path(model)?, b.path(model)?);
     let mut out = Equivalence {
         sequences: data.sequences.len(),
         ..Equivalence::default()

@@ -18,7 +18,11 @@ fn sequences() -> Vec<Vec<u32>> {
 fn run((a, a_profile): (&ModeSpec, &str), (b, b_profile): (&ModeSpec, &str)) -> Equivalence {
     let profiles = [a_profile, b_profile].map(|name| Profile::get(name).unwrap());
     let runs = [(a, &profiles[0]), (b, &profiles[1])];
-    let [a, b] = runs.map(|(mode, profile)| Run { mode, profile });
+    let [a, b] = runs.map(|(mode, profile)| Run {
+        mode,
+        profile,
+        faults: &[],
+    });
     let sequences = sequences();
     let data = Data {
         sequences: &sequences,

@@ -1,12 +1,17 @@
 //! Lineage counts what quantizers did, in every mode.
 
 use scalescope_golden::attribute::Severity;
+use scalescope_golden::lineage::graph::{Maker, flows};
 use scalescope_golden::lineage::{Lineage, lineage};
-use scalescope_sim::datapath::Datapath;
+use scalescope_sim::datapath::{Datapath, LogitRows, State};
+use scalescope_sim::fault::{Defect, Fault, ScaleSite};
 use scalescope_sim::mode::{MODES, ModeTable};
 use scalescope_sim::model::{ActivationScales, Model, ScaleKey};
+use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
+use scalescope_sim::trace::{Blind, Tensor};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 fn sequences() -> Vec<Vec<u32>> {
@@ -75,6 +80,64 @@ fn a_scale_of_another_size_shows_by_its_factor() {
             assert_eq!(b.readers[0].factor, 1.0);
         } else if b.layer < 3 {
             assert_eq!((a.scale_ratio, &a.histogram), (b.scale_ratio, &b.histogram));
+        }
+    }
+}
+
+/// Logits and state after a prefill and two tokens of decode.
+fn outcome(path: &Datapath) -> (Vec<Tensor>, State) {
+    let tokens: Vec<u32> = sequences()[1].clone();
+    let (logits, mut state) = path
+        .prefill(&tokens[..7], LogitRows::Last, &mut Blind)
+        .unwrap();
+    let mut all = vec![logits];
+    for token in &tokens[7..] {
+        all.push(path.decode(*token, &mut state, &mut Blind).unwrap());
+    }
+    (all, state)
+}
+
+#[test]
+fn a_scale_matters_if_and_only_if_the_graph_has_it() {
+    const FACTOR: f32 = 1.7;
+    let (model, profile) = (sample::model(), Profile::get("exact").unwrap());
+    for mode in MODES.iter().filter(|mode| mode.needs_quantized()) {
+        let mut live = BTreeSet::new();
+        for flow in flows(mode) {
+            live.extend(flow.reader);
+            if let Maker::Static(by) = flow.maker {
+                live.insert(by);
+            }
+        }
+        let truth = outcome(&Datapath::new(&model, mode, &profile).unwrap());
+        for by in ScaleUse::ALL {
+            let at = format!("{} {}", mode.name, by.name());
+            let site = ScaleSite::Use(by);
+            let defect = Defect::StaleScale {
+                site,
+                factor: FACTOR,
+            };
+            let fault = Fault {
+                layer: Some(3),
+                defect,
+            };
+            let path = Datapath::with_faults(&model, mode, &profile, &[fault]).unwrap();
+            assert_eq!(outcome(&path) != truth, live.contains(&by), "{at}");
+            let lineage = lineage(&path, &sequences()).unwrap();
+            assert_eq!(!lineage.is_consistent(), live.contains(&by), "{at}");
+            let all = lineage.quantizers.iter();
+            let readers = all.flat_map(|q| q.readers.iter().map(move |r| (q, r)));
+            for (q, r) in readers.filter(|(_, r)| r.severity == Severity::Error) {
+                let factor = match by.produces() {
+                    true => 1.0 / FACTOR,
+                    false => FACTOR,
+                };
+                assert!((r.factor / f64::from(factor) - 1.0).abs() < 1e-6, "{at}");
+                assert!(
+                    q.layer == 3 && [q.name, r.name].contains(&by.name()),
+                    "{at}"
+                );
+            }
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::Outcome;
 use crate::cli::EquivArgs;
-use crate::input::{load_subject, mode_table};
+use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{print, print_json, progress};
 use scalescope_golden::equiv::{Data, Divergence, Equivalence, Run, equivalence};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::fault::Fault;
 use scalescope_sim::profile::Profile;
 use serde_json::json;
 use std::fmt::Write;
@@ -30,9 +31,12 @@ pub fn run(args: &EquivArgs) -> Result<Outcome> {
     };
     let subject = load_subject(&args.model, &modes)?;
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let faults = faults(&args.faults)?;
+    let in_each: [&[Fault]; 2] = [&[], &faults];
     let runs = [0, 1].map(|i| Run {
         mode: &modes[i],
         profile: &profiles[i],
+        faults: in_each[i],
     });
     let data = Data {
         sequences: &sequences,
@@ -48,13 +52,19 @@ pub fn run(args: &EquivArgs) -> Result<Outcome> {
             "b": modes[1].name,
             "a_profile": profiles[0].name,
             "b_profile": profiles[1].name,
+            "b_faults": faults,
         });
         super::check::merge(&mut json, json!(result));
         print_json(&json);
     } else {
         let heading = format!(
-            "{}: A is mode {}, profile {}; B is mode {}, profile {}\n",
-            subject.name, modes[0].name, profiles[0].name, modes[1].name, profiles[1].name
+            "{}: A is mode {}, profile {}; B is mode {}, profile {}{}\n",
+            subject.name,
+            modes[0].name,
+            profiles[0].name,
+            modes[1].name,
+            profiles[1].name,
+            faults_text(&faults)
         );
         print(&(heading + &text(&result)));
     }
@@ -123,7 +133,14 @@ fn parting(d: &Divergence) -> String {
             let _ = writeln!(out, "  {}: {} in A, {} in B", rule.rule, rule.a, rule.b);
         }
     }
-    if d.why.fields.is_empty() && d.why.rules.is_empty() {
+    for fault in &d.why.faults {
+        let alone = match fault.alone {
+            true => "alone makes the difference",
+            false => "alone does not make it",
+        };
+        let _ = writeln!(out, "\nfault {} in B {alone}", fault.fault);
+    }
+    if d.why.fields.is_empty() && d.why.rules.is_empty() && d.why.faults.is_empty() {
         out.push_str("\nno field and no rule of this step differs: a part of the model does\n");
     }
     out

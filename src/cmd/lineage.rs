@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::LineageArgs;
-use crate::input::{load_subject, mode_table};
+use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{number, print, print_json, table, table_text};
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
@@ -33,24 +33,30 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
         return Err(SimError::value("--layers", expected, layer));
     }
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
-    let path = Datapath::new(&subject.model, &mode, &profile)?;
+    let faults = faults(&args.faults)?;
+    let path = Datapath::with_faults(&subject.model, &mode, &profile, &faults)?;
     let mut lineage = lineage(&path, &sequences)?;
     if let Some(layers) = &args.layers {
         lineage.quantizers.retain(|q| layers.contains(&q.layer));
     }
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     if args.json {
-        let mut json = serde_json::json!({ "model": subject.name, "tokens": tokens });
+        let mut json = serde_json::json!({
+            "model": subject.name,
+            "tokens": tokens,
+            "faults": faults,
+        });
         super::check::merge(&mut json, serde_json::json!(lineage));
         print_json(&json);
     } else if args.dot {
         print(&dot(&lineage));
     } else {
         let heading = format!(
-            "{}, mode {}, profile {}: {} sequences, {tokens} tokens\n\n",
+            "{}, mode {}, profile {}{}: {} sequences, {tokens} tokens\n\n",
             subject.name,
             mode.name,
             profile.name,
+            faults_text(&faults),
             sequences.len()
         );
         print(&(heading + &text(&lineage)));

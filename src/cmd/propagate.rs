@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::PropagateArgs;
 use crate::cmd::compare::{metric, sign};
-use crate::input::{load_subject, mode_table};
+use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{number, print, print_json, progress, table, table_text};
 use scalescope_golden::metrics::MetricInfo;
 use scalescope_golden::propagate::{Propagation, SiteError, TimeError, error_over_time, propagate};
@@ -25,7 +25,8 @@ pub fn run(args: &PropagateArgs) -> Result<Outcome> {
     let metric = metric("--metric", &args.metric)?;
     let subject = load_subject(&args.model, &modes)?;
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
-    let path = Datapath::new(&subject.model, &modes[0], &profile)?;
+    let faults = faults(&args.faults)?;
+    let path = Datapath::with_faults(&subject.model, &modes[0], &profile, &faults)?;
     let reference = Datapath::new(&subject.model, &modes[1], &profile)?;
     let bar = progress(sequences.len() as u64, "running freely and fed");
     let error = propagate(&path, &reference, &sequences, || bar.inc(1))?;
@@ -44,6 +45,7 @@ pub fn run(args: &PropagateArgs) -> Result<Outcome> {
         let mut json = json!({
             "model": subject.name,
             "tokens": tokens,
+            "faults": faults,
             "layer_amplification": error.layer_amplification(),
         });
         super::check::merge(&mut json, json!(error));
@@ -51,11 +53,12 @@ pub fn run(args: &PropagateArgs) -> Result<Outcome> {
         print_json(&json);
     } else {
         let heading = format!(
-            "{}, mode {} against mode {}, profile {}: {} sequences, {tokens} tokens\n",
+            "{}, mode {} against mode {}, profile {}{}: {} sequences, {tokens} tokens\n",
             subject.name,
             error.mode,
             error.against,
             error.profile,
+            faults_text(&faults),
             sequences.len()
         );
         let time = time.map_or(String::new(), |time| time_text(&time));

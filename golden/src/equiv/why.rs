@@ -3,8 +3,9 @@
 
 use super::{Data, Divergence, Run, Tensors, values};
 use crate::trace_file::counterpart::find;
-use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::datapath::LogitRows;
 use scalescope_sim::error::Result;
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::{Implementation, ModeSpec, Precision, ScanInput};
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::StepRules;
@@ -20,6 +21,17 @@ pub struct Why {
     pub fields: Vec<FieldDifference>,
     /// Rules that make the tensor and differ.
     pub rules: Vec<RuleDifference>,
+    /// Defects that only B has.
+    pub faults: Vec<FaultDifference>,
+}
+
+/// A defect of B.
+#[derive(Clone, Debug, Serialize)]
+pub struct FaultDifference {
+    /// As `--fault` takes it.
+    pub fault: Fault,
+    /// Whether A with it makes the tensor that B makes.
+    pub alone: bool,
 }
 
 /// A field of the mode that differs.
@@ -136,12 +148,20 @@ pub(super) fn why(
         ..Why::default()
     };
     for (mut field, mode) in fields {
-        let run = Run {
-            mode: &mode,
-            profile: a.profile,
-        };
+        let run = Run { mode: &mode, ..a };
         field.alone = makes(model, run, data, at, target)?;
         out.fields.push(field);
+    }
+    for fault in b.faults.iter().filter(|fault| !a.faults.contains(fault)) {
+        let faults = [a.faults, &[*fault]].concat();
+        let run = Run {
+            faults: &faults,
+            ..a
+        };
+        out.faults.push(FaultDifference {
+            fault: *fault,
+            alone: makes(model, run, data, at, target)?,
+        });
     }
     Ok(out)
 }
@@ -149,7 +169,7 @@ pub(super) fn why(
 /// Whether a run makes the tensor that B makes at the place where A and B part.
 fn makes(model: &Model, run: Run, data: Data, at: &Divergence, target: &Tensors) -> Result<bool> {
     // Some changes make a mode that no part of the model serves.
-    let Ok(path) = Datapath::new(model, run.mode, run.profile) else {
+    let Ok(path) = run.path(model) else {
         return Ok(false);
     };
     let (prompt, rest) = data.split(at.sequence);
