@@ -6,6 +6,7 @@ use super::{Finding, Severity};
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
+use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
 use std::collections::BTreeMap;
 
@@ -24,7 +25,7 @@ pub fn find(
     costs: &Costs,
 ) -> Result<Vec<Finding>> {
     let (own, clean) = (counts(path, text)?, absmax(reference, text)?);
-    let mut findings = Vec::new();
+    let mut findings = applied_twice(path, costs, &own, &clean);
     for (i, site) in costs.sites.iter().enumerate() {
         let counted = own.get(&(site.layer, point(site)));
         let needed = counted.and_then(|(status, _)| {
@@ -40,6 +41,42 @@ pub fn find(
         }
     }
     Ok(findings)
+}
+
+/// Blocks whose conv output is smaller than the float model's by about the conv's input scale; its
+/// bias, which is not scaled, keeps some of it.
+fn applied_twice(
+    path: &Datapath,
+    costs: &Costs,
+    own: &BTreeMap<At, (Status, f64)>,
+    clean: &BTreeMap<At, f64>,
+) -> Vec<Finding> {
+    let in_block = |layer: usize| {
+        let input = f64::from(path.scales(layer)?.get(ScaleUse::ConvIn).get());
+        let points = [TracePoint::ConvOut, TracePoint::XProjIn];
+        let point = points
+            .into_iter()
+            .find(|p| own.contains_key(&(layer, *p)))?;
+        let (status, scale) = own[&(layer, point)];
+        let shrunk = f64::from(status.peak) * scale / clean.get(&(layer, point))?;
+        let twice = shrunk < 0.5 && (0.5..=4.0).contains(&(shrunk / input));
+        let near = |s: &&SiteCost| s.layer == layer && (s.site == "x" || s.step == "conv");
+        let share = costs.sites.iter().find(near).map_or(0.0, |s| s.share);
+        twice.then(|| Finding {
+            kind: "conv-double-input-scale",
+            layer: Some(layer),
+            site: "conv".to_owned(),
+            severity: Severity::Error,
+            share: share.clamp(0.0, 1.0),
+            evidence: format!(
+                "conv output: absmax/(127·scale) = {:.2}; it reaches {shrunk:.3} times as far as the float model's, \
+                 the conv's input scale is {input:.3}: consistent with the input scale applied twice",
+                status.scale_ratio()
+            ),
+            fault: None,
+        })
+    };
+    (0..path.config().n_layers).filter_map(in_block).collect()
 }
 
 fn finding(site: &SiteCost, counted: Option<&(Status, f64)>, clean: Option<f64>) -> Finding {
@@ -82,9 +119,6 @@ fn finding(site: &SiteCost, counted: Option<&(Status, f64)>, clean: Option<f64>)
                 &format!("; the float model's values ask for a scale {wanted:.2} times as large");
             if outside(ERROR, wanted) {
                 finding.severity = Severity::Error;
-            }
-            if (ratio / scale - 1.0).abs() < 0.5 && ratio < 0.5 {
-                finding.evidence += "; consistent with the input scale applied twice";
             }
         }
     }

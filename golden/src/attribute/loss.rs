@@ -74,6 +74,18 @@ impl Mean {
         Self { mean, se }
     }
 
+    /// Two estimates in one: each with the weight of 1 / se², or their plain mean where they differ
+    /// by more than three standard errors, so that they do not measure the same.
+    pub fn pooled_with(self, other: Self) -> f64 {
+        let (own, others) = (self.se * self.se, other.se * other.se);
+        let apart = (self.mean - other.mean).powi(2) > 9.0 * (own + others);
+        // Without any error all values are equal, or there is one only.
+        match own + others > 0.0 && !apart {
+            true => (self.mean * others + other.mean * own) / (own + others),
+            false => 0.5 * (self.mean + other.mean),
+        }
+    }
+
     /// Of the paired differences a − b.
     pub fn of_difference(a: &[f64], b: &[f64]) -> Self {
         Self::of(a.iter().zip(b).map(|(a, b)| a - b))
@@ -195,5 +207,21 @@ impl<'a> Judge<'a> {
             residual: passing.residual.map(|r| r.select(Axis(0), &rows)),
         };
         Ok(path.finish(passing, LogitRows::All, &mut Blind)?.to_real())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn estimates_are_pooled_by_precision_unless_they_contradict() {
+        let of = |mean, se| Mean { mean, se };
+        assert_eq!(of(2.0, 1.0).pooled_with(of(0.0, 1.0)), 1.0);
+        assert!((of(1.0, 2.0).pooled_with(of(0.0, 1.0)) - 0.2).abs() < 1e-12);
+        assert_eq!(of(5.0, 1.0).pooled_with(of(1.0, 0.1)), 3.0);
+        assert_eq!(of(0.5, 1.0).pooled_with(of(0.0, 0.0)), 0.0);
+        assert_eq!(of(4.0, 0.0).pooled_with(of(2.0, 0.0)), 3.0);
+        assert_eq!(of(4.0, f64::NAN).pooled_with(of(2.0, f64::NAN)), 3.0);
     }
 }

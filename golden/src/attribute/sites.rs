@@ -34,6 +34,9 @@ pub struct SiteCost {
     pub step: &'static str,
     /// The tensor or weight.
     pub site: &'static str,
+    /// The same as data, for its order among the sites of a block.
+    #[serde(skip)]
+    pub part: Part,
     /// The calibrated scale of an activation.
     pub scale: Option<ScaleKey>,
     /// KL that goes away with the site as the reference has it, nats a token.
@@ -47,7 +50,7 @@ pub struct SiteCost {
     /// KL by Shapley sampling, if asked for; the error over orders.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shapley_kl: Option<Mean>,
-    /// Share of the KL of all sites: mean of one off and one on over the mode's KL, or Shapley's.
+    /// Share of the mode's KL: of one off and one on pooled ([`Mean::pooled_with`]), or Shapley's.
     pub share: f64,
 }
 
@@ -139,6 +142,7 @@ pub fn attribute<'m>(
                 layer: site.layer,
                 step: site.part.step(),
                 site: site.part.name(),
+                part: site.part,
                 scale: site.part.scale(),
                 one_off_kl,
                 one_off_nll: Mean::of_difference(&whole.nll, &off.nll),
@@ -147,7 +151,7 @@ pub fn attribute<'m>(
                 shapley_kl,
                 share: match shapley_kl {
                     Some(value) => value.mean / kl,
-                    None => 0.5 * (one_off_kl.mean + one_on_kl.mean) / kl,
+                    None => one_off_kl.pooled_with(one_on_kl) / kl,
                 },
             }
         })
