@@ -143,9 +143,24 @@ fn the_page_stands_alone_and_holds_the_numbers() {
             let ratio = format!(">{:.3}", q["scale_ratio"].as_f64().unwrap());
             assert!(html.contains(&ratio), "{ratio}");
         }
-        for remark in detail["remarks"].as_array().unwrap() {
+        let attribution = &detail["attribution"];
+        let costly = attribution["remarks"].as_array().unwrap();
+        assert!(costly.len() >= 6);
+        for remark in detail["remarks"].as_array().unwrap().iter().chain(costly) {
             let words = remark["words"].as_str().unwrap().replace('&', "&amp;");
             assert!(html.contains(&words), "{words}");
+        }
+        let switched = attribution["sites"].as_array().unwrap();
+        assert!(switched.len() >= 12 * 13);
+        cells += switched.len();
+        for site in switched {
+            let title = format!(
+                "title=\"block {} {}: one off {:.5} ",
+                site["layer"],
+                site["site"].as_str().unwrap(),
+                site["one_off_kl"]["mean"].as_f64().unwrap()
+            );
+            assert!(html.contains(&title), "{title}");
         }
         let sites = detail["propagation"]["sites"].as_array().unwrap();
         let in_blocks: Vec<&Value> = sites.iter().filter(|s| s["layer"].is_number()).collect();

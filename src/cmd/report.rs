@@ -99,13 +99,16 @@ fn details(
 ) -> Result<Vec<ModeDetail>> {
     let clean = Datapath::new(&subject.model, reference, profile)?;
     let modes: Vec<&ModeSpec> = modes.iter().filter(|mode| *mode != reference).collect();
-    let bar = progress(modes.len() as u64, "examining modes");
+    const PARTS: usize = 100;
+    let bar = progress((PARTS * modes.len()) as u64, "examining modes");
     let mut details = Vec::new();
-    for mode in modes {
+    for (i, mode) in modes.into_iter().enumerate() {
         let path = with_faults_unless_float(&subject.model, mode, profile, faults)?;
-        let one = detail(&path, &clean, sequences, &details)?;
+        bar.set_position((PARTS * i) as u64);
+        let one = detail(&path, &clean, sequences, &details, &|done, total| {
+            bar.set_position((PARTS * i + PARTS * done / total) as u64);
+        })?;
         details.push(one);
-        bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(details)

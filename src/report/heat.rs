@@ -79,7 +79,6 @@ fn map(detail: &ModeDetail, value: fn(&SiteError) -> f64) -> Markup {
 }
 
 fn cell(at: &SiteError, value: f64) -> Markup {
-    let shade = shade(value);
     let title = format!(
         "block {} {}: local {} %, propagated {} %{}",
         at.layer.unwrap_or_default(),
@@ -89,17 +88,22 @@ fn cell(at: &SiteError, value: f64) -> Markup {
         at.amplification
             .map_or(String::new(), |a| format!(", {a:.2} times what arrives")),
     );
+    shaded(value, &percent(value), &title)
+}
+
+/// A cell, the darker the larger its value; what is not above zero stays blank.
+pub fn shaded(value: f64, words: &str, title: &str) -> Markup {
+    let shade = shade(value);
     html! {
-        td .cell .mid[shade >= TURN.0] .dark[shade >= TURN.1] style={ "--s:" (format!("{shade:.0}")) } title=(title) { (percent(value)) }
+        td .cell .mid[shade >= TURN.0] .dark[shade >= TURN.1] style={ "--s:" (format!("{shade:.0}")) } title=(title) { (words) }
     }
 }
 
-/// A name that may break at its underscores.
-fn wrapped(name: &str) -> Markup {
+/// A name that may break after its separators.
+pub fn wrapped(name: &str) -> Markup {
     html! {
-        @for (i, part) in name.split('_').enumerate() {
-            @if i > 0 { "_" wbr; }
-            (part)
+        @for part in name.split_inclusive(['_', '.', ' ']) {
+            (part) wbr;
         }
     }
 }

@@ -7,10 +7,12 @@
 //! | heat maps of local and propagated error | [`heat`] |
 //! | distributions over the INT8 grid, scale lineage | [`scales`] |
 //! | lines, intervals, histograms as inline SVG | [`chart`] |
+//! | what each site costs | [`costs`] |
 //! | findings in words | [`remarks`] |
 //! | tables of an `eval` run | [`eval`] |
 
 pub mod chart;
+pub mod costs;
 pub mod eval;
 pub mod heat;
 pub mod measure;
@@ -19,6 +21,7 @@ pub mod remarks;
 pub mod scales;
 
 use crate::eval::summary::Report as EvalReport;
+use costs::Attribution;
 use measure::ModeResult;
 use remarks::Remark;
 use scalescope_golden::lineage::{Lineage, lineage};
@@ -69,14 +72,18 @@ pub struct ModeDetail {
     pub lineage: Lineage,
     /// The state's error along tokens.
     pub time: TimeError,
+    /// What each site costs; not measured again where every number is another mode's, nor where
+    /// nothing is quantized.
+    pub attribution: Option<Attribution>,
 }
 
-/// Examines a mode in depth. `done` is told when a sequence or a token is.
-pub fn detail(
-    path: &Datapath,
-    reference: &Datapath,
+/// Examines a mode in depth. `done` is told how many of how many sites are switched.
+pub fn detail<'m>(
+    path: &Datapath<'m>,
+    reference: &Datapath<'m>,
     sequences: &[Vec<u32>],
     earlier: &[ModeDetail],
+    done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<ModeDetail> {
     let propagation = propagate(path, reference, sequences, || {})?;
     let lineage = lineage(path, sequences)?;
@@ -89,6 +96,10 @@ pub fn detail(
             && other.time.windows == time.windows
             && { sites }.all(|(a, b)| (&a.local, &a.propagated) == (&b.local, &b.propagated))
     });
+    let attribution = match same.is_none() && path.mode().needs_quantized() {
+        true => Some(costs::attribution(path, reference, sequences, done)?),
+        false => None,
+    };
     let mut detail = ModeDetail {
         mode: path.mode().name.to_string(),
         summary: path.mode().summary.to_string(),
@@ -97,6 +108,7 @@ pub fn detail(
         propagation,
         lineage,
         time,
+        attribution,
     };
     detail.remarks = remarks::remarks(&detail);
     Ok(detail)

@@ -2,7 +2,7 @@
 
 use super::chart::{Series, lines};
 use super::remarks::Remark;
-use super::{ModeDetail, Report, eval, heat, scales};
+use super::{ModeDetail, Report, costs, eval, heat, scales};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use scalescope_golden::propagate::Window;
 
@@ -115,6 +115,11 @@ fn mode(detail: &ModeDetail, reference: &str) -> Markup {
             } @else {
                 h3 { "Findings" }
                 ul .findings { @for remark in &detail.remarks { (finding(remark)) } }
+                @if let Some(attribution) = &detail.attribution {
+                    h3 { "What costs most" }
+                    ul .findings { @for remark in &attribution.remarks { (finding(remark)) } }
+                    (costs::map(attribution))
+                }
                 h3 { "Error against mode " (reference) ", step by step" }
                 (heat::maps(detail))
                 h3 { "Scale lineage: absmax/(127·scale) of every quantizer" }
@@ -134,14 +139,14 @@ fn mode(detail: &ModeDetail, reference: &str) -> Markup {
 fn finding(remark: &Remark) -> Markup {
     let place = match &remark.layers[..] {
         [] => String::new(),
-        [one] => format!(", block {one}"),
-        many => format!(", blocks {}", ranges(many)),
+        [one] => format!("block {one}: "),
+        many => format!("blocks {}: ", ranges(many)),
     };
     html! {
         li {
             span { span class={ "badge " (remark.severity) } { (remark.severity) } }
             span .where { (remark.site) }
-            span { (remark.words) (place) }
+            span { (place) (remark.words) }
         }
     }
 }

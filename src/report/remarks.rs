@@ -29,12 +29,10 @@ impl From<&Finding> for Remark {
             severity: finding.severity,
             site: finding.site.clone(),
             layers: finding.layer.into_iter().collect(),
-            words: format!(
-                "{}, {:.0} % of the error: {}",
-                finding.kind,
-                100.0 * finding.share,
-                finding.evidence
-            ),
+            words: match finding.kind {
+                "none" => finding.evidence.clone(),
+                kind => format!("{kind}? {}", finding.evidence),
+            },
         }
     }
 }
