@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{arg, json, refusal, run, stdout};
+use common::{arg, edited, json, refusal, run, stdout};
+use ndarray::{ArrayD, Axis};
 use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use scalescope_sim::fault::FAULTS;
+use std::path::{Path, PathBuf};
 
 const TEXT: &str = "The old captain looked at the sea, and then he looked at the boy.";
 const FAULT: &str = "stale-scale@site=x_proj_input,layer=3,factor=1.7";
@@ -93,6 +95,122 @@ fn a_dump_is_diagnosed_without_its_metadata() {
     assert!(String::from_utf8_lossy(&out.stdout).contains("not made by this mode"));
 }
 
+/// A clean dump of mode 0.
+fn clean_dump(dir: &Path) -> PathBuf {
+    let file = dir.join("golden.npz");
+    stdout(&["run", "--mode", "0", "--text", TEXT, "--trace", arg(&file)]);
+    file
+}
+
+#[test]
+fn dumps_that_cannot_be_judged_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = clean_dump(dir.path());
+    type Edit<'a> = &'a dyn Fn(&str, Array) -> Option<Array>;
+    let refused = |name: &str, edit: Edit, parts: &[&str]| {
+        let file = edited(&golden, name, edit);
+        let line = refusal(&["attribute", "--mode", "0", "--trace", arg(&file)]);
+        for part in [&[name], parts].concat() {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    };
+    const Y: &str = "layer_01/ssm_y";
+    for (name, value) in [
+        ("NaN", half::f16::NAN),
+        ("inf", half::f16::INFINITY),
+        ("-inf", half::f16::NEG_INFINITY),
+    ] {
+        let file = format!("{name}.npz");
+        refused(
+            &file,
+            &|key, array| match array {
+                Array::F16(mut a) if key == Y => {
+                    a[[0, 1, 2]] = value;
+                    Some(Array::F16(a))
+                }
+                other => Some(other),
+            },
+            &[Y, "finite", &format!("found {name} at element 386")],
+        );
+    }
+    let ids = |edit: fn(ArrayD<i32>) -> ArrayD<i32>| {
+        move |key: &str, array: Array| match array {
+            Array::I32(a) if key == "tokens" => Some(Array::I32(edit(a))),
+            other => Some(other),
+        }
+    };
+    let beyond = ids(|mut a| {
+        a[[0, 3]] = 8192;
+        a
+    });
+    refused("beyond.npz", &beyond, &["token 3", "8192"]);
+    let shorter = ids(|a| a.slice_axis(Axis(1), (0..9).into()).to_owned());
+    refused("shorter.npz", &shorter, &["9 rows", "tokens"]);
+    let without_tokens = |key: &str, array: Array| (key != "tokens").then_some(array);
+    refused("unknown.npz", &without_tokens, &["tokens", "no such key"]);
+    let tokens_only = |key: &str, array: Array| (key == "tokens").then_some(array);
+    refused("nothing.npz", &tokens_only, &["at least one tensor"]);
+    let narrow = |key: &str, array: Array| match array {
+        Array::F16(a) if key == Y => Some(Array::F16(
+            a.slice_axis(Axis(2), (0..100).into()).to_owned(),
+        )),
+        other => Some(other),
+    };
+    refused("narrow.npz", &narrow, &[Y, "384]", "100]"]);
+    let foreign = |key: &str, array: Array| {
+        (key == "tokens" || key.ends_with("/conv_out_f32")).then_some(array)
+    };
+    let line = {
+        let of_float = dir.path().join("float.npz");
+        stdout(&[
+            "run",
+            "--mode",
+            "2-4",
+            "--text",
+            TEXT,
+            "--trace",
+            arg(&of_float),
+        ]);
+        let file = edited(&of_float, "foreign.npz", foreign);
+        refusal(&["attribute", "--mode", "0", "--trace", arg(&file)])
+    };
+    assert!(line.contains("tensors that mode 0 makes"), "{line}");
+}
+
+#[test]
+fn a_dump_whose_axes_have_changed_places_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = clean_dump(dir.path());
+    for (key, layer, site) in [
+        ("layer_05/conv_out", 5, "conv_out"),
+        ("layer_02/x_proj_out", 2, "x_proj_out"),
+        ("layer_11/in_proj_out", 11, "in_proj_out"),
+    ] {
+        let file = edited(&golden, "turned.npz", |name, array| match array {
+            Array::I8(mut a) if name == key => {
+                a.swap_axes(1, 2);
+                Some(Array::I8(a.as_standard_layout().into_owned()))
+            }
+            other => Some(other),
+        });
+        let out = run(&["attribute", "--mode", "0", "--trace", arg(&file), "--json"]);
+        assert_eq!(out.status.code(), Some(1));
+        let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let first = &found["findings"][0];
+        assert_eq!(first["kind"], "transposed");
+        assert_eq!(
+            (&first["layer"], &first["site"]),
+            (&layer.into(), &site.into())
+        );
+        assert_eq!(first["share"], 1.0);
+        let words = first["evidence"].as_str().unwrap();
+        assert!(
+            words.contains("axes swapped (in the dump alone)"),
+            "{words}"
+        );
+    }
+}
+
 #[test]
 fn sites_add_up_and_a_stale_scale_stands_out() {
     let fault = "stale-scale@site=dt_proj_output,layer=2,factor=6";
@@ -124,6 +242,11 @@ fn sites_add_up_and_a_stale_scale_stands_out() {
     let total: f64 = sites.iter().map(shapley).sum();
     assert!((total / kl - 1.0).abs() < 0.01, "{total} of {kl}");
     assert!(clean["kl_without_sites"].as_f64().unwrap() < 0.01 * kl);
+    // One site at a time adds up nearly as well: the noise of one off does not come in.
+    let clean = costs(&[]);
+    let sites = clean["sites"].as_array().unwrap();
+    let shares: f64 = sites.iter().map(|s| s["share"].as_f64().unwrap()).sum();
+    assert!((shares - 1.0).abs() < 0.25, "{shares}");
     let faulty = costs(&["--fault", fault]);
     assert!(faulty["kl"].as_f64() > clean["kl"].as_f64());
     let first = &faulty["sites"][0];

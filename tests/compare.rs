@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{arg, refusal, run, stdout};
+use common::{arg, edited, refusal, run, stdout};
 use ndarray::{ArrayD, Axis};
-use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
+use scalescope_golden::npz::Array;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -26,21 +26,6 @@ fn trace(dir: &Path, name: &str, mode: &str, text: &str) -> PathBuf {
     file
 }
 
-/// The same file with its arrays changed.
-fn edited(file: &Path, name: &str, edit: impl Fn(&str, Array) -> Option<Array>) -> PathBuf {
-    let to = file.with_file_name(name);
-    let mut npz = NpzReader::open(file).unwrap();
-    let names: Vec<String> = npz.names().map(str::to_owned).collect();
-    let mut out = NpzWriter::create(&to, Compression::Stored).unwrap();
-    for key in names {
-        if let Some(array) = edit(&key, npz.read(&key).unwrap()) {
-            out.add(&key, &array).unwrap();
-        }
-    }
-    out.finish().unwrap();
-    to
-}
-
 /// Changes one array of i8 codes.
 fn codes(
     key: &'static str,
@@ -49,6 +34,23 @@ fn codes(
     move |name, array| match array {
         Array::I8(a) if name == key => Some(Array::I8(edit(a).as_standard_layout().into_owned())),
         other => Some(other),
+    }
+}
+
+/// Every sequence once more; scales stay.
+fn doubled(array: Array) -> Array {
+    fn twice<T: Clone>(a: ArrayD<T>) -> ArrayD<T> {
+        match a.ndim() {
+            0 => a,
+            _ => ndarray::concatenate(Axis(0), &[a.view(), a.view()]).unwrap(),
+        }
+    }
+    match array {
+        Array::I8(a) => Array::I8(twice(a)),
+        Array::F16(a) => Array::F16(twice(a)),
+        Array::F32(a) => Array::F32(twice(a)),
+        Array::I32(a) => Array::I32(twice(a)),
+        other => other,
     }
 }
 
@@ -262,6 +264,37 @@ fn what_cannot_be_compared_is_refused_in_one_line() {
         &edited(&golden, "nan.npz", nan),
         &["layer_01/ssm_y", "NaN in B at [0, 1, 2]"],
     );
+    let infinite = |name: &str, array: Array| match array {
+        Array::F16(mut a) if name == "layer_01/ssm_y" => {
+            a[[0, 3, 5]] = half::f16::NEG_INFINITY;
+            Some(Array::F16(a))
+        }
+        other => Some(other),
+    };
+    let infinite = edited(&golden, "infinite.npz", infinite);
+    for (a, b, place) in [
+        (&golden, &infinite, "-inf in B at [0, 3, 5]"),
+        (&infinite, &golden, "-inf in A at [0, 3, 5]"),
+        (&infinite, &infinite, "-inf in A"),
+    ] {
+        let line = refusal(&["compare", arg(a), arg(b)]);
+        assert!(line.contains(place), "{line}");
+    }
+    let narrow = |name: &str, array: Array| match array {
+        Array::F16(a) if name == "layer_01/ssm_y" => Some(Array::F16(
+            a.slice_axis(Axis(2), (0..100).into()).to_owned(),
+        )),
+        other => Some(other),
+    };
+    refused(
+        &edited(&golden, "narrow.npz", narrow),
+        &["layer_01/ssm_y", "100]"],
+    );
+    let twice = |_: &str, array: Array| match array {
+        Array::U8(a) => Some(Array::U8(a)),
+        array => Some(doubled(array)),
+    };
+    refused(&edited(&golden, "twice.npz", twice), &["tokens", "[2, "]);
     let nothing = edited(&golden, "nothing.npz", |name, array| {
         (name == "tokens").then_some(array)
     });

@@ -244,3 +244,22 @@ fn scale_uses_are_documented() {
         &markdown(&["use", "calibrated scale", "side"], rows),
     );
 }
+
+#[test]
+fn the_dynamic_modes_are_read() {
+    let mut table = scalescope_sim::mode::ModeTable::default();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dynamic-modes.toml");
+    table.add_file(&file).unwrap();
+    for base in ["0", "2-3", "2-4", "3"] {
+        let token = table.get(&format!("{base}-token")).unwrap();
+        let base = table.get(base).unwrap();
+        assert_ne!(token.conv_in, base.conv_in);
+        let same = scalescope_sim::mode::ModeSpec {
+            name: base.name.clone(),
+            summary: base.summary.clone(),
+            conv_in: base.conv_in,
+            ..token.clone()
+        };
+        assert_eq!(&same, base);
+    }
+}

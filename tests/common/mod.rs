@@ -1,6 +1,7 @@
 //! Running the built program, and small inputs for it.
 #![allow(dead_code)] // each test file uses its part
 
+use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -59,4 +60,19 @@ pub fn scales() -> PathBuf {
 /// A path as an argument.
 pub fn arg(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// The same file with its arrays changed.
+pub fn edited(file: &Path, name: &str, edit: impl Fn(&str, Array) -> Option<Array>) -> PathBuf {
+    let to = file.with_file_name(name);
+    let mut npz = NpzReader::open(file).unwrap();
+    let names: Vec<String> = npz.names().map(str::to_owned).collect();
+    let mut out = NpzWriter::create(&to, Compression::Stored).unwrap();
+    for key in names {
+        if let Some(array) = edit(&key, npz.read(&key).unwrap()) {
+            out.add(&key, &array).unwrap();
+        }
+    }
+    out.finish().unwrap();
+    to
 }
