@@ -242,11 +242,6 @@ fn sites_add_up_and_a_stale_scale_stands_out() {
     let total: f64 = sites.iter().map(shapley).sum();
     assert!((total / kl - 1.0).abs() < 0.01, "{total} of {kl}");
     assert!(clean["kl_without_sites"].as_f64().unwrap() < 0.01 * kl);
-    // One site at a time adds up nearly as well: the noise of one off does not come in.
-    let clean = costs(&[]);
-    let sites = clean["sites"].as_array().unwrap();
-    let shares: f64 = sites.iter().map(|s| s["share"].as_f64().unwrap()).sum();
-    assert!((shares - 1.0).abs() < 0.25, "{shares}");
     let faulty = costs(&["--fault", fault]);
     assert!(faulty["kl"].as_f64() > clean["kl"].as_f64());
     let first = &faulty["sites"][0];

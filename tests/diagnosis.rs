@@ -182,7 +182,7 @@ fn defects_show_where_they_are_put_in() {
     let faulty = json(&fault("conv-double-input-scale@layer=2", &command));
     let conv = |out: &serde_json::Value, layer: usize| {
         let mut sites = out["sites"].as_array().unwrap().iter();
-        let conv = sites.find(|s| s["layer"] == layer && s["site"] == "conv_out_f32");
+        let conv = sites.find(|s| s["layer"] == layer && s["site"] == "conv_out");
         conv.unwrap()["local"]["normalized_l2"].as_f64().unwrap()
     };
     assert!(conv(&faulty, 2) > 10.0 * conv(&clean, 2));
