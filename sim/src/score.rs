@@ -23,6 +23,16 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// [`Row::new`] of logits whose [`Row::log_total`] is known already.
+    pub fn with_total(logits: &'a [f32], log_total: f64) -> Self {
+        Self { logits, log_total }
+    }
+
+    /// log Σ exp(logit).
+    pub fn log_total(&self) -> f64 {
+        self.log_total
+    }
+
     /// Log-likelihood of a token.
     pub fn log_likelihood(&self, token: u32) -> f64 {
         f64::from(self.logits[token as usize]) - self.log_total

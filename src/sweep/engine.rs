@@ -1,6 +1,7 @@
 //! Designs on text: perplexity, divergence from the float model, cost.
 
 use super::grid::Values;
+use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
@@ -8,7 +9,7 @@ use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
 use scalescope_sim::profile::cost::Cost;
-use scalescope_sim::score::{Row, SequenceScore, perplexity};
+use scalescope_sim::score::{Row, perplexity};
 use scalescope_sim::trace::Blind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -57,7 +58,31 @@ pub struct Bench<'m> {
     model: &'m Model,
     mode: ModeSpec,
     sequences: Vec<Vec<u32>>,
-    reference: Vec<ndarray::Array2<f32>>,
+    reference: Vec<Reference>,
+}
+
+/// What the float model says of a sequence: a row predicts the token after it, the last row nothing.
+struct Reference {
+    logits: Array2<f32>,
+    /// [`Row::log_total`] of each row.
+    log_totals: Vec<f64>,
+}
+
+impl Reference {
+    fn new(logits: Array2<f32>) -> Self {
+        let rows = 0..logits.nrows();
+        let log_totals = rows
+            .into_par_iter()
+            .map(|t| Row::new(row(&logits, t)).log_total());
+        Self {
+            log_totals: log_totals.collect(),
+            logits,
+        }
+    }
+
+    fn row(&self, t: usize) -> Row<'_> {
+        Row::with_total(row(&self.logits, t), self.log_totals[t])
+    }
 }
 
 impl<'m> Bench<'m> {
@@ -69,7 +94,7 @@ impl<'m> Bench<'m> {
         sequences: Vec<Vec<u32>>,
     ) -> Result<Self> {
         let path = Datapath::new(model, reference, &Profile::get("exact")?)?;
-        let reference = sequences.iter().map(|tokens| logits(&path, tokens));
+        let reference = (sequences.iter()).map(|tokens| logits(&path, tokens).map(Reference::new));
         Ok(Self {
             reference: reference.collect::<Result<_>>()?,
             model,
@@ -84,19 +109,21 @@ impl<'m> Bench<'m> {
         let (mut likelihoods, mut kl, mut agreed) = (Vec::new(), 0.0, 0usize);
         for (tokens, reference) in self.sequences.iter().zip(&self.reference) {
             let own = logits(&path, tokens)?;
-            let score = SequenceScore::new(tokens, &own);
-            // The last row predicts nothing.
-            let pairs: Vec<(f64, bool)> = (0..score.greedy.len())
+            let scores: Vec<(f64, f64, bool)> = (0..tokens.len() - 1)
                 .into_par_iter()
                 .map(|t| {
-                    let clean = Row::new(row(reference, t));
-                    let kl = Row::new(row(&own, t)).kl_from(&clean);
-                    (kl, score.greedy[t] == clean.greedy())
+                    let (own, clean) = (Row::new(row(&own, t)), reference.row(t));
+                    let agrees = own.greedy() == clean.greedy();
+                    (
+                        own.log_likelihood(tokens[t + 1]),
+                        own.kl_from(&clean),
+                        agrees,
+                    )
                 })
                 .collect();
-            kl += pairs.iter().map(|(kl, _)| kl).sum::<f64>();
-            agreed += pairs.iter().filter(|(_, same)| *same).count();
-            likelihoods.extend(score.log_likelihood);
+            likelihoods.extend(scores.iter().map(|score| score.0));
+            kl += scores.iter().map(|score| score.1).sum::<f64>();
+            agreed += scores.iter().filter(|score| score.2).count();
         }
         let positions = likelihoods.len() as f64;
         Ok(Design {
@@ -110,14 +137,14 @@ impl<'m> Bench<'m> {
     }
 }
 
-fn logits(path: &Datapath, tokens: &[u32]) -> Result<ndarray::Array2<f32>> {
+fn logits(path: &Datapath, tokens: &[u32]) -> Result<Array2<f32>> {
     Ok(path
         .prefill(tokens, LogitRows::All, &mut Blind)?
         .0
         .to_real())
 }
 
-fn row(logits: &ndarray::Array2<f32>, t: usize) -> &[f32] {
+fn row(logits: &Array2<f32>, t: usize) -> &[f32] {
     let width = logits.ncols();
     &logits.as_slice().expect("logits are row-major")[t * width..(t + 1) * width]
 }

@@ -107,14 +107,13 @@ impl FixedFactor {
     /// The accumulator times the factor, as an integer.
     #[inline(always)]
     pub fn apply(self, acc: i64, rounding: Rounding, random: u16) -> i128 {
-        let acc = i128::from(acc);
         let Some((digits, first)) = self.first else {
-            let product = acc * i128::from(self.multiplier);
             return match self.shift {
-                0.. => rounding.shift(product, self.shift as u32, random),
-                left => product << -left,
+                0.. => rounding.shift_product(acc, self.multiplier, self.shift as u32, random),
+                left => (i128::from(acc) * i128::from(self.multiplier)) << -left,
             };
         };
+        let acc = i128::from(acc);
         let right = self.shift - digits as i32;
         let left = (-right).max(0);
         let high = first.shift((acc << left) * i128::from(self.multiplier), digits, random);
@@ -176,8 +175,12 @@ impl Requantizer {
     pub fn integer(&self, acc: i64, random: u16) -> i128 {
         match self.factor {
             Factor::F32(factor) => {
-                let v = acc as f32 * factor;
-                self.rule.rounding.round_at(v, random) as i128
+                let v = self.rule.rounding.round_at(acc as f32 * factor, random);
+                // As a wide integer only where it must be: that conversion is a call.
+                match v.abs() < 2f32.powi(62) {
+                    true => i128::from(v as i64),
+                    false => v as i128,
+                }
             }
             Factor::Fixed(fixed) => fixed.apply(acc, self.rule.rounding, random),
         }
@@ -189,11 +192,18 @@ impl Requantizer {
         let mut tally = Tally::of(self.rule.overflow);
         for (acc, code) in acc.iter().zip(codes) {
             let integer = self.integer(*acc, random(&mut lfsr));
-            tally.add(integer as f32);
+            tally.add(nearest(integer));
             *code = self.rule.overflow.fit(integer).0;
         }
         tally.status(acc.len(), self.rule.overflow)
     }
+}
+
+/// The f32 nearest to an integer.
+#[inline(always)]
+pub(crate) fn nearest(integer: i128) -> f32 {
+    // Most integers are narrow, and for those there is an instruction.
+    i64::try_from(integer).map_or_else(|_| integer as f32, |narrow| narrow as f32)
 }
 
 /// The random bits of the next position; 0 where no rule reads them.

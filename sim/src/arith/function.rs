@@ -347,7 +347,8 @@ impl Unit {
     #[inline(always)]
     pub fn input(&self, v: f64) -> i64 {
         let scaled = v * f64::from(1u32 << self.rule.input_fraction);
-        self.fit(scaled.round_ties_even() as i128)
+        // i64 holds every X, and what it does not hold saturates.
+        self.fit((scaled.round_ties_even() as i64).into())
     }
 
     /// Y of X.

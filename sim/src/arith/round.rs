@@ -113,11 +113,21 @@ impl Rounding {
         }
     }
 
+    /// `a · b / 2^shift`, the product exact, for shifts of 0 to 126.
+    #[inline(always)]
+    pub fn shift_product(self, a: i64, b: i64, shift: u32, random: u16) -> i128 {
+        match a.checked_mul(b) {
+            Some(narrow) if shift < 62 => self.shift_narrow(narrow, shift, random).into(),
+            _ => self.shift_wide(i128::from(a) * i128::from(b), shift, random),
+        }
+    }
+
     #[inline(always)]
     fn shift_narrow(self, v: i64, shift: u32, random: u16) -> i64 {
         shifted!(i64, self, v, shift, random)
     }
 
+    #[cold]
     fn shift_wide(self, v: i128, shift: u32, random: u16) -> i128 {
         shifted!(i128, self, v, shift, random)
     }
@@ -196,6 +206,22 @@ mod tests {
         assert_eq!(Rounding::NearestTiesUp.round(0.499_999_97), 0.0);
         assert_eq!(Rounding::TowardZero.shift(-7, 2, 0), -1);
         assert_eq!(Rounding::Ceil.shift(i128::from(i64::MIN), 100, 0), 0);
+    }
+
+    /// Products that fit 64 bits, and those that do not.
+    #[test]
+    fn products_are_exact_before_they_are_shifted() {
+        let factors = [0, 1, -1, 3, -7, 1 << 31, -(1 << 33), i64::MAX, i64::MIN];
+        for rule in Rounding::ALL {
+            for (a, b) in factors.iter().flat_map(|a| factors.map(|b| (*a, b))) {
+                for shift in [0, 1, 17, 61, 62, 63, 100, 126] {
+                    let product = i128::from(a) * i128::from(b);
+                    let want = rule.shift_wide(product, shift, 0);
+                    assert_eq!(rule.shift_product(a, b, shift, 0), want);
+                    assert_eq!(rule.shift(product, shift, 0), want);
+                }
+            }
+        }
     }
 
     /// Of the 2^16 positions' bits exactly the share of the fraction rounds up.

@@ -3,7 +3,7 @@
 
 use super::linear::{LinearOutput, LinearResult, product_sums};
 use crate::arith::accumulate::{Accumulated, Accumulator};
-use crate::arith::fixed::{FixedFactor, Requantizer, Scaling, random};
+use crate::arith::fixed::{FixedFactor, Requantizer, Scaling, nearest, random};
 use crate::arith::requant::to_f16;
 use crate::arith::saturate::{Status, Tally};
 use crate::error::Result;
@@ -142,7 +142,7 @@ fn codes(
             for (c, (code, sum)) in codes.iter_mut().zip(sums).enumerate() {
                 let requantizer = &requantizers[c.min(requantizers.len() - 1)];
                 let integer = requantizer.integer(*sum, random(&mut lfsr));
-                tally.add(integer as f32);
+                tally.add(nearest(integer));
                 *code = rule.output.overflow.fit(integer).0;
             }
             tally.status(n, rule.output.overflow)

@@ -116,7 +116,7 @@ impl IntegerRotation {
 
     /// Transforms a row in place.
     pub fn transform(&self, row: &mut [i64], seen: &mut Accumulated) {
-        let (base, block) = (self.size.base(), row.len() / self.size.base());
+        let block = row.len() / self.size.base();
         for stage in self.stages() {
             match stage.kind {
                 Kind::Butterfly(stride) => {
@@ -129,19 +129,24 @@ impl IntegerRotation {
                 }
                 Kind::Base => {
                     let before = row.to_vec();
-                    for (at, v) in row.iter_mut().enumerate() {
-                        let (i, k) = (at / block, at % block);
-                        let terms = (0..base).map(|j| {
+                    for (i, rows) in row.chunks_exact_mut(block).enumerate() {
+                        rows.fill(0);
+                        for (j, terms) in before.chunks_exact(block).enumerate() {
                             let sign = self.size.entry(i * block, j * block) as i64;
-                            sign * before[j * block + k]
-                        });
-                        *v = terms.sum();
+                            for (v, term) in rows.iter_mut().zip(terms) {
+                                *v += sign * term;
+                            }
+                        }
                     }
                 }
             }
             for v in row.iter_mut() {
                 seen.see(*v, false);
-                *v = Rounding::NearestTiesUp.shift((*v).into(), stage.shift, 0) as i64;
+            }
+            if stage.shift > 0 {
+                for v in row.iter_mut() {
+                    *v = Rounding::NearestTiesUp.shift((*v).into(), stage.shift, 0) as i64;
+                }
             }
         }
     }
