@@ -176,8 +176,16 @@ fn documented_types_are_what_the_modes_emit() {
     let model = scalescope_sim::sample::model();
     let tokens = [46, 37, 55, 1238, 47];
     let mut seen = std::collections::BTreeSet::new();
-    for mode in MODES {
-        let datapath = Datapath::new(&model, mode, &Profile::get("exact").unwrap()).unwrap();
+    // Scales of tokens are a profile's; every other point is a mode's.
+    let tokens_text = "version = 1\n[activations]\ngranularity = \"token\"\n";
+    let by_token = Profile::from_toml("tokens", tokens_text).unwrap();
+    let exact = Profile::get("exact").unwrap();
+    let runs = MODES
+        .iter()
+        .map(|mode| (mode, &exact))
+        .chain([(&MODES[0], &by_token)]);
+    for (mode, profile) in runs {
+        let datapath = Datapath::new(&model, mode, profile).unwrap();
         let mut prefill = Recorder::new(Selection::default());
         let (_, mut state) = datapath
             .prefill(&tokens, LogitRows::All, &mut prefill)

@@ -179,7 +179,7 @@ impl Check<'_> {
         let no_points = Points::new();
         let prefill = self.trace.sequences.get(sequence).unwrap_or(&no_points);
         let cumulative = self.options.feed == Feed::Cumulative;
-        let mut known = Known::new(self.path.config().n_layers);
+        let mut known = Known::new(self.path);
         let mut run = self.path.begin();
         if !prefill.is_empty() || (cumulative && !self.trace.steps.is_empty()) {
             let tokens = self.prefill_tokens(sequence, prefill, &mut known)?;
@@ -250,9 +250,8 @@ impl Check<'_> {
             ));
         }
         known.prefill(false);
-        let whole = |(place, _): &(&Place, &Value)| {
-            !place.point.is_state() && place.point != TracePoint::ConvInScale
-        };
+        let whole =
+            |(place, _): &(&Place, &Value)| !place.point.is_state() && !place.point.is_scale();
         match points.iter().find(whole) {
             Some((_, value)) => Ok(vec![0; value.dim().0]),
             None => Err(SimError::value("trace", "tokens", "states alone")),

@@ -14,9 +14,9 @@ use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
-use scalescope_sim::model::ScaleKey;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::quant::Scale;
+use scalescope_sim::trace::TracePoint;
 use serde::Serialize;
 use std::ops::RangeInclusive;
 use watch::{Grid, Watch};
@@ -53,7 +53,7 @@ pub struct Lineage {
 pub struct Quantizer {
     /// The block.
     pub layer: usize,
-    /// Its use of a scale (`x_proj_quant`), or `conv_in_dynamic`.
+    /// Its use of a scale (`x_proj_quant`), or `conv_in_dynamic`, `norm_out_dynamic`, `had_out_dynamic`.
     pub name: &'static str,
     /// Where its codes can be seen.
     pub point: &'static str,
@@ -91,7 +91,7 @@ pub struct Quantizer {
 /// Who reads codes, and with which scale.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reader {
-    /// Its use of a scale (`scan_b`), or `conv` for a dynamic scale, which comes with the codes.
+    /// Its use of a scale (`scan_b`), or the step for a dynamic scale, which comes with the codes.
     pub name: &'static str,
     /// What it takes of the tensor.
     pub part: Part,
@@ -189,14 +189,14 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
         return Vec::new();
     };
     let mut quantizers: Vec<Quantizer> = Vec::new();
-    for flow in flows(path.mode()) {
+    for flow in flows(path.mode(), path.profile().storage.activation_granularity) {
         let grid = seen.grid(layer, flow.point, flow.part);
         let name = maker_name(flow.maker);
         if quantizers.last().is_none_or(|q| q.name != name) {
             let status = seen.status(layer, flow.point);
             quantizers.push(match flow.maker {
                 Maker::Static(by) => fixed(layer, by, plan.get(by), flow.point.name(), status),
-                Maker::Dynamic => dynamic(layer, plan.get(ScaleUse::ConvIn), grid, seen),
+                Maker::Dynamic(by) => dynamic(layer, by, (flow.point, plan.get(by)), grid, seen),
             });
         }
         let quantizer = quantizers.last_mut().expect("pushed if there was none");
@@ -206,7 +206,12 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
         };
         let factor = scale / quantizer.scale;
         quantizer.readers.push(Reader {
-            name: flow.reader.map_or("conv", ScaleUse::name),
+            name: match (flow.reader, flow.maker) {
+                (Some(by), _) => by.name(),
+                (None, Maker::Dynamic(ScaleUse::NormOut)) => "in_proj",
+                (None, Maker::Dynamic(ScaleUse::HadOut)) => "out_proj",
+                (None, _) => "conv",
+            },
             part: flow.part,
             scale,
             factor,
@@ -232,7 +237,9 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
 fn maker_name(maker: Maker) -> &'static str {
     match maker {
         Maker::Static(by) => by.name(),
-        Maker::Dynamic => "conv_in_dynamic",
+        Maker::Dynamic(ScaleUse::NormOut) => "norm_out_dynamic",
+        Maker::Dynamic(ScaleUse::HadOut) => "had_out_dynamic",
+        Maker::Dynamic(_) => "conv_in_dynamic",
     }
 }
 
@@ -269,13 +276,19 @@ fn fixed(
     }
 }
 
-fn dynamic(layer: usize, calibrated: Scale, grid: &Grid, seen: &Watch) -> Quantizer {
-    let (smallest, largest) = seen.dynamic_scales(layer);
+fn dynamic(
+    layer: usize,
+    by: ScaleUse,
+    (point, calibrated): (TracePoint, Scale),
+    grid: &Grid,
+    seen: &Watch,
+) -> Quantizer {
+    let (smallest, largest) = seen.dynamic_scales(layer, point);
     Quantizer {
         layer,
-        name: maker_name(Maker::Dynamic),
-        point: "conv_in",
-        calibrated: ScaleKey::InProjOutput.name(),
+        name: maker_name(Maker::Dynamic(by)),
+        point: point.name(),
+        calibrated: by.key().name(),
         scale: largest,
         smallest_scale: Some(smallest),
         over_calibrated: Some(largest / f64::from(calibrated.get())),

@@ -270,7 +270,8 @@ fn sites_of(tensors: &BTreeMap<Place, Tensor>) -> BTreeSet<Place> {
         let points: &[TracePoint] = match place.point {
             TracePoint::InProjOut => &[TracePoint::InProjX, TracePoint::InProjZ],
             TracePoint::ConvOutF32 => &[TracePoint::ConvOut],
-            TracePoint::HiddenIn | TracePoint::ResidualIn | TracePoint::ConvInScale => &[],
+            TracePoint::HiddenIn | TracePoint::ResidualIn => &[],
+            point if point.is_scale() => &[],
             _ => return vec![*place],
         };
         let place = |point: &TracePoint| Place {

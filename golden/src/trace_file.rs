@@ -24,7 +24,7 @@ use crate::value::Value;
 use ndarray::Array2;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::Scale;
-use scalescope_sim::trace::{Place, Recorder, Tensor, TracePoint};
+use scalescope_sim::trace::{Place, Recorder, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -222,7 +222,7 @@ impl Step {
 pub(crate) fn allowed_rows(place: Place, rows: usize, length: usize) -> bool {
     match place.point {
         point if point.is_state() => true,
-        TracePoint::ConvInScale => rows == 1 || rows == length,
+        point if point.is_scale() => rows == 1 || rows == length,
         _ => rows == length,
     }
 }

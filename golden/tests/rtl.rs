@@ -1,16 +1,20 @@
 //! Vectors for RTL: every step of a block written, read back and simulated to the same bits, in every
 //! format; every corrupted line noticed.
 
-use scalescope_golden::check::{CheckOptions, Feed, check};
+use ndarray::array;
+use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
+use scalescope_golden::npz::Array;
 use scalescope_golden::rtl::export::export;
 use scalescope_golden::rtl::manifest::{Role, StepVectors};
 use scalescope_golden::rtl::simulate::{STEPS, differences, simulate};
 use scalescope_golden::rtl::words::Format;
 use scalescope_golden::trace_file::TraceFile;
-use scalescope_sim::datapath::Datapath;
+use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
+use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const TOKENS: [u32; 6] = [46, 37, 55, 1238, 47, 300];
@@ -47,6 +51,99 @@ fn every_step_comes_back_to_the_same_bits() {
     }
     // A PyTorch scan, and weights of the profile's own.
     assert!(simulate(&vectors(&Profile::get("deployed").unwrap(), "2-1", "scan")).is_ok());
+}
+
+/// Scales of tokens stream in and out beside the codes; channels of the convolution have theirs.
+#[test]
+fn scales_of_tokens_and_channels_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, keys) in [
+        ("asic-int8", ""),
+        ("pow2", ""),
+        (
+            "asic-int8",
+            "[hadamard]\nform = \"f32\"\n[requant]\nscaling = \"f32\"\n",
+        ),
+        ("exact", ""),
+    ] {
+        let text = format!(
+            "version = 1\nextends = \"{name}\"\n{keys}[activations]\ngranularity = \"token\"\n\
+             [weights]\nconv_granularity = \"channel\"\n"
+        );
+        let file = folder.path().join("tokens.toml");
+        std::fs::write(&file, text).unwrap();
+        let profile = Profile::get(file.to_str().unwrap()).unwrap();
+        for (step, format) in STEPS.iter().zip(Format::ALL.into_iter().cycle()) {
+            let written = vectors(&profile, "0", step);
+            let folder = folder.path().join(step);
+            written.write(&folder, format).unwrap();
+            assert_eq!(mismatched(&folder), 0, "{name} {step}");
+            let scales = match *step {
+                "norm" | "hadamard" => Some("out_scale"),
+                "in_proj" | "out_proj" => Some("x_scale"),
+                "conv" => Some("weight_scale"),
+                _ => None,
+            };
+            // A scale that is off makes other words.
+            if let Some(scales) = scales {
+                let mut altered = written.clone();
+                let vector = altered.vectors.iter_mut().find(|v| v.name == scales);
+                let Some(Array::F32(values)) = vector.map(|v| &mut v.array) else {
+                    panic!("{step}: no {scales}")
+                };
+                values.iter_mut().for_each(|s| *s *= 2.0);
+                let found = differences(&altered, &simulate(&altered).unwrap()).unwrap();
+                assert!(found.iter().any(|d| d.mismatched > 0), "{name} {step}");
+            }
+        }
+    }
+}
+
+/// A local check of a trace whose tokens have scales: equal as it is; a scale or a code that differs is
+/// one mismatch; without the scales in_proj cannot be judged.
+#[test]
+fn a_check_knows_scales_of_tokens() {
+    let text = "version = 1\nextends = \"asic-int8\"\n[activations]\ngranularity = \"token\"\n";
+    let profile = Profile::from_toml("test", text).unwrap();
+    let (model, table) = (sample::model(), ModeTable::default());
+    let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
+    let mut recorder = Recorder::new(Selection {
+        layers: Some(vec![3]),
+        points: None,
+    });
+    path.prefill(&TOKENS, LogitRows::None, &mut recorder)
+        .unwrap();
+    let trace = |edit: &dyn Fn(&mut BTreeMap<Place, Tensor>)| {
+        let mut recorder = recorder.clone();
+        edit(&mut recorder.tensors);
+        let trace = TraceFile::from_recorders(array![TOKENS], [recorder]).unwrap();
+        check(&path, &trace, &CheckOptions::default()).unwrap()
+    };
+    let mismatched = |report: &CheckReport| {
+        let points = report.summary.points.iter();
+        let bad = points.filter(|p| p.mismatched > 0);
+        bad.map(|p| (p.point.to_string(), p.mismatched))
+            .collect::<Vec<_>>()
+    };
+    let whole = trace(&|_| {});
+    assert_eq!((whole.exit_code(), mismatched(&whole)), (0, vec![]));
+    let at = |point| Place::layer(3, point);
+    let scaled = trace(&|tensors| {
+        if let Some(Tensor::F32(scales)) = tensors.get_mut(&at(TracePoint::NormOutScale)) {
+            scales[(2, 0)] *= 1.5;
+        }
+    });
+    // The step after it is judged with the file's scale, and so has other codes.
+    let found = mismatched(&scaled);
+    assert_eq!(found[0], ("norm_out_scale".to_owned(), 1));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[1].0, "in_proj_out");
+    let coded = trace(&|tensors| {
+        if let Some(Tensor::Codes(codes)) = tensors.get_mut(&at(TracePoint::HadOut)) {
+            codes[(1, 7)] ^= 1;
+        }
+    });
+    assert_eq!(mismatched(&coded)[0], ("had_out".to_owned(), 1));
 }
 
 #[test]
@@ -120,7 +217,7 @@ fn a_folder_is_a_trace() {
         .iter_mut()
         .find(|v| v.name == "out")
         .unwrap();
-    let scalescope_golden::npz::Array::I8(codes) = &mut out.array else {
+    let Array::I8(codes) = &mut out.array else {
         panic!()
     };
     codes[[2, 5]] ^= 1;

@@ -123,6 +123,17 @@ pub struct HadamardRules {
     pub overflow: Overflow,
 }
 
+impl HadamardRules {
+    /// The rule of its quantizer, for values in units of the output's grid.
+    pub fn quantizer(&self) -> QuantRule {
+        QuantRule {
+            rounding: self.rounding,
+            overflow: self.overflow,
+            ..QuantRule::NEAREST_EVEN
+        }
+    }
+}
+
 /// How conv taps meet the scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -29,6 +29,8 @@ pub enum TracePoint {
     ResidualOut,
     /// Normed hidden state, in_proj's input; `[L, M]`.
     NormOut,
+    /// The scales of `NormOut`, where each token has its own; `[L, 1]`.
+    NormOutScale,
     /// x‖z when both are of one type; `[L, 2E]`.
     InProjOut,
     /// x alone, when z has another type; `[L, E]`.
@@ -65,6 +67,8 @@ pub enum TracePoint {
     SsmStateOut,
     /// Rotated y, out_proj's input; `[L, E]`.
     HadOut,
+    /// The scales of `HadOut`, where each token has its own; `[L, 1]`.
+    HadOutScale,
     /// Block output; `[L, M]`.
     OutProjOut,
     /// Residual stream after the last block; `[L, M]`.
@@ -75,11 +79,12 @@ pub enum TracePoint {
 
 impl TracePoint {
     /// Every point, in the order of the datapath.
-    pub const ALL: [TracePoint; 25] = [
+    pub const ALL: [TracePoint; 27] = [
         TracePoint::HiddenIn,
         TracePoint::ResidualIn,
         TracePoint::ResidualOut,
         TracePoint::NormOut,
+        TracePoint::NormOutScale,
         TracePoint::InProjOut,
         TracePoint::InProjX,
         TracePoint::InProjZ,
@@ -98,6 +103,7 @@ impl TracePoint {
         TracePoint::SsmState,
         TracePoint::SsmStateOut,
         TracePoint::HadOut,
+        TracePoint::HadOutScale,
         TracePoint::OutProjOut,
         TracePoint::FinalResidual,
         TracePoint::Logits,
@@ -110,6 +116,7 @@ impl TracePoint {
             TracePoint::ResidualIn => "residual_in",
             TracePoint::ResidualOut => "residual_out",
             TracePoint::NormOut => "norm_out",
+            TracePoint::NormOutScale => "norm_out_scale",
             TracePoint::InProjOut => "in_proj_out",
             TracePoint::InProjX => "in_proj_x",
             TracePoint::InProjZ => "in_proj_z",
@@ -128,6 +135,7 @@ impl TracePoint {
             TracePoint::SsmState => "ssm_state",
             TracePoint::SsmStateOut => "ssm_state_out",
             TracePoint::HadOut => "had_out",
+            TracePoint::HadOutScale => "had_out_scale",
             TracePoint::OutProjOut => "out_proj_out",
             TracePoint::FinalResidual => "residual",
             TracePoint::Logits => "logits",
@@ -148,6 +156,24 @@ impl TracePoint {
                 | TracePoint::SsmStateIn
                 | TracePoint::SsmState
                 | TracePoint::SsmStateOut
+        )
+    }
+
+    /// Where the scales of codes are that a dynamic quantizer makes at this point.
+    pub fn scales(self) -> Option<Self> {
+        match self {
+            TracePoint::NormOut => Some(TracePoint::NormOutScale),
+            TracePoint::ConvIn => Some(TracePoint::ConvInScale),
+            TracePoint::HadOut => Some(TracePoint::HadOutScale),
+            _ => None,
+        }
+    }
+
+    /// Whether the tensor holds the scales of another, `[L, 1]` or `[1, 1]`.
+    pub fn is_scale(self) -> bool {
+        matches!(
+            self,
+            TracePoint::NormOutScale | TracePoint::ConvInScale | TracePoint::HadOutScale
         )
     }
 
@@ -212,7 +238,7 @@ impl fmt::Display for Place {
 pub enum Tensor {
     /// INT8 codes and the scale of one step.
     I8(QTensor),
-    /// INT8 codes whose scale varies (see `conv_in_scale`).
+    /// INT8 codes whose scale varies (see [`TracePoint::scales`]).
     Codes(Array2<i8>),
     /// Binary16.
     F16(Array2<f16>),
@@ -237,6 +263,14 @@ impl Tensor {
             Tensor::I8(_) | Tensor::Codes(_) => "i8",
             Tensor::F16(_) => "f16",
             Tensor::F32(_) => "f32",
+        }
+    }
+
+    /// The codes of an INT8 tensor of one scale.
+    pub fn codes(&self) -> Option<&Array2<i8>> {
+        match self {
+            Tensor::I8(t) => Some(&t.codes),
+            _ => None,
         }
     }
 

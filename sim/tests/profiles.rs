@@ -1,12 +1,13 @@
 //! Profile files: keys and their ranges, hashes, the chip profiles on the sample model.
 
 use proptest::prelude::*;
+use scalescope_sim::arith::function::{Function, Inputs};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::profile::{CHIP_PROFILES, Profile};
 use scalescope_sim::sample;
 use scalescope_sim::score::{SequenceScore, perplexity};
-use scalescope_sim::trace::{Blind, Tensor};
+use scalescope_sim::trace::{Blind, Place, Recorder, Selection, Tensor, TracePoint};
 
 fn profile(text: &str) -> Profile {
     Profile::from_toml("test", text).unwrap_or_else(|e| panic!("{text}: {e}"))
@@ -106,7 +107,23 @@ fn bad_keys_and_values_are_refused_by_name() {
         ),
         (
             "version = 1\n[nonlinearity.exp]\nform = \"polynomial\"\ndegree = 4",
-            "nonlinearity.exp.degree: expected 0 to 3",
+            "nonlinearity.exp.degree: expected 1 to 3, found 4",
+        ),
+        (
+            "version = 1\n[nonlinearity.exp]\nform = \"table\"\nentries = 65537",
+            "nonlinearity.exp.entries: expected 1 to 65536, found 65537",
+        ),
+        (
+            "version = 1\nseed = -1",
+            "seed: expected 0 to 4294967295, found -1",
+        ),
+        (
+            "version = 1\n[activations]\ngranularity = \"channel\"",
+            "activations.granularity: expected",
+        ),
+        (
+            "version = 1\n[weights]\nconv_granularity = \"group\"",
+            "weights.conv_granularity: expected",
         ),
     ] {
         let error = Profile::from_toml("test", text).unwrap_err().to_string();
@@ -293,6 +310,8 @@ fn designs_of_every_kind_run() {
         "[nonlinearity.exp]\nform = \"exact\"\n[nonlinearity.softplus]\nform = \"exact\"\n[nonlinearity.silu]\nform = \"exact\"",
         "[requant]\nscaling = \"fixed\"\nmultiplier_bits = 8\nrounding_steps = \"double\"\nrounding = \"ceil\"\noverflow = \"saturate-symmetric\"",
         "[hadamard]\nbits = 12\nfraction = 0\ngrowth = 0",
+        "[activations]\ngranularity = \"token\"\n[weights]\nconv_granularity = \"channel\"",
+        "[activations]\ngranularity = \"token\"\nscales = \"power-of-two\"\n[hadamard]\nform = \"f32\"\n[weights]\ngranularity = \"group\"",
     ];
     for design in designs {
         let profile = profile(&format!("version = 1\nextends = \"asic-int8\"\n{design}"));
@@ -304,6 +323,142 @@ fn designs_of_every_kind_run() {
             assert!(logits.to_real().iter().all(|v| v.is_finite()), "{design}");
             path.decode(5, &mut state, &mut Blind).unwrap();
         }
+    }
+}
+
+/// What profiles without the keys that came later hash to: the text that they hashed to before.
+#[test]
+fn rules_that_a_profile_does_not_name_are_not_hashed() {
+    let exact = serde_json::to_string(&Profile::get("exact").unwrap().storage).unwrap();
+    assert_eq!(
+        exact,
+        "{\"weight-bits\":8,\"weight-granularity\":\"tensor\",\"weight-scales\":\"calibrated\",\
+         \"activation-scales\":\"calibrated\"}"
+    );
+    let plain = Profile::get("asic-int8").unwrap().hash();
+    for (key, value) in [
+        ("activations", "granularity = \"token\""),
+        ("weights", "conv_granularity = \"channel\""),
+    ] {
+        let text = format!("version = 1\nextends = \"asic-int8\"\n[{key}]\n");
+        assert_eq!(profile(&text).hash(), plain);
+        assert_ne!(profile(&format!("{text}{value}")).hash(), plain);
+    }
+}
+
+fn recorded(profile: &Profile, tokens: &[u32]) -> Recorder {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let path = Datapath::new(&model, table.get("0").unwrap(), profile).unwrap();
+    let mut recorder = Recorder::new(Selection::default());
+    path.prefill(tokens, LogitRows::None, &mut recorder)
+        .unwrap();
+    recorder
+}
+
+/// Scales of tokens: the largest magnitude of each row on code 127, in_proj's and out_proj's results
+/// from codes, scales and weights in exact integers.
+#[test]
+fn tokens_have_scales_of_their_own() {
+    let (model, tokens) = (sample::model(), tokens(11));
+    for (scales, forms) in [
+        ("calibrated", "[hadamard]\nform = \"f32\""),
+        ("power-of-two", "[requant]\nrounding = \"floor\""),
+    ] {
+        let profile = profile(&format!(
+            "version = 1\nextends = \"asic-int8\"\n{forms}\n\
+             [activations]\ngranularity = \"token\"\nscales = \"{scales}\"\n"
+        ));
+        let seen = recorded(&profile, &tokens);
+        let layer = &model.quantized.as_ref().unwrap().layers[5];
+        let at = |point| &seen.tensors[&Place::layer(5, point)];
+        for (point, of) in [
+            (TracePoint::NormOut, TracePoint::NormOutScale),
+            (TracePoint::HadOut, TracePoint::HadOutScale),
+        ] {
+            let (Tensor::Codes(codes), Tensor::F32(column)) = (at(point), at(of)) else {
+                panic!("{point:?}")
+            };
+            assert_eq!(column.dim(), (11, 1));
+            let mut distinct: Vec<u32> = column.iter().map(|s| s.to_bits()).collect();
+            distinct.sort_unstable();
+            distinct.dedup();
+            // Normed rows are so alike that their powers of two may be one.
+            assert!(distinct.len() > 2 || scales == "power-of-two", "{point:?}");
+            for (row, scale) in codes.rows().into_iter().zip(column) {
+                let top = row.iter().map(|q| i32::from(*q).abs()).max().unwrap();
+                match scales {
+                    "calibrated" => assert_eq!(top, 127),
+                    // Within a factor of two, and floored below zero.
+                    _ => assert!((63..=128).contains(&top) && scale.log2().fract() == 0.0),
+                }
+            }
+        }
+        let (Tensor::Codes(x), Tensor::F32(s_x)) =
+            (at(TracePoint::NormOut), at(TracePoint::NormOutScale))
+        else {
+            panic!()
+        };
+        let Tensor::I8(out) = at(TracePoint::InProjOut) else {
+            panic!()
+        };
+        for ((t, n), code) in out.codes.indexed_iter() {
+            let terms = x.row(t).into_iter().zip(layer.in_proj.codes.row(n));
+            let acc: i128 = terms.map(|(x, w)| i128::from(*x) * i128::from(*w)).sum();
+            let m = f64::from(s_x[(t, 0)]) * f64::from(layer.in_proj.scale.get())
+                / f64::from(out.scale.get());
+            let shift = 14 - m.log2().floor() as i32;
+            let multiplier = (m * 2f64.powi(shift)).round() as i128;
+            let half = match scales {
+                "calibrated" => 1i128 << (shift - 1),
+                _ => 0,
+            };
+            let want = ((acc * multiplier + half) >> shift).clamp(-128, 127);
+            assert_eq!(i128::from(*code), want, "{scales}: {t} {n}");
+        }
+    }
+}
+
+/// A convolution whose channels have scales of their own, from codes and scales in exact integers.
+#[test]
+fn channels_of_the_convolution_have_scales_of_their_own() {
+    let model = sample::model();
+    let text = "version = 1\nextends = \"tflite-single\"\n[weights]\nconv_granularity = \"channel\"\n\
+                [nonlinearity.silu]\nform = \"table\"\nentries = 512\n";
+    let profile = profile(text);
+    let seen = recorded(&profile, &tokens(9));
+    let at = |point| match &seen.tensors[&Place::layer(2, point)] {
+        Tensor::I8(q) => q.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (x, out) = (at(TracePoint::InProjOut), at(TracePoint::ConvOut));
+    let weight = &model.float.as_ref().unwrap().layers[2].conv_weight;
+    let bias = &model.quantized.as_ref().unwrap().layers[2].conv_bias;
+    let silu = profile.cuda.prefill.conv.silu.unit(Function::Silu).unwrap();
+    let fixed = |factor: f64| {
+        let shift = 30 - factor.log2().floor() as i32;
+        ((factor * 2f64.powi(shift)).round() as i128, shift)
+    };
+    let round = |v: i128, (m, shift): (i128, i32)| (v * m + (1 << (shift - 1))) >> shift;
+    for ((t, c), code) in out.codes.indexed_iter() {
+        let taps: Vec<f64> = weight.row(c).iter().map(|w| f64::from(*w)).collect();
+        let top = taps.iter().fold(0.0f64, |a, w| a.max(w.abs()));
+        let s_w = f64::from((top / 127.0) as f32);
+        let per_sum = s_w * f64::from(x.scale.get());
+        let mut acc = (f64::from(bias.scale.get() * f32::from(bias.codes[c])) / per_sum)
+            .round_ties_even() as i128;
+        for (tap, w) in taps.iter().enumerate() {
+            if let Some(row) = (t + tap + 1).checked_sub(taps.len()) {
+                let q = (w / s_w).round_ties_even() as i128;
+                acc += q * i128::from(x.codes[(row, c)]);
+            }
+        }
+        let fraction = 2f64.powi(silu.rule().input_fraction.into());
+        let input = silu.fit(round(acc, fixed(per_sum * fraction)));
+        let y = silu.eval(input, &mut Inputs::default());
+        let one = 2f64.powi(-i32::from(silu.rule().output_fraction));
+        let want = round(y.into(), fixed(one / f64::from(out.scale.get()))).clamp(-128, 127);
+        assert_eq!(i128::from(*code), want, "{t} {c}");
     }
 }
 

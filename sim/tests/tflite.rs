@@ -82,16 +82,16 @@ impl Random {
 }
 
 /// Accumulators around those where a multiplier's result changes: for outputs all over INT8 and
-/// beyond, the input nearest to each rounding boundary and every one within 3 of it; and the ends
+/// beyond, the input nearest to each rounding boundary and every one within 8 of it; and the ends
 /// of i32.
 fn windows(real: f64) -> Vec<i32> {
     let ends = [i32::MIN, i32::MIN + 1, -1, 0, 1, i32::MAX - 1, i32::MAX];
     let mut inputs = ends.to_vec();
     for output in -140..=140 {
         let boundary = (f64::from(output) + 0.5) / real;
-        if boundary.abs() < f64::from(i32::MAX) - 8.0 {
+        if boundary.abs() < f64::from(i32::MAX) - 16.0 {
             let centre = boundary.round() as i32;
-            inputs.extend(centre - 3..=centre + 3);
+            inputs.extend(centre - 8..=centre + 8);
         }
     }
     inputs
@@ -136,7 +136,55 @@ fn both_forms_around_every_boundary() {
             compared += 2;
         }
     }
-    assert!(compared > 1_000_000, "{compared}");
+    println!("{compared} results compared");
+    assert!(compared > 5_000_000, "{compared}");
+}
+
+/// The values that TFLite's own tests state (tensorflow/lite/kernels/internal/quantization_util_test.cc):
+/// `QuantizeMultiplier`, and `MultiplyByQuantizedMultiplier` in either form.
+#[test]
+fn published_values() {
+    const ONE: i64 = 1 << 30;
+    for (real, multiplier, shift) in [
+        (0.125, ONE, -2),
+        (0.25, ONE, -1),
+        (0.5 - 5e-9, 2_147_483_627, -1),
+        (0.5 - 1e-10, ONE, 0),
+        (0.5, ONE, 0),
+        (0.75, 1_610_612_736, 0),
+        (1.0 - 1e-9, 2_147_483_646, 0),
+        (1.0, ONE, 1),
+        (1.0 + 1e-11, ONE, 1),
+        (1.25, 1_342_177_280, 1),
+        (1.5, 1_610_612_736, 1),
+        (1.75, 1_879_048_192, 1),
+        (2.0 - 1e-9, 2_147_483_647, 1),
+        (2.0 - 1e-11, ONE, 2),
+        (2.0, ONE, 2),
+        (4.0, ONE, 3),
+    ] {
+        for scaling in [SINGLE, DOUBLE] {
+            let fixed = FixedFactor::new(scaling, real).unwrap().unwrap();
+            assert_eq!(
+                (fixed.multiplier, 31 - fixed.shift),
+                (multiplier, shift),
+                "{real}"
+            );
+        }
+        assert_eq!(quantize_multiplier(real), (multiplier, shift), "{real}");
+    }
+    for (x, real, product) in [
+        (0, 0.1, 0),
+        (10_000, 0.00097656, 10),
+        (-10_000, 0.00097656, -10),
+        (i32::MIN, 0.00001, -21_475),
+        (i32::MAX, 0.00001, 21_475),
+    ] {
+        let fixed = |scaling| FixedFactor::new(scaling, real).unwrap().unwrap();
+        let single = fixed(SINGLE).apply(x.into(), Rounding::NearestTiesUp, 0);
+        let double = fixed(DOUBLE).apply(x.into(), Rounding::NearestTiesAway, 0);
+        assert_eq!((single, double), (product, product), "{x} · {real}");
+    }
 }
 
 /// The ties that tell the forms apart, worked out by hand from the definitions.

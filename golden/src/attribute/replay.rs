@@ -160,7 +160,7 @@ fn rows_of(value: &Value, rows: usize) -> Value {
 
 impl Probe for Replay<'_> {
     fn wants(&self, place: Place) -> bool {
-        let whole_only = place.point.is_state() || place.point == TracePoint::ConvInScale;
+        let whole_only = place.point.is_state() || place.point.is_scale();
         self.points.contains_key(&place) && !(whole_only && self.rows.is_some())
     }
 

@@ -1,5 +1,7 @@
 //! Which tensors a local check can judge: those whose every input is known.
 
+use scalescope_sim::engine::Engine;
+use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::trace::{Place, TracePoint};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     layers: usize,
+    /// Whether the inputs of in_proj and out_proj have scales that are found at run time.
+    dynamic: bool,
     token: bool,
     /// Put in place in this prefill or step.
     given: BTreeSet<Place>,
@@ -23,9 +27,12 @@ pub(super) struct Known {
 
 impl Known {
     /// Nothing yet, not even the states before the first step.
-    pub(super) fn new(layers: usize) -> Self {
+    pub(super) fn new(path: &dyn Engine) -> Self {
+        let layers = path.config().n_layers;
+        let granularity = path.profile().storage.activation_granularity;
         Self {
             layers,
+            dynamic: granularity == ActivationGranularity::Token,
             token: false,
             given: BTreeSet::new(),
             states: vec![(false, false); layers],
@@ -100,6 +107,7 @@ impl Known {
             };
         };
         let here = |point| self.knows(Place::layer(layer, point));
+        let with_scales = |point, scales| here(point) && (!self.dynamic || here(scales));
         // The same tensor under either name, as the mode has it.
         let x = || self.has(layer, P::InProjX) || here(P::InProjOut);
         let z = || self.has(layer, P::InProjZ) || here(P::InProjOut);
@@ -111,8 +119,8 @@ impl Known {
             P::HiddenIn => self.leaves(layer - 1, P::OutProjOut),
             P::ResidualIn => layer == 0 || self.leaves(layer - 1, P::ResidualOut),
             P::ResidualOut => here(P::HiddenIn) && here(P::ResidualIn),
-            P::NormOut => here(P::ResidualOut),
-            P::InProjOut | P::InProjX | P::InProjZ => here(P::NormOut),
+            P::NormOut | P::NormOutScale => here(P::ResidualOut),
+            P::InProjOut | P::InProjX | P::InProjZ => with_scales(P::NormOut, P::NormOutScale),
             P::ConvStateIn => self.states[layer].0,
             P::ConvIn | P::ConvInScale | P::ConvStateOut => x() && here(P::ConvStateIn),
             P::ConvOut | P::ConvOutF32 => conv_in(),
@@ -122,8 +130,8 @@ impl Known {
             P::SsmStateIn => self.states[layer].1,
             P::SsmY => scan() && z() && here(P::SsmStateIn),
             P::SsmState | P::SsmStateOut => scan() && here(P::SsmStateIn),
-            P::HadOut => here(P::SsmY),
-            P::OutProjOut => here(P::HadOut),
+            P::HadOut | P::HadOutScale => here(P::SsmY),
+            P::OutProjOut => with_scales(P::HadOut, P::HadOutScale),
             P::FinalResidual | P::Logits => false,
         }
     }

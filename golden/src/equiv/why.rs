@@ -108,7 +108,7 @@ fn word(value: &impl Serialize) -> String {
 fn fields_at(point: TracePoint) -> Option<&'static [&'static str]> {
     use TracePoint as P;
     Some(match point {
-        P::NormOut => &["norm_out", "weights"],
+        P::NormOut | P::NormOutScale => &["norm_out", "weights"],
         P::InProjOut => &["weights", "x", "z"],
         P::InProjX => &["weights", "x"],
         P::InProjZ => &["weights", "z"],
@@ -120,7 +120,7 @@ fn fields_at(point: TracePoint) -> Option<&'static [&'static str]> {
         P::SsmU => &["conv_out", "u"],
         P::SsmY => &["weights", "u", "scan", "state", "stream"],
         P::SsmState | P::SsmStateOut | P::SsmStateIn => &["weights", "u", "scan", "state"],
-        P::HadOut => &["had_out", "rotated"],
+        P::HadOut | P::HadOutScale => &["had_out", "rotated"],
         P::OutProjOut => &["weights", "had_out", "stream"],
         _ => return None,
     })
@@ -256,7 +256,7 @@ fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, St
     let requantized = run.mode.conv_out == Precision::Float;
     let codes = run.mode.u != ScanInput::Float;
     match point {
-        P::NormOut => add(cuda, "norm_out"),
+        P::NormOut | P::NormOutScale => add(cuda, "norm_out"),
         P::InProjOut | P::InProjX | P::InProjZ => add(cuda, "linear.in_proj"),
         P::ConvIn => add(cuda, "conv_in"),
         P::ConvOut | P::ConvOutF32 => add(conv, "conv"),
@@ -267,7 +267,7 @@ fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, St
         P::XProjOut => add(cuda, "linear.x_proj"),
         P::DtProjOut => add(cuda, "linear.dt_proj"),
         P::SsmY | P::SsmState | P::SsmStateOut | P::SsmStateIn => add(scan, "scan"),
-        P::HadOut => {
+        P::HadOut | P::HadOutScale => {
             let all = whole(cuda);
             for (key, value) in all.as_object().into_iter().flatten() {
                 if key.starts_with("hadamard") {

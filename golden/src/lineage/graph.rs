@@ -2,6 +2,7 @@
 
 use scalescope_sim::mode::{ConvInput, ModeSpec, Precision, ScanInput, XOutput};
 use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::trace::TracePoint;
 use serde::Serialize;
 
@@ -10,8 +11,8 @@ use serde::Serialize;
 pub enum Maker {
     /// A quantizer with a calibrated scale.
     Static(ScaleUse),
-    /// The quantizer at the conv input that finds its scale at run time.
-    Dynamic,
+    /// A quantizer that finds its scale at run time, in the place of one with the scale of this use.
+    Dynamic(ScaleUse),
 }
 
 /// The columns of a tensor that a reader takes.
@@ -45,8 +46,9 @@ pub struct Flow {
     pub reader: Option<ScaleUse>,
 }
 
-/// Every flow of codes in a block of this mode, in the order of the data.
-pub fn flows(mode: &ModeSpec) -> Vec<Flow> {
+/// Every flow of codes in a block of this mode, in the order of the data. `granularity` is that of
+/// in_proj's and out_proj's inputs.
+pub fn flows(mode: &ModeSpec, granularity: ActivationGranularity) -> Vec<Flow> {
     let int8 = |precision| precision == Precision::Int8;
     let mut flows = Vec::new();
     let mut flow = |when: bool, maker, point, part, reader| {
@@ -133,7 +135,7 @@ pub fn flows(mode: &ModeSpec) -> Vec<Flow> {
         ConvInput::DynamicTensor | ConvInput::DynamicToken
     ) {
         let dynamic = Flow {
-            maker: Maker::Dynamic,
+            maker: Maker::Dynamic(ScaleUse::ConvIn),
             point: TracePoint::ConvIn,
             part: Part::All,
             reader: None,
@@ -143,6 +145,13 @@ pub fn flows(mode: &ModeSpec) -> Vec<Flow> {
             .position(|f| f.point > TracePoint::ConvIn)
             .unwrap_or(flows.len());
         flows.insert(at, dynamic);
+    }
+    if granularity == ActivationGranularity::Token {
+        for flow in &mut flows {
+            if let Maker::Static(by @ (U::NormOut | U::HadOut)) = flow.maker {
+                (flow.maker, flow.reader) = (Maker::Dynamic(by), None);
+            }
+        }
     }
     flows
 }

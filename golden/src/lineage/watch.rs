@@ -43,7 +43,8 @@ pub(super) struct Watch {
     parts: Vec<(TracePoint, Part, Range<usize>)>,
     grids: BTreeMap<(Place, Part), Grid>,
     counts: BTreeMap<Place, Status>,
-    dynamic: BTreeMap<usize, (f64, f64)>,
+    /// The smallest and the largest scale of dynamic quantizers.
+    dynamic: BTreeMap<Place, (f64, f64)>,
 }
 
 impl Watch {
@@ -58,9 +59,10 @@ impl Watch {
             Part::B => r..r + n,
             Part::C => r + n..r + 2 * n,
         };
-        let mut parts: Vec<_> = (flows(path.mode()).iter())
-            .map(|flow| (flow.point, flow.part, columns(flow.part)))
-            .collect();
+        let mut parts: Vec<_> = (flows(path.mode(), path.profile().storage.activation_granularity)
+            .iter())
+        .map(|flow| (flow.point, flow.part, columns(flow.part)))
+        .collect();
         parts.dedup();
         Self {
             parts,
@@ -81,13 +83,13 @@ impl Watch {
         for (place, status) in other.counts {
             *self.counts.entry(place).or_default() += status;
         }
-        for (layer, (low, high)) in other.dynamic {
-            self.add_dynamic(layer, low, high);
+        for (place, (low, high)) in other.dynamic {
+            self.add_dynamic(place, low, high);
         }
     }
 
-    fn add_dynamic(&mut self, layer: usize, low: f64, high: f64) {
-        let range = self.dynamic.entry(layer).or_insert((low, high));
+    fn add_dynamic(&mut self, place: Place, low: f64, high: f64) {
+        let range = self.dynamic.entry(place).or_insert((low, high));
         *range = (range.0.min(low), range.1.max(high));
     }
 
@@ -107,26 +109,28 @@ impl Watch {
         status.copied().unwrap_or_default()
     }
 
-    /// The smallest and the largest scale of a dynamic quantizer.
-    pub fn dynamic_scales(&self, layer: usize) -> (f64, f64) {
-        self.dynamic.get(&layer).copied().unwrap_or((1.0, 1.0))
+    /// The smallest and the largest scale of the dynamic quantizer that makes a point.
+    pub fn dynamic_scales(&self, layer: usize, point: TracePoint) -> (f64, f64) {
+        let place = point.scales().map(|scales| Place::layer(layer, scales));
+        let range = place.and_then(|place| self.dynamic.get(&place));
+        range.copied().unwrap_or((1.0, 1.0))
     }
 }
 
 impl Probe for Watch {
     fn wants(&self, place: Place) -> bool {
         place.layer.is_some()
-            && (place.point == TracePoint::ConvInScale
+            && (place.point.is_scale()
                 || self.parts.iter().any(|(point, ..)| *point == place.point))
     }
 
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
-        let codes = match (&*value, place.layer) {
-            (Tensor::I8(q), _) => q.codes.view(),
-            (Tensor::Codes(codes), _) => codes.view(),
-            (Tensor::F32(scales), Some(layer)) if place.point == TracePoint::ConvInScale => {
+        let codes = match &*value {
+            Tensor::I8(q) => q.codes.view(),
+            Tensor::Codes(codes) => codes.view(),
+            Tensor::F32(scales) if place.point.is_scale() => {
                 for scale in scales {
-                    self.add_dynamic(layer, f64::from(*scale), f64::from(*scale));
+                    self.add_dynamic(place, f64::from(*scale), f64::from(*scale));
                 }
                 return Ok(());
             }

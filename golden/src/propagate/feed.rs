@@ -90,7 +90,7 @@ impl Probe for Feeder<'_> {
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
         self.fed.made.insert(place, value.clone());
         // Codes of a dynamic quantizer follow from its input, which was fed.
-        let follows = matches!(value, Tensor::Codes(_)) || place.point == TracePoint::ConvInScale;
+        let follows = matches!(value, Tensor::Codes(_)) || place.point.is_scale();
         if !follows && !self.own.contains(&place.point) {
             let Some(real) = self.read_at(place) else {
                 return Err(SimError::value(place, "a tensor to feed", "none"));
@@ -126,11 +126,8 @@ pub fn real_of(tensors: &BTreeMap<Place, Tensor>, take: Take) -> Array2<f32> {
     let place = take.place();
     let real = match &tensors[&place] {
         Tensor::Codes(codes) => {
-            let scales = tensors[&Place {
-                point: TracePoint::ConvInScale,
-                ..place
-            }]
-                .to_real();
+            let point = place.point.scales().expect("codes of a dynamic quantizer");
+            let scales = tensors[&Place { point, ..place }].to_real();
             let rows = scales.nrows();
             Array2::from_shape_fn(codes.dim(), |(t, c)| {
                 scales[(if rows == 1 { 0 } else { t }, 0)] * f32::from(codes[(t, c)])

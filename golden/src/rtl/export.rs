@@ -136,6 +136,35 @@ impl Made<'_, '_> {
         }
     }
 
+    /// Whether a point has codes whose tokens have scales of their own.
+    fn is_dynamic(&self, point: TracePoint) -> bool {
+        matches!(self.tensor(point), Some(Tensor::Codes(_)))
+    }
+
+    /// Codes whose tokens have scales of their own, and these, which stream in too.
+    fn dynamic_input(&mut self, point: TracePoint) -> Result<()> {
+        let scales = point.scales().expect("a point that can be dynamic");
+        let (Some(Tensor::Codes(codes)), Some(Tensor::F32(column))) =
+            (self.tensor(point).cloned(), self.tensor(scales).cloned())
+        else {
+            return Err(SimError::value(scales.name(), "a column of scales", "none"));
+        };
+        let (key, scales_key) = (self.key(point), self.key(scales));
+        self.put("x", Role::Input, key, None, codes.into_dyn());
+        self.put("x_scale", Role::Input, scales_key, None, column.into_dyn());
+        Ok(())
+    }
+
+    /// Codes that come out, with their scales where tokens have their own.
+    fn codes_out(&mut self, point: TracePoint) -> Result<()> {
+        match (self.is_dynamic(point), point.scales()) {
+            (true, Some(scales)) => self.is("out_scale", scales),
+            _ => self.codes(point).map(|_| ())?,
+        }
+        self.is("out", point);
+        Ok(())
+    }
+
     fn scale(&self, scale_use: ScaleUse) -> Result<f32> {
         let scale = self.path.scale(self.layer, scale_use);
         let none = || SimError::value("mode", "one with INT8 tensors", &self.out.mode);
@@ -280,13 +309,17 @@ impl Made<'_, '_> {
         to: TracePoint,
         writes: Option<ScaleUse>,
     ) -> Result<()> {
-        let codes = self.codes(from)?.codes.clone();
-        let (codes, key) = match columns {
-            Some(columns) => (codes.slice(s![.., ..columns]).to_owned(), None),
-            None => (codes, self.key(from)),
-        };
-        let scale = self.scale(reads)?;
-        self.input("x", key, codes, scale);
+        if self.is_dynamic(from) {
+            self.dynamic_input(from)?;
+        } else {
+            let codes = self.codes(from)?.codes.clone();
+            let (codes, key) = match columns {
+                Some(columns) => (codes.slice(s![.., ..columns]).to_owned(), None),
+                None => (codes, self.key(from)),
+            };
+            let scale = self.scale(reads)?;
+            self.input("x", key, codes, scale);
+        }
         let weights = self.path.linear_weights(self.layer, step);
         let stored: Option<Vec<ScaledWeight>> = weights.iter().map(|w| w.stored()).collect();
         let stored = stored
@@ -344,7 +377,15 @@ impl Made<'_, '_> {
             concatenate(Axis(0), &[history.view(), x.view()]).expect("both have E columns");
         let scale = self.scale(ScaleUse::ConvIn)?;
         self.input("x", None, window, scale);
-        self.constant("weight", weight);
+        match self.path.conv_weight(self.layer).channel_scales() {
+            None => self.constant("weight", weight),
+            Some(scales) => {
+                let scales = Array1::from_iter(scales.iter().map(|s| s.get())).into_dyn();
+                let codes = weight.codes.into_dyn();
+                self.put("weight", Role::Constant, None, None, codes);
+                self.put("weight_scale", Role::Constant, None, None, scales);
+            }
+        }
         self.constant_vector("bias", bias);
         self.output_scale(ScaleUse::ConvOut)?;
         self.implementation(self.path.mode().conv);
@@ -392,7 +433,7 @@ impl Made<'_, '_> {
     }
 
     fn hadamard(&mut self) -> Result<()> {
-        self.codes(TracePoint::HadOut)?;
+        self.codes_out(TracePoint::HadOut)?;
         let y = match self.tensor(TracePoint::SsmY) {
             Some(Tensor::F16(y)) if self.path.rotation(self.layer).is_some() => y.clone(),
             _ => {
@@ -406,12 +447,11 @@ impl Made<'_, '_> {
         let key = self.key(TracePoint::SsmY);
         self.put("y", Role::Input, key, None, y.into_dyn());
         self.output_scale(ScaleUse::HadOut)?;
-        self.is("out", TracePoint::HadOut);
         Ok(())
     }
 
     fn norm(&mut self) -> Result<()> {
-        self.codes(TracePoint::NormOut)?;
+        self.codes_out(TracePoint::NormOut)?;
         let hidden = match self.tensor(TracePoint::HiddenIn) {
             Some(Tensor::F16(hidden)) => hidden.clone(),
             _ => {
@@ -433,7 +473,6 @@ impl Made<'_, '_> {
         self.parameter("eps", f64::from(self.path.config().eps));
         self.output_scale(ScaleUse::NormOut)?;
         self.is("residual_out", TracePoint::ResidualOut);
-        self.is("out", TracePoint::NormOut);
         Ok(())
     }
 }

@@ -5,21 +5,22 @@ use super::manifest::{Role, StepVectors, Vector};
 use crate::npz::Element;
 use half::f16;
 use ndarray::{Array2, ArrayD, Ix1, Ix2};
-use scalescope_sim::arith::fixed::{FixedFactor, Requantizer};
+use scalescope_sim::arith::fixed::FixedFactor;
 use scalescope_sim::arith::function::{Function, FunctionRule};
 use scalescope_sim::arith::hadamard::HadamardSize;
-use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::Implementation;
+use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::profile::{LinearStep, Profile, StepRules};
 use scalescope_sim::quant::{QTensor, QVector, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
 use scalescope_sim::step::conv_unit;
+use scalescope_sim::step::dynamic::{self, DynamicTensor};
 use scalescope_sim::step::linear::{LinearOutput, LinearWeight, linear};
-use scalescope_sim::step::linear_unit::ScaledWeight;
+use scalescope_sim::step::linear_unit::{self, ScaledWeight, token_linear};
 use scalescope_sim::step::norm::rms_norm;
-use scalescope_sim::step::rotate::{quantizer_factor, rotate_quantize};
-use scalescope_sim::step::rotate_unit::{IntegerRotation, rotate_unit};
+use scalescope_sim::step::rotate::{quantizer_factor, rotate, rotate_quantize};
+use scalescope_sim::step::rotate_unit::{IntegerRotation, rotate_tokens, rotate_unit};
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
 use scalescope_sim::step::scan_unit::unit_scan;
 use scalescope_sim::trace::Tensor;
@@ -123,13 +124,18 @@ fn made<T: Element>(name: &str, role: Role, array: ArrayD<T>) -> Vector {
     }
 }
 
+/// Codes whose tokens have scales of their own, as outputs.
+fn token_codes(q: DynamicTensor) -> Vec<Vector> {
+    let scales = Array2::from_shape_fn((q.scales.len(), 1), |(t, _)| q.scales[t].get());
+    vec![
+        expected("out", q.codes.into_dyn()),
+        expected("out_scale", scales.into_dyn()),
+    ]
+}
+
 /// Multiplier and shift as arrays, where a step has integer factors.
-fn factors(name: &str, factors: &[Option<FixedFactor>]) -> Vec<Vector> {
-    let Some(fixed) = factors
-        .iter()
-        .copied()
-        .collect::<Option<Vec<FixedFactor>>>()
-    else {
+fn factors(name: &str, role: Role, fixed: Option<&[FixedFactor]>) -> Vec<Vector> {
+    let Some(fixed) = fixed else {
         return Vec::new();
     };
     let of = |value: fn(&FixedFactor) -> i32| {
@@ -139,10 +145,10 @@ fn factors(name: &str, factors: &[Option<FixedFactor>]) -> Vec<Vector> {
     vec![
         made(
             &format!("{name}multiplier"),
-            Role::Constant,
+            role,
             of(|f| f.multiplier as i32),
         ),
-        made(&format!("{name}shift"), Role::Constant, of(|f| f.shift)),
+        made(&format!("{name}shift"), role, of(|f| f.shift)),
     ]
 }
 
@@ -193,7 +199,18 @@ impl Find<'_> {
         Scale::new(scale.ok_or_else(|| SimError::value(name, "a scale", "none"))?)
     }
 
-    /// The scale of a parameter.
+    /// Scales of tokens or channels.
+    fn scales(&self, name: &str) -> Result<Vec<Scale>> {
+        let values = self.array::<f32>(name)?;
+        values.iter().map(|scale| Scale::new(*scale)).collect()
+    }
+
+    /// Whether the outputs of norm and Hadamard have a scale for each token.
+    fn by_token(&self) -> bool {
+        self.profile.storage.activation_granularity == ActivationGranularity::Token
+    }
+
+    /// A number among the parameters.
     fn parameter(&self, name: &str) -> Result<f32> {
         let value = self
             .step
@@ -237,14 +254,21 @@ impl Find<'_> {
 
     fn linear(&self, which: LinearStep) -> Result<Vec<Vector>> {
         let rule = *self.rules().linear.get(which);
-        let x = self.tensor("x")?;
+        let x = DynamicTensor {
+            codes: self.matrix("x")?,
+            scales: match self.has("x_scale") {
+                true => self.scales("x_scale")?,
+                false => vec![self.scale("x")?],
+            },
+        };
+        let by_token = self.has("x_scale");
+        if by_token && x.scales.len() != x.codes.nrows() {
+            let expected = format!("{} scales", x.codes.nrows());
+            return Err(SimError::value("x_scale", expected, x.scales.len()));
+        }
         let stored = ScaledWeight {
             codes: self.matrix("weight")?,
-            scales: self
-                .list::<f32>("weight_scale")?
-                .into_iter()
-                .map(Scale::new)
-                .collect::<Result<_>>()?,
+            scales: self.scales("weight_scale")?,
             groups: match self.has("group_multiplier") {
                 true => Some(self.matrix("group_multiplier")?),
                 false => None,
@@ -270,40 +294,44 @@ impl Find<'_> {
             true => LinearOutput::F16,
             false => LinearOutput::Int8(Scale::new(self.parameter("output_scale")?)?),
         };
-        let to = match output {
-            LinearOutput::Int8(scale) => f64::from(scale.get()),
-            _ => 1.0,
+        // Factors of tokens are made at run time.
+        let role = match by_token {
+            true => Role::Internal,
+            false => Role::Constant,
         };
-        let fixed = stored.scales.iter().map(|s| {
-            let factor = f64::from(x.scale.get()) * f64::from(s.get()) / to;
-            FixedFactor::new(rule.scaling, factor)
-        });
-        let mut out = factors("", &fixed.collect::<Result<Vec<_>>>()?);
+        let fixed = linear_unit::factors(&x.scales, &stored.scales, rule, output)?;
+        let mut out = factors("", role, fixed.as_deref());
         let first = stored.scales[0];
-        let weight = match self.profile.storage.requantizes_weights() {
+        let weight = match self.profile.storage.requantizes_linears() {
             true => LinearWeight::Scaled(stored.clone()),
             false => LinearWeight::int8(stored.codes.view(), first),
         };
         let sums = weight.sums(&x.codes, rule.accumulator);
         out.push(internal("sum", sums.mapv(|sum| sum as i32).into_dyn()));
-        out.push(
-            match linear(&Tensor::I8(x.clone()), Some(x.scale), &weight, rule, output)?.out {
-                Tensor::I8(q) => expected("out", q.codes.into_dyn()),
-                Tensor::F16(v) => expected("out", v.into_dyn()),
-                _ => unreachable!("INT8 or binary16 was asked for"),
-            },
-        );
+        let done = match by_token {
+            true => token_linear(&x, &weight, rule, output)?,
+            false => {
+                let (codes, scale) = (x.codes, x.scales[0]);
+                let x = Tensor::I8(QTensor { codes, scale });
+                linear(&x, Some(scale), &weight, rule, output)?
+            }
+        };
+        out.push(match done.out {
+            Tensor::I8(q) => expected("out", q.codes.into_dyn()),
+            Tensor::F16(v) => expected("out", v.into_dyn()),
+            _ => unreachable!("INT8 or binary16 was asked for"),
+        });
         Ok(out)
     }
 
     fn conv(&self) -> Result<Vec<Vector>> {
         let rules = self.rules().conv;
-        let weight = self.tensor("weight")?;
-        let taps = weight.codes.ncols();
+        let weight = self.matrix::<i8>("weight")?;
+        let taps = weight.ncols();
         let window = self.tensor("x")?;
         if !(2..=4).contains(&taps)
             || window.codes.nrows() < taps
-            || window.codes.ncols() != weight.codes.nrows()
+            || window.codes.ncols() != weight.nrows()
         {
             return Err(SimError::value(
                 "x",
@@ -311,7 +339,21 @@ impl Find<'_> {
                 format_args!("{:?}", window.codes.dim()),
             ));
         }
-        let weight = ConvWeight::int8(&weight, &self.vector("bias")?);
+        let bias = self.vector("bias")?;
+        let weight = match self.has("weight_scale") {
+            true => {
+                let (scales, channels) = (self.scales("weight_scale")?, weight.nrows());
+                if scales.len() != channels {
+                    let expected = format!("{channels} scales");
+                    return Err(SimError::value("weight_scale", expected, scales.len()));
+                }
+                ConvWeight::int8_channels(weight, scales, &bias)
+            }
+            false => {
+                let (codes, scale) = (weight, self.scale("weight")?);
+                ConvWeight::int8(&QTensor { codes, scale }, &bias)
+            }
+        };
         let s_out = Scale::new(self.parameter("output_scale")?)?;
         let (s_x, codes) = (window.scale, window.codes.clone());
         let window = ConvWindow::Int8 {
@@ -323,8 +365,8 @@ impl Find<'_> {
             .collect();
         let sums = conv_unit::sums(&rules, &weight, &codes, s_x);
         out.push(internal("sum", sums.mapv(|sum| sum as i32).into_dyn()));
-        for (name, factor) in conv_unit::factors(&rules, &weight, s_x, s_out)? {
-            out.extend(factors(name, &[Some(factor)]));
+        for (name, fixed) in conv_unit::factors(&rules, &weight, s_x, s_out)? {
+            out.extend(factors(name, Role::Constant, Some(&fixed)));
         }
         let q = match conv_unit::is_unit(&rules, &weight, &window) {
             true => {
@@ -416,19 +458,35 @@ impl Find<'_> {
         let y = self.matrix::<f16>("y")?;
         let size = HadamardSize::of(y.ncols())?;
         let s_out = Scale::new(self.parameter("output_scale")?)?;
+        let grid = self.profile.storage.activation_scales;
         let Some(rotation) = IntegerRotation::of(size, rules.form) else {
+            if self.by_token() {
+                let rotated = rotate(y.mapv(f32::from), size);
+                let (q, _) = dynamic::tokens(&rotated, grid, rules.quantizer());
+                return Ok(token_codes(q));
+            }
             let factor = quantizer_factor(size, s_out);
             let (q, _) = rotate_quantize(&Tensor::F16(y), size, factor, s_out, rules);
             return Ok(vec![expected("out", q.codes.into_dyn())]);
         };
         let y = y.mapv(f32::from);
-        let rule = QuantRule {
-            rounding: rules.rounding,
-            overflow: rules.overflow,
-            ..QuantRule::NEAREST_EVEN
+        let (outputs, role, scales) = match self.by_token() {
+            true => {
+                let (q, ..) = rotate_tokens(&y, &rotation, s_out, grid, rules)?;
+                let scales = q.scales.clone();
+                (token_codes(q), Role::Internal, scales)
+            }
+            false => {
+                let (q, ..) = rotate_unit(&y, &rotation, s_out, rules)?;
+                let out = expected("out", q.codes.into_dyn());
+                (vec![out], Role::Constant, vec![s_out])
+            }
         };
-        let requantizer = Requantizer::new(rotation.scaling, rotation.factor(), rule)?;
-        let mut out = factors("", &[requantizer.fixed()]);
+        let fixed: Option<Vec<FixedFactor>> = (scales.iter())
+            .map(|scale| rotation.to_grid(s_out, *scale, rules))
+            .map(|requantizer| requantizer.map(|r| r.fixed()))
+            .collect::<Result<_>>()?;
+        let mut out = factors("", role, fixed.as_deref());
         let shifts: Vec<i32> = rotation.stage_shifts().iter().map(|s| *s as i32).collect();
         let shifts = ArrayD::from_shape_vec(vec![shifts.len()], shifts).expect("one axis");
         out.push(made("stage_shift", Role::Constant, shifts));
@@ -445,8 +503,7 @@ impl Find<'_> {
         }
         out.push(internal("input", input.mapv(|v| v as i32).into_dyn()));
         out.push(internal("rotated", rotated.mapv(|v| v as i32).into_dyn()));
-        let (q, ..) = rotate_unit(&y, &rotation, s_out, rules)?;
-        out.push(expected("out", q.codes.into_dyn()));
+        out.extend(outputs);
         Ok(out)
     }
 
@@ -467,11 +524,16 @@ impl Find<'_> {
         }
         let eps = self.parameter("eps")?;
         let done = rms_norm(&Tensor::F16(hidden), residual.as_ref(), &weight, eps);
-        let s_out = Scale::new(self.parameter("output_scale")?)?;
-        let (q, _) = QTensor::quantize(&done.normed, s_out, self.rules().norm_out);
-        Ok(vec![
-            expected("residual_out", done.residual.into_dyn()),
-            expected("out", q.codes.into_dyn()),
-        ])
+        let rule = self.rules().norm_out;
+        let mut out = vec![expected("residual_out", done.residual.into_dyn())];
+        if self.by_token() {
+            let grid = self.profile.storage.activation_scales;
+            out.extend(token_codes(dynamic::tokens(&done.normed, grid, rule).0));
+        } else {
+            let s_out = Scale::new(self.parameter("output_scale")?)?;
+            let (q, _) = QTensor::quantize(&done.normed, s_out, rule);
+            out.push(expected("out", q.codes.into_dyn()));
+        }
+        Ok(out)
     }
 }

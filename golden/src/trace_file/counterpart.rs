@@ -76,14 +76,10 @@ impl Take {
     pub fn real_of(self, points: &Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
         let taken = self.of(points, scales)?;
         let place = self.place();
-        let column = points.get(&Place {
-            point: TracePoint::ConvInScale,
-            ..place
-        });
-        match (place.point, &taken.value, column) {
-            (TracePoint::ConvIn, Value::I8(codes), Some(Value::F32(column)))
-                if taken.scale.is_none() =>
-            {
+        let scales = place.point.scales();
+        let column = scales.and_then(|point| points.get(&Place { point, ..place }));
+        match (&taken.value, column) {
+            (Value::I8(codes), Some(Value::F32(column))) if taken.scale.is_none() => {
                 let rows = column.nrows();
                 let real = Array2::from_shape_fn(codes.dim(), |(t, c)| {
                     column[(if rows == 1 { 0 } else { t }, 0)] * f32::from(codes[(t, c)])
@@ -106,6 +102,7 @@ impl Take {
 /// | `in_proj_x`, `in_proj_z` | | half of `in_proj_out` |
 /// | `conv_in` | | `in_proj_x`, half of `in_proj_out` |
 /// | `conv_in_scale` | and `conv_in` | nothing, and nothing is missing |
+/// | `norm_out_scale`, `had_out_scale` | | nothing, and nothing is missing: the other's scale is static |
 pub fn pairings(
     expected: &BTreeSet<Place>,
     found: &BTreeSet<Place>,
@@ -127,10 +124,11 @@ pub fn pairings(
             ..place
         };
         let lacks = |take: Option<Take>, side: &BTreeSet<Place>| {
-            take.is_none() && stand_ins && !side.contains(&conv_in)
+            let static_there = place.point != TracePoint::ConvInScale || !side.contains(&conv_in);
+            take.is_none() && stand_ins && static_there
         };
-        let idle_scale = place.point == TracePoint::ConvInScale
-            && (lacks(expected_take, expected) || lacks(found_take, found));
+        let idle_scale =
+            place.point.is_scale() && (lacks(expected_take, expected) || lacks(found_take, found));
         let known = pairs
             .iter()
             .any(|p| (p.expected, p.found) == (expected_take, found_take));

@@ -358,7 +358,7 @@ fn rows_of<T: Clone>(
 /// Every tensor has one row a token.
 fn check_lengths(prefill: &Named<Place>, tokens: Option<usize>) -> Result<()> {
     let rows = |values: &[Value]| values.first().map_or(0, |v| v.dim().0);
-    let whole = |place: &&Place| !place.point.is_state() && place.point != TracePoint::ConvInScale;
+    let whole = |place: &&Place| !place.point.is_state() && !place.point.is_scale();
     let first = prefill.keys().find(whole).map(|p| &prefill[p]);
     let (source, length) = match (tokens, first) {
         (Some(length), _) => ("the tokens", length),

@@ -3,7 +3,7 @@ use crate::npz::{Array, Compression, read_npz, write_npz};
 use half::f16;
 use ndarray::{ArrayD, IxDyn, array};
 use scalescope_sim::quant::QTensor;
-use scalescope_sim::trace::{Probe, Selection};
+use scalescope_sim::trace::{Probe, Selection, TracePoint};
 use std::path::Path;
 
 fn scale(value: f32) -> Scale {

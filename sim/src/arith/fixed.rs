@@ -179,7 +179,7 @@ impl Requantizer {
                 // As a wide integer only where it must be: that conversion is a call.
                 match v.abs() < 2f32.powi(62) {
                     true => i128::from(v as i64),
-                    false => v as i128,
+                    false => wide(v),
                 }
             }
             Factor::Fixed(fixed) => fixed.apply(acc, self.rule.rounding, random),
@@ -203,7 +203,23 @@ impl Requantizer {
 #[inline(always)]
 pub(crate) fn nearest(integer: i128) -> f32 {
     // Most integers are narrow, and for those there is an instruction.
-    i64::try_from(integer).map_or_else(|_| integer as f32, |narrow| narrow as f32)
+    match i64::try_from(integer) {
+        Ok(narrow) => narrow as f32,
+        Err(_) => nearest_of_wide(integer),
+    }
+}
+
+// Out of line, or the compiler computes both ways and chooses.
+#[cold]
+#[inline(never)]
+fn nearest_of_wide(integer: i128) -> f32 {
+    integer as f32
+}
+
+#[cold]
+#[inline(never)]
+fn wide(v: f32) -> i128 {
+    v as i128
 }
 
 /// The random bits of the next position; 0 where no rule reads them.

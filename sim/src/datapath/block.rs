@@ -18,7 +18,9 @@ use crate::error::{Result, SimError};
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
 use crate::profile::StepRules;
+use crate::profile::unit::ActivationGranularity;
 use crate::quant::{QTensor, Scale};
+use crate::step::dynamic::DynamicTensor;
 use crate::trace::{Place, Probe, Tensor, TracePoint, show};
 use ndarray::Array2;
 
@@ -38,6 +40,14 @@ pub(super) struct BlockOutput {
     pub hidden: Tensor,
     pub residual: Array2<f32>,
     pub state: LayerState,
+}
+
+/// What in_proj or out_proj reads.
+pub(super) enum Operand {
+    /// Codes of one scale, or FP32.
+    Tensor(Tensor),
+    /// Codes whose tokens have scales of their own.
+    Tokens(DynamicTensor),
 }
 
 /// One block about to run: its place, its prepared weights, who looks.
@@ -173,6 +183,28 @@ impl Run<'_, '_> {
     fn requantize(&mut self, point: TracePoint, values: &Array2<f32>, by: ScaleUse) -> QTensor {
         let rule = self.rules(Implementation::Torch).requantize;
         self.quantize(point, values, by, rule)
+    }
+
+    /// Whether the inputs of in_proj and out_proj have a scale for each token.
+    fn by_token(&self) -> bool {
+        let granularity = self.layer.profile.storage.activation_granularity;
+        granularity == ActivationGranularity::Token
+    }
+
+    /// Shows codes whose tokens have scales of their own, and the scales.
+    fn show_tokens(&mut self, point: TracePoint, q: DynamicTensor) -> Result<Operand> {
+        let codes = match self.show(point, Tensor::Codes(q.codes))? {
+            Tensor::Codes(codes) => codes,
+            _ => unreachable!("`show` keeps the type"),
+        };
+        let scales = Array2::from_shape_fn((q.scales.len(), 1), |(t, _)| q.scales[t].get());
+        let point = point.scales().expect("a point that can be dynamic");
+        let scales = f32_of(self.show(point, Tensor::F32(scales))?);
+        let scales = scales.iter().map(|scale| Scale::new(*scale));
+        Ok(Operand::Tokens(DynamicTensor {
+            codes,
+            scales: scales.collect::<Result<_>>()?,
+        }))
     }
 
     /// Hands on what accumulators came to, and ends the run if one may not overflow and did.

@@ -10,7 +10,7 @@ use crate::model::{
 use crate::plan::{ScalePlan, ScaleUse};
 use crate::profile::Profile;
 use crate::profile::unit::ScaleGrid;
-use crate::quant::Scale;
+use crate::quant::{QTensor, Scale};
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
@@ -153,9 +153,9 @@ pub(super) fn prepare_layer<'m>(
     Ok(match mode.weights {
         Precision::Int8 => {
             let layer = &quantized(model, mode)?.layers[i];
-            let int8 = |w: &'m crate::quant::QTensor| LinearWeight::int8(w.codes.view(), w.scale);
+            let int8 = |w: &'m QTensor| LinearWeight::int8(w.codes.view(), w.scale);
             let in_proj = &layer.in_proj;
-            if profile.storage.requantizes_weights() {
+            if profile.storage.requantizes_linears() || profile.storage.requantizes_conv() {
                 let float = &stored_float(model, mode)?.layers[i];
                 return Ok(stored_layer(
                     (layer, float),
@@ -214,7 +214,7 @@ fn stored_float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m FloatModel>
     })
 }
 
-/// A block whose linear weights the profile stores in its own way.
+/// A block whose weights the profile stores in its own way.
 fn stored_layer<'m>(
     (layer, float): (&'m QuantizedLayer, &FloatLayer),
     (config, mode, profile): (&Config, &ModeSpec, &Profile),
@@ -222,31 +222,34 @@ fn stored_layer<'m>(
     scales: Option<ScalePlan>,
 ) -> Layer<'m> {
     let rule = &profile.storage;
-    let scaled = |weight: ArrayView2<f16>| LinearWeight::Scaled(storage::linear(weight, rule));
-    let in_proj = storage::linear(float.in_proj.view(), rule);
+    let linear = |own: &'m QTensor, float: ArrayView2<f16>| match rule.requantizes_linears() {
+        true => LinearWeight::Scaled(storage::linear(float, rule)),
+        false => LinearWeight::int8(own.codes.view(), own.scale),
+    };
+    let in_proj = linear(&layer.in_proj, float.in_proj.view());
     let e = float.in_proj.nrows() / 2;
-    let (conv, scan) = match rule.weight_scales {
-        ScaleGrid::Calibrated => (
-            ConvWeight::int8(&layer.conv_weight, &layer.conv_bias),
-            ScanWeight::int8(&layer.a_log, &layer.d, &layer.dt_bias),
-        ),
-        ScaleGrid::PowerOfTwo => (
-            ConvWeight::int8(&storage::tensor(&float.conv_weight), &layer.conv_bias),
-            ScanWeight::int8(&layer.a_log, &storage::vector(&float.d), &layer.dt_bias),
-        ),
+    let conv = match rule.requantizes_conv() {
+        true => storage::conv(&float.conv_weight, &layer.conv_bias, rule),
+        false => ConvWeight::int8(&layer.conv_weight, &layer.conv_bias),
+    };
+    let scan = match rule.weight_scales {
+        ScaleGrid::Calibrated => ScanWeight::int8(&layer.a_log, &layer.d, &layer.dt_bias),
+        ScaleGrid::PowerOfTwo => {
+            ScanWeight::int8(&layer.a_log, &storage::vector(&float.d), &layer.dt_bias)
+        }
     };
     Layer {
         mode: mode.clone(),
         profile: profile.clone(),
         norm: layer.norm.iter().map(|v| f32::from(*v)).collect(),
-        in_proj_x: LinearWeight::Scaled(in_proj.rows(0..e)),
-        in_proj_z: LinearWeight::Scaled(in_proj.rows(e..2 * e)),
+        in_proj_x: in_proj.rows(0..e),
+        in_proj_z: in_proj.rows(e..2 * e),
         conv,
-        x_proj: scaled(float.x_proj.view()),
-        dt_proj: scaled(float.dt_proj.view()),
+        x_proj: linear(&layer.x_proj, float.x_proj.view()),
+        dt_proj: linear(&layer.dt_proj, float.dt_proj.view()),
         scan,
         rotation,
-        out_proj: scaled(float.out_proj.view()),
+        out_proj: linear(&layer.out_proj, float.out_proj.view()),
         scales,
         columns: XProjColumns::new(config),
         transposed: Vec::new(),

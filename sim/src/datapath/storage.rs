@@ -1,8 +1,9 @@
 //! Weights and scales as a profile stores them: quantized anew from the float model, per tensor,
 //! channel or group, in 8 or 4 bits, at calibrated scales or powers of two.
 
-use crate::profile::unit::{GROUP, Granularity, ScaleGrid, Storage};
+use crate::profile::unit::{ConvGranularity, GROUP, Granularity, ScaleGrid, Storage};
 use crate::quant::{QTensor, QVector, Scale};
+use crate::step::conv::ConvWeight;
 use crate::step::linear_unit::ScaledWeight;
 use half::f16;
 use ndarray::{Array2, ArrayView2};
@@ -82,12 +83,21 @@ pub(super) fn linear(weight: ArrayView2<f16>, storage: &Storage) -> ScaledWeight
     }
 }
 
-/// A small tensor at a power-of-two scale, INT8 per tensor.
-pub(super) fn tensor(values: &Array2<f16>) -> QTensor {
-    let scale = scale(largest(values) / 127.0, ScaleGrid::PowerOfTwo);
-    QTensor {
-        codes: values.mapv(|v| int8(v, scale)),
-        scale,
+/// The convolution's weight `[E, K]` in INT8, with the model's own bias.
+pub(super) fn conv(values: &Array2<f16>, bias: &QVector, storage: &Storage) -> ConvWeight {
+    let grid = storage.weight_scales;
+    match storage.conv_granularity {
+        ConvGranularity::Tensor => {
+            let scale = scale(largest(values) / 127.0, grid);
+            let codes = values.mapv(|v| int8(v, scale));
+            ConvWeight::int8(&QTensor { codes, scale }, bias)
+        }
+        ConvGranularity::Channel => {
+            let rows = values.rows().into_iter();
+            let scales: Vec<Scale> = rows.map(|row| scale(largest(row) / 127.0, grid)).collect();
+            let codes = Array2::from_shape_fn(values.dim(), |at| int8(values[at], scales[at.0]));
+            ConvWeight::int8_channels(codes, scales, bias)
+        }
     }
 }
 

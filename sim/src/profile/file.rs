@@ -26,7 +26,7 @@ struct File {
     extends: Option<String>,
     summary: Option<String>,
     /// Of every stochastic rounding.
-    seed: Option<u32>,
+    seed: Option<i64>,
     #[serde(default)]
     requant: RequantTable,
     #[serde(default)]
@@ -145,6 +145,7 @@ impl File {
             )
         })?;
         within("version", file.version, VERSION, VERSION)?;
+        within("seed", file.seed.unwrap_or(1), 0, u32::MAX.into())?;
         Ok(file)
     }
 
@@ -160,7 +161,7 @@ impl File {
     }
 
     fn seed(&self) -> u32 {
-        self.seed.unwrap_or(1)
+        self.seed.map_or(1, |seed| seed as u32)
     }
 
     fn storage(&self, storage: &mut Storage) -> Result<()> {
@@ -170,12 +171,13 @@ impl File {
             }
             storage.weight_bits = bits as u8;
         }
-        storage.weight_granularity = self
-            .weights
-            .granularity
-            .unwrap_or(storage.weight_granularity);
-        storage.weight_scales = self.weights.scales.unwrap_or(storage.weight_scales);
-        storage.activation_scales = self.activations.scales.unwrap_or(storage.activation_scales);
+        let (w, a) = (&self.weights, &self.activations);
+        storage.weight_granularity = w.granularity.unwrap_or(storage.weight_granularity);
+        storage.conv_granularity = w.conv_granularity.unwrap_or(storage.conv_granularity);
+        storage.weight_scales = w.scales.unwrap_or(storage.weight_scales);
+        storage.activation_scales = a.scales.unwrap_or(storage.activation_scales);
+        let granularity = &mut storage.activation_granularity;
+        *granularity = a.granularity.unwrap_or(*granularity);
         Ok(())
     }
 

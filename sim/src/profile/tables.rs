@@ -1,6 +1,6 @@
 //! The tables of a profile file, and how each changes a rule.
 
-use super::unit::{Granularity, ScaleGrid, StateScale};
+use super::unit::{ActivationGranularity, ConvGranularity, Granularity, ScaleGrid, StateScale};
 use crate::arith::accumulate::{AccOverflow, Accumulator};
 use crate::arith::fixed::Scaling;
 use crate::arith::function::{Beyond, Form, Function, FunctionRule, Interpolation, UnitRule};
@@ -185,12 +185,14 @@ accumulator!(Register {});
 pub(super) struct Weights {
     pub(super) bits: Option<i64>,
     pub(super) granularity: Option<Granularity>,
+    pub(super) conv_granularity: Option<ConvGranularity>,
     pub(super) scales: Option<ScaleGrid>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Activations {
+    pub(super) granularity: Option<ActivationGranularity>,
     pub(super) scales: Option<ScaleGrid>,
 }
 
@@ -364,8 +366,8 @@ impl UnitTable {
             polynomial,
             "form = \"polynomial\"",
         )?;
-        let number = |name: &str, given: Option<i64>, before: u32, high: i64| -> Result<u32> {
-            Ok(within(&key_of(name), given.unwrap_or(before.into()), 0, high)? as u32)
+        let number = |name: &str, given: Option<i64>, before: u32, low: i64, high: i64| {
+            within(&key_of(name), given.unwrap_or(before.into()), low, high).map(|v| v as u32)
         };
         let form = match form {
             FormName::Exact => return Ok(FunctionRule::Exact),
@@ -378,7 +380,7 @@ impl UnitTable {
                     _ => (256, Interpolation::Linear),
                 };
                 Form::Table {
-                    entries: number("entries", self.entries, entries, 1 << 16)?,
+                    entries: number("entries", self.entries, entries, 1, 1 << 16)?,
                     interpolation: self.interpolation.unwrap_or(interpolation),
                 }
             }
@@ -388,8 +390,8 @@ impl UnitTable {
                     _ => (16, 2),
                 };
                 Form::Polynomial {
-                    segments: number("segments", self.segments, segments, 1 << 16)?,
-                    degree: number("degree", self.degree, degree.into(), 3)? as u8,
+                    segments: number("segments", self.segments, segments, 1, 1 << 16)?,
+                    degree: number("degree", self.degree, degree.into(), 1, 3)? as u8,
                 }
             }
             FormName::Shift => Form::Shift,
@@ -397,17 +399,19 @@ impl UnitTable {
         let [low, high] = self.range.unwrap_or([base.low.into(), base.high.into()]);
         let rule = UnitRule {
             form,
-            input_bits: number("input_bits", self.input_bits, base.input_bits.into(), 24)? as u8,
+            input_bits: number("input_bits", self.input_bits, base.input_bits.into(), 4, 24)? as u8,
             input_fraction: number(
                 "input_fraction",
                 self.input_fraction,
                 base.input_fraction.into(),
+                0,
                 23,
             )? as u8,
             output_fraction: number(
                 "output_fraction",
                 self.output_fraction,
                 base.output_fraction.into(),
+                4,
                 24,
             )? as u8,
             low: within(&key_of("range[0]"), low, -256, 255)? as i32,

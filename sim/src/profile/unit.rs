@@ -128,6 +128,34 @@ pub enum Granularity {
     Group,
 }
 
+/// Values of in_proj's and out_proj's inputs that share one scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationGranularity {
+    /// The whole tensor: the static, calibrated scale.
+    #[default]
+    Tensor,
+    /// A token: the scale that puts its largest magnitude on code 127, found at run time.
+    Token,
+}
+
+/// Weights of the convolution that share one scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConvGranularity {
+    /// The whole tensor.
+    #[default]
+    Tensor,
+    /// A channel.
+    Channel,
+}
+
+/// Whether a rule is the one that profiles had before it could be another: such a rule is not part of
+/// a hash.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// Where scales may lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -138,18 +166,24 @@ pub enum ScaleGrid {
     PowerOfTwo,
 }
 
-/// How the weights of the linear steps are stored, and where activation scales lie.
+/// How weights are stored, and where the scales of activations come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Storage {
-    /// Bits of a weight, 8 or 4.
+    /// Bits of a linear weight, 8 or 4.
     pub weight_bits: u8,
-    /// Weights that share a scale.
+    /// Linear weights that share a scale.
     pub weight_granularity: Granularity,
     /// Where weight scales lie.
     pub weight_scales: ScaleGrid,
-    /// Where the static activation scales lie.
+    /// Where activation scales lie.
     pub activation_scales: ScaleGrid,
+    /// Weights of the convolution that share a scale.
+    #[serde(skip_serializing_if = "is_default")]
+    pub conv_granularity: ConvGranularity,
+    /// Values of in_proj's and out_proj's inputs that share a scale.
+    #[serde(skip_serializing_if = "is_default")]
+    pub activation_granularity: ActivationGranularity,
 }
 
 impl Storage {
@@ -159,15 +193,20 @@ impl Storage {
         weight_granularity: Granularity::Tensor,
         weight_scales: ScaleGrid::Calibrated,
         activation_scales: ScaleGrid::Calibrated,
+        conv_granularity: ConvGranularity::Tensor,
+        activation_granularity: ActivationGranularity::Tensor,
     };
 
     /// Whether the linear weights are quantized anew, from the float model.
-    pub fn requantizes_weights(&self) -> bool {
-        let own = Storage {
-            activation_scales: Storage::MODEL.activation_scales,
-            ..*self
-        };
-        own != Storage::MODEL
+    pub fn requantizes_linears(&self) -> bool {
+        let own = |s: &Storage| (s.weight_bits, s.weight_granularity, s.weight_scales);
+        own(self) != own(&Storage::MODEL)
+    }
+
+    /// Whether the convolution's weights are.
+    pub fn requantizes_conv(&self) -> bool {
+        let own = |s: &Storage| (s.conv_granularity, s.weight_scales);
+        own(self) != own(&Storage::MODEL)
     }
 }
 

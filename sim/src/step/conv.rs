@@ -28,6 +28,8 @@ pub struct ConvWeight {
     /// Codes or real weights as f32.
     pub(crate) taps: Vec<f32>,
     pub(crate) tap_scale: f32,
+    /// Where each channel's codes have a scale of their own; `taps` then are real and `tap_scale` is 1.
+    pub(super) channel_scales: Option<Vec<Scale>>,
     /// Codes or real biases as f32.
     pub(crate) bias: Vec<f32>,
     pub(crate) bias_scale: f32,
@@ -46,10 +48,24 @@ impl ConvWeight {
             taps: codes.iter().map(|q| f32::from(*q)).collect(),
             codes: Some(codes),
             tap_scale: weight.scale.get(),
+            channel_scales: None,
             bias: bias.codes.iter().map(|q| f32::from(*q)).collect(),
             bias_scale: bias.scale.get(),
             channels: e,
         }
+    }
+
+    /// From INT8 codes `[E, K]` with a scale for each channel, and bias E.
+    pub fn int8_channels(codes: Array2<i8>, scales: Vec<Scale>, bias: &QVector) -> Self {
+        let one = Scale::new(1.0).expect("one is a scale");
+        let mut weight = Self::int8(&QTensor { codes, scale: one }, bias);
+        for taps in weight.taps.chunks_exact_mut(scales.len()) {
+            taps.iter_mut()
+                .zip(&scales)
+                .for_each(|(w, s)| *w *= s.get());
+        }
+        weight.channel_scales = Some(scales);
+        weight
     }
 
     /// From binary16 weights `[E, K]` and bias E.
@@ -62,13 +78,20 @@ impl ConvWeight {
                 .map(|at| f32::from(weight[at]))
                 .collect(),
             tap_scale: 1.0,
+            channel_scales: None,
             bias: bias.iter().map(|b| f32::from(*b)).collect(),
             bias_scale: 1.0,
             channels: e,
         }
     }
 
-    /// The codes, weight `[E, K]` and bias E; `None` for real weights.
+    /// The scales of channels, where they have their own.
+    pub fn channel_scales(&self) -> Option<&[Scale]> {
+        self.channel_scales.as_deref()
+    }
+
+    /// The codes, weight `[E, K]` and bias E; `None` for real weights. Where channels have scales of
+    /// their own, the weight's is 1.
     pub fn tensors(&self) -> Option<(QTensor, QVector)> {
         self.codes.as_ref()?;
         let scale = |v: f32| Scale::new(v).expect("scales of a weight that has codes");
@@ -101,9 +124,12 @@ impl ConvWeight {
         codes.map_or(0, |codes| codes[tap * self.channels + channel])
     }
 
-    /// The scale of the taps' codes.
-    pub fn tap_scale(&self) -> f32 {
-        self.tap_scale
+    /// The scale of a channel's codes.
+    pub fn tap_scale(&self, channel: usize) -> f32 {
+        match &self.channel_scales {
+            Some(scales) => scales[channel].get(),
+            None => self.tap_scale,
+        }
     }
 
     /// The bias of a channel, dequantized.

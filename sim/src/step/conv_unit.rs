@@ -42,7 +42,10 @@ pub fn is_unit(rules: &ConvRules, weight: &ConvWeight, window: &ConvWindow) -> b
     }
     let narrow = !rules.accumulator.holds((weight.taps() as u64) << 14);
     rules.form == ConvForm::IntegerSum
-        && (rules.scaling != Scaling::F32 || rules.silu.is_unit() || narrow)
+        && (rules.scaling != Scaling::F32
+            || rules.silu.is_unit()
+            || weight.channel_scales().is_some()
+            || narrow)
 }
 
 /// Convolves codes of one scale, applies SiLU and, given the output's scale, quantizes.
@@ -58,26 +61,29 @@ pub fn conv_unit(
     output: Option<Scale>,
 ) -> Result<ConvUnit> {
     let integer = rules.scaling != Scaling::F32;
-    let s_w = f64::from(weight.tap_scale());
-    let per_sum = s_w * f64::from(s_x.get());
     let bias = |c| bias_term(rules, weight, s_x, c);
     let (sums, accumulated) = tap_sums(rules.accumulator, weight, codes, bias);
     let unit = rules.silu.unit(Function::Silu);
     let mut silu = Inputs::default();
-    let scale = weight.tap_scale() * s_x.get();
+    let scale = |c| weight.tap_scale(c) * s_x.get();
     // Random bits are the output's alone.
     let rule = match rules.output.rounding.lfsr() {
         Some(_) => QuantRule::NEAREST_EVEN,
         None => rules.output,
     };
-    let to_input =
-        |fraction: u32| Requantizer::new(rules.scaling, per_sum * 2f64.powi(fraction as i32), rule);
+    // From the sum to SiLU's input; one for all channels, or one for each.
+    let to_input = |fraction: u32| -> Result<Vec<Requantizer>> {
+        let factors = per_sums(weight, s_x).into_iter();
+        factors
+            .map(|m| Requantizer::new(rules.scaling, m * 2f64.powi(fraction as i32), rule))
+            .collect()
+    };
     let Some(unit) = unit else {
         let factor = to_input(0)?;
         let real = Array2::from_shape_fn(sums.dim(), |(t, c)| {
             let v = match integer {
-                true => (sums[(t, c)] as f64 * factor.real()) as f32,
-                false => fma(rules.real, scale, sums[(t, c)] as f32, weight.bias(c)),
+                true => (sums[(t, c)] as f64 * of_channel(&factor, c).real()) as f32,
+                false => fma(rules.real, scale(c), sums[(t, c)] as f32, weight.bias(c)),
             };
             silu_of(rules.real, v)
         });
@@ -88,8 +94,8 @@ pub fn conv_unit(
     let y = Array2::from_shape_fn(sums.dim(), |(t, c)| {
         let sum = sums[(t, c)];
         let x = match integer {
-            true => unit.fit(factor.integer(sum, 0)),
-            false => unit.input(fma(rules.real, scale, sum as f32, weight.bias(c)).into()),
+            true => unit.fit(of_channel(&factor, c).integer(sum, 0)),
+            false => unit.input(fma(rules.real, scale(c), sum as f32, weight.bias(c)).into()),
         };
         unit.eval(x, &mut silu)
     });
@@ -177,8 +183,24 @@ pub fn sums(rules: &ConvRules, weight: &ConvWeight, codes: &Array2<i8>, s_x: Sca
     .0
 }
 
-/// The integer factors of a convolution by name: to SiLU's input, and from a unit's output to the
-/// codes. None under f32 scaling.
+/// The real factors of sums, `s_w · s_x`: one, or one for each channel.
+fn per_sums(weight: &ConvWeight, s_x: Scale) -> Vec<f64> {
+    let channels = match weight.channel_scales() {
+        Some(scales) => 0..scales.len(),
+        None => 0..1,
+    };
+    channels
+        .map(|c| f64::from(weight.tap_scale(c)) * f64::from(s_x.get()))
+        .collect()
+}
+
+/// The factor of a channel.
+fn of_channel<T>(factors: &[T], channel: usize) -> &T {
+    &factors[channel.min(factors.len() - 1)]
+}
+
+/// The integer factors of a convolution by name: to SiLU's input (one, or one for each channel), and
+/// from a unit's output to the codes. None under f32 scaling.
 ///
 /// # Errors
 ///
@@ -188,24 +210,27 @@ pub fn factors(
     weight: &ConvWeight,
     s_x: Scale,
     s_out: Scale,
-) -> Result<Vec<(&'static str, FixedFactor)>> {
+) -> Result<Vec<(&'static str, Vec<FixedFactor>)>> {
     let mut found = Vec::new();
-    let per_sum = f64::from(weight.tap_scale()) * f64::from(s_x.get());
     let unit = rules.silu.unit(Function::Silu);
     let input = unit.as_ref().map_or(0, |unit| unit.rule().input_fraction);
-    let first = FixedFactor::new(rules.scaling, per_sum * 2f64.powi(input.into()))?;
-    found.extend(first.map(|factor| ("silu_", factor)));
+    let first: Result<Option<Vec<FixedFactor>>> = per_sums(weight, s_x)
+        .into_iter()
+        .map(|m| FixedFactor::new(rules.scaling, m * 2f64.powi(input.into())))
+        .collect::<Result<Vec<_>>>()
+        .map(|factors| factors.into_iter().collect());
+    found.extend(first?.map(|factors| ("silu_", factors)));
     if let Some(unit) = unit {
         let one = 2f64.powi(-i32::from(unit.rule().output_fraction));
         let second = FixedFactor::new(rules.scaling, one / f64::from(s_out.get()))?;
-        found.extend(second.map(|factor| ("", factor)));
+        found.extend(second.map(|factor| ("", vec![factor])));
     }
     Ok(found)
 }
 
 /// The bias as a term of the register: its own under integer scaling, none under f32.
 fn bias_term(rules: &ConvRules, weight: &ConvWeight, s_x: Scale, channel: usize) -> i64 {
-    let per_sum = f64::from(weight.tap_scale()) * f64::from(s_x.get());
+    let per_sum = f64::from(weight.tap_scale(channel)) * f64::from(s_x.get());
     match rules.scaling {
         Scaling::F32 => 0,
         _ => (f64::from(weight.bias(channel)) / per_sum).round_ties_even() as i64,

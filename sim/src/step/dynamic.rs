@@ -2,9 +2,12 @@
 //! Source: the modes specification, mode 3.
 
 use crate::arith::requant::QuantRule;
+use crate::arith::saturate::Status;
 use crate::isa::{Kernel, dispatch};
-use crate::quant::{QTensor, Scale};
+use crate::profile::unit::ScaleGrid;
+use crate::quant::{QTensor, Scale, dequantize_slice};
 use ndarray::Array2;
+use rayon::prelude::*;
 
 /// INT8 codes whose scale was found at run time, for the whole tensor or for each row.
 #[derive(Clone, Debug)]
@@ -15,15 +18,65 @@ pub struct DynamicTensor {
     pub scales: Vec<Scale>,
 }
 
-/// `max|x|/127`; 1 if all zero. (A scale that would be subnormal becomes the smallest normal f32.)
-fn dynamic_scale(values: &[f32]) -> Scale {
-    let absmax = dispatch(Absmax { values });
-    let scale = if absmax == 0.0 {
-        1.0
-    } else {
-        (absmax / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX)
+impl DynamicTensor {
+    /// Real values: `scale ⊗ code`.
+    pub fn to_real(&self) -> Array2<f32> {
+        let (codes, mut real) = (&self.codes, Array2::zeros(self.codes.dim()));
+        for (t, (codes, mut real)) in codes.rows().into_iter().zip(real.rows_mut()).enumerate() {
+            let scale = self.scales[t.min(self.scales.len() - 1)];
+            dequantize_slice(
+                codes.as_slice().expect("codes are row-major"),
+                scale,
+                real.as_slice_mut().expect("fresh arrays are row-major"),
+            );
+        }
+        real
+    }
+}
+
+/// The scale that puts `absmax` on code 127, on a grid; 1 for 0. (See [`dynamic_scale`].)
+pub fn scale_of(absmax: f32, grid: ScaleGrid) -> Scale {
+    let scale = match absmax {
+        0.0 => 1.0,
+        _ => (absmax / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX),
+    };
+    let scale = match grid {
+        ScaleGrid::Calibrated => scale,
+        ScaleGrid::PowerOfTwo => power_of_two(scale),
     };
     Scale::new(scale).expect("clamped to the normal range")
+}
+
+/// The smallest power of two that is no less than a normal f32, at most 2^127.
+fn power_of_two(scale: f32) -> f32 {
+    const FRACTION: u32 = (1 << 23) - 1;
+    let bits = scale.to_bits();
+    let up = u32::from(bits & FRACTION != 0);
+    f32::from_bits(((bits >> 23) + up).min(254) << 23)
+}
+
+/// Quantizes each row (token) by a rule, with a scale of its own on a grid.
+pub fn tokens(values: &Array2<f32>, grid: ScaleGrid, rule: QuantRule) -> (DynamicTensor, Status) {
+    let columns = values.ncols();
+    let mut codes = Array2::zeros(values.dim());
+    let rows = values.as_slice().expect("activations are row-major");
+    let out = codes.as_slice_mut().expect("fresh arrays are row-major");
+    let (scales, statuses): (Vec<Scale>, Vec<Status>) = rows
+        .par_chunks_exact(columns)
+        .zip(out.par_chunks_exact_mut(columns))
+        .enumerate()
+        .map(|(t, (row, codes))| {
+            let scale = scale_of(dispatch(Absmax { values: row }), grid);
+            (scale, rule.quantize_part(row, scale, codes, t * columns))
+        })
+        .unzip();
+    let status = statuses.into_iter().fold(Status::default(), Status::plus);
+    (DynamicTensor { codes, scales }, status)
+}
+
+/// `max|x|/127`; 1 if all zero. (A scale that would be subnormal becomes the smallest normal f32.)
+fn dynamic_scale(values: &[f32]) -> Scale {
+    scale_of(dispatch(Absmax { values }), ScaleGrid::Calibrated)
 }
 
 /// The largest magnitude; NaN counts as none.
@@ -88,5 +141,29 @@ mod tests {
         assert_eq!(token.scales[1].get(), 1.0);
         assert_eq!(token.codes.row(1).to_vec(), [0, 0]);
         assert_eq!(token.codes.row(2).to_vec(), [127, 127]);
+        let (same, status) = tokens(&x, ScaleGrid::Calibrated, QuantRule::NEAREST_EVEN);
+        assert_eq!((same.codes, same.scales), (token.codes, token.scales));
+        assert_eq!(
+            (status.values, status.saturated, status.peak),
+            (6, 0, 127.0)
+        );
+    }
+
+    #[test]
+    fn scales_on_powers_of_two_are_the_next_ones_up() {
+        for (absmax, scale) in [
+            (0.0, 1.0),
+            (127.0, 1.0),
+            (127.001, 2.0),
+            (1.0, 1.0 / 64.0),
+            (f32::MAX, 2f32.powi(121)),
+            (1e-44, f32::MIN_POSITIVE),
+        ] {
+            assert_eq!(
+                scale_of(absmax, ScaleGrid::PowerOfTwo).get(),
+                scale,
+                "{absmax}"
+            );
+        }
     }
 }

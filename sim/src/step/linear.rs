@@ -15,8 +15,9 @@ use crate::profile::unit::GROUP;
 use crate::quant::{Acc, Multiplier, QTensor, Scale};
 use crate::trace::Tensor;
 use half::f16;
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A weight `[out, in]` as the model has it; products turn what they need in the cache.
 #[derive(Clone, Debug)]
@@ -43,6 +44,18 @@ impl<'m> LinearWeight<'m> {
     /// A binary16 weight, or some rows of one, used as FP32.
     pub fn float(weight: ArrayView2<'m, f16>) -> Self {
         Self::Float(weight)
+    }
+
+    /// Some of its rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        match self {
+            Self::Int8 { codes, scale } => Self::Int8 {
+                codes: codes.slice_move(s![rows, ..]),
+                scale: *scale,
+            },
+            Self::Scaled(weight) => Self::Scaled(weight.rows(rows)),
+            Self::Float(weight) => Self::Float(weight.slice_move(s![rows, ..])),
+        }
     }
 
     fn real(&self) -> Result<RealWeight<'m>> {
@@ -114,23 +127,20 @@ impl LinearWeight<'_> {
         }
     }
 
-    /// The sums of this product, term by term in its accumulator; nothing for real operands and for
-    /// groups, whose sums are always watched.
-    pub fn watched(&self, x: &Tensor, accumulator: Accumulator) -> Accumulated {
-        let Tensor::I8(x) = x else {
-            return Accumulated::default();
-        };
+    /// The sums of codes times this weight, term by term in its accumulator; nothing for real weights
+    /// and for groups, whose sums are always watched.
+    pub fn watched(&self, x: &Array2<i8>, accumulator: Accumulator) -> Accumulated {
         let weight = match self {
             LinearWeight::Int8 { codes, .. } => *codes,
             LinearWeight::Scaled(weight) if weight.groups.is_none() => weight.codes.view(),
             LinearWeight::Scaled(_) | LinearWeight::Float(_) => return Accumulated::default(),
         };
         let product = Product {
-            x: &x.codes,
+            x,
             weight,
             accumulator,
         };
-        let mut sums = Array2::zeros((x.codes.nrows(), weight.nrows()));
+        let mut sums = Array2::zeros((x.nrows(), weight.nrows()));
         product.narrow(&mut sums, &Sums).1
     }
 }
@@ -163,14 +173,22 @@ pub fn linear(
         let x = &x.codes;
         match weight {
             LinearWeight::Int8 { codes, scale } if linear_unit::is_unit(&rule) => {
-                return linear_unit::unit_linear(x, s_in, *codes, &[*scale], None, rule, output);
+                return linear_unit::unit_linear(x, &[s_in], *codes, &[*scale], None, rule, output);
             }
             LinearWeight::Int8 { codes, scale } => {
                 return Ok(integer_linear(x, s_in, *codes, *scale, rule, output));
             }
             LinearWeight::Scaled(w) => {
                 let (codes, groups) = (w.codes.view(), w.groups.as_ref());
-                return linear_unit::unit_linear(x, s_in, codes, &w.scales, groups, rule, output);
+                return linear_unit::unit_linear(
+                    x,
+                    &[s_in],
+                    codes,
+                    &w.scales,
+                    groups,
+                    rule,
+                    output,
+                );
             }
             LinearWeight::Float(_) => {}
         }

@@ -1,7 +1,8 @@
 //! Linear steps as a chip has them: accumulators to their grid by integer multipliers or shifts,
 //! weights with a scale for each channel or group. `linear` runs the kernels.
 
-use super::linear::{LinearOutput, LinearResult, product_sums};
+use super::dynamic::DynamicTensor;
+use super::linear::{LinearOutput, LinearResult, LinearWeight, linear, product_sums};
 use crate::arith::accumulate::{Accumulated, Accumulator};
 use crate::arith::fixed::{FixedFactor, Requantizer, Scaling, nearest, random};
 use crate::arith::requant::to_f16;
@@ -70,13 +71,96 @@ impl ScaledWeight {
     }
 }
 
-/// Multiplies codes `x` (`[L, in]`) and brings the sums to `output`.
+/// Multiplies codes whose tokens have scales of their own, in the unit of a chip whatever the rule: by
+/// an f32 factor, `f32(acc) ⊗ f32(s_t · s_w / s_out)`. Real weights multiply dequantized codes.
+///
+/// # Errors
+///
+/// Scales whose factors no integer multiplier has.
+pub fn token_linear(
+    x: &DynamicTensor,
+    weight: &LinearWeight,
+    rule: LinearRule,
+    output: LinearOutput,
+) -> Result<LinearResult> {
+    let (codes, s_in) = (&x.codes, &x.scales[..]);
+    match weight {
+        LinearWeight::Int8 { codes: w, scale } => {
+            unit_linear(codes, s_in, *w, &[*scale], None, rule, output)
+        }
+        LinearWeight::Scaled(w) => {
+            let groups = w.groups.as_ref();
+            unit_linear(codes, s_in, w.codes.view(), &w.scales, groups, rule, output)
+        }
+        LinearWeight::Float(_) => linear(&Tensor::F32(x.to_real()), None, weight, rule, output),
+    }
+}
+
+/// The integer factors of a linear step, row by row where tokens have scales of their own, and in a
+/// row channel by channel where weights have. `None` under f32 scaling.
+///
+/// # Errors
+///
+/// Scales whose factors no integer multiplier has.
+pub fn factors(
+    s_in: &[Scale],
+    weights: &[Scale],
+    rule: LinearRule,
+    output: LinearOutput,
+) -> Result<Option<Vec<FixedFactor>>> {
+    let requantizers = requantizers(s_in, weights, rule, output)?;
+    Ok(requantizers.iter().map(Requantizer::fixed).collect())
+}
+
+fn requantizers(
+    s_in: &[Scale],
+    weights: &[Scale],
+    rule: LinearRule,
+    output: LinearOutput,
+) -> Result<Vec<Requantizer>> {
+    let to = match output {
+        LinearOutput::Int8(scale) => f64::from(scale.get()),
+        LinearOutput::F16 | LinearOutput::F32 => 1.0,
+    };
+    let pairs = s_in
+        .iter()
+        .flat_map(|s_in| weights.iter().map(move |s_w| (s_in, s_w)));
+    pairs
+        .map(|(s_in, s_w)| {
+            let factor = f64::from(s_in.get()) * f64::from(s_w.get()) / to;
+            Requantizer::new(rule.scaling, factor, rule.output)
+        })
+        .collect()
+}
+
+/// The requantizers of a product: those of each row, and in a row of each output.
+struct Requantizers {
+    all: Vec<Requantizer>,
+    /// Of a row.
+    columns: usize,
+}
+
+impl Requantizers {
+    /// Those of a row: one, or one for each output.
+    fn row(&self, row: usize) -> &[Requantizer] {
+        let rows = self.all.len() / self.columns;
+        &self.all[row.min(rows - 1) * self.columns..][..self.columns]
+    }
+}
+
+/// The requantizer of an output.
+#[inline(always)]
+fn of_column(row: &[Requantizer], column: usize) -> &Requantizer {
+    &row[column.min(row.len() - 1)]
+}
+
+/// Multiplies codes `x` (`[L, in]`) of one scale, or one a row, and brings the sums to `output`.
 ///
 /// The sum of a row with groups is `Σ_g m_g · Σ_k w·x`, the groups one after another, each scaled
 /// group one term of the accumulator; a group's own sum has a register of 32 bits.
 pub(super) fn unit_linear(
     x: &Array2<i8>,
-    s_in: Scale,
+    s_in: &[Scale],
     weight: ArrayView2<i8>,
     scales: &[Scale],
     groups: Option<&Array2<u8>>,
@@ -84,14 +168,10 @@ pub(super) fn unit_linear(
     output: LinearOutput,
 ) -> Result<LinearResult> {
     let (sums, accumulated) = sums_of(x, weight, groups, rule.accumulator);
-    let to = match output {
-        LinearOutput::Int8(scale) => f64::from(scale.get()),
-        LinearOutput::F16 | LinearOutput::F32 => 1.0,
+    let requantizers = Requantizers {
+        all: requantizers(s_in, scales, rule, output)?,
+        columns: scales.len(),
     };
-    let factor = |scale: &Scale| f64::from(s_in.get()) * f64::from(scale.get()) / to;
-    let requantizers: Vec<Requantizer> = (scales.iter())
-        .map(|scale| Requantizer::new(rule.scaling, factor(scale), rule.output))
-        .collect::<Result<_>>()?;
     let (out, status) = match output {
         LinearOutput::Int8(scale) => {
             let (codes, status) = codes(&sums, &requantizers, rule);
@@ -121,7 +201,7 @@ pub(super) fn unit_linear(
 
 fn codes(
     sums: &Array2<i64>,
-    requantizers: &[Requantizer],
+    requantizers: &Requantizers,
     rule: LinearRule,
 ) -> (Array2<i8>, Status) {
     let n = sums.ncols();
@@ -139,9 +219,9 @@ fn codes(
             let lfsr = rule.output.rounding.lfsr();
             let mut lfsr = lfsr.map(|lfsr| lfsr.at((row * n) as u64));
             let mut tally = Tally::of(rule.output.overflow);
+            let requantizers = requantizers.row(row);
             for (c, (code, sum)) in codes.iter_mut().zip(sums).enumerate() {
-                let requantizer = &requantizers[c.min(requantizers.len() - 1)];
-                let integer = requantizer.integer(*sum, random(&mut lfsr));
+                let integer = of_column(requantizers, c).integer(*sum, random(&mut lfsr));
                 tally.add(nearest(integer));
                 *code = rule.output.overflow.fit(integer).0;
             }
@@ -153,11 +233,11 @@ fn codes(
 
 fn each<T: Clone>(
     sums: &Array2<i64>,
-    requantizers: &[Requantizer],
+    requantizers: &Requantizers,
     of: impl Fn(i64, &Requantizer) -> T,
 ) -> Array2<T> {
     Array2::from_shape_fn(sums.dim(), |(t, c)| {
-        of(sums[(t, c)], &requantizers[c.min(requantizers.len() - 1)])
+        of(sums[(t, c)], of_column(requantizers.row(t), c))
     })
 }
 

@@ -2,7 +2,7 @@
 //! Source: datapath specification, section 4, step 6.
 
 use crate::arith::hadamard::HadamardSize;
-use crate::arith::requant::{QuantRule, codes_of};
+use crate::arith::requant::codes_of;
 use crate::arith::saturate::Status;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::HadamardRules;
@@ -84,11 +84,7 @@ fn quantize_products_at(
     codes: &mut [i8],
     position: usize,
 ) -> Status {
-    let rule = QuantRule {
-        rounding: rules.rounding,
-        overflow: rules.overflow,
-        ..QuantRule::NEAREST_EVEN
-    };
+    let rule = rules.quantizer();
     values.iter_mut().for_each(|v| *v *= factor);
     // Divided by one, which is exact.
     let one = Scale::new(1.0).expect("one is a scale");

@@ -8,13 +8,13 @@
 use crate::arith::accumulate::{AccOverflow, Accumulated, Accumulator};
 use crate::arith::fixed::{Requantizer, Scaling};
 use crate::arith::hadamard::HadamardSize;
-use crate::arith::requant::QuantRule;
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Status;
 use crate::error::Result;
 use crate::profile::HadamardRules;
-use crate::profile::unit::HadamardForm;
+use crate::profile::unit::{HadamardForm, ScaleGrid};
 use crate::quant::{QTensor, Scale};
+use crate::step::dynamic::{DynamicTensor, scale_of};
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -66,6 +66,25 @@ impl IntegerRotation {
     /// From the last stage to the output's grid.
     pub fn factor(&self) -> f64 {
         self.size.norm() * 2f64.powi(self.shifts() as i32 - i32::from(self.fraction))
+    }
+
+    /// What brings the last stage to the grid of a scale; `anchor` is the scale that the input's grid
+    /// comes from.
+    ///
+    /// # Errors
+    ///
+    /// A factor no integer multiplier has.
+    pub fn to_grid(
+        &self,
+        anchor: Scale,
+        output: Scale,
+        rules: HadamardRules,
+    ) -> Result<Requantizer> {
+        let factor = match anchor == output {
+            true => self.factor(),
+            false => f64::from(anchor.get()) * self.factor() / f64::from(output.get()),
+        };
+        Requantizer::new(self.scaling, factor, rules.quantizer())
     }
 
     /// Input codes of a real row.
@@ -166,6 +185,40 @@ enum Kind {
     Base,
 }
 
+/// Rotates each row of `y` (`[L, E]`) and quantizes it with a scale of its own, which puts the largest
+/// magnitude after the last stage on code 127. `anchor` stands for the output's scale in the grid of
+/// the input.
+///
+/// # Errors
+///
+/// A factor no integer multiplier has.
+pub fn rotate_tokens(
+    y: &Array2<f32>,
+    rotation: &IntegerRotation,
+    anchor: Scale,
+    grid: ScaleGrid,
+    rules: HadamardRules,
+) -> Result<(DynamicTensor, Status, Accumulated)> {
+    // The real value of one unit after the last stage.
+    let unit = f64::from(anchor.get()) * rotation.factor();
+    let e = y.ncols();
+    let mut codes = Array2::zeros(y.dim());
+    let mut scales = Vec::with_capacity(y.nrows());
+    let (mut status, mut seen) = (Status::default(), Accumulated::default());
+    let out = codes.as_slice_mut().expect("fresh arrays are row-major");
+    for (t, (codes, y)) in out.chunks_mut(e).zip(y.rows()).enumerate() {
+        let mut row: Vec<i64> = y.iter().map(|y| rotation.input(*y, anchor)).collect();
+        rotation.transform(&mut row, &mut seen);
+        let largest = row.iter().map(|v| v.unsigned_abs()).max().unwrap_or(0);
+        let scale = scale_of((largest as f64 * unit) as f32, grid);
+        let requantizer = rotation.to_grid(anchor, scale, rules)?;
+        status += requantizer.codes(&row, (t * e) as u64, codes);
+        scales.push(scale);
+    }
+    seen.sums = y.len() as u64;
+    Ok((DynamicTensor { codes, scales }, status, seen))
+}
+
 /// Rotates each row of `y` (`[L, E]`) and quantizes it.
 ///
 /// # Errors
@@ -177,12 +230,7 @@ pub fn rotate_unit(
     output: Scale,
     rules: HadamardRules,
 ) -> Result<(QTensor, Status, Accumulated)> {
-    let rule = QuantRule {
-        rounding: rules.rounding,
-        overflow: rules.overflow,
-        ..QuantRule::NEAREST_EVEN
-    };
-    let requantizer = Requantizer::new(rotation.scaling, rotation.factor(), rule)?;
+    let requantizer = rotation.to_grid(output, output, rules)?;
     let e = y.ncols();
     let mut codes = Array2::zeros(y.dim());
     let (status, seen) = codes

@@ -1,19 +1,31 @@
 //! The four linear steps: in_proj, x_proj with the quantizer of route A, dt_proj, out_proj.
 
-use super::Run;
 use super::columns::{columns, join_columns};
+use super::{Operand, Run};
 use crate::arith::accumulate::Accumulated;
 use crate::error::Result;
 use crate::mode::{Implementation, Precision, Stream, XOutput};
 use crate::plan::ScaleUse;
 use crate::profile::LinearRule;
+use crate::quant::Scale;
 use crate::step::linear::{LinearOutput, LinearResult, LinearWeight, linear};
+use crate::step::linear_unit::token_linear;
 use crate::trace::{Tensor, TracePoint};
+use ndarray::Array2;
+
+impl Operand {
+    /// Codes, if it has them.
+    fn codes(&self) -> Option<&Array2<i8>> {
+        match self {
+            Operand::Tensor(x) => x.codes(),
+            Operand::Tokens(x) => Some(&x.codes),
+        }
+    }
+}
 
 impl Run<'_, '_> {
-    pub(super) fn in_proj(&mut self, norm_out: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn in_proj(&mut self, norm_out: &Operand) -> Result<(Tensor, Tensor)> {
         let mode = &self.layer.mode;
-        let s_in = self.input_scale(norm_out, ScaleUse::InProjIn);
         let rule = self.rules(Implementation::Cuda).linear.in_proj;
         let x_output = match mode.x {
             XOutput::Int8 => LinearOutput::Int8(self.scale(ScaleUse::InProjOut)),
@@ -22,14 +34,15 @@ impl Run<'_, '_> {
         };
         let z_output = self.linear_output(mode.z, ScaleUse::InProjOut);
         let layer = self.layer;
+        let s_in = self.operand_scale(norm_out, ScaleUse::InProjIn);
         // Side by side, so that threads meet once.
         let (x, z) = rayon::join(
-            || linear(norm_out, s_in, &layer.in_proj_x, rule, x_output),
-            || linear(norm_out, s_in, &layer.in_proj_z, rule, z_output),
+            || product(norm_out, s_in, &layer.in_proj_x, rule, x_output),
+            || product(norm_out, s_in, &layer.in_proj_z, rule, z_output),
         );
-        let (x, z) = (x?, z?);
-        let x = self.counted(TracePoint::InProjOut, rule, (norm_out, &layer.in_proj_x), x)?;
-        let z = self.counted(TracePoint::InProjOut, rule, (norm_out, &layer.in_proj_z), z)?;
+        let (x, z, codes) = (x?, z?, norm_out.codes());
+        let x = self.counted(TracePoint::InProjOut, rule, (codes, &layer.in_proj_x), x)?;
+        let z = self.counted(TracePoint::InProjOut, rule, (codes, &layer.in_proj_z), z)?;
         if x.dtype() != z.dtype() {
             let x = self.show(TracePoint::InProjX, x)?;
             let z = self.show(TracePoint::InProjZ, z)?;
@@ -70,7 +83,7 @@ impl Run<'_, '_> {
         let out = self.counted(
             TracePoint::XProjOut,
             rule,
-            (input, &self.layer.x_proj),
+            (input.codes(), &self.layer.x_proj),
             done,
         )?;
         self.show(TracePoint::XProjOut, out)
@@ -85,23 +98,32 @@ impl Run<'_, '_> {
         let out = self.counted(
             TracePoint::DtProjOut,
             rule,
-            (&dt, &self.layer.dt_proj),
+            (dt.codes(), &self.layer.dt_proj),
             done,
         )?;
         self.show(TracePoint::DtProjOut, out)
     }
 
-    pub(super) fn out_proj(&mut self, rotated: &Tensor) -> Result<Tensor> {
-        let s_in = self.input_scale(rotated, ScaleUse::OutProjIn);
+    pub(super) fn out_proj(&mut self, rotated: &Operand) -> Result<Tensor> {
         let rule = self.rules(Implementation::Cuda).linear.out_proj;
         let output = match self.layer.mode.stream {
             Stream::F16 => LinearOutput::F16,
             Stream::Float => LinearOutput::F32,
         };
-        let done = linear(rotated, s_in, &self.layer.out_proj, rule, output)?;
-        let seen = self.watched(rule, (rotated, &self.layer.out_proj), &done);
+        let s_in = self.operand_scale(rotated, ScaleUse::OutProjIn);
+        let done = product(rotated, s_in, &self.layer.out_proj, rule, output)?;
+        let seen = self.watched(rule, (rotated.codes(), &self.layer.out_proj), &done);
         self.accumulated(TracePoint::OutProjOut, rule.accumulator, seen)?;
         self.show(TracePoint::OutProjOut, done.out)
+    }
+
+    /// The scale that a reader believes an operand to have; none for FP32 and for scales of tokens, which
+    /// come with the codes.
+    fn operand_scale(&self, x: &Operand, reads: ScaleUse) -> Option<Scale> {
+        match x {
+            Operand::Tensor(x) => self.input_scale(x, reads),
+            Operand::Tokens(_) => None,
+        }
     }
 
     /// Hands on what a linear step counted, and keeps its output.
@@ -109,7 +131,7 @@ impl Run<'_, '_> {
         &mut self,
         point: TracePoint,
         rule: LinearRule,
-        operands: (&Tensor, &LinearWeight),
+        operands: (Option<&Array2<i8>>, &LinearWeight),
         done: LinearResult,
     ) -> Result<Tensor> {
         self.probe.count(self.place(point), done.status);
@@ -122,12 +144,14 @@ impl Run<'_, '_> {
     fn watched(
         &self,
         rule: LinearRule,
-        (x, weight): (&Tensor, &LinearWeight),
+        (x, weight): (Option<&Array2<i8>>, &LinearWeight),
         done: &LinearResult,
     ) -> Accumulated {
-        match self.probe.watches() && done.accumulated.sums == 0 {
-            true => weight.watched(x, rule.accumulator),
-            false => done.accumulated,
+        match x {
+            Some(x) if self.probe.watches() && done.accumulated.sums == 0 => {
+                weight.watched(x, rule.accumulator)
+            }
+            _ => done.accumulated,
         }
     }
 
@@ -136,5 +160,19 @@ impl Run<'_, '_> {
             Precision::Int8 => LinearOutput::Int8(self.scale(scale_use)),
             Precision::Float => LinearOutput::F32,
         }
+    }
+}
+
+/// A linear step on an operand.
+fn product(
+    x: &Operand,
+    s_in: Option<Scale>,
+    weight: &LinearWeight,
+    rule: LinearRule,
+    output: LinearOutput,
+) -> Result<LinearResult> {
+    match x {
+        Operand::Tensor(x) => linear(x, s_in, weight, rule, output),
+        Operand::Tokens(x) => token_linear(x, weight, rule, output),
     }
 }

@@ -1,10 +1,10 @@
 //! Residual add, RMSNorm and its quantizer.
 
-use super::{Run, f32_of};
+use super::{Operand, Run, f32_of};
 use crate::error::Result;
 use crate::mode::{Implementation, Precision};
 use crate::plan::ScaleUse;
-use crate::step::norm;
+use crate::step::{dynamic, norm};
 use crate::trace::{Tensor, TracePoint};
 use ndarray::Array2;
 
@@ -13,7 +13,7 @@ impl Run<'_, '_> {
         &mut self,
         hidden: Tensor,
         residual: Option<Array2<f32>>,
-    ) -> Result<(Array2<f32>, Tensor)> {
+    ) -> Result<(Array2<f32>, Operand)> {
         let hidden = self.show(TracePoint::HiddenIn, hidden)?;
         let residual = match residual {
             Some(r) => Some(f32_of(self.show(TracePoint::ResidualIn, Tensor::F32(r))?)),
@@ -22,13 +22,15 @@ impl Run<'_, '_> {
         let eps = self.path.config.eps;
         let norm = &self.layer.norm;
         let wants_residual = self.probe.wants(self.place(TracePoint::ResidualOut));
-        if self.layer.mode.norm_out == Precision::Int8 && !wants_residual {
-            let rule = self.rules(Implementation::Cuda).norm_out;
+        let int8 = self.layer.mode.norm_out == Precision::Int8;
+        let rule = self.rules(Implementation::Cuda).norm_out;
+        if int8 && !wants_residual && !self.by_token() {
             let scale = self.scale(ScaleUse::NormOut);
             let (residual, q, status) =
                 norm::rms_norm_quantize(&hidden, residual, norm, eps, rule, scale);
             self.probe.count(self.place(TracePoint::NormOut), status);
-            return Ok((residual, self.show(TracePoint::NormOut, Tensor::I8(q))?));
+            let q = self.show(TracePoint::NormOut, Tensor::I8(q))?;
+            return Ok((residual, Operand::Tensor(q)));
         }
         let mut out = norm::rms_norm(&hidden, residual.as_ref(), norm, eps);
         if wants_residual {
@@ -36,15 +38,20 @@ impl Run<'_, '_> {
             // The probe may have put another residual in its place.
             out = norm::rms_norm(&shown, None, norm, eps);
         }
-        let value = match self.layer.mode.norm_out {
-            Precision::Int8 => Tensor::I8(self.quantize(
-                TracePoint::NormOut,
-                &out.normed,
-                ScaleUse::NormOut,
-                self.rules(Implementation::Cuda).norm_out,
-            )),
-            Precision::Float => Tensor::F32(out.normed),
+        if int8 && self.by_token() {
+            let grid = self.layer.profile.storage.activation_scales;
+            let (q, status) = dynamic::tokens(&out.normed, grid, rule);
+            self.probe.count(self.place(TracePoint::NormOut), status);
+            return Ok((out.residual, self.show_tokens(TracePoint::NormOut, q)?));
+        }
+        let value = match int8 {
+            true => {
+                let by = ScaleUse::NormOut;
+                Tensor::I8(self.quantize(TracePoint::NormOut, &out.normed, by, rule))
+            }
+            false => Tensor::F32(out.normed),
         };
-        Ok((out.residual, self.show(TracePoint::NormOut, value)?))
+        let value = self.show(TracePoint::NormOut, value)?;
+        Ok((out.residual, Operand::Tensor(value)))
     }
 }
