@@ -856,6 +856,7 @@ pub struct HeadroomArgs {
 #[command(after_help = "Examples:
   scalescope sweep --vary requant.multiplier_bits=8..16 --vary scan.state=int8,int16,f16
   scalescope sweep --profile a.toml --vary nonlinearity.exp.entries=32..512*2 -o sweep.jsonl --html sweep.html
+  scalescope sweep --profile a.toml --choices
 
 Keys are those of a profile file (docs/asic.md). Values: 8..16, 8..32+8, 64..1024*2, or a list. With -o
 a sweep that was stopped goes on where it was.")]
@@ -873,8 +874,12 @@ pub struct SweepArgs {
     #[arg(long, default_value = "asic-int8")]
     pub profile: String,
     /// A key and the values it takes; several make a grid
-    #[arg(long, value_name = "KEY=VALUES", required = true, num_args = 1..)]
+    #[arg(long, value_name = "KEY=VALUES", required_unless_present = "choices", num_args = 1..)]
     pub vary: Vec<String>,
+    /// Instead of a grid, the tables of the profile one at a time: what each costs by itself, and what
+    /// the others cost without it
+    #[arg(long, conflicts_with = "vary")]
+    pub choices: bool,
     /// Use at most this many tokens in all
     #[arg(long, value_name = "TOKENS", default_value = "2048")]
     pub budget: NonZeroUsize,

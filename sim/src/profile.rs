@@ -3,6 +3,7 @@
 //!
 //! Source: datapath specification, sections 4 to 7; `docs/arithmetic.md` shows the tables.
 
+pub mod choices;
 pub mod cost;
 mod file;
 mod tables;

@@ -4,6 +4,7 @@ use crate::Outcome;
 use crate::cli::SweepArgs;
 use crate::input::{load_subject, mode_table};
 use crate::output::{number, print, print_json, progress, table, table_text};
+use crate::sweep::effects::effects;
 use crate::sweep::engine::{Bench, Design, pareto};
 use crate::sweep::grid::{Values, Vary, designs};
 use crate::sweep::page::{page, words};
@@ -19,6 +20,8 @@ use std::sync::Mutex;
 
 /// Tokens of each passage of the built-in text.
 const SAMPLE_LENGTH: usize = 512;
+/// The key of designs that are a profile's choices.
+const RULES: &str = "rules";
 /// Designs of the table besides the front.
 const SHOWN: usize = 12;
 
@@ -34,17 +37,16 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         })
         .collect::<Result<_>>()?;
     let base = Profile::text(&args.profile)?;
-    let designs = designs(&vary)?;
     // Every design is checked before the first one runs.
-    let profiles: Vec<(Values, Profile)> = designs
-        .into_iter()
-        .map(|values| {
-            Ok((
-                values.clone(),
-                Profile::with_keys(&args.profile, &base, &values)?,
-            ))
-        })
-        .collect::<Result<_>>()?;
+    let profiles = match args.choices {
+        true => choices(&args.profile, &base)?,
+        false => (designs(&vary)?.into_iter())
+            .map(|values| {
+                let profile = Profile::with_keys(&args.profile, &base, &values)?;
+                Ok((values, profile))
+            })
+            .collect::<Result<_>>()?,
+    };
     let subject = load_subject(&args.model, &[mode.clone(), FLOAT])?;
     let mut sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
     let tokens = within(&mut sequences, args.budget.get());
@@ -74,7 +76,10 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         "base": Profile::from_toml("base", &base)?.hash(),
         "tokens": tokens,
         "text": text,
-        "keys": vary.iter().map(|v| &v.key).collect::<Vec<_>>(),
+        "keys": match args.choices {
+            true => vec![RULES],
+            false => vary.iter().map(|v| &v.key[..]).collect(),
+        },
     });
     let mut store = args
         .output
@@ -140,9 +145,81 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
             .collect();
         print_json(&json!({ "settings": settings, "designs": rows }));
     } else {
-        print(&text_of(&title, &results, &front, before.len()));
+        let mut out = format!("{title}\n");
+        if !before.is_empty() {
+            out += &format!("{} designs were in the file already\n", before.len());
+        }
+        out += &match args.choices {
+            true => choices_text(&results),
+            false => text_of(&results, &front),
+        };
+        print(&out);
     }
     Ok(Outcome::Success)
+}
+
+/// The designs of a profile's choices, in the order that [`choices_text`] reads them: the base, the
+/// whole, then each table alone and the whole without it.
+fn choices(name: &str, text: &str) -> Result<Vec<(Values, Profile)>> {
+    let found = Profile::choices(name, text)?;
+    let design = |rules: String, profile| (vec![(RULES.to_owned(), rules.into())], profile);
+    let mut designs = vec![
+        design(found.base.name.to_string(), found.base),
+        design("all".to_owned(), found.whole),
+    ];
+    for table in found.tables {
+        designs.push(design(format!("only {}", table.name), table.alone));
+        designs.push(design(format!("all but {}", table.name), table.without));
+    }
+    Ok(designs)
+}
+
+/// What each choice costs: alone against the base, and what leaving it out changes.
+fn choices_text(designs: &[Design]) -> String {
+    let [base, whole, tables @ ..] = designs else {
+        return String::new();
+    };
+    let against = |design: &Design, other: &Design| {
+        format!(
+            "{:+.2} %",
+            100.0 * (design.perplexity / other.perplexity - 1.0)
+        )
+    };
+    let base_name = words(base).replace("rules=", "");
+    let header = [
+        "rules",
+        "perplexity",
+        &format!("against {base_name}"),
+        "KL",
+        "agreement",
+        "all others",
+        "against all",
+    ];
+    let mut rows = table(&header, 1);
+    let first = |design: &Design, name: String| {
+        vec![
+            name,
+            format!("{:.3}", design.perplexity),
+            against(design, base),
+            number(design.kl),
+            format!("{:.1} %", 100.0 * design.agreement),
+        ]
+    };
+    for (design, name) in [(base, base_name.clone()), (whole, "all".to_owned())] {
+        let mut row = first(design, name);
+        row.extend(["-".to_owned(), "-".to_owned()]);
+        rows.add_row(row);
+    }
+    for pair in tables.chunks_exact(2) {
+        let mut row = first(&pair[0], words(&pair[0]).replace("rules=", ""));
+        row.push(format!("{:.3}", pair[1].perplexity));
+        row.push(against(&pair[1], whole));
+        rows.add_row(row);
+    }
+    format!(
+        "\n{}\nonly: this table of the profile over {base_name}; all others: the profile without it\n",
+        table_text(&rows)
+    )
 }
 
 /// Cuts sequences so that they have `most` tokens together; tells how many they have.
@@ -156,7 +233,7 @@ fn within(sequences: &mut Vec<Vec<u32>>, most: usize) -> usize {
     sequences.iter().map(Vec::len).sum()
 }
 
-fn text_of(title: &str, designs: &[Design], front: &[bool], before: usize) -> String {
+fn text_of(designs: &[Design], front: &[bool]) -> String {
     let mut order: Vec<usize> = (0..designs.len()).collect();
     order.sort_by(|a, b| designs[*a].perplexity.total_cmp(&designs[*b].perplexity));
     let rows = |wanted: &dyn Fn(usize) -> bool, most: usize| {
@@ -176,17 +253,42 @@ fn text_of(title: &str, designs: &[Design], front: &[bool], before: usize) -> St
         }
         table_text(&table)
     };
-    let mut out = format!("{title}\n");
-    if before > 0 {
-        out += &format!("{before} designs were in the file already\n");
-    }
     let on = front.iter().filter(|on| **on).count();
-    out += &format!(
+    let mut out = format!(
         "\nPareto front ({on} designs: none is better in perplexity without costing more somewhere)\n{}",
         rows(&|i| front[i], usize::MAX)
     );
     if on < designs.len() {
         out += &format!("\nbest of the others\n{}", rows(&|i| !front[i], SHOWN));
     }
-    out
+    out + &effects_text(designs)
+}
+
+/// What each value of each key costs, over the designs that have it.
+fn effects_text(designs: &[Design]) -> String {
+    let header = [
+        "key",
+        "value",
+        "designs",
+        "best perplexity",
+        "mean perplexity",
+        "mean KL",
+        "mean agreement",
+    ];
+    let mut rows = table(&header, 2);
+    for effect in effects(designs) {
+        rows.add_row([
+            effect.key,
+            effect.value,
+            effect.designs.to_string(),
+            format!("{:.3}", effect.best),
+            format!("{:.3}", effect.perplexity),
+            number(effect.kl),
+            format!("{:.1} %", 100.0 * effect.agreement),
+        ]);
+    }
+    format!(
+        "\nwhat each value costs, over all designs that have it\n{}",
+        table_text(&rows)
+    )
 }

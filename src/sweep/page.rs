@@ -1,7 +1,10 @@
-//! A self-contained page of a sweep: perplexity against each part of the cost, the front in colour.
+//! A self-contained page of a sweep: perplexity against each part of the cost, the front in colour, and
+//! what each value of each key costs.
 
+use super::effects::{Effect, effects};
 use super::engine::Design;
-use std::fmt::Write;
+use crate::output::number;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// A panel, in pixels.
 const WIDTH: f64 = 420.0;
@@ -9,135 +12,167 @@ const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 40.0;
 const TOP: f64 = 28.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 28.0;
+/// Marks on an axis, at most.
+const MARKS: usize = 5;
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+/// A value of a key in words.
+pub fn word(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// The keys and values of a design in words.
 pub fn words(design: &Design) -> String {
-    let value = |v: &serde_json::Value| match v {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let words: Vec<String> = design
+    let words = design
         .values
         .iter()
-        .map(|(k, v)| format!("{k}={}", value(v)))
-        .collect();
-    words.join(" ")
+        .map(|(k, v)| format!("{k}={}", word(v)));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The page.
 pub fn page(title: &str, designs: &[Design], front: &[bool]) -> String {
-    let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\n<style>\
-         body{{font:14px system-ui,sans-serif;margin:2em auto;max-width:64em;padding:0 1em}}\
-         table{{border-collapse:collapse}}td,th{{padding:.2em .8em;text-align:right}}\
-         td:first-child,th:first-child{{text-align:left}}tr:nth-child(even){{background:#f4f4f4}}\
-         svg{{margin:.5em}}</style></head><body>\n<h1>{0}</h1>\n\
-         <p>Each point is a design; the coloured ones are on the Pareto front of perplexity and every \
-         part of the cost. Lower is better on both axes.</p>\n",
-        escape(title)
-    );
-    let names = designs
-        .first()
-        .map(|d| d.cost.fields().map(|(name, _)| name));
-    for (i, name) in names.into_iter().flatten().enumerate() {
-        let costs: Vec<f64> = designs
-            .iter()
-            .map(|d| d.cost.fields()[i].1 as f64)
-            .collect();
-        if costs.iter().any(|c| *c != costs[0]) {
-            html += &panel(name, &costs, designs, front);
+    let varied = varied_costs(designs);
+    let mut shown: Vec<&Design> = (designs.iter().zip(front))
+        .filter(|(_, on)| **on)
+        .map(|(design, _)| design)
+        .collect();
+    shown.sort_by(|a, b| a.perplexity.total_cmp(&b.perplexity));
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { "scalescope: " (title) }
+                style { (PreEscaped(include_str!("../report/style.css"))) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header {
+                    h1 { (title) }
+                    p .lead {
+                        "Each point is a design; the large ones are on the Pareto front of perplexity and every \
+                         part of the cost. Lower is better on both axes. What is the same in every design is not drawn."
+                    }
+                }
+                div .panels { @for i in &varied { (panel(*i, designs, front)) } }
+                h2 { "What each value costs" }
+                p .note { "Over all designs that have it." }
+                (effects_table(&effects(designs)))
+                h2 { "Pareto front" }
+                div .scroll { table {
+                    tr {
+                        th .text { "design" }
+                        th { "perplexity" } th { "KL" } th { "agreement" }
+                        @for i in &varied { th { (designs[0].cost.fields()[*i].0) } }
+                    }
+                    @for design in shown {
+                        tr {
+                            td .text { (words(design)) }
+                            td { (format!("{:.4}", design.perplexity)) }
+                            td { (format!("{:.5}", design.kl)) }
+                            td { (format!("{:.2} %", 100.0 * design.agreement)) }
+                            @for i in &varied { td { (design.cost.fields()[*i].1) } }
+                        }
+                    }
+                } }
+            }
         }
-    }
-    html += "<h2>Pareto front</h2>\n<table><tr><th>design</th><th>perplexity</th><th>KL</th><th>agreement</th>";
-    for (name, _) in designs
-        .first()
-        .map(|d| d.cost.fields())
-        .into_iter()
-        .flatten()
-    {
-        let _ = write!(html, "<th>{name}</th>");
-    }
-    html += "</tr>\n";
-    for (design, _) in designs.iter().zip(front).filter(|(_, on)| **on) {
-        let _ = write!(
-            html,
-            "<tr><td>{}</td><td>{:.4}</td><td>{:.5}</td><td>{:.2} %</td>",
-            escape(&words(design)),
-            design.perplexity,
-            design.kl,
-            100.0 * design.agreement
-        );
-        for (_, value) in design.cost.fields() {
-            let _ = write!(html, "<td>{value}</td>");
-        }
-        html += "</tr>\n";
-    }
-    html + "</table></body></html>\n"
+    };
+    page.into_string()
 }
 
-fn panel(name: &str, costs: &[f64], designs: &[Design], front: &[bool]) -> String {
-    let finite = designs
-        .iter()
+const STYLE: &str = "\
+.panels { display: flex; flex-wrap: wrap; gap: 1rem; }\n\
+svg .design { fill: var(--soft); fill-opacity: .6; }\n\
+svg .front { fill: var(--red); fill-opacity: .85; }\n";
+
+/// The parts of the cost, by number, in which designs differ.
+fn varied_costs(designs: &[Design]) -> Vec<usize> {
+    let Some(first) = designs.first().map(|d| d.cost.fields()) else {
+        return Vec::new();
+    };
+    let differs = |i: &usize| designs.iter().any(|d| d.cost.fields()[*i].1 != first[*i].1);
+    (0..first.len()).filter(differs).collect()
+}
+
+fn effects_table(effects: &[Effect]) -> Markup {
+    html! {
+        div .scroll { table {
+            tr {
+                th .text { "key" } th .text { "value" } th { "designs" }
+                th { "best perplexity" } th { "mean perplexity" } th { "mean KL" } th { "mean agreement" }
+            }
+            @for effect in effects {
+                tr {
+                    td .text { (effect.key) }
+                    td .text { (effect.value) }
+                    td { (effect.designs) }
+                    td { (format!("{:.4}", effect.best)) }
+                    td { (format!("{:.4}", effect.perplexity)) }
+                    td { (format!("{:.5}", effect.kl)) }
+                    td { (format!("{:.2} %", 100.0 * effect.agreement)) }
+                }
+            }
+        } }
+    }
+}
+
+/// Some of the values that occur, spread over them.
+fn marks(mut values: Vec<u64>) -> Vec<u64> {
+    values.sort_unstable();
+    values.dedup();
+    if values.len() <= MARKS {
+        return values;
+    }
+    let last = values.len() - 1;
+    (0..MARKS).map(|k| values[k * last / (MARKS - 1)]).collect()
+}
+
+fn panel(cost: usize, designs: &[Design], front: &[bool]) -> Markup {
+    let name = designs[0].cost.fields()[cost].0;
+    let of = |design: &Design| design.cost.fields()[cost].1;
+    let finite = |design: &Design| design.perplexity.is_finite() && design.perplexity > 0.0;
+    let (low, high) = (designs.iter().filter(|d| finite(d)))
         .map(|d| d.perplexity)
-        .filter(|p| p.is_finite() && *p > 0.0);
-    let (low, high) = finite.fold((f64::INFINITY, 0.0f64), |(l, h), p| (l.min(p), h.max(p)));
+        .fold((f64::INFINITY, 0.0f64), |(l, h), p| (l.min(p), h.max(p)));
     if !low.is_finite() {
-        return String::new();
+        return html! {};
     }
     // Broken designs are orders of magnitude off: a logarithmic axis shows both.
     let (y0, y1) = (low.ln(), high.ln().max(low.ln() + 1e-6));
-    let (x0, x1) = costs
-        .iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), c| {
-            (l.min(*c), h.max(*c))
-        });
-    let x = |c: f64| LEFT + (c - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
+    let marks = marks(designs.iter().map(of).collect());
+    let (x0, x1) = (marks[0] as f64, marks[marks.len() - 1] as f64);
+    let x = |c: u64| LEFT + (c as f64 - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
     let y = |p: f64| HEIGHT - BOTTOM - (p.ln() - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP);
-    let mut svg = format!(
-        "<svg width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\" aria-label=\"perplexity against {name}\">\
-         <text x=\"{LEFT}\" y=\"16\" font-weight=\"bold\">perplexity against {name}</text>\
-         <path d=\"M{LEFT} {TOP}V{0}H{1}\" fill=\"none\" stroke=\"#999\"/>",
-        HEIGHT - BOTTOM,
-        WIDTH - RIGHT
-    );
-    for k in 0..=4 {
-        let p = (y0 + (y1 - y0) * f64::from(k) / 4.0).exp();
-        let c = x0 + (x1 - x0) * f64::from(k) / 4.0;
-        let _ = write!(
-            svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" font-size=\"11\">{}</text>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"11\">{c:.0}</text>",
-            LEFT - 6.0,
-            y(p) + 4.0,
-            crate::output::number(p),
-            x(c),
-            HEIGHT - BOTTOM + 16.0
-        );
-    }
-    let mut points: Vec<usize> = (0..designs.len()).collect();
+    let levels = (0..=4).map(|k| (y0 + (y1 - y0) * f64::from(k) / 4.0).exp());
+    let px = |v: f64| format!("{v:.1}");
+    let mut points: Vec<usize> = (0..designs.len())
+        .filter(|i| finite(&designs[*i]))
+        .collect();
     points.sort_by_key(|i| front[*i]);
-    for i in points {
-        let design = &designs[i];
-        if !(design.perplexity.is_finite() && design.perplexity > 0.0) {
-            continue;
+    let title = format!("perplexity against {name}");
+    html! {
+        svg width=(WIDTH) height=(HEIGHT) viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(title) {
+            text .strong x=(LEFT) y="16" { (title) }
+            path .axis fill="none" d=(format!("M{LEFT} {TOP}V{0}H{1}", HEIGHT - BOTTOM, WIDTH - RIGHT)) {}
+            @for p in levels {
+                text x=(px(LEFT - 6.0)) y=(px(y(p) + 4.0)) text-anchor="end" { (number(p)) }
+            }
+            @for c in &marks {
+                text x=(px(x(*c))) y=(px(HEIGHT - BOTTOM + 16.0)) text-anchor="middle" { (c) }
+            }
+            @for i in points {
+                @let design = &designs[i];
+                circle class=(if front[i] { "front" } else { "design" }) r=(if front[i] { 5 } else { 3 })
+                    cx=(px(x(of(design)))) cy=(px(y(design.perplexity))) {
+                    title { (words(design)) ": " (format!("{:.4}", design.perplexity)) }
+                }
+            }
         }
-        let (colour, radius) = if front[i] { ("#c33", 5) } else { ("#79a", 3) };
-        let _ = write!(
-            svg,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{radius}\" fill=\"{colour}\" fill-opacity=\".8\"><title>{}: {:.4}</title></circle>",
-            x(costs[i]),
-            y(design.perplexity),
-            escape(&words(design)),
-            design.perplexity
-        );
     }
-    svg + "</svg>\n"
 }

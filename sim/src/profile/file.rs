@@ -21,7 +21,7 @@ pub const VERSION: i64 = 1;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+pub(super) struct File {
     version: i64,
     extends: Option<String>,
     summary: Option<String>,
@@ -135,7 +135,7 @@ impl Profile {
 }
 
 impl File {
-    fn read(text: &str) -> Result<Self> {
+    pub(super) fn read(text: &str) -> Result<Self> {
         let file: File = toml::from_str(text).map_err(|e| {
             let message = e.message().replace('\n', " ");
             SimError::value(
@@ -150,7 +150,7 @@ impl File {
     }
 
     /// Changes the rules that the file names.
-    fn apply(&self, profile: &mut Profile) -> Result<()> {
+    pub(super) fn apply(&self, profile: &mut Profile) -> Result<()> {
         self.storage(&mut profile.storage)?;
         for arithmetic in [&mut profile.cuda, &mut profile.torch] {
             for rules in [&mut arithmetic.prefill, &mut arithmetic.decode] {
