@@ -65,7 +65,13 @@ fn scales_of_tokens_and_channels_come_back() {
             "[hadamard]\nform = \"f32\"\n[requant]\nscaling = \"f32\"\n",
         ),
         ("exact", ""),
+        // Wider than 32 bits.
+        (
+            "asic-int8",
+            "[hadamard]\nbits = 24\nfraction = 16\ngrowth = 24\n[accumulator]\nbits = 40\n",
+        ),
     ] {
+        let wide = keys.contains("bits = 40");
         let text = format!(
             "version = 1\nextends = \"{name}\"\n{keys}[activations]\ngranularity = \"token\"\n\
              [weights]\nconv_granularity = \"channel\"\n"
@@ -78,6 +84,12 @@ fn scales_of_tokens_and_channels_come_back() {
             let folder = folder.path().join(step);
             written.write(&folder, format).unwrap();
             assert_eq!(mismatched(&folder), 0, "{name} {step}");
+            if let "conv" | "hadamard" = *step
+                && wide
+            {
+                let name = if *step == "conv" { "sum" } else { "rotated" };
+                assert!(matches!(written.get(name).unwrap().array, Array::I64(_)));
+            }
             let scales = match *step {
                 "norm" | "hadamard" => Some("out_scale"),
                 "in_proj" | "out_proj" => Some("x_scale"),

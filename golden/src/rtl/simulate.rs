@@ -5,10 +5,12 @@ use super::manifest::{Role, StepVectors, Vector};
 use crate::npz::Element;
 use half::f16;
 use ndarray::{Array2, ArrayD, Ix1, Ix2};
+use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::FixedFactor;
 use scalescope_sim::arith::function::{Function, FunctionRule};
 use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::headroom::bits_for;
 use scalescope_sim::mode::Implementation;
 use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::profile::{LinearStep, Profile, StepRules};
@@ -124,6 +126,24 @@ fn made<T: Element>(name: &str, role: Role, array: ArrayD<T>) -> Vector {
     }
 }
 
+/// Integers of so many bits, in words of 32 bits or, where they need them, 64.
+fn integers(name: &str, role: Role, values: ArrayD<i64>, bits: u32) -> Vector {
+    match bits <= 32 {
+        true => made(name, role, values.mapv(|v| v as i32)),
+        false => made(name, role, values),
+    }
+}
+
+/// What a register came to.
+fn sums(name: &str, values: Array2<i64>, register: Accumulator) -> Vector {
+    integers(
+        name,
+        Role::Internal,
+        values.into_dyn(),
+        register.bits().into(),
+    )
+}
+
 /// Codes whose tokens have scales of their own, as outputs.
 fn token_codes(q: DynamicTensor) -> Vec<Vector> {
     let scales = Array2::from_shape_fn((q.scales.len(), 1), |(t, _)| q.scales[t].get());
@@ -155,9 +175,18 @@ fn factors(name: &str, role: Role, fixed: Option<&[FixedFactor]>) -> Vec<Vector>
 /// The table of a function, where it has one.
 fn table(name: &str, rule: FunctionRule, function: Function) -> Option<Vector> {
     let unit = rule.unit(function)?;
-    let words: Vec<i32> = unit.words().iter().map(|w| *w as i32).collect();
+    let words = unit.words().to_vec();
     let words = ArrayD::from_shape_vec(vec![words.len()], words).expect("one axis");
-    Some(made(&format!("{name}_table"), Role::Constant, words))
+    let (low, high) = words
+        .iter()
+        .fold((0, 0), |(l, h), w| (*w.min(&l), *w.max(&h)));
+    let bits = bits_for(low.into(), high.into());
+    Some(integers(
+        &format!("{name}_table"),
+        Role::Constant,
+        words,
+        bits,
+    ))
 }
 
 impl Find<'_> {
@@ -306,8 +335,8 @@ impl Find<'_> {
             true => LinearWeight::Scaled(stored.clone()),
             false => LinearWeight::int8(stored.codes.view(), first),
         };
-        let sums = weight.sums(&x.codes, rule.accumulator);
-        out.push(internal("sum", sums.mapv(|sum| sum as i32).into_dyn()));
+        let register = rule.accumulator;
+        out.push(sums("sum", weight.sums(&x.codes, register), register));
         let done = match by_token {
             true => token_linear(&x, &weight, rule, output)?,
             false => {
@@ -363,8 +392,8 @@ impl Find<'_> {
         let mut out: Vec<Vector> = table("silu", rules.silu, Function::Silu)
             .into_iter()
             .collect();
-        let sums = conv_unit::sums(&rules, &weight, &codes, s_x);
-        out.push(internal("sum", sums.mapv(|sum| sum as i32).into_dyn()));
+        let found = conv_unit::sums(&rules, &weight, &codes, s_x);
+        out.push(sums("sum", found, rules.accumulator));
         for (name, fixed) in conv_unit::factors(&rules, &weight, s_x, s_out)? {
             out.extend(factors(name, Role::Constant, Some(&fixed)));
         }
@@ -502,7 +531,7 @@ impl Find<'_> {
             rotation.transform(row.as_slice_mut().expect("rows are contiguous"), &mut seen);
         }
         out.push(internal("input", input.mapv(|v| v as i32).into_dyn()));
-        out.push(internal("rotated", rotated.mapv(|v| v as i32).into_dyn()));
+        out.push(sums("rotated", rotated, rotation.register()));
         out.extend(outputs);
         Ok(out)
     }

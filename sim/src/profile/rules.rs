@@ -1,0 +1,260 @@
+//! The rules of every step, as data.
+
+use super::unit::{HadamardForm, ScanUnit};
+use crate::arith::accumulate::Accumulator;
+use crate::arith::fixed::Scaling;
+use crate::arith::function::FunctionRule;
+use crate::arith::real::RealRules;
+use crate::arith::requant::{QuantRule, ScaleOrder};
+use crate::arith::round::Rounding;
+use crate::arith::saturate::Overflow;
+use serde::Serialize;
+use std::borrow::Cow;
+
+/// Rules of a linear step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LinearRule {
+    /// The register that sums the products of codes.
+    pub accumulator: Accumulator,
+    /// By what the sum is brought to the output's grid.
+    pub scaling: Scaling,
+    /// The order in which the sum meets f32 factors.
+    pub order: ScaleOrder,
+    /// The scaled sum to INT8; it is in units of the output grid already, so the quotient does not
+    /// apply.
+    pub output: QuantRule,
+}
+
+impl LinearRule {
+    /// Exact sums, `rne8`.
+    pub(super) const fn exact(order: ScaleOrder) -> Self {
+        Self {
+            accumulator: Accumulator::I32,
+            scaling: Scaling::F32,
+            order,
+            output: QuantRule::NEAREST_EVEN,
+        }
+    }
+}
+
+/// Rules of the four linear steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)] // each is the step of that name
+pub struct LinearRules {
+    pub in_proj: LinearRule,
+    pub x_proj: LinearRule,
+    pub dt_proj: LinearRule,
+    pub out_proj: LinearRule,
+}
+
+/// A linear step of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)] // each is the step of that name
+pub enum LinearStep {
+    InProj,
+    XProj,
+    DtProj,
+    OutProj,
+}
+
+impl LinearStep {
+    /// The step of a name: `in_proj`, ….
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "in_proj" => Some(Self::InProj),
+            "x_proj" => Some(Self::XProj),
+            "dt_proj" => Some(Self::DtProj),
+            "out_proj" => Some(Self::OutProj),
+            _ => None,
+        }
+    }
+}
+
+impl LinearRules {
+    /// The rule of a step.
+    pub fn get(&self, step: LinearStep) -> &LinearRule {
+        match step {
+            LinearStep::InProj => &self.in_proj,
+            LinearStep::XProj => &self.x_proj,
+            LinearStep::DtProj => &self.dt_proj,
+            LinearStep::OutProj => &self.out_proj,
+        }
+    }
+
+    /// The four, in the order of the data.
+    pub fn each(&self) -> [&LinearRule; 4] {
+        [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj]
+    }
+
+    /// The four, to be changed.
+    pub fn each_mut(&mut self) -> [&mut LinearRule; 4] {
+        [
+            &mut self.in_proj,
+            &mut self.x_proj,
+            &mut self.dt_proj,
+            &mut self.out_proj,
+        ]
+    }
+}
+
+/// Rules of the Hadamard transform and its quantizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HadamardRules {
+    /// The transform.
+    pub form: HadamardForm,
+    /// `h ⊗ factor` to an integer.
+    pub rounding: Rounding,
+    /// That integer to INT8.
+    pub overflow: Overflow,
+}
+
+impl HadamardRules {
+    /// The rule of its quantizer, for values in units of the output's grid.
+    pub fn quantizer(&self) -> QuantRule {
+        QuantRule {
+            rounding: self.rounding,
+            overflow: self.overflow,
+            ..QuantRule::NEAREST_EVEN
+        }
+    }
+}
+
+/// How conv taps meet the scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConvForm {
+    /// Exact integer sum over the taps, then `fma(s_w ⊗ s_x, f32(acc), s_b ⊗ bias)`.
+    IntegerSum,
+    /// From `s_b ⊗ bias`, `v ← fma((s_w ⊗ s_x) ⊗ w_k, x_k, v)` tap by tap.
+    TapChain,
+}
+
+/// The formula of the selective scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScanFormula {
+    /// The CUDA prefill kernel's: fused δ, `(B)·(δ ⊗ u)`, output folded by fma from the skip term.
+    Fused,
+    /// PyTorch's: every operation rounded on its own, skip term added last.
+    Separate,
+    /// The CUDA decode kernel's: `(B ⊗ Δ) ⊗ x`, sum over states in groups of four.
+    Grouped,
+}
+
+/// The association of the recurrence over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScanOrder {
+    /// `x ← fma(a, x, b)` (or its separate form), token after token.
+    Sequential,
+    /// The block scan: per-thread folds, a Kogge-Stone warp scan, warp prefixes, replay.
+    WarpBlock,
+}
+
+/// Rules of a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScanRules {
+    /// Operations and functions.
+    pub real: RealRules,
+    /// Formula.
+    pub formula: ScanFormula,
+    /// Association over time.
+    pub order: ScanOrder,
+    /// Real state to INT8.
+    pub state: QuantRule,
+    /// The unit that runs the scan in place of all of the above but `state`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<ScanUnit>,
+}
+
+/// How often a convolution multiplies by its input scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InputScale {
+    /// `s_w ⊗ s_x`, as it should be.
+    Once,
+    /// `s_w ⊗ (s_x ⊗ s_x)`: a published FP32 kernel.
+    Twice,
+}
+
+/// What a convolution knows of the tokens before the ones it computes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TapHistory {
+    /// Their last K − 1.
+    Kept,
+    /// Nothing, at every 8th token of a sequence whose length is a multiple of 8: a published FP32
+    /// kernel.
+    LostEvery8,
+}
+
+/// Rules of a convolution with SiLU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ConvRules {
+    /// Operations and functions.
+    pub real: RealRules,
+    /// The register of an integer sum over the taps.
+    pub accumulator: Accumulator,
+    /// By what that sum is brought to SiLU's input, and a unit's SiLU to the output's grid.
+    pub scaling: Scaling,
+    /// SiLU of an integer sum.
+    pub silu: FunctionRule,
+    /// How taps meet scales.
+    pub form: ConvForm,
+    /// How often the input scale is applied.
+    pub input_scale: InputScale,
+    /// Whether the taps reach back.
+    pub history: TapHistory,
+    /// Real output to INT8.
+    pub output: QuantRule,
+}
+
+/// The rules of every step that has more than one, for prefill or for decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StepRules {
+    /// Output of RMSNorm to INT8.
+    pub norm_out: QuantRule,
+    /// The linear steps.
+    pub linear: LinearRules,
+    /// A real conv input to INT8, with a static scale.
+    pub conv_in: QuantRule,
+    /// Convolution.
+    pub conv: ConvRules,
+    /// Selective scan.
+    pub scan: ScanRules,
+    /// The Hadamard quantizer.
+    pub hadamard: HadamardRules,
+    /// Quantization of an FP32 tensor between steps.
+    pub requantize: QuantRule,
+}
+
+/// How the norm after the last block finds 1/√(mean r² + ε).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FinalNorm {
+    /// In f64, rounded once to f32, as the norms of the blocks.
+    RoundedOnce,
+    /// PyTorch's `rsqrt(r.pow(2).mean(-1) + ε)` on the device: its order of summation in f32, the
+    /// special-function unit's root.
+    TorchDevice,
+}
+
+/// A full rule set for the steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Arithmetic {
+    /// The name it is called by.
+    pub name: Cow<'static, str>,
+    /// Prefill: a whole sequence at once.
+    pub prefill: StepRules,
+    /// Decode: one token, the state carried.
+    pub decode: StepRules,
+    /// The norm after the last block, in both.
+    pub final_norm: FinalNorm,
+}
