@@ -155,7 +155,7 @@ fn device(manifest: &Manifest) -> String {
         .collect();
     let first = &of(Role::Input).next().expect("a step has inputs").name;
     let mut sv = format!(
-        "module scalescope_{}(input clk, input rst, {});\n",
+        "`timescale 1ns/1ps\nmodule scalescope_{}(input clk, input rst, {});\n",
         manifest.step,
         ports.join(", ")
     );

@@ -24,7 +24,7 @@ pub struct Choices {
     pub base: Profile,
     /// The profile.
     pub whole: Profile,
-    /// Its tables and those of the chip's profile that it extends, in their order.
+    /// Its tables and those of the chip's profile that it extends.
     pub tables: Vec<Choice>,
 }
 
@@ -45,27 +45,38 @@ fn files(name: &str, text: &str) -> Result<(Profile, Vec<toml::Table>)> {
     Ok((kernels, below))
 }
 
-/// The tables of a file by name; each function of `nonlinearity` is one.
-fn tables_of(file: &toml::Table) -> Vec<(String, toml::Table)> {
+/// The tables of a file; each function of `nonlinearity` is one.
+fn tables_of(file: &toml::Table) -> Vec<(String, Option<String>)> {
     let mut tables = Vec::new();
     for (name, value) in file {
-        let Some(table) = value.as_table() else {
-            continue;
-        };
-        if name != "nonlinearity" {
-            tables.push((
-                name.clone(),
-                toml::Table::from_iter([(name.clone(), value.clone())]),
-            ));
-            continue;
-        }
-        for (function, value) in table {
-            let inner = toml::Table::from_iter([(function.clone(), value.clone())]);
-            let outer = toml::Table::from_iter([(name.clone(), inner.into())]);
-            tables.push((format!("{name}.{function}"), outer));
+        match value.as_table() {
+            Some(functions) if name == "nonlinearity" => {
+                let functions = functions.keys().cloned();
+                tables.extend(functions.map(|function| (name.clone(), Some(function))));
+            }
+            Some(_) => tables.push((name.clone(), None)),
+            None => {}
         }
     }
     tables
+}
+
+fn label_of(table: &str, function: Option<&str>) -> String {
+    match function {
+        Some(function) => format!("{table}.{function}"),
+        None => table.to_owned(),
+    }
+}
+
+fn remove(file: &mut toml::Table, table: &str, function: Option<&str>) {
+    match (function, file.get_mut(table)) {
+        (Some(function), Some(toml::Value::Table(functions))) => {
+            functions.remove(function);
+        }
+        _ => {
+            file.remove(table);
+        }
+    }
 }
 
 impl Profile {
@@ -79,24 +90,26 @@ impl Profile {
         let with = |label: String, wanted: &dyn Fn(&str) -> bool| -> Result<Profile> {
             let mut profile = base.clone();
             for file in &files {
-                for (table, mut keys) in tables_of(file) {
-                    if wanted(&table) {
-                        for key in ["version", "seed"] {
-                            keys.extend(file.get(key).map(|v| (key.to_owned(), v.clone())));
-                        }
-                        let text = toml::to_string(&keys)
-                            .map_err(|e| SimError::value(&table, "a table of a profile", e))?;
-                        File::read(&text)?.apply(&mut profile)?;
+                // The tables of a file are applied together: one may mean something for another.
+                let mut part = file.clone();
+                part.remove("extends");
+                for (name, function) in tables_of(file) {
+                    if !wanted(&label_of(&name, function.as_deref())) {
+                        remove(&mut part, &name, function.as_deref());
                     }
                 }
+                let text = toml::to_string(&part)
+                    .map_err(|e| SimError::value("profile", "tables of a profile", e))?;
+                File::read(&text)?.apply(&mut profile)?;
             }
             profile.name = Cow::Owned(label);
             Ok(profile)
         };
         let mut names: Vec<String> = Vec::new();
-        for (table, _) in files.iter().flat_map(tables_of) {
-            if !names.contains(&table) {
-                names.push(table);
+        for (name, function) in files.iter().flat_map(tables_of) {
+            let label = label_of(&name, function.as_deref());
+            if !names.contains(&label) {
+                names.push(label);
             }
         }
         let tables = names.into_iter().map(|name| {
@@ -132,30 +145,32 @@ mod tests {
         }
         let (_, text) = CHIP_PROFILES[0];
         let choices = Profile::choices("asic-int8", text).unwrap();
-        let names: Vec<&str> = choices.tables.iter().map(|c| &c.name[..]).collect();
+        let mut names: Vec<&str> = choices.tables.iter().map(|c| &c.name[..]).collect();
+        names.sort_unstable();
         assert_eq!(
             names,
             [
-                "requant",
                 "accumulator",
+                "hadamard",
                 "nonlinearity.exp",
-                "nonlinearity.softplus",
                 "nonlinearity.silu",
-                "scan",
-                "hadamard"
+                "nonlinearity.softplus",
+                "requant",
+                "scan"
             ]
         );
+        let choice = |name: &str| choices.tables.iter().find(|c| c.name == name).unwrap();
         let only =
             "version = 1\n[scan]\nstate = \"int16\"\nheadroom = 2\nrounding = \"nearest-ties-up\"";
         let only = Profile::from_toml("only", only).unwrap();
-        assert_eq!(choices.tables[5].alone.hash(), only.hash());
+        assert_eq!(choice("scan").alone.hash(), only.hash());
         let but = Profile::from_toml(
             "but",
             &text
                 .replace("form = \"integer\"", "form = \"f32\"")
                 .replace("bits = 16\nfraction = 4\ngrowth = 8", ""),
         );
-        assert_eq!(choices.tables[6].without.hash(), but.unwrap().hash());
+        assert_eq!(choice("hadamard").without.hash(), but.unwrap().hash());
     }
 
     /// A file over a chip's: its tables go over those of the same name.
