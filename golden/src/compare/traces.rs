@@ -193,7 +193,9 @@ fn difference(
         unreachable!("pairs with one side are left out");
     };
     // Codes with a varying scale compare as codes with their like, as reals with anything else.
-    let real = x_take.place().point != y_take.place().point;
+    let is_static = |trace: &TraceFile, take: Take| trace.scales.contains_key(&take.place());
+    let real = x_take.place().point != y_take.place().point
+        || is_static(expected, x_take) != is_static(found, y_take);
     let x = take(expected, step, x_take, real);
     let y = take(found, step, y_take, real);
     let tolerance = options.tolerances.set_for(pair.place);

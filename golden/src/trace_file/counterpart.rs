@@ -124,8 +124,12 @@ pub fn pairings(
             ..place
         };
         let lacks = |take: Option<Take>, side: &BTreeSet<Place>| {
-            let static_there = place.point != TracePoint::ConvInScale || !side.contains(&conv_in);
-            take.is_none() && stand_ins && static_there
+            let idle = match place.point {
+                TracePoint::ConvInScale => stand_ins && !side.contains(&conv_in),
+                // The other's scale may be a static one.
+                _ => true,
+            };
+            take.is_none() && idle
         };
         let idle_scale =
             place.point.is_scale() && (lacks(expected_take, expected) || lacks(found_take, found));
