@@ -5,9 +5,12 @@ use scalescope::eval::data::Dataset;
 use scalescope::eval::samples::Samples;
 use scalescope::eval::task::{Encode, Encoded, Task, UnitMaker};
 use scalescope_golden::npz::{read_npy, read_npz};
+use scalescope_golden::rtl::manifest::StepVectors;
+use scalescope_golden::rtl::simulate::{differences, simulate};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::checkpoint::{hf, quantized, scales};
 use scalescope_sim::mode::ModeTable;
+use scalescope_sim::profile::Profile;
 use std::fs;
 use std::path::Path;
 
@@ -62,6 +65,8 @@ pub const TARGETS: &[Target] = &[
         |dir, data| drop(ModeTable::default().add_file(&file(dir, "m.toml", data))),
         256,
     ),
+    target("profile", profile, 256),
+    target("vectors", vectors, 256),
     target(
         "tokenizer",
         |dir, data| {
@@ -113,6 +118,35 @@ fn config(dir: &Path, data: &[u8]) {
     file(dir, "config.json", data);
     file(dir, "model.safetensors", b"\x02\0\0\0\0\0\0\0{}");
     drop(hf::read(dir));
+}
+
+fn profile(dir: &Path, data: &[u8]) {
+    let path = file(dir, "p.toml", data);
+    drop(Profile::get(
+        path.to_str().expect("folders have plain names"),
+    ));
+}
+
+/// Exported vectors: the manifest and the files `a`, `b`, `c` of its arrays, with a NUL byte between
+/// them. The rules' hash is put right, since no mutation finds one, so that the step is computed too.
+fn vectors(dir: &Path, data: &[u8]) {
+    let names = ["manifest.json", "a", "b", "c"];
+    for (name, part) in names
+        .iter()
+        .zip(data.splitn(names.len(), |byte| *byte == 0))
+    {
+        file(dir, name, part);
+    }
+    drop(TraceFile::read(dir));
+    let Ok((mut step, _)) = StepVectors::read(dir) else {
+        return;
+    };
+    if let Ok(rules) = Profile::from_toml(&step.profile.name, &step.profile.toml) {
+        step.profile.hash = rules.hash();
+    }
+    if let Ok(found) = simulate(&step) {
+        drop(differences(&step, &found));
+    }
 }
 
 /// A token for every byte.

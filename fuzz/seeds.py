@@ -87,6 +87,55 @@ case("npy", "shape-without-data", header("{'descr': '|i1', 'fortran_order': Fals
 case("npy", "deep-header", header("{'descr': " + "(" * 5000))
 case("modes", "row", '[mode.mine]\nbase = "2-4"\nconv_in = "dynamic-token"\n')
 case("modes", "unknown-key", '[mode.mine]\nbase = "0"\nwings = 2\n')
+for name in ("asic-int8", "pow2"):
+    case("profile", name, (Path(__file__).parent.parent / f"sim/profiles/{name}.toml").read_bytes())
+case("profile", "every-kind-of-key", """version = 1
+seed = 7
+requant = {scaling = "fixed", rounding_steps = "double", rounding = "stochastic", overflow = "wrap"}
+quantizer = {rounding = "ceil", overflow = "saturate-symmetric"}
+accumulator.in_proj = {bits = 17, overflow = "trap"}
+weights = {bits = 4, granularity = "group"}
+nonlinearity.exp.form = "shift"
+nonlinearity.silu = {form = "polynomial", segments = 16, degree = 3, range = [-8, 8], beyond = "clamp", input_fraction = 12}
+scan = {state = "int24", requantize_every = 3, guard = 4, order = "kogge-stone", block = 8}
+""")
+case("profile", "numbers-at-their-ends", "version = 1\nseed = 4294967295\n[nonlinearity.silu]\nform = \"table\"\n"
+     "entries = 65536\ninput_bits = 24\ninput_fraction = 0\nrange = [-256, 256]\n[scan]\nheadroom = 9223372036854775807\n")
+
+EXACT = dict(name="exact", hash="", toml="version = 1\n")
+CHIP = dict(name="chip", hash="", toml="version = 1\nextends = \"asic-int8\"\n")
+BITS = dict(i8=8, f16=16, f32=32, i64=64)
+
+
+def vectors(name, step, arrays, files, profile=EXACT, **parameters):
+    """`arrays`: name, type, shape, file. Every array of codes has a scale."""
+    entries = [dict(name=n, role="input", file=file, dtype=t, bits=BITS[t], shape=shape, layout="row-major",
+                    depth=int(np.prod([int(n) for n in shape], dtype=object)), packing="one element a word",
+                    sha256="", **(dict(scale=0.5) if t == "i8" else {})) for n, t, shape, file in arrays]
+    manifest = dict(scalescope_vectors=1, step=step, layer=0, mode="0", profile=profile, model=None, format="hex",
+                    parameters=parameters, arrays=entries)
+    case("vectors", name, "\0".join([json.dumps(manifest), *files]))
+
+
+one, two, four = "3f800000\n", "01\nfe\n", "01\n80\n7f // comment\n@3\n0_3\n"
+vectors("norm", "norm", [("hidden", "f16", [1, 4], "a"), ("weight", "f32", [4], "a")], [four], output_scale=0.1, eps=1e-5)
+for name, rules in (("exact", EXACT), ("chip", CHIP)):
+    vectors(f"linear-{name}", "x_proj", [("x", "i8", [2, 2], "a"), ("weight", "i8", [2, 2], "a"),
+            ("weight_scale", "f32", [1], "c")], [four, two, one], rules, output="int8", output_scale=0.1)
+    vectors(f"conv-{name}", "conv", [("x", "i8", [2, 2], "a"), ("weight", "i8", [2, 2], "a"), ("bias", "i8", [2], "b")],
+            [four, two], rules, output_scale=0.1)
+    vectors(f"scan-{name}", "scan", [(n, "i8", [1, 2], "b") for n in ("u", "dt", "z", "b", "c")]
+            + [("a_log", "i8", [2, 2], "a"), ("d", "i8", [2], "b"), ("dt_bias", "i8", [2], "b")],
+            [four, two], rules, state_scale=0.1)
+    vectors(f"hadamard-{name}", "hadamard", [("y", "f16", [1, 4], "a")], [four], rules, output_scale=0.1)
+vectors("words-that-overflow", "norm", [("hidden", "i64", [1 << 31, 1 << 30], "a")], [four])
+vectors("no-scales", "x_proj", [("x", "i8", [0, 2], "b"), ("weight", "i8", [0, 2], "b"), ("weight_scale", "f32", [0], "b")],
+        ["", "", ""], output="f16")
+vectors("a-bias-too-short", "conv", [("x", "i8", [2, 2], "a"), ("weight", "i8", [2, 2], "a"), ("bias", "i8", [1], "b")],
+        [four, "01"], output_scale=0.1)
+vectors("a-file-that-climbs", "norm", [("hidden", "f16", [1, 4], "../a")], [four])
+vectors("signed-digits", "norm", [("hidden", "f16", [1, 4], "a"), ("weight", "f32", [4], "a")], ["+1\n-1\n+0\n1\n"],
+        output_scale=0.1, eps=1e-5)
 case("tokenizer", "byte-level", json.dumps({"version": "1.0", "added_tokens": [], "normalizer": None,
      "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}, "post_processor": None,
      "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}))

@@ -3,6 +3,15 @@
 //! Exit codes: 0 done (and, where things are compared, everything equal), 1 a mismatch, 2 an
 //! argument or an input that cannot be used, 130 interrupted.
 
+/// The Rust examples of the guides, as documentation tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../docs/adding-a-mode.md")]
+    struct AddingAMode;
+    #[doc = include_str!("../docs/adding-a-step.md")]
+    struct AddingAStep;
+}
+
 mod cli;
 mod cmd;
 pub mod device;

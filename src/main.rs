@@ -2,7 +2,12 @@
 
 #[allow(unsafe_code)] // an allocator
 mod out_of_memory;
+#[cfg(unix)]
+#[allow(unsafe_code)] // a signal handler
+mod truncated;
 
 fn main() -> std::process::ExitCode {
+    #[cfg(unix)]
+    truncated::install();
     scalescope::main()
 }

@@ -1,5 +1,4 @@
-//! The identities of the modes, as properties. Those between whole modes are in the root package's
-//! `tests`.
+//! The identities of the modes, as properties. Of whole modes `golden/tests/digests.rs` says them again.
 
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -11,6 +10,7 @@ use scalescope_sim::kernels::matmul_i8::{Sums, matmul_i8};
 use scalescope_sim::profile::{CUDA_FAST, EXACT, TORCH};
 use scalescope_sim::quant::QVector;
 use scalescope_sim::quant::{QTensor, Scale};
+use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu, conv_silu_quantize};
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
 
 /// Scales whose codes all dequantize to normal numbers.
@@ -70,6 +70,44 @@ proptest! {
             let outside = selective_scan(&rules.prefill.scan, &weight, &inputs);
             prop_assert_eq!(inside.y, outside.y);
             prop_assert_eq!(inside.state, outside.state);
+        }
+    }
+
+    /// Identity 3: the conv's FP32 output, requantized by the conv's own rule, is its INT8 output; by
+    /// `rne8(y / s)` it is too, but where y lies on a tie or, with an approximate reciprocal, beside one.
+    #[test]
+    fn requantized_conv_output(seed: u64, l in 1usize..40, e in 1usize..40, s_out in 0.01f32..0.1) {
+        let codes = |rows: usize, cols: usize, salt: u64| {
+            Array2::from_shape_fn((rows, cols), |(i, j)| {
+                let x = (seed ^ salt << 32).wrapping_add((i * cols + j) as u64);
+                (x.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8 as i8
+            })
+        };
+        let s = |v: f32| Scale::new(v).unwrap();
+        let weight = ConvWeight::int8(
+            &QTensor { codes: codes(e, 4, 1), scale: s(0.004) },
+            &QVector { codes: codes(1, e, 2).into_raw_vec_and_offset().0, scale: s(0.01) },
+        );
+        let window = ConvWindow::Int8 { codes: codes(l + 3, e, 3), scale: s(0.03) };
+        let s_out = s(s_out);
+        for rules in [EXACT, TORCH, CUDA_FAST].map(|arithmetic| arithmetic.prefill.conv) {
+            let real = conv_silu(rules.real, rules.form, &weight, &window, true);
+            let (fused, status) =
+                conv_silu_quantize(rules.real, rules.form, &weight, &window, rules.output, s_out);
+            let (own, counted) = QTensor::quantize(&real, s_out, rules.output);
+            prop_assert_eq!(&own, &fused);
+            prop_assert_eq!(counted, status);
+            let (nearest_even, _) = QTensor::quantize(&real, s_out, QuantRule::NEAREST_EVEN);
+            let near = match rules.output.quotient {
+                Quotient::Divide => 0.0,
+                _ => 1e-4,
+            };
+            for ((y, a), b) in real.iter().zip(&fused.codes).zip(&nearest_even.codes) {
+                let units = f64::from(*y) / f64::from(s_out.get());
+                // A quotient rounds onto a tie from half an ulp away.
+                let tie = ((units - units.floor()) - 0.5).abs();
+                prop_assert!(a == b || a.abs_diff(*b) == 1 && tie <= near + units.abs() * 6e-8, "{} {} {}", units, a, b);
+            }
         }
     }
 

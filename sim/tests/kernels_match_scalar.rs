@@ -1,14 +1,16 @@
-//! Every kernel on every instruction set of this machine against plain scalar code, bit for bit:
-//! sizes around every tile edge, 1 to 8 threads. One test, because the instruction set is limited
-//! for the whole process.
+//! Every kernel on every instruction set of this machine, from the best down to none, against plain
+//! scalar code, bit for bit: sizes around every tile edge, slices that start anywhere, 1 to 8 threads.
+//! One test, because the instruction set is limited for the whole process.
 
 use half::f16;
 use ndarray::Array2;
 use scalescope_sim::arith::binary16::{from_f16, narrow, to_f16, widen};
 use scalescope_sim::arith::hadamard::HadamardSize;
+use scalescope_sim::arith::real::{Ieee, LANES, RealMath};
 use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
+use scalescope_sim::arith::sfu::{self, CudaFast, CudaSubnormal, Fast};
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::isa::Isa;
@@ -17,7 +19,7 @@ use scalescope_sim::kernels::matmul_i8::{Sums, matmul_i8};
 use scalescope_sim::mode::MODES;
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::{CUDA_FAST, EXACT, PROFILES, ScanFormula, TORCH};
-use scalescope_sim::quant::{Acc, QTensor, QVector, Scale};
+use scalescope_sim::quant::{Acc, QTensor, QVector, Scale, dequantize_slice};
 use scalescope_sim::step::linear::Requantize;
 use scalescope_sim::step::scan::{
     Outputs, ScanInputs, ScanWeight, Source, selective_scan_f16, selective_scan_quantize,
@@ -46,7 +48,7 @@ fn every_kernel_on_every_instruction_set() {
     for isa in Isa::available() {
         isa.limit();
         assert_eq!(Isa::current(), *isa);
-        for threads in [1, 2, 8] {
+        for threads in threads(*isa) {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
@@ -57,8 +59,18 @@ fn every_kernel_on_every_instruction_set() {
         }
         slices();
         rotations();
+        short_and_unaligned();
     }
     whole_models();
+}
+
+/// Every number from 1 to 8 on the best instruction set, where work is cut as it is in earnest; the ends
+/// of that on the others.
+fn threads(isa: Isa) -> Vec<usize> {
+    match Isa::available().last() == Some(&isa) {
+        true => (1..=8).collect(),
+        false => vec![1, 2, 8],
+    }
 }
 
 fn int8_products() {
@@ -292,6 +304,87 @@ fn slices() {
     }
 }
 
+/// Slices of every length up to four lanes and some, from every place within a lane.
+fn short_and_unaligned() {
+    let mut random = Random(4);
+    let any: Vec<f32> = (0..100)
+        .map(|_| f32::from_bits(random.next() as u32))
+        .collect();
+    let usual: Vec<f32> = (0..100)
+        .map(|_| (random.next() >> 40) as f32 * 2f32.powi(-18) - 32.0)
+        .collect();
+    for start in 0..17 {
+        for length in 0..70 {
+            for values in [&any, &usual] {
+                let values = &values[start..start + length];
+                halves_and_codes(values);
+                functions::<Ieee>(values);
+                functions::<CudaFast>(values);
+                functions::<CudaSubnormal>(values);
+                let flushed: Vec<f32> = values.iter().map(|v| sfu::flush(*v)).collect();
+                functions::<Fast<true>>(&flushed);
+            }
+        }
+    }
+    for n in [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 64, 160, 384] {
+        let size = HadamardSize::of(n).unwrap();
+        // Whole numbers: exact in any order.
+        let x: Vec<f32> = (0..n + 3).map(|_| (random.next() % 256) as f32).collect();
+        let mut got = x.clone();
+        size.transform(&mut got[3..]);
+        for (i, got) in got[3..].iter().enumerate() {
+            let want: f32 = (0..n).map(|j| size.entry(i, j) * x[3 + j]).sum();
+            assert_eq!(*got, want, "{:?} {n}", Isa::current());
+        }
+    }
+}
+
+fn halves_and_codes(values: &[f32]) {
+    let mut halves = vec![f16::ZERO; values.len()];
+    narrow(values, &mut halves);
+    let mut wide = vec![0.0; values.len()];
+    widen(&halves, &mut wide);
+    let (rule, scale) = (QuantRule::HALF_AWAY_RECIPROCAL, Scale::new(0.37).unwrap());
+    let mut codes = vec![0; values.len()];
+    let _ = rule.quantize_slice(values, scale, &mut codes);
+    let mut reals = vec![0.0; values.len()];
+    dequantize_slice(&codes, scale, &mut reals);
+    for (i, v) in values.iter().enumerate() {
+        assert_eq!(halves[i].to_bits(), to_f16(*v).to_bits());
+        assert_eq!(wide[i].to_bits(), from_f16(halves[i]).to_bits());
+        assert_eq!(codes[i], rule.quantize(*v, scale));
+        assert_eq!(reals[i], scale.get() * f32::from(codes[i]));
+    }
+}
+
+fn functions<M: RealMath>(values: &[f32]) {
+    let same = |got: f32, want: f32, name: &str| {
+        let equal = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+        assert!(equal, "{:?} {name}: {got:e}, {want:e}", Isa::current());
+    };
+    let gates: Vec<f32> = values.iter().rev().copied().collect();
+    let (mut soft, mut silu, mut gated) = (values.to_vec(), values.to_vec(), values.to_vec());
+    M::softplus_slice(&mut soft);
+    M::silu_slice(&mut silu);
+    M::times_sigmoid_slice(&mut gated, &gates);
+    for (i, v) in values.iter().enumerate() {
+        same(soft[i], M::softplus(*v), "softplus");
+        same(silu[i], M::times_sigmoid(*v, *v), "silu");
+        same(gated[i], M::times_sigmoid(*v, gates[i]), "gate");
+    }
+    let (rows, _) = values.as_chunks::<LANES>();
+    let [alpha, delta @ ..] = rows else { return };
+    let alpha = alpha.map(|v| M::operand(v.abs()));
+    let delta: Vec<_> = delta.iter().map(|row| row.map(M::operand)).collect();
+    let mut decay = vec![[0.0; LANES]; delta.len()];
+    M::decays(&alpha, &delta, &mut decay);
+    for (decay, delta) in decay.iter().zip(&delta) {
+        for e in 0..LANES {
+            same(decay[e], M::exp_neg(M::mul(alpha[e], delta[e])), "decay");
+        }
+    }
+}
+
 /// Prefill and decode of every mode and profile: every tensor and every counter, on every
 /// instruction set and 1 to 8 threads, is what the baseline gives with one thread.
 fn whole_models() {
@@ -322,7 +415,7 @@ fn whole_models() {
             };
             let want = on(Isa::Baseline, 1);
             for isa in Isa::available() {
-                for threads in [1, 2, 8] {
+                for threads in threads(*isa) {
                     let got = on(*isa, threads);
                     assert!(
                         got == want,

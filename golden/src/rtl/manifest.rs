@@ -286,6 +286,13 @@ impl Manifest {
                 .shape
                 .iter()
                 .try_fold(1usize, |n, axis| n.checked_mul(*axis));
+            if depth == Some(0) {
+                return bad(
+                    item("shape"),
+                    "axes of 1 at least".into(),
+                    format!("{:?}", entry.shape),
+                );
+            }
             if depth != Some(entry.depth) || entry.bits != 8 * dtype.item_size() {
                 let expected = format!(
                     "the words of shape {:?}, {} bits each",

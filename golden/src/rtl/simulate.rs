@@ -12,9 +12,9 @@ use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::headroom::bits_for;
 use scalescope_sim::mode::Implementation;
-use scalescope_sim::profile::unit::ActivationGranularity;
+use scalescope_sim::profile::unit::{ActivationGranularity, GROUP};
 use scalescope_sim::profile::{LinearStep, Profile, StepRules};
-use scalescope_sim::quant::{QTensor, QVector, Scale};
+use scalescope_sim::quant::{Acc, QTensor, QVector, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
 use scalescope_sim::step::conv_unit;
 use scalescope_sim::step::dynamic::{self, DynamicTensor};
@@ -311,11 +311,19 @@ impl Find<'_> {
                 stored.scales.len(),
             ));
         }
-        if stored.codes.ncols() != x.codes.ncols() {
+        if stored.codes.ncols() != x.codes.ncols() || stored.codes.ncols() > Acc::MAX_LENGTH {
             return Err(SimError::value(
                 "weight",
-                format_args!("{} columns", x.codes.ncols()),
+                format_args!("{} columns, {} at most", x.codes.ncols(), Acc::MAX_LENGTH),
                 stored.codes.ncols(),
+            ));
+        }
+        let groups = (rows, stored.codes.ncols().div_ceil(GROUP));
+        if let Some(found) = stored.groups.as_ref().filter(|g| g.dim() != groups) {
+            return Err(SimError::value(
+                "group_multiplier",
+                format_args!("{groups:?}"),
+                format_args!("{:?}", found.dim()),
             ));
         }
         let half = self.step.parameters.get("output").and_then(|v| v.as_str()) == Some("f16");
@@ -369,6 +377,13 @@ impl Find<'_> {
             ));
         }
         let bias = self.vector("bias")?;
+        if bias.codes.len() != weight.nrows() {
+            return Err(SimError::value(
+                "bias",
+                format_args!("{} codes", weight.nrows()),
+                bias.codes.len(),
+            ));
+        }
         let weight = match self.has("weight_scale") {
             true => {
                 let (scales, channels) = (self.scales("weight_scale")?, weight.nrows());

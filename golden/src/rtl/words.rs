@@ -140,7 +140,7 @@ pub fn read(path: &Path, format: Format, dtype: DType, shape: &[usize]) -> Resul
             parse(path, &text, dtype)?
         }
     };
-    if data.len() != depth * dtype.item_size() {
+    if depth.checked_mul(dtype.item_size()) != Some(data.len()) {
         return Err(words(format!("{} bytes of words", data.len())));
     }
     from_bytes(dtype, shape, &data).ok_or_else(|| words(format!("type {}", dtype.name())))
@@ -155,21 +155,26 @@ fn parse(path: &Path, text: &str, dtype: DType) -> Result<Vec<u8>> {
         };
         for word in line.split("//").next().unwrap_or("").split_whitespace() {
             if let Some(address) = word.strip_prefix('@') {
-                let address = usize::from_str_radix(address, 16).ok();
-                if address != Some(data.len() / size) {
+                if hexadecimal(address) != Some((data.len() / size) as u64) {
                     return Err(bad("the address of the next word", word));
                 }
                 continue;
             }
             let digits = word.replace('_', "");
             let fits = digits.trim_start_matches('0').len() <= 2 * size;
-            let value = u64::from_str_radix(&digits, 16).ok().filter(|_| fits);
-            let value = value
+            let value = hexadecimal(&digits)
+                .filter(|_| fits)
                 .ok_or_else(|| bad(&format!("a hexadecimal word of {} bits", 8 * size), word))?;
             data.extend_from_slice(&value.to_le_bytes()[..size]);
         }
     }
     Ok(data)
+}
+
+/// Digits alone; Rust's own parser takes a sign too.
+fn hexadecimal(digits: &str) -> Option<u64> {
+    let plain = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    plain.then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
 #[cfg(test)]

@@ -48,8 +48,8 @@ pub(crate) struct Container<'a> {
 impl<'a> Container<'a> {
     /// Maps a file and checks its header.
     ///
-    /// The mapping is private and read-only. Another process that truncates the file during the
-    /// read can still kill this one, as with any mapped file.
+    /// The mapping is private and read-only. If another process truncates the file during the read,
+    /// the system signals it (SIGBUS), as with any mapped file; the program says so and ends.
     pub fn open(path: &Path) -> Result<Container<'static>> {
         let file = open_regular(path)?;
         // SAFETY: read-only; the file is treated as bytes of any value. See above for truncation.

@@ -1,0 +1,127 @@
+//! The guides for newcomers are followed: `docs/adding-a-mode.md` command by command, and of
+//! `docs/adding-a-step.md` every place it sends the reader to. (Their Rust examples are documentation
+//! tests of the library.)
+
+mod common;
+
+use common::scalescope;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The fenced blocks of a language, in their order.
+fn blocks(document: &str, language: &str) -> Vec<String> {
+    let open = format!("```{language}\n");
+    let mut rest = document;
+    let mut found = Vec::new();
+    while let Some(start) = rest.find(&open) {
+        let body = &rest[start + open.len()..];
+        let end = body.find("```").expect("a block ends");
+        found.push(body[..end].to_owned());
+        rest = &body[end..];
+    }
+    found
+}
+
+/// A command line in words; quotes hold words together.
+fn words(line: &str) -> Vec<&str> {
+    let quoted = line.split('"').enumerate();
+    quoted
+        .flat_map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().collect(),
+            _ => vec![part],
+        })
+        .collect()
+}
+
+#[test]
+fn a_new_mode_as_the_guide_says() {
+    let guide = fs::read_to_string(root().join("docs/adding-a-mode.md")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [row] = &blocks(&guide, "toml")[..] else {
+        panic!("the guide has one row");
+    };
+    fs::write(dir.path().join("mine.toml"), row).unwrap();
+    let run = |line: &str| {
+        let words = words(line);
+        assert_eq!(words[0], "scalescope");
+        let out = scalescope(&words[1..])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        (text, out.status.code(), error)
+    };
+    let [first, equiv] = &blocks(&guide, "sh")[..] else {
+        panic!("the guide has two blocks of commands");
+    };
+    assert_eq!(first.lines().count(), 3);
+    for line in first.lines() {
+        let (text, code, error) = run(line);
+        assert_eq!(code, Some(0), "{line}: {error}");
+        assert!(text.contains("2-4d"), "{line}: {text}");
+    }
+    let (text, code, error) = run(equiv.trim());
+    assert_eq!(code, Some(1), "{error}");
+    for line in blocks(&guide, "text")[0].lines() {
+        assert!(text.lines().any(|l| l == line), "{line}\nin\n{text}");
+    }
+    // What it says of mistakes.
+    for (from, to) in [
+        ("conv_in", "conv_inn"),
+        ("dynamic-token", "dynamic"),
+        ("\"2-4\"\n", "\"2-5\"\n"),
+    ] {
+        assert!(row.contains(from));
+        fs::write(dir.path().join("mine.toml"), row.replace(from, to)).unwrap();
+        let (text, code, error) = run("scalescope modes --modes-file mine.toml");
+        assert_eq!((code, text.as_str()), (Some(2), ""), "{to}");
+        assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+        assert!(error.contains(to.trim().trim_matches('"')), "{error}");
+    }
+}
+
+/// Names between backquotes.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_place_of_the_guides_is_there() {
+    let step = fs::read_to_string(root().join("docs/adding-a-step.md")).unwrap();
+    let rows: Vec<Vec<&str>> = step
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.trim_matches('|').split(" | ").collect())
+        .collect();
+    assert_eq!(rows.len(), 14, "places of a step");
+    for row in rows {
+        let [file, item, noticed] = row[..] else {
+            panic!("{row:?}");
+        };
+        let file = names(file).next().unwrap();
+        let text = fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let item = names(item).next().unwrap();
+        assert!(text.contains(item), "{file} has no {item}");
+        for test in names(noticed).filter(|name| name.ends_with(".rs")) {
+            let known = [test.to_owned(), format!("tests/{test}")];
+            assert!(known.iter().any(|t| root().join(t).exists()), "{test}");
+        }
+    }
+    // Every path that either guide names.
+    let mode = fs::read_to_string(root().join("docs/adding-a-mode.md")).unwrap();
+    let paths = names(&step).chain(names(&mode)).filter(|name| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        name.contains('/') && name.chars().all(plain)
+    });
+    let mut seen = 0;
+    for path in paths {
+        assert!(Path::new(&root()).join(path).exists(), "{path}");
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen}");
+}
