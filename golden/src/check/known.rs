@@ -141,3 +141,136 @@ impl Known {
         self.is_present(layer) && self.knows(Place::layer(layer, point))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scalescope_sim::trace::TracePoint::*;
+
+    /// What each tensor of a block is made from, one row for each way to make it. (Names of one tensor in
+    /// two forms stand in two rows.) States before the first token are known.
+    const MADE_FROM: &[(TracePoint, &[TracePoint])] = &[
+        (ResidualOut, &[HiddenIn, ResidualIn]),
+        (NormOut, &[ResidualOut]),
+        (InProjOut, &[NormOut]),
+        (InProjX, &[NormOut]),
+        (InProjZ, &[NormOut]),
+        (ConvIn, &[InProjX]),
+        (ConvIn, &[InProjOut]),
+        (ConvInScale, &[InProjX]),
+        (ConvStateOut, &[InProjX]),
+        (ConvOut, &[ConvIn]),
+        (ConvOut, &[InProjX]),
+        (ConvOut, &[InProjOut]),
+        (ConvOutF32, &[InProjOut]),
+        (XProjIn, &[ConvOut]),
+        (XProjIn, &[ConvOutF32]),
+        (SsmU, &[ConvOut]),
+        (SsmU, &[ConvOutF32]),
+        (XProjOut, &[XProjIn]),
+        (DtProjOut, &[XProjOut]),
+        (SsmY, &[SsmU, DtProjOut, XProjOut, InProjZ]),
+        (SsmY, &[SsmU, DtProjOut, XProjOut, InProjOut]),
+        (SsmState, &[SsmU, DtProjOut, XProjOut]),
+        (SsmStateOut, &[SsmU, DtProjOut, XProjOut]),
+        (HadOut, &[SsmY]),
+        (OutProjOut, &[HadOut]),
+    ];
+
+    fn knowing(layer: usize, points: &[TracePoint]) -> Known {
+        let mut known = Known::new(3);
+        known.prefill(true);
+        points
+            .iter()
+            .for_each(|p| known.given(Place::layer(layer, *p)));
+        known
+    }
+
+    /// Block 1, of whose neighbours nothing is given: a tensor is known from all that it is made from, and
+    /// from no less.
+    #[test]
+    fn a_tensor_is_known_if_all_it_is_made_from_is() {
+        for (point, from) in MADE_FROM {
+            let place = Place::layer(1, *point);
+            assert!(knowing(1, from).knows(place), "{point:?} from {from:?}");
+            for missing in *from {
+                let rest: Vec<_> = from.iter().copied().filter(|p| p != missing).collect();
+                // dt is made from x_proj_out, so it does not go missing beside it.
+                let derived = *missing == DtProjOut && rest.contains(&XProjOut);
+                let known = knowing(1, &rest).knows(place);
+                assert_eq!(known, derived, "{point:?} without {missing:?}");
+            }
+            // Of another block it says nothing.
+            assert!(!knowing(2, from).knows(place), "{point:?}");
+            assert!(knowing(1, &[*point]).knows(place), "given itself");
+        }
+    }
+
+    #[test]
+    fn the_first_block_follows_from_the_tokens() {
+        let every = [ResidualOut, NormOut, InProjOut, ConvOut, SsmY, OutProjOut];
+        for point in every {
+            let mut known = Known::new(2);
+            known.prefill(true);
+            assert!(known.knows(Place::layer(0, point)), "{point:?}");
+            known.prefill(false);
+            known.answers.borrow_mut().clear();
+            assert!(!known.knows(Place::layer(0, point)), "{point:?}");
+        }
+    }
+
+    /// What leaves a block is known if something of the block is given and the rest follows.
+    #[test]
+    fn nothing_comes_out_of_a_block_of_which_nothing_is_given() {
+        let next = Place::layer(1, HiddenIn);
+        assert!(!knowing(0, &[]).knows(next));
+        assert!(knowing(0, &[ConvOut]).knows(next));
+        assert!(knowing(0, &[ConvOut]).knows(Place::layer(1, ResidualIn)));
+        assert!(!knowing(0, &[ConvOut]).knows(Place::layer(2, HiddenIn)));
+        let end = Place::end(FinalResidual);
+        assert!(!knowing(2, &[OutProjOut]).knows(end));
+        assert!(!knowing(2, &[ResidualOut]).knows(end));
+        assert!(knowing(2, &[OutProjOut, ResidualOut]).knows(end));
+        let mut last = knowing(2, &[]);
+        assert!(!last.knows(Place::end(Logits)));
+        last = knowing(2, &[OutProjOut, ResidualOut]);
+        assert!(last.knows(Place::end(Logits)));
+    }
+
+    #[test]
+    fn states_go_from_token_to_token() {
+        let state_in = |known: &Known| {
+            [ConvStateIn, SsmStateIn].map(|point| known.knows(Place::layer(0, point)))
+        };
+        let mut known = Known::new(1);
+        assert_eq!(state_in(&known), [false; 2]);
+        known.prefill(true);
+        known.answers.borrow_mut().clear();
+        assert_eq!(state_in(&known), [true; 2]);
+        // Nothing of the prefill was given: nobody vouches for what it leaves.
+        known.next_token(true);
+        assert_eq!(state_in(&known), [false; 2]);
+        for (given, want) in [
+            (&[ConvStateOut][..], [true, false]),
+            (&[SsmState], [false, true]),
+            (&[SsmStateOut], [false, true]),
+            (&[ConvStateOut, SsmStateOut], [true; 2]),
+            (&[InProjOut], [false; 2]),
+        ] {
+            let mut known = Known::new(1);
+            for point in given {
+                known.given(Place::layer(0, *point));
+            }
+            known.next_token(false);
+            assert_eq!(state_in(&known), want, "{given:?}");
+            assert!(!known.knows(Place::layer(0, HiddenIn)), "no token");
+        }
+        // All of a step follows from its token and its states.
+        let mut known = Known::new(1);
+        known.prefill(true);
+        known.given(Place::layer(0, NormOut));
+        known.next_token(true);
+        assert_eq!(state_in(&known), [true; 2]);
+        assert!(known.knows(Place::layer(0, OutProjOut)));
+    }
+}

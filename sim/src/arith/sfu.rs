@@ -329,6 +329,27 @@ mod tests {
         }
     }
 
+    /// Each segment ends where the next begins, in units of a result's last place.
+    #[test]
+    fn segments_meet() {
+        type Table<'a> = (&'a [[i32; 3]], u32, u32, u32);
+        let tables: [Table; 3] = [
+            (&tables::EX2, 13, 15, 17),
+            (&tables::RCP, 13, 15, 16),
+            (&tables::RSQ, 14, 16, 17),
+        ];
+        for (rows, up, down, width) in tables {
+            for (i, pair) in rows.windows(2).enumerate() {
+                let [c0, c1, c2] = pair[0].map(i64::from);
+                let x = (1u32 << width) - 1;
+                let square = i64::from(truncated_square(x << (17 - width)));
+                let end = (c0 << up) + c1 * i64::from(x) + c2 * square;
+                let gap = (end - (i64::from(pair[1][0]) << up)) >> down;
+                assert!(gap.abs() <= 4, "row {i}: {gap}");
+            }
+        }
+    }
+
     /// The 36-bit formula as the specification writes it.
     fn interpolate([c0, c1, c2]: [i32; 3], x: u32, square: u32, rounding: i64) -> i64 {
         let terms = i64::from(c1) * i64::from(x) + i64::from(c2) * i64::from(square);

@@ -1,0 +1,200 @@
+//! The checker against traces made to trip it.
+
+use ndarray::Array2;
+use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
+use scalescope_golden::trace_file::TraceFile;
+use scalescope_golden::value::Value;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::Result;
+use scalescope_sim::mode::ModeTable;
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::sample;
+use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
+
+fn run(trace: &TraceFile, mode: &str, profile: &str, feed: Feed) -> Result<CheckReport> {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let path = Datapath::new(&model, table.get(mode)?, &Profile::get(profile)?)?;
+    let options = CheckOptions {
+        feed,
+        ..CheckOptions::default()
+    };
+    check(&path, trace, &options)
+}
+
+/// A prefill of two sequences and two decode steps, everything recorded.
+fn recorded(model: &Model, mode: &str, profile: &str) -> TraceFile {
+    let table = ModeTable::default();
+    let profile = Profile::get(profile).unwrap();
+    let path = Datapath::new(model, table.get(mode).unwrap(), &profile).unwrap();
+    let tokens = Array2::from_shape_fn((2, 9), |(b, t)| (37 * b + 101 * t + 5) as u32);
+    let (mut recorders, mut states) = (Vec::new(), Vec::new());
+    for row in tokens.rows() {
+        let mut recorder = Recorder::new(Selection::default());
+        let (_, state) = path
+            .prefill(&row.to_vec(), LogitRows::All, &mut recorder)
+            .unwrap();
+        recorders.push(recorder);
+        states.push(state);
+    }
+    let mut trace = TraceFile::from_recorders(tokens, recorders).unwrap();
+    for step in 0..2u32 {
+        let next = [7 + step, 400 + step];
+        let steps = next.iter().zip(&mut states).map(|(token, state)| {
+            let mut recorder = Recorder::new(Selection::default());
+            path.decode(*token, state, &mut recorder).unwrap();
+            recorder
+        });
+        let steps: Vec<_> = steps.collect();
+        trace.push_step(&next, steps).unwrap();
+    }
+    trace
+}
+
+#[test]
+fn every_mode_checks_its_own_trace_with_two_sequences_and_decode() {
+    let model = sample::model();
+    for row in ModeTable::default().rows() {
+        for profile in ["exact", "deployed"] {
+            let trace = recorded(&model, &row.name, profile);
+            for feed in [Feed::Local, Feed::Cumulative] {
+                let report = run(&trace, &row.name, profile, feed).unwrap();
+                let words = format!("{} {profile} {feed:?}: {}", row.name, report.summary);
+                assert_eq!(report.exit_code(), 0, "{words}");
+                assert_eq!(report.given(), 0, "{words}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wrong_value_is_one_mismatch_with_its_place() {
+    let model = sample::model();
+    let clean = recorded(&model, "2-4", "deployed");
+    let place = Place::layer(3, TracePoint::SsmY);
+    let mut trace = clean.clone();
+    let Some(Value::F16(y)) = trace.sequences[1].get_mut(&place) else {
+        panic!("ssm_y is f16");
+    };
+    y[(4, 17)] = half::f16::from_bits(y[(4, 17)].to_bits() ^ 1);
+    let report = run(&trace, "2-4", "deployed", Feed::Cumulative).unwrap();
+    assert_eq!((report.exit_code(), report.summary.mismatched()), (1, 1));
+    let bad = report
+        .summary
+        .points
+        .iter()
+        .find(|p| p.mismatched > 0)
+        .unwrap();
+    assert_eq!(bad.key(), "layer_03/ssm_y");
+    assert_eq!(bad.ulp_max, Some(1));
+    assert_eq!(bad.first.as_ref().unwrap().index, [1, 4, 17]);
+    // A scale of another model is a mismatch, too, even if the codes are equal.
+    let mut trace = clean;
+    let place = Place::layer(3, TracePoint::HadOut);
+    let scale = trace.scales.get_mut(&place).unwrap();
+    *scale = scale.times(1.01).unwrap();
+    let report = run(&trace, "2-4", "deployed", Feed::Local).unwrap();
+    assert_eq!(report.exit_code(), 1);
+    let bad = report
+        .summary
+        .points
+        .iter()
+        .find(|p| p.mismatched > 0)
+        .unwrap();
+    assert_eq!(bad.key(), "layer_03/had_out/scale");
+}
+
+#[test]
+fn points_that_the_run_never_makes_are_missing() {
+    let mut trace = recorded(&sample::model(), "0", "exact");
+    for points in &mut trace.sequences {
+        let dim = points[&Place::layer(2, TracePoint::ConvOut)].dim();
+        let fake = Value::F32(Array2::zeros(dim));
+        points.insert(Place::layer(2, TracePoint::ConvOutF32), fake);
+    }
+    trace.unknown.push("layer_02/conv_owt".into());
+    let report = run(&trace, "0", "exact", Feed::Local).unwrap();
+    assert_eq!(report.summary.mismatched(), 0);
+    assert_eq!(report.exit_code(), 1);
+    assert_eq!(
+        report.summary.missing,
+        ["layer_02/conv_out_f32", "layer_02/conv_owt"]
+    );
+}
+
+#[test]
+fn some_points_of_some_blocks_are_judged_from_what_is_there() {
+    let mut trace = recorded(&sample::model(), "0", "deployed");
+    let keep = [TracePoint::ConvOut, TracePoint::SsmY];
+    let steps = trace.steps.iter_mut().flat_map(|s| &mut s.sequences);
+    for points in trace.sequences.iter_mut().chain(steps) {
+        points.retain(|place, _| keep.contains(&place.point) && place.layer != Some(5));
+    }
+    trace.scales.clear();
+    let report = run(&trace, "0", "deployed", Feed::Local).unwrap();
+    assert_eq!(report.exit_code(), 0, "{}", report.summary);
+    let given: Vec<_> = (report.given.iter())
+        .map(|g| (g.step, g.layer, g.point))
+        .collect();
+    // What block 5 hands on is unknown: conv_out and (through z) ssm_y of block 6 are inputs, and
+    // so is everything behind them, for the residual stream never becomes known again.
+    assert!(given.contains(&(None, Some(6), "conv_out")));
+    assert!(given.contains(&(None, Some(6), "ssm_y")));
+    assert!(!given.iter().any(|g| g.1 < Some(5)));
+    // Nothing at all to judge is an error, not a success.
+    for points in &mut trace.sequences {
+        points.retain(|place, _| place.layer == Some(9));
+    }
+    trace.steps.clear();
+    let error = run(&trace, "0", "deployed", Feed::Local).unwrap_err();
+    assert!(error.to_string().contains("--cumulative"), "{error}");
+    assert_eq!(
+        run(&trace, "0", "deployed", Feed::Cumulative)
+            .unwrap()
+            .exit_code(),
+        0
+    );
+}
+
+#[test]
+fn traces_that_do_not_fit_are_refused() {
+    let trace = recorded(&sample::model(), "0", "exact");
+    let refuse = |trace: &TraceFile, part: &str| {
+        let error = run(trace, "0", "exact", Feed::Local)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(part) && !error.contains('\n'), "{error}");
+    };
+    let mut ids = trace.clone();
+    ids.tokens.as_mut().unwrap()[(1, 3)] = 8192;
+    refuse(&ids, "token 3");
+    let mut blocks = trace.clone();
+    let value = blocks.sequences[0][&Place::layer(0, TracePoint::NormOut)].clone();
+    for points in &mut blocks.sequences {
+        points.insert(Place::layer(12, TracePoint::NormOut), value.clone());
+    }
+    refuse(&blocks, "blocks 0 to 11");
+    let mut shape = trace.clone();
+    for points in &mut shape.sequences {
+        points.insert(
+            Place::layer(0, TracePoint::NormOut),
+            Value::I8(Array2::zeros((9, 191))),
+        );
+    }
+    refuse(&shape, "layer_00/norm_out");
+    let mut empty = trace;
+    empty.sequences.iter_mut().for_each(|points| points.clear());
+    empty.steps.clear();
+    refuse(&empty, "at least one tensor");
+}
+
+#[test]
+fn a_local_check_stops_errors_and_a_cumulative_one_lets_them_flow() {
+    // The same trace under another rule: Hadamard saturates in `exact`, wraps in `deployed`.
+    let trace = recorded(&sample::model(), "0", "exact");
+    let local = run(&trace, "0", "deployed", Feed::Local).unwrap();
+    let flowing = run(&trace, "0", "deployed", Feed::Cumulative).unwrap();
+    assert!(local.summary.mismatched() > 0);
+    assert!(flowing.summary.mismatched() > 100 * local.summary.mismatched());
+}
