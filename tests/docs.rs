@@ -271,3 +271,41 @@ fn the_dynamic_modes_are_read() {
         assert_eq!(&same, base);
     }
 }
+
+/// Every `.rs` file below a folder.
+fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_unsafe_block_states_its_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["sim/src", "golden/src", "src", "fuzz"] {
+        sources(&root.join(folder), &mut files);
+    }
+    let mut blocks = 0;
+    for file in &files {
+        let text = std::fs::read_to_string(file).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap();
+            if !(code.contains("unsafe {") || code.contains("unsafe impl")) {
+                continue;
+            }
+            blocks += 1;
+            // Above it, or above the statement it stands in.
+            let reason = lines[i.saturating_sub(5)..=i].iter();
+            let stated = reason.into_iter().any(|line| line.contains("SAFETY: "));
+            assert!(stated, "{}:{}: {line}", file.display(), i + 1);
+        }
+    }
+    assert!(blocks > 80, "{blocks}");
+}

@@ -72,6 +72,9 @@ fn fitted(rule: Overflow, integer: f64) -> i8 {
 
 #[test]
 fn every_pair_of_codes() {
+    // The longest sum of the largest product that 32 bits hold.
+    let longest = i64::from(i32::MAX) / (128 * 128);
+    assert_eq!(Acc::MAX_LENGTH as i64, longest);
     for x in i8::MIN..=i8::MAX {
         for w in i8::MIN..=i8::MAX {
             let product = i64::from(x) * i64::from(w);

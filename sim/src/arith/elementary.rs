@@ -105,3 +105,53 @@ pub fn log1p(x: f32) -> f32 {
     let result = select(x == -1.0, f32::NEG_INFINITY, result);
     select(x < -1.0 || x.is_nan(), f32::NAN, result)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A prime stride over all bits, against f64 functions rounded once more. That second rounding could
+    /// go wrong only within 2^-29 of a midpoint, where none of these inputs lies.
+    #[test]
+    fn near_functions_of_f64() {
+        let same = |x: f32, got: f32, want: f64| {
+            let want = want as f32;
+            assert!(got == want || got.is_nan() && want.is_nan(), "{x:e}");
+        };
+        for bits in (0..=u32::MAX).step_by(65_537) {
+            let x = f32::from_bits(bits);
+            same(x, exp(x), libm::exp(x.into()));
+            same(x, log1p(x), libm::log1p(x.into()));
+            // Where results are neither 0, 1 nor infinite.
+            let x = x % 104.0;
+            same(x, exp(x), libm::exp(x.into()));
+        }
+        for x in [0.0, f32::INFINITY, f32::NEG_INFINITY, -1.0, f32::NAN] {
+            same(x, exp(x), libm::exp(x.into()));
+            same(x, log1p(x), libm::log1p(x.into()));
+        }
+        assert!(log1p(-0.0).is_sign_negative());
+        for nan in [exp(-f32::NAN), log1p(-f32::NAN), log1p(-2.0)] {
+            assert_eq!(nan.to_bits(), 0x7FC0_0000);
+        }
+    }
+
+    /// Results so close to a midpoint that another implementation missed them (docs/exhaustive.md).
+    #[test]
+    fn hard_inputs() {
+        assert_eq!(exp(f32::from_bits(0xBBF0_EDF1)).to_bits(), 0x3F7E_1FE9);
+        for (x, y) in [
+            (0x3540_0003, 0x353F_FFFF),
+            (0x3710_001B, 0x370F_FFF3),
+            (0x3770_004B, 0x376F_FFDB),
+            (0x3EFD_81AD, 0x3ECD_EEE1),
+            (0x4107_8FEB, 0x400F_E5E7),
+            (0x65D8_90D3, 0x4254_D1F9),
+            (0xB53F_FFFD, 0xB540_0001),
+            (0xB70F_FFE5, 0xB710_000D),
+            (0xBB0E_C8C4, 0xBB0E_F0A5),
+        ] {
+            assert_eq!(log1p(f32::from_bits(x)).to_bits(), y, "{x:x}");
+        }
+    }
+}

@@ -473,6 +473,7 @@ mod tests {
     #[test]
     fn ex2_on_lanes() {
         if has_lanes() {
+            // SAFETY: looked for.
             check(|v| unsafe { ex2_slice(v) }, sfu::ex2);
         }
     }
@@ -480,6 +481,7 @@ mod tests {
     #[test]
     fn rcp_on_lanes() {
         if has_lanes() {
+            // SAFETY: looked for.
             check(|v| unsafe { rcp_slice(v) }, sfu::rcp);
         }
     }
@@ -487,6 +489,7 @@ mod tests {
     #[test]
     fn expa_on_lanes() {
         if has_lanes() {
+            // SAFETY: looked for.
             check(|v| unsafe { expa_slice(v) }, sfu::expa);
         }
     }
@@ -494,6 +497,7 @@ mod tests {
     #[test]
     fn softplus_on_lanes() {
         if has_lanes() {
+            // SAFETY: looked for.
             check(|v| unsafe { softplus_fast_slice(v) }, CudaFast::softplus);
             check(
                 |v| unsafe { softplus_subnormal_slice(v) },
@@ -506,10 +510,12 @@ mod tests {
     fn silu_on_lanes() {
         if has_lanes() {
             check(
+                // SAFETY: looked for.
                 |v| unsafe { silu_fast_slice(v) },
                 |v| CudaFast::times_sigmoid(v, v),
             );
             check(
+                // SAFETY: looked for.
                 |v| unsafe {
                     let z = v.to_vec();
                     v.fill(0.3);
