@@ -40,7 +40,8 @@ fn divided(rule: Rounding, n: i128, shift: u32, random: u16) -> i128 {
         Rounding::Ceil => rest != 0,
         Rounding::TowardZero => rest != 0 && n < 0,
         // rest/d + random/2^16 ≥ 1, with the random bits below the last one of the shift dropped.
-        Rounding::Stochastic(_) => rest + (i128::from(random) << shift >> 16) >= d,
+        Rounding::Stochastic(_) if shift < 16 => rest + (i128::from(random) >> (16 - shift)) >= d,
+        Rounding::Stochastic(_) => rest + (i128::from(random) << (shift - 16)) >= d,
     };
     floor + i128::from(up)
 }
@@ -142,6 +143,11 @@ fn special_values_are_rounded_to_themselves() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None, // A failure becomes a named test.
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn every_rounding_of_a_real(v in finite(), random: u16) {
         for rule in Rounding::ALL {

@@ -294,6 +294,31 @@ mod tests {
         }
     }
 
+    /// `rne8(v / s)`, `rha(v / s)`, `rha(v ⊗ rcp(s))`, `rne8(diva(…))`: what their names say.
+    #[test]
+    fn the_named_rules() {
+        let rule = |quotient, rounding| QuantRule {
+            quotient,
+            rounding,
+            overflow: Overflow::Saturate,
+        };
+        let (even, away) = (Rounding::NearestTiesToEven, Rounding::NearestTiesAway);
+        for (named, meant) in [
+            (QuantRule::NEAREST_EVEN, rule(Quotient::Divide, even)),
+            (QuantRule::HALF_AWAY, rule(Quotient::Divide, away)),
+            (
+                QuantRule::HALF_AWAY_RECIPROCAL,
+                rule(Quotient::ApproxReciprocal, away),
+            ),
+            (
+                QuantRule::SCALED_QUOTIENT,
+                rule(Quotient::ScaledApproxDivision, even),
+            ),
+        ] {
+            assert_eq!(named, meant);
+        }
+    }
+
     #[test]
     fn the_three_scale_orders_differ() {
         let a = Multiplier::new(0.62).unwrap();
