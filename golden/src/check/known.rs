@@ -195,8 +195,9 @@ mod tests {
             assert!(knowing(1, from).knows(place), "{point:?} from {from:?}");
             for missing in *from {
                 let rest: Vec<_> = from.iter().copied().filter(|p| p != missing).collect();
-                // dt is made from x_proj_out, so it does not go missing beside it.
-                let derived = *missing == DtProjOut && rest.contains(&XProjOut);
+                // What is made from the rest does not go missing: dt beside x_proj_out, all beside in_proj_out.
+                let derived =
+                    *missing == DtProjOut && rest.contains(&XProjOut) || rest.contains(&InProjOut);
                 let known = knowing(1, &rest).knows(place);
                 assert_eq!(known, derived, "{point:?} without {missing:?}");
             }
@@ -229,7 +230,9 @@ mod tests {
         assert!(!knowing(0, &[ConvOut]).knows(Place::layer(2, HiddenIn)));
         let end = Place::end(FinalResidual);
         assert!(!knowing(2, &[OutProjOut]).knows(end));
-        assert!(!knowing(2, &[ResidualOut]).knows(end));
+        assert!(!knowing(2, &[HadOut]).knows(end));
+        // The whole block follows from its residual stream.
+        assert!(knowing(2, &[ResidualOut]).knows(end));
         assert!(knowing(2, &[OutProjOut, ResidualOut]).knows(end));
         let mut last = knowing(2, &[]);
         assert!(!last.knows(Place::end(Logits)));
