@@ -110,7 +110,7 @@ pub fn log1p(x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    /// A prime stride over all bits, against f64 functions rounded once more. That second rounding could
+    /// A stride over all bits, against f64 functions rounded once more. That second rounding could
     /// go wrong only within 2^-29 of a midpoint, where none of these inputs lies.
     #[test]
     fn near_functions_of_f64() {
@@ -118,7 +118,7 @@ mod tests {
             let want = want as f32;
             assert!(got == want || got.is_nan() && want.is_nan(), "{x:e}");
         };
-        for bits in (0..=u32::MAX).step_by(65_537) {
+        for bits in (0..=u32::MAX).step_by(16_411) {
             let x = f32::from_bits(bits);
             same(x, exp(x), libm::exp(x.into()));
             same(x, log1p(x), libm::log1p(x.into()));

@@ -342,4 +342,41 @@ mod tests {
             assert!(error.starts_with(item), "{error}");
         }
     }
+
+    /// The last rule that is accepted and the first that is not.
+    #[test]
+    fn limits_of_ranges_and_segments() {
+        let accepted = |rule: UnitRule| rule.validate(Function::Silu).is_ok();
+        let clamp = |low, high| UnitRule {
+            low,
+            high,
+            beyond: Beyond::Clamp,
+            ..TABLE
+        };
+        assert!(accepted(clamp(-16, 16)) && accepted(clamp(-32, 32)));
+        assert!(!accepted(clamp(-16, 8)) && !accepted(clamp(-8, 16)));
+        // For exp nothing above 0 is asked, and shifting needs no range.
+        assert!(clamp(-16, 0).validate(Function::Exp).is_ok());
+        let shift = UnitRule {
+            form: Form::Shift,
+            ..clamp(-1, 0)
+        };
+        assert!(shift.validate(Function::Exp).is_ok());
+        let segments = |low, high, entries| UnitRule {
+            form: Form::Table {
+                entries,
+                interpolation: Interpolation::Nearest,
+            },
+            low,
+            high,
+            ..TABLE
+        };
+        // 24 · 2^11 inputs: three times a power of two.
+        assert!(accepted(segments(-16, 8, 3)) && accepted(segments(-16, 8, 3 << 14)));
+        for entries in [0, 1, 2, 5, 1 << 14, 9 << 12] {
+            assert!(!accepted(segments(-16, 8, entries)), "{entries}");
+        }
+        assert!(accepted(segments(-16, 16, 1 << 16)));
+        assert!(!accepted(segments(-32, 32, 1 << 17)));
+    }
 }
