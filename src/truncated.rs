@@ -10,8 +10,7 @@ pub fn install() {
 
 /// Ends the program. No result lies half-written under its final name: it is moved there when it is whole.
 extern "C" fn exit(_signal: libc::c_int) {
-    const LINE: &[u8] =
-        b"scalescope: a file was cut short while it was read, or its disk failed\n";
+    const LINE: &[u8] = b"scalescope: a file was cut short while it was read, or its disk failed\n";
     // SAFETY: both are async-signal-safe; the line is static.
     unsafe {
         libc::write(libc::STDERR_FILENO, LINE.as_ptr().cast(), LINE.len());
