@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn every_exponent_goes_to_the_code_that_a_conversion_to_i32_gives() {
-        let words = (0..1u32 << 21).map(|i| i << 11 | (i * 0x9E5) & 0x7FF);
+        let words = (0..1u32 << 21).map(|i| i << 11 | i.wrapping_mul(0x9E5) & 0x7FF);
         let edges = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0]
             .map(f32::to_bits)
             .into_iter()
