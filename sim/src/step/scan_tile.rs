@@ -123,6 +123,7 @@ impl Tile<'_> {
                 Status::default()
             }
             States::Int8(codes, scale, rule) => {
+                // SAFETY: as above.
                 let codes = unsafe { codes.rows_from(self.first, self.width) };
                 rule.quantize_slice(rows, *scale, codes)
             }
