@@ -179,7 +179,7 @@ impl Check<'_> {
         let no_points = Points::new();
         let prefill = self.trace.sequences.get(sequence).unwrap_or(&no_points);
         let cumulative = self.options.feed == Feed::Cumulative;
-        let mut known = Known::new(self.path);
+        let mut known = Known::of(self.path);
         let mut run = self.path.begin();
         if !prefill.is_empty() || (cumulative && !self.trace.steps.is_empty()) {
             let tokens = self.prefill_tokens(sequence, prefill, &mut known)?;

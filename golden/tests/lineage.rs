@@ -9,6 +9,7 @@ use scalescope_sim::mode::{MODES, ModeTable};
 use scalescope_sim::model::{ActivationScales, Model, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::Profile;
+use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Blind, Tensor};
 use std::collections::BTreeSet;
@@ -103,7 +104,7 @@ fn a_scale_matters_if_and_only_if_the_graph_has_it() {
     let (model, profile) = (sample::model(), Profile::get("exact").unwrap());
     for mode in MODES.iter().filter(|mode| mode.needs_quantized()) {
         let mut live = BTreeSet::new();
-        for flow in flows(mode) {
+        for flow in flows(mode, ActivationGranularity::Tensor) {
             live.extend(flow.reader);
             if let Maker::Static(by) = flow.maker {
                 live.insert(by);

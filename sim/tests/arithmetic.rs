@@ -194,7 +194,7 @@ proptest! {
                 _ => integer.max(low).min(127) as i8,
             });
         }
-        prop_assert_eq!(overflows_i8(whole), !(whole >= -128.0 && whole <= 127.0));
+        prop_assert_eq!(overflows_i8(whole), !(-128.0..=127.0).contains(&whole));
     }
 
     /// The tally of a loop is the sum of what each value says, however it is cut.
@@ -231,7 +231,7 @@ proptest! {
         for overflow in AccOverflow::ALL {
             let acc = Accumulator::new(bits, overflow).unwrap();
             prop_assert_eq!(i128::from(acc.max()), half - 1);
-            prop_assert_eq!(acc.holds(exact.unsigned_abs() as u64), exact.unsigned_abs() <= half as u128 - 1);
+            prop_assert_eq!(acc.holds(exact.unsigned_abs() as u64), exact.unsigned_abs() < half as u128);
             let (got, beyond) = acc.add(start, term);
             prop_assert_eq!(beyond, !fits);
             let want = match overflow {

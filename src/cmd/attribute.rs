@@ -1,9 +1,10 @@
 //! `scalescope attribute`: what each site of a mode costs, or what is wrong with a dump.
 
 use crate::Outcome;
-use crate::cli::AttributeArgs;
+use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{Subject, faults, faults_text, load_subject, mode_table};
 use crate::output::{print, print_json, progress, table, table_text};
+use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::diagnose::{Diagnosis, diagnose};
 use scalescope_golden::attribute::loss::{Mean, Text};
@@ -16,7 +17,56 @@ use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::{PROFILES, Profile};
 use serde_json::json;
 use std::fmt::Write;
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `attribute`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope attribute --mode 2-4 --against 1
+  scalescope attribute --mode 0 --file book.txt --length 512 --shapley 8
+  scalescope attribute --mode 2-1 --trace dump.npz --json
+
+The first form switches every site (a tensor or weight of a block) to the reference and back. The
+second sees the model, the mode and the tensors of the dump, never its metadata. docs/attribution.md")]
+pub struct AttributeArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text of the first form [default: 2,048 tokens of the built-in passages].
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The mode that sites are switched to
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub against: String,
+    /// A dump to diagnose: tokens and any tensors of a prefill, see docs/trace-points.md
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
+    pub trace: Option<PathBuf>,
+    /// Arithmetic: exact, torch, deployed [default: exact; of a dump the one that it follows best]
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Sample Shapley values over this many random orders (each as many runs as there are sites)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub shapley: Option<u32>,
+    /// Measure losses at every n-th position
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub stride: NonZeroUsize,
+    /// Sites shown in the table
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub top: usize,
+    /// Seed of the orders
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of each of the four built-in passages: 2,048 together.
 const LENGTH: usize = 512;

@@ -1,9 +1,10 @@
 //! `scalescope bench`: speed of whole models, where the time goes, and what the machine could do.
 
 use crate::Outcome;
-use crate::cli::BenchArgs;
+use crate::cli::ModelArgs;
 use crate::input::{load_subject, mode_table, select_modes, trace_points};
 use crate::output::{print, print_json, progress, table, table_text};
+use clap::Args;
 use scalescope_sim::bench::{
     Peaks, Step, StepTimes, batch_throughput, decode_throughput, linear_work, measure_peaks,
     throughput, traced_throughput,
@@ -15,7 +16,58 @@ use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::Selection;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::time::Instant;
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope bench
+  scalescope bench --synthetic 370m --modes 0,1 --profile exact,deployed --threads 2
+  scalescope bench --length 512,2048,16384 --decode 0 --json
+  scalescope bench --batch 1,8,32
+
+tok/s is by wall time; beside it stands processor time, which other work on the machine disturbs
+less. docs/performance.md says how to read both.")]
+pub struct BenchArgs {
+    /// The model [default: random weights of the 130m shape].
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Modes to run: `all`, or names separated by commas
+    #[arg(long, default_value = "0", value_name = "MODES")]
+    pub modes: String,
+    /// Arithmetics, separated by commas: exact, torch, deployed
+    #[arg(
+        long,
+        default_value = "exact",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
+    pub profile: Vec<String>,
+    /// Tokens of a prefill; more than one length, separated by commas, shows growth
+    #[arg(
+        long,
+        default_value = "512",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
+    pub length: Vec<NonZeroUsize>,
+    /// Tokens of a decode, one by one from the empty state; 0 for none
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub decode: usize,
+    /// Sequences decoded together, separated by commas
+    #[arg(long, default_value = "1", value_name = "LIST", value_delimiter = ',')]
+    pub batch: Vec<NonZeroUsize>,
+    /// Prefill once more with these points recorded in every block, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub points: Option<Vec<String>>,
+    /// Runs of each, after one that does not count
+    #[arg(long, default_value = "5", value_name = "N")]
+    pub repeat: NonZeroUsize,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// The model that is measured when none is named.
 const SHAPE: &str = "130m";

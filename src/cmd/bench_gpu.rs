@@ -2,9 +2,47 @@
 //! that a copy reaches there.
 
 use crate::Outcome;
-use crate::cli::BenchGpuArgs;
-use crate::device::Devices;
+use crate::device::{DeviceArg, Devices};
+use clap::Args;
 use scalescope_sim::error::{Result, SimError};
+use std::num::NonZeroUsize;
+
+/// Arguments of `bench-gpu`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope bench-gpu
+  scalescope bench-gpu --synthetic 370m --mode 2-1 --profile exact --shapes 4x1024
+
+Times are of the device's own clock, the median block of the median run. docs/cuda.md says what is
+counted as bytes and operations.")]
+pub struct BenchGpuArgs {
+    /// A model of random weights in a published shape
+    #[arg(long, value_name = "SHAPE", default_value = "130m")]
+    pub synthetic: String,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "deployed")]
+    pub profile: String,
+    /// Sequences and their tokens, separated by commas
+    #[arg(
+        long,
+        value_name = "BxL",
+        value_delimiter = ',',
+        default_value = "1x512,1x2048,8x2048"
+    )]
+    pub shapes: Vec<String>,
+    /// Runs, of which the median counts
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub repeats: NonZeroUsize,
+    /// The GPU: cuda or cuda:I
+    #[arg(long, default_value = "cuda", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Without the feature there is no device to open.
 #[cfg(not(feature = "cuda"))]

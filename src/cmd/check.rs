@@ -1,10 +1,11 @@
 //! `scalescope check`: a run against a recorded trace.
 
 use crate::Outcome;
-use crate::cli::CheckArgs;
-use crate::device::Devices;
+use crate::cli::{FaultArgs, ModelArgs};
+use crate::device::{DeviceArg, Devices};
 use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{print, print_json, table, table_text};
+use clap::Args;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
 use scalescope_golden::explain::{Explanation, explain_trace};
@@ -16,6 +17,53 @@ use scalescope_sim::trace::TracePoint;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Arguments of `check`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope check --golden trace.npz --mode 0
+  scalescope check --model q.safetensors --golden trace.npz --mode 2-1 --cumulative --json
+  scalescope check --golden trace.npz --mode 0 --atol ssm_y:1e-3 --explain
+
+A local check puts the file's tensors in place of the run's, so that each step is judged by itself;
+tensors whose own inputs are not in the file are given, not judged. Exit code 0 only if something
+was compared, everything is equal and nothing is missing.")]
+pub struct CheckArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The trace: tokens and any tensors, see docs/trace-points.md
+    #[arg(long, value_name = "FILE")]
+    pub golden: PathBuf,
+    /// The mode (see `scalescope modes`) [default: the file's own, else 0]
+    #[arg(long)]
+    pub mode: Option<String>,
+    /// Arithmetic: a built-in profile or a .toml file [default: the file's own, else deployed]
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Where to run: cpu, cuda or cuda:I (needs the feature `cuda`)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Feed each step the file's own inputs (the default)
+    #[arg(long, conflicts_with = "cumulative")]
+    pub local: bool,
+    /// Feed each step what the run made: errors flow on
+    #[arg(long)]
+    pub cumulative: bool,
+    /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5)
+    #[arg(long, value_name = "POINT:X")]
+    pub atol: Vec<String>,
+    /// Say which single change of the rules would explain the mismatches
+    #[arg(long, conflicts_with = "fault")]
+    pub explain: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &CheckArgs) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.atol)?;

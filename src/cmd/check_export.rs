@@ -2,14 +2,31 @@
 //! them.
 
 use crate::Outcome;
-use crate::cli::CheckExportArgs;
 use crate::output::{print, print_json, table, table_text};
+use clap::Args;
 use scalescope_golden::rtl::manifest::{MANIFEST, Manifest, Role, StepVectors};
 use scalescope_golden::rtl::simulate::{Difference, differences, simulate};
 use scalescope_golden::rtl::words::{Format, read};
 use scalescope_sim::error::{Result, SimError};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+
+/// Arguments of `check-export`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope check-export vectors
+  scalescope check-export vectors/conv        with conv/out.dump.hex from a simulator, if it is there
+
+Exit code 0 only if every file is the one the manifest names, the step gives the same bits again, and
+every dump is equal.")]
+pub struct CheckExportArgs {
+    /// Folders of `scalescope export`
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// The outcome of one folder.
 struct Checked {

@@ -2,14 +2,41 @@
 
 use super::check::{explanations_text, merge, summary_text, verdict};
 use crate::Outcome;
-use crate::cli::CheckOpArgs;
 use crate::output::{print, print_json};
+use clap::Args;
 use scalescope_golden::check_op::{Vectors, check_op};
 use scalescope_golden::explain::explain_op;
 use scalescope_golden::ops::Op;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::{ARITHMETICS, Arithmetic};
 use serde_json::json;
+use std::path::PathBuf;
+
+/// Arguments of `check-op`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope check-op selective_scan vectors.npz
+  scalescope check-op linear vectors.npz --arith exact --explain
+
+Operations: conv1d_silu, conv1d_update, selective_scan, selective_scan_update, hadamard_quant,
+linear, rmsnorm_quant. Keys of a file: see docs/golden.md.")]
+pub struct CheckOpArgs {
+    /// The operation
+    #[arg(value_name = "NAME")]
+    pub op: String,
+    /// Vectors, .npz: inputs, scales and outputs of one or more cases
+    #[arg(value_name = "FILE")]
+    pub vectors: PathBuf,
+    /// Arithmetic: exact, torch, cuda-fast
+    #[arg(long, default_value = "cuda-fast")]
+    pub arith: String,
+    /// Say which single change of the rules would explain the mismatches
+    #[arg(long)]
+    pub explain: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
     let op = Op::from_name(&args.op).ok_or_else(|| {

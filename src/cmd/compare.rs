@@ -1,9 +1,9 @@
 //! `scalescope compare`: two traces, tensor by tensor.
 
 use crate::Outcome;
-use crate::cli::CompareArgs;
 use crate::cmd::check::merge;
 use crate::output::{number, print, print_json, table, table_text};
+use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::compare::{
     CompareOptions, Comparison, Difference, Tensor, Tolerance, Tolerances, compare_traces,
@@ -14,6 +14,42 @@ use scalescope_sim::error::{Result, SimError};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Arguments of `compare`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope compare float.npz int8.npz
+  scalescope compare simulated.npz device.npz --atol ssm_y:1e-3 --atol layer_07/conv_out:1
+  scalescope compare a.npz b.npz --metrics sqnr_db,cosine,scale_ratio
+  scalescope compare a.npz dump.npz --common --csv > differences.csv
+
+Exit code 0 only if everything is equal (within --atol), 1 if not. Traces of other tokens, lengths
+or models, tensors that only one trace holds, NaN and infinity are refused with 2.")]
+pub struct CompareArgs {
+    /// The reference: a trace, see docs/trace-points.md
+    #[arg(value_name = "A.npz")]
+    pub a: PathBuf,
+    /// The trace to compare with it
+    #[arg(value_name = "B.npz")]
+    pub b: PathBuf,
+    /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5);
+    /// steps between two tensors of codes
+    #[arg(long, value_name = "POINT:X")]
+    pub atol: Vec<String>,
+    /// Compare the tensors that both hold and list the others, instead of refusing the traces
+    #[arg(long)]
+    pub common: bool,
+    /// Columns of the table, separated by commas [default: every metric]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub metrics: Option<Vec<String>>,
+    /// Print CSV instead of a table, one row a block and point
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &CompareArgs) -> Result<Outcome> {
     let options = CompareOptions {

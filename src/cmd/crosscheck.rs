@@ -5,12 +5,13 @@
 //! (`check`), with errors flowing and each step by itself.
 
 use crate::Outcome;
-use crate::cli::CrosscheckArgs;
+use crate::cli::{ModelArgs, TextSource};
 use crate::cmd::check::summary_text;
-use crate::device::Devices;
+use crate::device::{DeviceArg, Devices};
 use crate::input::{Subject, load_subject, mode_table, select_modes};
 use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
+use clap::Args;
 use ndarray::Array2;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::Summary;
@@ -22,6 +23,45 @@ use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Recorder, Selection};
 use serde::Serialize;
+use std::num::NonZeroUsize;
+
+/// Arguments of `crosscheck`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope crosscheck
+  scalescope crosscheck --modes 0,2-1 --profile deployed --length 2500 --decode 64
+  scalescope crosscheck --synthetic 130m --profile exact,deployed --layers 0,11,23 --json
+
+Exit code 0 only if every tensor of every run is equal, bit for bit.")]
+pub struct CrosscheckArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where the tokens come from [default: the sample model's text, or any tokens].
+    #[command(flatten)]
+    pub source: TextSource,
+    /// Modes to run: `all`, or names separated by commas
+    #[arg(long, default_value = "all", value_name = "MODES")]
+    pub modes: String,
+    /// Arithmetics, separated by commas: exact, torch, deployed
+    #[arg(long, default_value = "exact,deployed", value_delimiter = ',')]
+    pub profile: Vec<String>,
+    /// Blocks to compare, separated by commas [default: every one]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub layers: Option<Vec<usize>>,
+    /// Tokens of the prefill [default: 512]
+    #[arg(long, value_name = "N")]
+    pub length: Option<NonZeroUsize>,
+    /// Tokens decoded one by one after it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub decode: usize,
+    /// The GPU: cuda or cuda:I
+    #[arg(long, default_value = "cuda", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens without a text and a length.
 const LENGTH: usize = 512;

@@ -1,15 +1,51 @@
 //! `scalescope equiv`: are two modes one computation?
 
 use crate::Outcome;
-use crate::cli::EquivArgs;
+use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{print, print_json, progress};
+use clap::Args;
 use scalescope_golden::equiv::{Data, Divergence, Equivalence, Run, equivalence};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::profile::Profile;
 use serde_json::json;
 use std::fmt::Write;
+
+/// Arguments of `equiv`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope equiv 2-0 0 --profile deployed
+  scalescope equiv 2-3 2-1 --profile deployed --file book.txt --length 512
+  scalescope equiv 0 0 --profile exact,deployed      one mode in two profiles
+
+Exit code 0 if every tensor that both make and the logits are the same bits, 1 if not.")]
+pub struct EquivArgs {
+    /// The first mode, A
+    #[arg(value_name = "MODE")]
+    pub a: String,
+    /// The second mode, B
+    #[arg(value_name = "MODE")]
+    pub b: String,
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Arithmetic: exact, torch, deployed; two separated by a comma give A and B one each
+    #[arg(long, default_value = "exact", value_name = "PROFILE")]
+    pub profile: String,
+    /// Defects of B.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Decode the last tokens of each sequence one by one
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub decode: usize,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of each passage of the built-in text.
 const SAMPLE_LENGTH: usize = 128;

@@ -1,8 +1,8 @@
 //! `scalescope eval`: accuracy and perplexity of modes on a data file.
 
 use crate::Outcome;
-use crate::cli::{EvalArgs, EvalTask, ModelArgs};
-use crate::device::Devices;
+use crate::cli::{FaultArgs, ModelArgs};
+use crate::device::{DeviceArg, Devices};
 use crate::eval::data::Dataset;
 use crate::eval::engine::Engine;
 use crate::eval::samples::{Record, SampleFile};
@@ -13,6 +13,7 @@ use crate::eval::text::text;
 use crate::input::{Subject, faults, load_subject, mode_table, select_modes};
 use crate::interrupt;
 use crate::output::{print, print_json, progress};
+use clap::{Args, ValueEnum};
 use scalescope_sim::atomic;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
@@ -20,7 +21,82 @@ use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
 use serde_json::Value;
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+
+/// What `eval` asks of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EvalTask {
+    /// The last word of each passage, as lm-eval's lambada_openai
+    LastWord,
+    /// Every token of each text, in windows
+    Perplexity,
+}
+
+/// Arguments of `eval`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope eval --data passages.jsonl
+  scalescope eval --data passages.jsonl --modes all,original --profile deployed --samples out.jsonl --json out.json
+  scalescope eval --data passages.jsonl --samples out.jsonl --resume
+  scalescope eval --data books.jsonl --task perplexity --window 512 --stride 256
+  scalescope eval --model DIR --data passages.jsonl --samples part3.jsonl --shard 3/16
+
+docs/eval.md defines every number.")]
+pub struct EvalArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// JSON lines with a `text`
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// What is asked of the model
+    #[arg(long, value_enum, default_value = "last-word")]
+    pub task: EvalTask,
+    /// Modes to run: names separated by commas; `all` is every mode of `scalescope modes`
+    #[arg(long, default_value = "all", value_name = "MODES")]
+    pub modes: String,
+    /// Mode that KL and agreement are measured against, or `none`; left out if the model lacks it
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub reference: String,
+    /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
+    /// file (docs/asic.md)
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Where to run: cpu, cuda, cuda:I, or several as cuda:0,cuda:1 (needs the feature `cuda`)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Use at most this many lines
+    #[arg(long, value_name = "N")]
+    pub limit: Option<NonZeroUsize>,
+    /// last-word: longest input in tokens; the left end of longer ones is cut off
+    #[arg(long, value_name = "TOKENS", default_value = "2048")]
+    pub max_length: NonZeroUsize,
+    /// perplexity: longest input in tokens
+    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    pub window: NonZeroUsize,
+    /// perplexity: tokens each window after the first predicts [default: the window]
+    #[arg(long, value_name = "TOKENS")]
+    pub stride: Option<NonZeroUsize>,
+    /// Keep the outcome of every sample in this file, as it goes
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
+    /// Go on with the file of --samples, which must have the same settings
+    #[arg(long, requires = "samples")]
+    pub resume: bool,
+    /// Score only part i of n, i from 0 (line number mod n = i); `scalescope merge` joins them
+    #[arg(long, value_name = "I/N", requires = "samples")]
+    pub shard: Option<Shard>,
+    /// Seed of the bootstrap
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write the report as JSON too; `-` prints it instead of tables
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
 
 /// Unusable lines that are printed one by one.
 const SHOWN: usize = 20;

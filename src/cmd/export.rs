@@ -1,9 +1,10 @@
 //! `scalescope export`: the vectors of a step for RTL, and a testbench that reads them.
 
 use crate::Outcome;
-use crate::cli::ExportArgs;
+use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
 use crate::output::{print, print_json, table, table_text};
+use clap::Args;
 use scalescope_golden::rtl::export::export;
 use scalescope_golden::rtl::manifest::Manifest;
 use scalescope_golden::rtl::simulate::STEPS;
@@ -14,6 +15,44 @@ use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
 use std::path::PathBuf;
+
+/// Arguments of `export`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope export --layer 3 --step conv --profile asic-int8 -o conv
+  scalescope export --layer 3 --step all --mode 0 --profile a.toml --format mem --length 32 -o vectors
+
+Steps: norm, in_proj, conv, x_proj, dt_proj, scan, hadamard, out_proj; `all` makes a folder for each.
+The first sequence of the text is taken [default: 16 tokens of the built-in one].")]
+pub struct ExportArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The block
+    #[arg(long, default_value = "0", value_name = "L")]
+    pub layer: usize,
+    /// The step
+    #[arg(long, default_value = "all", value_name = "STEP")]
+    pub step: String,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: a built-in profile or a .toml file (docs/asic.md)
+    #[arg(long, default_value = "asic-int8")]
+    pub profile: String,
+    /// Form of the files: hex, mem, npy, bin
+    #[arg(long, default_value = "hex", value_name = "FORMAT")]
+    pub format: String,
+    /// The folder to write
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Print the manifests as JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of the built-in text, unless `--length` says otherwise.
 const SAMPLE_LENGTH: usize = 16;

@@ -1,11 +1,19 @@
 //! `scalescope faults`: the fault models that `--fault` takes.
 
 use crate::Outcome;
-use crate::cli::FaultsArgs;
 use crate::output::{print, print_json};
+use clap::Args;
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::{FAULTS, FaultModel};
 use std::fmt::Write;
+
+/// Arguments of `faults`.
+#[derive(Args, Debug)]
+pub struct FaultsArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &FaultsArgs) -> Result<Outcome> {
     match args.json {

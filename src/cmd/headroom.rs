@@ -1,9 +1,10 @@
 //! `scalescope headroom`: how wide registers, tables and values need to be.
 
 use crate::Outcome;
-use crate::cli::HeadroomArgs;
+use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
 use crate::output::{print, print_json, progress, table, table_text};
+use clap::Args;
 use scalescope_sim::arith::function::{Function, FunctionRule};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
@@ -12,6 +13,32 @@ use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::{Place, TracePoint};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+/// Arguments of `headroom`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope headroom
+  scalescope headroom --mode 0 --profile asic-int8 --file book.txt --length 512 --json
+
+Always enough: by interval arithmetic, from the weights and the grids of what they multiply. Enough
+here: on this text. Without text, the built-in sample is used.")]
+pub struct HeadroomArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: a built-in profile or a .toml file (docs/asic.md)
+    #[arg(long, default_value = "asic-int8")]
+    pub profile: String,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of each passage of the built-in text.
 const SAMPLE_LENGTH: usize = 512;

@@ -1,9 +1,10 @@
 //! `scalescope lineage`: every scale of a mode, from its quantizer to its readers.
 
 use crate::Outcome;
-use crate::cli::LineageArgs;
+use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{number, print, print_json, table, table_text};
+use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
 use scalescope_golden::lineage::graph::Part;
@@ -12,6 +13,42 @@ use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
 use std::fmt::Write;
+
+/// Arguments of `lineage`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope lineage --mode 2-4
+  scalescope lineage --mode 3 --profile deployed --file book.txt --layers 0,7
+  scalescope lineage --mode 0 --layers 7 --dot | dot -Tsvg > block7.svg
+
+A ratio absmax/(127·scale) outside [0.67, 1.5] is a warning, outside [0.5, 2] an error, and so are
+wrapped values. Exit code 1 if a reader has another scale than the quantizer it reads from.")]
+pub struct LineageArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Blocks to show, separated by commas [default: every one]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub layers: Option<Vec<usize>>,
+    /// Print the graph for Graphviz
+    #[arg(long, conflicts_with = "json")]
+    pub dot: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of each passage of the built-in text.
 const SAMPLE_LENGTH: usize = 512;

@@ -1,12 +1,24 @@
 //! `scalescope modes`: the mode table as the engine reads it.
 
 use crate::Outcome;
-use crate::cli::ModesArgs;
 use crate::input::mode_table;
 use crate::output::{print, print_json, table, table_text};
+use clap::Args;
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::ModeSpec;
 use serde_json::Value;
+use std::path::PathBuf;
+
+/// Arguments of `modes`.
+#[derive(Args, Debug)]
+pub struct ModesArgs {
+    /// TOML file of further modes
+    #[arg(long, value_name = "FILE")]
+    pub modes_file: Vec<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &ModesArgs) -> Result<Outcome> {
     let modes = mode_table(&args.modes_file)?;

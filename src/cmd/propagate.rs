@@ -1,16 +1,56 @@
 //! `scalescope propagate`: where error is made, and what becomes of it.
 
 use crate::Outcome;
-use crate::cli::PropagateArgs;
+use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::cmd::compare::{metric, sign};
 use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{number, print, print_json, progress, table, table_text};
+use clap::Args;
 use scalescope_golden::metrics::MetricInfo;
 use scalescope_golden::propagate::{Propagation, SiteError, TimeError, error_over_time, propagate};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::profile::Profile;
 use serde_json::json;
+
+/// Arguments of `propagate`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope propagate --mode 2-4
+  scalescope propagate --mode 0 --against 2-1 --profile deployed --file book.txt --length 256
+  scalescope propagate --mode 0 --time --metric sqnr_db
+
+Local: the step and the reference's step, both fed the reference's clean tensors. Propagated: with
+the mode's own inputs. docs/diagnosis.md defines both.")]
+pub struct PropagateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The mode that is held to be clean
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub against: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// What the tables show (JSON has every metric)
+    #[arg(long, default_value = "normalized_l2")]
+    pub metric: String,
+    /// Also decode token by token and show the error of the recurrent state along time
+    #[arg(long)]
+    pub time: bool,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of each passage of the built-in text.
 const SAMPLE_LENGTH: usize = 256;

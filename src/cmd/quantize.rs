@@ -1,15 +1,53 @@
 //! `scalescope quantize`: a float checkpoint to the quantized format.
 
 use crate::Outcome;
-use crate::cli::QuantizeArgs;
 use crate::input::{calibrated, calibration_sequences, read_tokenizer, self_calibrated};
 use crate::output::print;
+use clap::Args;
 use scalescope_sim::calibrate::CalibrationOptions;
 use scalescope_sim::checkpoint::{fold, hf, quantize, quantized, scales};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::OwnText;
 use scalescope_sim::model::ActivationScales;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Arguments of `quantize`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope quantize mamba-130m-hf -o q.safetensors
+  scalescope quantize mamba-130m-hf -o q.safetensors --calibrate pile.jsonl --samples 512 --alpha 0.9995
+  scalescope quantize mamba-130m-hf -o q.safetensors --scales scales.json")]
+pub struct QuantizeArgs {
+    /// Hugging Face directory: config.json, model.safetensors or its sharded index
+    #[arg(value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// The quantized model to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Use these activation scales (JSON or a quantized file) instead of calibrating
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub scales: Option<PathBuf>,
+    /// Calibration text: .txt, .jsonl with `text`, or token ids in .npy
+    /// [default: text the model itself writes from --seed]
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
+    /// tokenizer.json [default: in the directory]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Calibration sequences [default: 128 of a file, 32 self-written]
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Tokens of a calibration sequence [default: 512 of a file, 256 self-written]
+    #[arg(long, value_name = "N")]
+    pub length: Option<usize>,
+    /// Percentile of the percentile observers (x_proj_input, ssm_state)
+    #[arg(long, default_value_t = 0.9995)]
+    pub alpha: f32,
+    /// Seed of the self-written calibration text
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
 
 pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     check_output(args)?;

@@ -1,15 +1,48 @@
 //! `scalescope recommend`: the smallest changes that help most, measured.
 
 use crate::Outcome;
-use crate::cli::RecommendArgs;
+use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
 use crate::output::{print, print_json, progress, table, table_text};
+use clap::Args;
 use scalescope_golden::attribute::loss::Text;
 use scalescope_golden::attribute::recommend::{Recommendations, recommend};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::profile::Profile;
 use serde_json::json;
+use std::num::NonZeroUsize;
+
+/// Arguments of `recommend`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope recommend --mode 2-4
+  scalescope recommend --mode 0 --profile deployed --file book.jsonl --length 256 --json
+
+Sequences 0, 2, 4, … choose the changes, the others measure them.")]
+pub struct RecommendArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text [default: the built-in passages, cut to 128 tokens].
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The mode that losses are measured against
+    #[arg(long, default_value = "1", value_name = "MODE")]
+    pub against: String,
+    /// Arithmetic: exact, torch, deployed
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Measure losses at every n-th position
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub stride: NonZeroUsize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of each built-in passage.
 const LENGTH: usize = 128;

@@ -1,7 +1,7 @@
 //! `scalescope report`: every mode against the float model, block by block.
 
 use crate::Outcome;
-use crate::cli::ReportArgs;
+use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::eval::summary::Report as EvalReport;
 use crate::input::{
     Subject, faults, faults_text, load_subject, mode_table, select_modes, with_faults_unless_float,
@@ -9,6 +9,7 @@ use crate::input::{
 use crate::output::{print, print_json, progress, table, table_text};
 use crate::report::measure::{LayerResult, ModeResult, POINT, compare};
 use crate::report::{ModeDetail, Report, detail, page};
+use clap::Args;
 use scalescope_sim::atomic;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
@@ -16,7 +17,42 @@ use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::Profile;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `report`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope report
+  scalescope report --modes 0,2-4 --profile deployed --file book.txt --length 512
+  scalescope report --json > report.json
+  scalescope report --html report.html --eval results.json")]
+pub struct ReportArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Modes to run: `all`, or names separated by commas
+    #[arg(long, default_value = "all", value_name = "MODES")]
+    pub modes: String,
+    /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
+    /// file (docs/asic.md)
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Write one self-contained page: every mode in depth, in a browser and on paper
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Results of `scalescope eval --json` to show on the page
+    #[arg(long, value_name = "FILE", requires = "html")]
+    pub eval: Option<PathBuf>,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// The mode every other one is held against.
 const REFERENCE: &str = "1";

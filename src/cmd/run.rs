@@ -1,13 +1,14 @@
 //! `scalescope run`: one mode on text or tokens.
 
 use crate::Outcome;
-use crate::cli::RunArgs;
-use crate::device::Devices;
+use crate::cli::{FaultArgs, InputArgs, ModelArgs};
+use crate::device::{DeviceArg, Devices};
 use crate::input::{
     Subject, faults, faults_text, load_subject, mode_table, rectangular, trace_points,
 };
 use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
+use clap::Args;
 use rayon::prelude::*;
 use scalescope_golden::npz::Compression;
 use scalescope_golden::trace_file::{Meta, TraceFile, model_digest};
@@ -21,7 +22,51 @@ use scalescope_sim::score::{Row, SequenceScore, perplexity};
 use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope run --text \"The old captain\"
+  scalescope run --mode 2-4 --profile deployed --file book.txt --length 512 --trace out.npz
+  scalescope run --model q.safetensors --mode 0 --tokens t.npy --trace out.npz --points conv_out,ssm_y")]
+pub struct RunArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
+    /// file (docs/asic.md)
+    #[arg(long, default_value = "exact")]
+    pub profile: String,
+    /// Defects.
+    #[command(flatten)]
+    pub faults: FaultArgs,
+    /// Where to run: cpu, cuda or cuda:I (needs the feature `cuda`)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Write the tensors of the run to this .npz
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Blocks to trace, separated by commas [default: every one]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "trace")]
+    pub layers: Option<Vec<usize>>,
+    /// Points to trace, separated by commas [default: every one; see docs/trace-points.md]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "trace")]
+    pub points: Option<Vec<String>>,
+    /// Continue each sequence by this many tokens, greedily
+    #[arg(long, value_name = "N")]
+    pub generate: Option<NonZeroUsize>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// What a run of one sequence gave.
 #[derive(Serialize)]

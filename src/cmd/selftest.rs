@@ -1,10 +1,21 @@
 //! `scalescope selftest`: would a flipped bit be noticed?
 
 use crate::Outcome;
-use crate::cli::SelftestArgs;
 use crate::output::{print, print_json, table, table_text};
+use clap::Args;
 use scalescope_golden::selftest::selftest;
 use scalescope_sim::error::Result;
+
+/// Arguments of `selftest`.
+#[derive(Args, Debug)]
+pub struct SelftestArgs {
+    /// Seed of the sampled positions
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &SelftestArgs) -> Result<Outcome> {
     let report = selftest(args.seed)?;

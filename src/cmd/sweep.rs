@@ -1,7 +1,7 @@
 //! `scalescope sweep`: a grid of designs.
 
 use crate::Outcome;
-use crate::cli::SweepArgs;
+use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
 use crate::output::{number, print, print_json, progress, table, table_text};
 use crate::sweep::effects::effects;
@@ -9,6 +9,7 @@ use crate::sweep::engine::{Bench, Design, pareto};
 use crate::sweep::grid::{Values, Vary, designs};
 use crate::sweep::page::{page, words};
 use crate::sweep::store::Store;
+use clap::Args;
 use rayon::prelude::*;
 use scalescope_golden::trace_file::model_digest;
 use scalescope_sim::error::{Result, SimError};
@@ -16,7 +17,52 @@ use scalescope_sim::mode::FLOAT;
 use scalescope_sim::profile::Profile;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Mutex;
+
+/// Arguments of `sweep`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope sweep --vary requant.multiplier_bits=8..16 --vary scan.state=int8,int16,f16
+  scalescope sweep --profile a.toml --vary nonlinearity.exp.entries=32..512*2 -o sweep.jsonl --html sweep.html
+  scalescope sweep --profile a.toml --choices
+
+Keys are those of a profile file (docs/asic.md). Values: 8..16, 8..32+8, 64..1024*2, or a list. With -o
+a sweep that was stopped goes on where it was.")]
+pub struct SweepArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// The profile that designs start from: a built-in one or a .toml file
+    #[arg(long, default_value = "asic-int8")]
+    pub profile: String,
+    /// A key and the values it takes; several make a grid
+    #[arg(long, value_name = "KEY=VALUES", required_unless_present = "choices", num_args = 1..)]
+    pub vary: Vec<String>,
+    /// Instead of a grid, the tables of the profile one at a time: what each costs by itself, and what
+    /// the others cost without it
+    #[arg(long, conflicts_with = "vary")]
+    pub choices: bool,
+    /// Use at most this many tokens in all
+    #[arg(long, value_name = "TOKENS", default_value = "2048")]
+    pub budget: NonZeroUsize,
+    /// Keep every design in this file, as it is done, and go on with it
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Write a page with plots
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens of each passage of the built-in text.
 const SAMPLE_LENGTH: usize = 512;

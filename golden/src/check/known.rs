@@ -26,10 +26,14 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Nothing yet, not even the states before the first step.
-    pub(super) fn new(path: &dyn Engine) -> Self {
-        let layers = path.config().n_layers;
+    /// Nothing of a model's run yet.
+    pub(super) fn of(path: &dyn Engine) -> Self {
         let granularity = path.profile().storage.activation_granularity;
+        Self::new(path.config().n_layers, granularity)
+    }
+
+    /// Nothing yet, not even the states before the first step.
+    fn new(layers: usize, granularity: ActivationGranularity) -> Self {
         Self {
             layers,
             dynamic: granularity == ActivationGranularity::Token,
@@ -178,7 +182,7 @@ mod tests {
     ];
 
     fn knowing(layer: usize, points: &[TracePoint]) -> Known {
-        let mut known = Known::new(3);
+        let mut known = Known::new(3, ActivationGranularity::Tensor);
         known.prefill(true);
         points
             .iter()
@@ -208,10 +212,30 @@ mod tests {
     }
 
     #[test]
+    fn codes_with_scales_of_tokens_need_these_too() {
+        for (point, codes, scales) in [
+            (InProjOut, NormOut, NormOutScale),
+            (OutProjOut, HadOut, HadOutScale),
+        ] {
+            let knows = |granularity, points: &[TracePoint]| {
+                let mut known = Known::new(3, granularity);
+                for point in points {
+                    known.given(Place::layer(1, *point));
+                }
+                known.knows(Place::layer(1, point))
+            };
+            assert!(knows(ActivationGranularity::Tensor, &[codes]));
+            assert!(!knows(ActivationGranularity::Token, &[codes]));
+            assert!(!knows(ActivationGranularity::Token, &[scales]));
+            assert!(knows(ActivationGranularity::Token, &[codes, scales]));
+        }
+    }
+
+    #[test]
     fn the_first_block_follows_from_the_tokens() {
         let every = [ResidualOut, NormOut, InProjOut, ConvOut, SsmY, OutProjOut];
         for point in every {
-            let mut known = Known::new(2);
+            let mut known = Known::new(2, ActivationGranularity::Tensor);
             known.prefill(true);
             assert!(known.knows(Place::layer(0, point)), "{point:?}");
             known.prefill(false);
@@ -245,7 +269,7 @@ mod tests {
         let state_in = |known: &Known| {
             [ConvStateIn, SsmStateIn].map(|point| known.knows(Place::layer(0, point)))
         };
-        let mut known = Known::new(1);
+        let mut known = Known::new(1, ActivationGranularity::Tensor);
         assert_eq!(state_in(&known), [false; 2]);
         known.prefill(true);
         known.answers.borrow_mut().clear();
@@ -260,7 +284,7 @@ mod tests {
             (&[ConvStateOut, SsmStateOut], [true; 2]),
             (&[InProjOut], [false; 2]),
         ] {
-            let mut known = Known::new(1);
+            let mut known = Known::new(1, ActivationGranularity::Tensor);
             for point in given {
                 known.given(Place::layer(0, *point));
             }
@@ -269,7 +293,7 @@ mod tests {
             assert!(!known.knows(Place::layer(0, HiddenIn)), "no token");
         }
         // All of a step follows from its token and its states.
-        let mut known = Known::new(1);
+        let mut known = Known::new(1, ActivationGranularity::Tensor);
         known.prefill(true);
         known.given(Place::layer(0, NormOut));
         known.next_token(true);
