@@ -484,7 +484,7 @@ fn bench_measures_every_mode_profile_length_and_batch() {
             _ => assert!(steps.is_empty(), "{m}"),
         }
         // Integer products where the mode has them, and only there.
-        let integer = m["mode"] == "0" && m["phase"] == "prefill";
+        let integer = m["mode"] == "0" && m["phase"] != "decode";
         assert_eq!(m.get("int8_gops").is_some(), integer, "{m}");
     }
 }
