@@ -55,19 +55,10 @@ pub fn lines(title: &str, x: &[usize], series: &[Series]) -> Markup {
             .collect();
         format!("{} {}", path(values, 2), low.join(" "))
     };
-    // Names at the right end, moved apart if they would overlap.
     let mut ends: Vec<f64> = Vec::new();
     for s in series {
-        let mut y = py(s.values.last().map_or(0.0, |v| v[1]));
-        while let Some(near) = ends.iter().find(|e| (**e - y).abs() < 28.0) {
-            y = near
-                + if y >= *near && *near + 28.0 < height - bottom {
-                    28.0
-                } else {
-                    -28.0
-                };
-        }
-        ends.push(y);
+        let y = py(s.values.last().map_or(0.0, |v| v[1]));
+        ends.push(free_place(y, &ends, top..height - bottom));
     }
     let ticks = (0..)
         .map(|i| tick * f64::from(i))
@@ -97,6 +88,24 @@ pub fn lines(title: &str, x: &[usize], series: &[Series]) -> Markup {
             }
         }
     }
+}
+
+/// The place for a name of two lines nearest to `y` that overlaps none of `taken`, inside `range` if there
+/// is one.
+fn free_place(y: f64, taken: &[f64], range: std::ops::Range<f64>) -> f64 {
+    const LINES: f64 = 28.0;
+    // A name keeps two neighbouring places from others, at most.
+    let places = 0..=2 * taken.len();
+    let places = places.map(|i| {
+        let away = LINES * i.div_ceil(2) as f64;
+        if i % 2 == 0 { y + away } else { y - away }
+    });
+    let free: Vec<f64> = places
+        .chain([y + LINES * (2 * taken.len() + 1) as f64])
+        .filter(|place| taken.iter().all(|t| (t - place).abs() >= LINES))
+        .collect();
+    let inside = free.iter().find(|place| range.contains(place));
+    inside.or(free.first()).copied().unwrap_or(y)
 }
 
 /// A named estimate with its interval.
@@ -182,6 +191,27 @@ pub fn histogram(counts: &[u64], clipped: bool, title: &str) -> Markup {
                 @if clipped && tall > 0.0 {
                     rect .clipped x=(step * bin as f64) y=(format!("{:.1}", height - tall)) width=(2.0 * step / 1.5) height=(format!("{tall:.1}")) {}
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod names {
+    use super::free_place;
+
+    #[test]
+    fn never_overlap_and_always_find_a_place() {
+        for step in 0..60 {
+            let mut taken: Vec<f64> = Vec::new();
+            // Two names with a gap too narrow for a third, then one between them and more.
+            for y in [40.0, 40.0 + f64::from(step), 50.0, 55.0, 60.0, 14.0, 199.0] {
+                let place = free_place(y, &taken, 14.0..200.0);
+                assert!(
+                    taken.iter().all(|t| (t - place).abs() >= 28.0),
+                    "{step} {y} {taken:?}"
+                );
+                taken.push(place);
             }
         }
     }
