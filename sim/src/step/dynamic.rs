@@ -34,7 +34,7 @@ impl DynamicTensor {
     }
 }
 
-/// The scale that puts `absmax` on code 127, on a grid; 1 for 0. (See [`dynamic_scale`].)
+/// The scale that puts `absmax` on code 127, on a grid; 1 for 0.
 pub fn scale_of(absmax: f32, grid: ScaleGrid) -> Scale {
     let scale = match absmax {
         0.0 => 1.0,
