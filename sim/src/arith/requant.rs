@@ -224,20 +224,20 @@ impl QuantizeSlice<'_> {
 
 /// Rounds `in_units(v)` of each value and makes it fit. For kernels, which give it their instruction set.
 #[inline(always)]
-pub(crate) fn codes_of(
+pub(crate) fn codes_of<T: Copy>(
     rounding: Rounding,
     overflow: Overflow,
-    in_units: impl Fn(f32) -> f32,
-    values: &[f32],
+    in_units: impl Fn(T) -> f32,
+    values: &[T],
     codes: &mut [i8],
 ) -> Status {
     /// The loop.
     #[inline(always)]
-    fn by(
+    fn by<T: Copy>(
         rounding: Rounding,
         overflow: Overflow,
-        in_units: impl Fn(f32) -> f32,
-        values: &[f32],
+        in_units: impl Fn(T) -> f32,
+        values: &[T],
         codes: &mut [i8],
     ) -> Status {
         let mut tally = Tally::of(overflow);

@@ -1,6 +1,5 @@
 //! Integer to INT8, and the counters of what did not fit.
 
-use super::real::{LANES, Lanes};
 use serde::{Deserialize, Serialize};
 use std::hint::select_unpredictable as select;
 use std::ops::AddAssign;
@@ -188,54 +187,6 @@ impl Tally {
     pub fn status(self, values: usize, rule: Overflow) -> Status {
         let peak = f32::from_bits(self.peak);
         Status::counted(values, self.overflows.into(), peak, rule)
-    }
-}
-
-/// [`Tally`] of a loop over whole vectors: each lane counts for itself, and all meet at the end.
-#[derive(Clone, Copy, Debug)]
-pub struct LaneTally {
-    rule: Overflow,
-    values: usize,
-    overflows: [u32; LANES],
-    /// The largest magnitude.
-    peak: Lanes,
-}
-
-impl LaneTally {
-    /// For the codes that fit a rule.
-    #[inline(always)]
-    pub fn of(rule: Overflow) -> Self {
-        Self {
-            rule,
-            values: 0,
-            overflows: [0; LANES],
-            peak: [0.0; LANES],
-        }
-    }
-
-    /// Counts the first `values` lanes, integer-valued f32 before they are made to fit.
-    #[inline(always)]
-    pub fn add(&mut self, integers: &Lanes, values: usize) {
-        self.values += values;
-        let (lowest, overflows, peak) = (self.rule.lowest(), self.overflows, self.peak);
-        let mut now = (overflows, peak);
-        for e in 0..LANES {
-            let v = integers[e];
-            let beyond = (e < values) & !(lowest..=127.0).contains(&v);
-            now.0[e] = overflows[e] + u32::from(beyond);
-            let magnitude = if e < values { v.abs() } else { 0.0 };
-            // Leaves NaN out. A condition of its own would become a masked store, which the next
-            // vector's load has to wait for.
-            now.1[e] = peak[e].max(magnitude);
-        }
-        (self.overflows, self.peak) = now;
-    }
-
-    /// What was counted.
-    pub fn status(&self) -> Status {
-        let overflows = self.overflows.iter().map(|n| u64::from(*n)).sum();
-        let peak = self.peak.iter().copied().fold(0.0, f32::max);
-        Status::counted(self.values, overflows, peak, self.rule)
     }
 }
 

@@ -25,8 +25,7 @@ mod vnni;
 pub(super) use amx::burst as amx_burst;
 
 use super::columns::SplitColumns;
-use crate::arith::real::LANES;
-use crate::arith::saturate::{LaneTally, Overflow, Status};
+use crate::arith::saturate::Status;
 use crate::isa::Isa;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -43,34 +42,10 @@ const TASK: usize = 1 << 15;
 pub trait Epilogue: Sync {
     /// An output.
     type Out: Copy + Default + Send;
-    /// The rule by which outputs are made to fit; counts go by it.
-    fn overflow(&self) -> Overflow {
-        Overflow::Saturate
-    }
-    /// Turns one vector of accumulators into outputs, and counts those of the first `values` lanes that
-    /// did not fit. Implementations are `#[inline(always)]`: each
-    /// instruction set gets its own copy.
-    fn vector(
-        &self,
-        acc: &[i32; LANES],
-        values: usize,
-        tally: &mut LaneTally,
-    ) -> [Self::Out; LANES];
 
-    /// A stretch of a row of accumulators.
-    #[inline(always)]
-    fn row(&self, acc: &[i32], out: &mut [Self::Out], tally: &mut LaneTally) {
-        let (vectors, rest) = acc.as_chunks();
-        let (outs, last) = out.as_chunks_mut();
-        for (acc, out) in vectors.iter().zip(outs) {
-            *out = self.vector(acc, LANES, tally);
-        }
-        if !rest.is_empty() {
-            let mut acc = [0; LANES];
-            acc[..rest.len()].copy_from_slice(rest);
-            last.copy_from_slice(&self.vector(&acc, rest.len(), tally)[..rest.len()]);
-        }
-    }
+    /// Turns accumulators into outputs (as many), and counts what did not fit. Implementations are
+    /// `#[inline(always)]`: each instruction set gets its own copy.
+    fn finish(&self, acc: &[i32], out: &mut [Self::Out]) -> Status;
 }
 
 /// The accumulators themselves.
@@ -81,8 +56,9 @@ impl Epilogue for Sums {
     type Out = i32;
 
     #[inline(always)]
-    fn vector(&self, acc: &[i32; LANES], _: usize, _: &mut LaneTally) -> [i32; LANES] {
-        *acc
+    fn finish(&self, acc: &[i32], out: &mut [i32]) -> Status {
+        out.copy_from_slice(acc);
+        Status::default()
     }
 }
 

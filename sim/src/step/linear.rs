@@ -3,9 +3,9 @@
 
 use super::linear_unit::{self, ScaledWeight};
 use crate::arith::accumulate::{Accumulated, Accumulator};
-use crate::arith::real::{LANES, Lanes, lanes};
-use crate::arith::requant::{QuantRule, ScaleOrder, to_f16};
-use crate::arith::saturate::{LaneTally, Overflow, Status};
+use crate::arith::real::LANES;
+use crate::arith::requant::{QuantRule, ScaleOrder, codes_of, to_f16};
+use crate::arith::saturate::Status;
 use crate::error::{Result, SimError};
 use crate::kernels::matmul_f32::RealWeight;
 use crate::kernels::matmul_i8::{Epilogue, Sums, matmul_i8};
@@ -254,7 +254,11 @@ fn integer_linear(
         }
         LinearOutput::F16 => {
             let a = s_in.to_real();
-            product.run(&ToF16 { a, b, order }, Array2::zeros(dim), Tensor::F16)
+            product.run(
+                &ToF16(ToF32 { a, b, order }),
+                Array2::zeros(dim),
+                Tensor::F16,
+            )
         }
         LinearOutput::F32 => {
             let a = s_in.to_real();
@@ -338,9 +342,7 @@ impl Product<'_> {
                     sum as i32
                 });
                 let sums: Vec<i32> = sums.collect();
-                let mut tally = LaneTally::of(epilogue.overflow());
-                epilogue.row(&sums, out, &mut tally);
-                (tally.status(), seen)
+                (epilogue.finish(&sums, out), seen)
             })
             .reduce(Default::default, |a, b| (a.0.plus(b.0), a.1.plus(b.1)))
     }
@@ -358,46 +360,26 @@ pub struct Requantize {
     pub rule: QuantRule,
 }
 
+impl Requantize {
+    #[inline(always)]
+    fn codes(&self, order: ScaleOrder, acc: &[i32], out: &mut [i8]) -> Status {
+        let in_units = |acc| order.apply(self.a, self.b, Acc(acc));
+        codes_of(self.rule.rounding, self.rule.overflow, in_units, acc, out)
+    }
+}
+
 impl Epilogue for Requantize {
     type Out = i8;
 
-    fn overflow(&self) -> Overflow {
-        self.rule.overflow
-    }
-
     #[inline(always)]
-    fn vector(&self, acc: &[i32; LANES], values: usize, tally: &mut LaneTally) -> [i8; LANES] {
-        let v = scaled(self.order, self.a, self.b, acc);
-        // The rule of the vector kernels is a constant in its own copy of the loop.
-        match self.rule {
-            QuantRule::NEAREST_EVEN => codes(QuantRule::NEAREST_EVEN, &v, values, tally),
-            rule => codes(rule, &v, values, tally),
+    fn finish(&self, acc: &[i32], out: &mut [i8]) -> Status {
+        // A constant in each copy of the loop.
+        match self.order {
+            ScaleOrder::RowMajor => self.codes(ScaleOrder::RowMajor, acc, out),
+            ScaleOrder::ChannelMajor => self.codes(ScaleOrder::ChannelMajor, acc, out),
+            ScaleOrder::OneRow => self.codes(ScaleOrder::OneRow, acc, out),
         }
     }
-}
-
-/// [`ScaleOrder::apply`] of each lane.
-#[inline(always)]
-fn scaled(order: ScaleOrder, a: Multiplier, b: Scale, acc: &[i32; LANES]) -> Lanes {
-    let by = |order: ScaleOrder| lanes(|e| order.apply(a, b, Acc(acc[e])));
-    // A constant in each copy of the loop.
-    match order {
-        ScaleOrder::RowMajor => by(ScaleOrder::RowMajor),
-        ScaleOrder::ChannelMajor => by(ScaleOrder::ChannelMajor),
-        ScaleOrder::OneRow => by(ScaleOrder::OneRow),
-    }
-}
-
-/// Real values in units of the grid to codes.
-#[inline(always)]
-fn codes(rule: QuantRule, v: &Lanes, values: usize, tally: &mut LaneTally) -> [i8; LANES] {
-    let integers = lanes(|e| rule.rounding.round(v[e]));
-    tally.add(&integers, values);
-    let mut codes = [0; LANES];
-    for e in 0..LANES {
-        codes[e] = rule.overflow.to_i8(integers[e]);
-    }
-    codes
 }
 
 /// The real value of accumulators.
@@ -407,32 +389,45 @@ struct ToF32 {
     order: ScaleOrder,
 }
 
+impl ToF32 {
+    #[inline(always)]
+    fn values(&self, order: ScaleOrder, acc: &[i32], out: &mut [f32]) {
+        for (acc, out) in acc.iter().zip(out) {
+            *out = order.apply(self.a, self.b, Acc(*acc));
+        }
+    }
+}
+
 impl Epilogue for ToF32 {
     type Out = f32;
 
     #[inline(always)]
-    fn vector(&self, acc: &[i32; LANES], _: usize, _: &mut LaneTally) -> Lanes {
-        scaled(self.order, self.a, self.b, acc)
+    fn finish(&self, acc: &[i32], out: &mut [f32]) -> Status {
+        match self.order {
+            ScaleOrder::RowMajor => self.values(ScaleOrder::RowMajor, acc, out),
+            ScaleOrder::ChannelMajor => self.values(ScaleOrder::ChannelMajor, acc, out),
+            ScaleOrder::OneRow => self.values(ScaleOrder::OneRow, acc, out),
+        }
+        Status::default()
     }
 }
 
 /// The real value of accumulators as binary16.
-struct ToF16 {
-    a: Multiplier,
-    b: Scale,
-    order: ScaleOrder,
-}
+struct ToF16(ToF32);
 
 impl Epilogue for ToF16 {
     type Out = f16;
 
     #[inline(always)]
-    fn vector(&self, acc: &[i32; LANES], _: usize, _: &mut LaneTally) -> [f16; LANES] {
-        let v = scaled(self.order, self.a, self.b, acc);
-        let mut halves = [f16::ZERO; LANES];
-        for e in 0..LANES {
-            halves[e] = to_f16(v[e]);
+    fn finish(&self, acc: &[i32], out: &mut [f16]) -> Status {
+        let mut values = [0.0; LANES];
+        for (acc, out) in acc.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            let values = &mut values[..acc.len()];
+            let _ = self.0.finish(acc, values);
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = to_f16(*value);
+            }
         }
-        halves
+        Status::default()
     }
 }

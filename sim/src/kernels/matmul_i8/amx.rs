@@ -55,7 +55,12 @@ impl Tile for Amx {
         unsafe { multiply(words, panel, acc, part) }
     }
 
-    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+    fn panel<E: Epilogue>(
+        job: &Job<E>,
+        x: &Rows,
+        scratch: &mut Scratch<E::Out>,
+        p: usize,
+    ) -> Status {
         // SAFETY: `matmul_i8` chooses this tile where `Isa::Amx` was detected.
         unsafe { panel(job, x, scratch, p) }
     }
@@ -72,7 +77,7 @@ fn pack_rows(rows: &[i8], k: usize, words: &mut [i32]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch<E::Out>, p: usize) -> Status {
     // SAFETY: this runs where AMX was found and the system was asked for it.
     let _tiles = unsafe { Tiles::configure() };
     packed::panel::<Amx, E>(job, x, scratch, p)
@@ -266,7 +271,12 @@ mod tests {
             }
         }
 
-        fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+        fn panel<E: Epilogue>(
+            job: &Job<E>,
+            x: &Rows,
+            scratch: &mut Scratch<E::Out>,
+            p: usize,
+        ) -> Status {
             packed::panel::<Emulated, E>(job, x, scratch, p)
         }
     }

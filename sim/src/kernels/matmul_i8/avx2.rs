@@ -48,7 +48,12 @@ impl Tile for Avx2 {
         }
     }
 
-    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+    fn panel<E: Epilogue>(
+        job: &Job<E>,
+        x: &Rows,
+        scratch: &mut Scratch<E::Out>,
+        p: usize,
+    ) -> Status {
         // SAFETY: `matmul_i8` chooses this tile where `Isa::Avx2` was detected.
         unsafe { panel(job, x, scratch, p) }
     }
@@ -62,7 +67,7 @@ fn pair(codes: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch<E::Out>, p: usize) -> Status {
     packed::panel::<Avx2, E>(job, x, scratch, p)
 }
 

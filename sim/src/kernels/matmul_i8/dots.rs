@@ -1,7 +1,7 @@
 //! One dot product after another, straight from the weight's rows.
 
 use super::{Epilogue, Job, PANEL, panels};
-use crate::arith::saturate::{LaneTally, Status};
+use crate::arith::saturate::Status;
 use crate::isa::{Isa, Kernel, dispatch};
 
 /// Multiplies every row of x with every row of the weight.
@@ -50,13 +50,13 @@ pub(super) fn panel<E: Epilogue>(
     let first = p * PANEL;
     let width = PANEL.min(job.out.columns() - first);
     let weight = &job.weight[first * job.k..][..width * job.k];
-    let mut tally = LaneTally::of(job.epilogue.overflow());
+    let mut status = Status::default();
     for (row, x) in job.x.chunks_exact(job.k).enumerate() {
         let mut acc = [0i32; PANEL];
         dots(x, weight, &mut acc[..width]);
         // SAFETY: panels have different columns, and this is the only segment of this one alive.
         let out = unsafe { job.out.segment(row, first, width) };
-        job.epilogue.row(&acc[..width], out, &mut tally);
+        status += job.epilogue.finish(&acc[..width], out);
     }
-    tally.status()
+    status
 }

@@ -2,9 +2,8 @@
 //! tiles of rows of x by 32 outputs stay in registers while k runs.
 
 use super::{Epilogue, Job, PANEL, panels};
-use crate::arith::saturate::{LaneTally, Status};
+use crate::arith::saturate::Status;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// One 32-bit word for each output of a panel.
 pub(super) type Words = [i32; PANEL];
@@ -41,7 +40,12 @@ pub(super) trait Tile {
     fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words], part: usize);
 
     /// Runs [`panel`] with the instruction set enabled.
-    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status;
+    fn panel<E: Epilogue>(
+        job: &Job<E>,
+        x: &Rows,
+        scratch: &mut Scratch<E::Out>,
+        p: usize,
+    ) -> Status;
 }
 
 /// Some rows of x, packed.
@@ -55,10 +59,12 @@ pub(super) struct Rows {
 }
 
 /// What a thread needs for one panel at a time.
-pub(super) struct Scratch {
+pub(super) struct Scratch<O> {
     panel: Vec<Words>,
     /// Sums of two tiles.
     acc: Vec<Words>,
+    /// Outputs of a tile, side by side as its sums are.
+    out: Vec<[O; PANEL]>,
 }
 
 /// Multiplies every row of x with every row of the weight.
@@ -89,6 +95,7 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
         let scratch = || Scratch {
             panel: vec![[0; PANEL]; groups],
             acc: vec![[0; PANEL]; 2 * T::ROWS],
+            out: vec![[E::Out::default(); PANEL]; T::ROWS],
         };
         status += panels(job, x.starts.len(), scratch, |scratch, p| {
             T::panel(job, &x, scratch, p)
@@ -103,50 +110,95 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
 pub(super) fn panel<T: Tile, E: Epilogue>(
     job: &Job<E>,
     x: &Rows,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<E::Out>,
     p: usize,
 ) -> Status {
-    let Scratch { panel, acc } = scratch;
+    let Scratch { panel, acc, out } = scratch;
     let first = p * PANEL;
     let width = PANEL.min(job.out.columns() - first);
     T::pack(&job.weight[first * job.k..][..width * job.k], job.k, panel);
-    let mut tally = LaneTally::of(job.epilogue.overflow());
     let parts = T::parts(panel.len());
-    let tiles = x.words.chunks_exact(T::ROWS * panel.len());
-    // The sums of this tile, and those of the tile before with its place and rows.
+    let (tile, rows) = (T::ROWS * panel.len(), x.starts.len());
+    // A thread's next panel is most often the one beside; its rows come in while this one is multiplied.
+    let beside = &job.weight[(first + width) * job.k..];
+    let beside = &beside[..beside.len().min(PANEL * job.k)];
+    let share = (beside.len().div_ceil(rows.div_ceil(T::ROWS))).next_multiple_of(LINE);
+    let mut beside = beside.chunks(share.max(1));
+    // The sums of this tile, and those of the tile before.
     let (mut now, mut before) = acc.split_at_mut(T::ROWS);
-    let (mut row_before, mut rows_before) = (0, 0);
-    for (t, (words, starts)) in tiles.zip(x.starts.chunks(T::ROWS)).enumerate() {
+    let mut status = Status::default();
+    for t in 0..=rows.div_ceil(T::ROWS) {
+        let starts = &x.starts[(t * T::ROWS).min(rows)..rows.min((t + 1) * T::ROWS)];
+        let done = (t.max(1) - 1) * T::ROWS;
+        let ready = if t == 0 { 0 } else { T::ROWS.min(rows - done) };
+        prefetch(beside.next().unwrap_or(&[]));
         for part in 0..parts {
-            T::multiply(words, panel, starts, now, part);
-            let rows = rows_before * part / parts..rows_before * (part + 1) / parts;
-            finish(job, p, before, row_before, rows, &mut tally);
+            if !starts.is_empty() {
+                let words = &x.words[t * tile..][..tile];
+                T::multiply(words, panel, starts, now, part);
+            }
+            let some = ready * part / parts..ready * (part + 1) / parts;
+            status += finish(
+                job,
+                p,
+                &before[some.clone()],
+                x.first + done + some.start,
+                out,
+            );
         }
-        (row_before, rows_before) = (x.first + t * T::ROWS, starts.len());
         std::mem::swap(&mut now, &mut before);
     }
-    finish(job, p, before, row_before, 0..rows_before, &mut tally);
-    tally.status()
+    status
 }
 
-/// Turns rows of a tile, whose first one is row `first_row` of the product, into outputs.
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Asks for codes that will be read soon, into the second-level cache.
+#[inline(always)]
+fn prefetch(codes: &[i8]) {
+    for line in codes.chunks(LINE) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which every x86-64 processor has.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
+/// Turns rows of sums into outputs, from row `first_row` of the product on.
 #[inline(always)]
 fn finish<E: Epilogue>(
     job: &Job<E>,
     p: usize,
     acc: &[Words],
     first_row: usize,
-    rows: Range<usize>,
-    tally: &mut LaneTally,
-) {
+    staged: &mut [[E::Out; PANEL]],
+) -> Status {
     let first = p * PANEL;
     let width = PANEL.min(job.out.columns() - first);
-    for r in rows {
+    let staged = &mut staged[..acc.len()];
+    // All at once: what is counted then stays in registers.
+    let status = match width {
+        PANEL => (job.epilogue).finish(acc.as_flattened(), staged.as_flattened_mut()),
+        _ => {
+            let mut status = Status::default();
+            for (acc, out) in acc.iter().zip(&mut *staged) {
+                status += job.epilogue.finish(&acc[..width], &mut out[..width]);
+            }
+            status
+        }
+    };
+    for (r, staged) in staged.iter().enumerate() {
         // SAFETY: panels have different columns, and this is the only segment of this one alive.
         let out = unsafe { job.out.segment(first_row + r, first, width) };
         match <&mut [E::Out; PANEL]>::try_from(&mut *out) {
-            Ok(out) => job.epilogue.row(&acc[r], out, tally),
-            Err(_) => job.epilogue.row(&acc[r][..width], out, tally),
+            Ok(out) => *out = *staged,
+            Err(_) => out.copy_from_slice(&staged[..width]),
         }
     }
+    status
 }

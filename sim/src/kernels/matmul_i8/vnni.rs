@@ -57,14 +57,19 @@ impl Tile for Vnni {
         }
     }
 
-    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+    fn panel<E: Epilogue>(
+        job: &Job<E>,
+        x: &Rows,
+        scratch: &mut Scratch<E::Out>,
+        p: usize,
+    ) -> Status {
         // SAFETY: `matmul_i8` chooses this tile where `Isa::Avx512Vnni` was detected.
         unsafe { panel(job, x, scratch, p) }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch, p: usize) -> Status {
+fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch<E::Out>, p: usize) -> Status {
     packed::panel::<Vnni, E>(job, x, scratch, p)
 }
 
