@@ -8,6 +8,8 @@
 use super::real::{LANES, Lanes, lanes};
 use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::butterflies;
 
 /// How a length factors: n = base·2^k.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,18 +86,7 @@ impl Kernel for Transform<'_> {
         let HadamardSize { base, block } = self.size;
         let mut mixed = vec![0.0f32; if base > 1 { base * block } else { 0 }];
         for row in self.rows.chunks_exact_mut(base * block) {
-            let mut stride = 1;
-            if block >= LONG {
-                for long in row.as_chunks_mut::<LONG>().0 {
-                    butterflies_of_long(long);
-                }
-                stride = LONG;
-            } else if block >= LANES {
-                for short in row.as_chunks_mut::<LANES>().0 {
-                    *short = butterflies_of_short(*short);
-                }
-                stride = LANES;
-            }
+            let mut stride = short_strides(row, block);
             while stride < block {
                 for pair in row.chunks_exact_mut(2 * stride) {
                     let (low, high) = pair.split_at_mut(stride);
@@ -122,42 +113,31 @@ impl Kernel for Transform<'_> {
     }
 }
 
-/// Elements whose butterflies of strides 1, 2, …, 64 stay among themselves: eight vectors.
-const LONG: usize = 8 * LANES;
-
-/// All butterflies of strides below [`LONG`].
+/// Butterflies of the strides whose partners lie close; returns the first one left.
 #[inline(always)]
-fn butterflies_of_long(long: &mut [f32; LONG]) {
-    let mut v = [[0.0; LANES]; 8];
-    for (v, short) in v.iter_mut().zip(long.as_chunks().0) {
-        *v = butterflies_of_short(*short);
+fn short_strides(row: &mut [f32], block: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if block >= butterflies::LONG && butterflies::short_strides(row) {
+        return butterflies::LONG;
     }
-    let across = |v: [Lanes; 8], stride: usize| {
-        let mut out = v;
-        for i in 0..8 {
-            let (a, b) = (v[i & !stride], v[i | stride]);
-            out[i] = match i & stride {
-                0 => lanes(|e| a[e] + b[e]),
-                _ => lanes(|e| a[e] - b[e]),
-            };
-        }
-        out
-    };
-    let v = across(across(across(v, 1), 2), 4);
-    for (short, v) in long.as_chunks_mut().0.iter_mut().zip(v) {
-        *short = v;
+    if block < LANES {
+        return 1;
     }
+    for short in row.as_chunks_mut::<LANES>().0 {
+        *short = butterflies_of_short(*short);
+    }
+    LANES
 }
 
 /// Elements whose butterflies of strides 1, 2, 4, 8 stay among themselves: one vector.
 #[inline(always)]
 fn butterflies_of_short(v: Lanes) -> Lanes {
-    butterflies::<8>(butterflies::<4>(butterflies::<2>(butterflies::<1>(v))))
+    stride::<8>(stride::<4>(stride::<2>(stride::<1>(v))))
 }
 
 /// All butterflies of one stride: `a+b` in the low place, `a−b` in the high one.
 #[inline(always)]
-fn butterflies<const STRIDE: usize>(v: Lanes) -> Lanes {
+fn stride<const STRIDE: usize>(v: Lanes) -> Lanes {
     let mut out = [0.0; LANES];
     for i in 0..LANES {
         let (a, b) = (v[i & !STRIDE], v[i | STRIDE]);

@@ -96,18 +96,29 @@ fn of_step(table: &[u32; 32], shifted: __m512) -> __m512 {
 #[inline]
 fn exp(x: __m512) -> __m512 {
     let (y, unsure) = nearly_always(x);
-    if unsure == 0 { y } else { by_definition(x) }
+    if unsure == 0 {
+        y
+    } else {
+        by_definition(x, y, unsure)
+    }
 }
 
 #[cold]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn by_definition(x: __m512) -> __m512 {
+fn by_definition(x: __m512, y: __m512, unsure: __mmask16) -> __m512 {
     // SAFETY: both types are 16 f32.
-    let x = unsafe { std::mem::transmute::<__m512, [f32; 16]>(x) };
-    let mut y = [0.0; 16];
-    for e in 0..16 {
+    let (x, mut y) = unsafe {
+        (
+            std::mem::transmute::<__m512, [f32; 16]>(x),
+            std::mem::transmute::<__m512, [f32; 16]>(y),
+        )
+    };
+    let mut rest = unsure;
+    while rest != 0 {
+        let e = rest.trailing_zeros() as usize;
         y[e] = elementary::exp(x[e]);
+        rest &= rest - 1;
     }
     // SAFETY: as above.
     unsafe { std::mem::transmute::<[f32; 16], __m512>(y) }

@@ -7,6 +7,7 @@
 //! the output, which rounds nothing.
 
 use super::columns::SplitColumns;
+use super::lines::Lines;
 use crate::arith::binary16::from_f16;
 use crate::isa::{Isa, Kernel, dispatch};
 use half::f16;
@@ -57,7 +58,7 @@ impl RealWeight<'_> {
                 .into_par_iter()
                 .with_min_len(TASK.div_ceil(work))
                 .for_each_init(
-                    || vec![[0.0; PANEL]; BLOCK.min(k)],
+                    || Lines::new(0.0, BLOCK.min(k)),
                     |panel, p| {
                         let task = Panel {
                             weight: self,

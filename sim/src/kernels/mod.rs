@@ -28,9 +28,12 @@ macro_rules! slices {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod butterflies;
 pub mod columns;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod exp;
+pub(crate) mod lines;
 pub mod matmul_f32;
 pub mod matmul_i8;
 pub mod pages;

@@ -9,6 +9,7 @@
 use super::scan_formula::Formula;
 use super::scan_tile::{Recurrence, Scratch, Tile};
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
+use std::ops::Range;
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -28,6 +29,7 @@ pub(crate) fn plan(length: usize) -> (usize, usize) {
 
 /// The affine map x → a·x + b of a stretch of tokens.
 #[derive(Clone, Copy)]
+#[repr(C, align(64))]
 struct Map {
     a: Lanes,
     b: Lanes,
@@ -69,26 +71,17 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
         let states = scratch.state.len();
         let mut folds = [Map::IDENTITY; MAX_THREADS];
         let folds = &mut folds[..threads];
+        scratch.decay[tokens..].fill(Map::IDENTITY.a);
+        scratch.input[tokens..].fill(Map::IDENTITY.b);
         for n in 0..states {
             tile.decays::<R>(scratch, tokens, n);
-            scratch.decay[tokens..].fill(Map::IDENTITY.a);
             for (thread, fold) in folds.iter_mut().enumerate() {
-                for t in thread * items..(thread + 1) * items {
-                    let map = Map {
-                        a: scratch.decay[t],
-                        b: match t < tokens {
-                            true => {
-                                let b = tile.b[(first + t) * states + n];
-                                tile.input::<R, F>(b, scratch.drive[t], scratch.u[t])
-                            }
-                            false => Map::IDENTITY.b,
-                        },
-                    };
-                    scratch.input[t] = map.b;
-                    *fold = match t == thread * items {
-                        true => map,
-                        false => fold.then::<R>(&map),
-                    };
+                let from = thread * items;
+                let count = tokens.saturating_sub(from).min(items);
+                let items_there = from..from + count;
+                *fold = fold_items::<R, F>(tile, scratch, items_there, first, n);
+                for _ in count.max(1)..items {
+                    *fold = fold.then::<R>(&Map::IDENTITY);
                 }
             }
             for warp in folds.chunks_exact_mut(WARP) {
@@ -111,15 +104,9 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
                         Some(exclusive) => running.then::<R>(&exclusive),
                         None => running,
                     };
-                    let mut x = prefix.b;
-                    let from = (w * WARP + lane) * items;
-                    for t in from..(from + items).min(tokens) {
-                        let c = tile.c[(first + t) * states + n];
-                        let (decay, input) = (scratch.decay[t], scratch.input[t]);
-                        let sum = scratch.out[t];
-                        x = lanes(|e| R::fma(decay[e], x[e], input[e]));
-                        scratch.out[t] = lanes(|e| F::accumulate(x[e], c, sum[e]));
-                    }
+                    let from = ((w * WARP + lane) * items).min(tokens);
+                    let items_there = from..(from + items).min(tokens);
+                    replay_items::<R, F>(tile, scratch, items_there, first, n, prefix.b);
                 }
                 before = Some(match before {
                     Some(before) => before.then::<R>(&warp[WARP - 1]),
@@ -129,6 +116,74 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
             let running = running.then::<R>(&before.expect("a chunk has at least one warp"));
             scratch.state[n] = running.b;
         }
+    }
+}
+
+/// The fold of one thread's items, tokens of a chunk that begins with token `first`; keeps what enters
+/// state n at each.
+#[inline(always)]
+fn fold_items<R: RealMath, F: Formula<R>>(
+    tile: &Tile,
+    scratch: &mut Scratch,
+    items: Range<usize>,
+    first: usize,
+    n: usize,
+) -> Map {
+    if items.is_empty() {
+        return Map::IDENTITY;
+    }
+    let states = scratch.state.len();
+    let Scratch {
+        decay,
+        input,
+        drive,
+        u,
+        ..
+    } = scratch;
+    let (decay, input) = (&decay[items.clone()], &mut input[items.clone()]);
+    let (drive, u) = (&drive[items.clone()], &u[items.clone()]);
+    let b = tile.b[(first + items.start) * states..].iter().skip(n);
+    let b = b.step_by(states);
+    let inputs = drive.iter().zip(u).zip(b).zip(input);
+    let mut maps = decay
+        .iter()
+        .zip(inputs)
+        .map(|(a, (((drive, u), b), input))| {
+            *input = tile.input::<R, F>(*b, *drive, *u);
+            Map { a: *a, b: *input }
+        });
+    let mut fold = maps.next().expect("an item");
+    for map in maps {
+        fold = fold.then::<R>(&map);
+    }
+    fold
+}
+
+/// Moves state n from `x` through one thread's items and adds it to their outputs.
+#[inline(always)]
+fn replay_items<R: RealMath, F: Formula<R>>(
+    tile: &Tile,
+    scratch: &mut Scratch,
+    items: Range<usize>,
+    first: usize,
+    n: usize,
+    mut x: Lanes,
+) {
+    if items.is_empty() {
+        return;
+    }
+    let states = scratch.state.len();
+    let Scratch {
+        decay, input, out, ..
+    } = scratch;
+    let (decay, input) = (&decay[items.clone()], &input[items.clone()]);
+    let out = &mut out[items.clone()];
+    let c = tile.c[(first + items.start) * states..].iter().skip(n);
+    let c = c.step_by(states);
+    for (((decay, input), out), c) in decay.iter().zip(input).zip(out).zip(c) {
+        let (state, sum) = (x, *out);
+        x = lanes(|e| R::fma(decay[e], state[e], input[e]));
+        *out = lanes(|e| F::accumulate(x[e], *c, sum[e]));
     }
 }
 

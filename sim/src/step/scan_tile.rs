@@ -12,6 +12,7 @@ use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 use crate::arith::saturate::Status;
 use crate::isa::Isa;
 use crate::kernels::columns::SplitColumns;
+use crate::kernels::lines::Lines;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::transpose;
 use half::f16;
@@ -39,33 +40,42 @@ pub(super) struct Tile<'a> {
 /// What a thread needs for one tile at a time.
 pub(super) struct Scratch {
     /// softplus(dt) of the chunk's tokens.
-    pub delta: Vec<Lanes>,
+    pub delta: Lines<f32, LANES>,
     /// u of the chunk's tokens.
-    pub u: Vec<Lanes>,
+    pub u: Lines<f32, LANES>,
     /// What all states share of their inputs, token by token.
-    pub drive: Vec<Lanes>,
+    pub drive: Lines<f32, LANES>,
     /// Output of the chunk's tokens.
-    pub out: Vec<Lanes>,
+    pub out: Lines<f32, LANES>,
+    /// s_D ⊗ q_D and the bias of dt, once for each token: passes over many tokens then are passes over flat
+    /// slices.
+    skip: Lines<f32, LANES>,
+    bias: Lines<f32, LANES>,
     /// Decay of one state, token by token; of one token, state by state.
-    pub decay: Vec<Lanes>,
+    pub decay: Lines<f32, LANES>,
     /// What enters that state, token by token (block scan).
-    pub input: Vec<Lanes>,
+    pub input: Lines<f32, LANES>,
     /// The states, `[N]`.
-    pub state: Vec<Lanes>,
+    pub state: Lines<f32, LANES>,
     /// The states as tensors have them, `[channels, N]`.
     rows: Vec<f32>,
 }
 
 impl Scratch {
     pub fn new(tokens: usize, states: usize) -> Self {
-        let zeros = |count| vec![[0.0; LANES]; count];
+        let zeros = |count| Lines::new(0.0, count);
+        // In memory in this order, most often: what is written lies below what is read with it, so that
+        // a read never has the low address bits of a write just made, for which it would have to wait.
+        let (out, decay, input) = (zeros(tokens), zeros(tokens.max(states)), zeros(tokens));
         Self {
-            delta: zeros(tokens),
-            u: zeros(tokens),
+            out,
+            decay,
+            input,
             drive: zeros(tokens),
-            out: zeros(tokens),
-            decay: zeros(tokens.max(states)),
-            input: zeros(tokens),
+            u: zeros(tokens),
+            delta: zeros(tokens),
+            skip: zeros(tokens),
+            bias: zeros(tokens),
             state: zeros(states),
             rows: vec![0.0; LANES * states],
         }
@@ -139,30 +149,37 @@ impl Tile<'_> {
         tokens: usize,
     ) {
         let (skip, bias) = self.weight.skip_and_bias::<R>(self.first, self.width);
-        let u = &mut scratch.u[..tokens];
-        self.inputs.u.load(first, self.first, self.width, u);
-        let scale = self.inputs.u.scale();
-        for (u, out) in u.iter_mut().zip(&mut scratch.out) {
-            let q = *u;
-            let real = lanes(|e| R::mul(scale, q[e]));
-            *u = real;
-            *out = lanes(|e| <F as Formula<R::OfResults>>::first_output(skip[e], real[e]));
-        }
+        scratch.skip[..tokens].fill(skip);
+        scratch.bias[..tokens].fill(bias);
+        self.inputs
+            .u
+            .load(first, self.first, self.width, &mut scratch.u[..tokens]);
         let delta = &mut scratch.delta[..tokens];
         self.inputs.dt.load(first, self.first, self.width, delta);
-        let scale = self.inputs.dt.scale();
-        for delta in delta {
-            let q = *delta;
-            *delta = lanes(|e| <F as Formula<R>>::dt(scale, q[e], bias[e]));
-        }
-        R::softplus_slice(scratch.delta[..tokens].as_flattened_mut());
         let Scratch {
-            delta, u, drive, ..
+            delta,
+            u,
+            drive,
+            out,
+            skip,
+            bias,
+            ..
         } = scratch;
-        for ((delta, u), drive) in delta[..tokens].iter_mut().zip(u).zip(drive) {
-            let (d, u) = (lanes(|e| R::operand(delta[e])), *u);
-            *delta = d;
-            *drive = lanes(|e| <F as Formula<R::OfResults>>::drive(d[e], u[e]));
+        let (delta, drive) = (flat_mut(delta, tokens), flat_mut(drive, tokens));
+        let (u, out) = (flat_mut(u, tokens), flat_mut(out, tokens));
+        let scale = self.inputs.u.scale();
+        for ((u, out), skip) in u.iter_mut().zip(out).zip(skip.as_flattened()) {
+            *u = R::mul(scale, *u);
+            *out = <F as Formula<R::OfResults>>::first_output(*skip, *u);
+        }
+        let scale = self.inputs.dt.scale();
+        for (delta, bias) in delta.iter_mut().zip(bias.as_flattened()) {
+            *delta = <F as Formula<R>>::dt(scale, *delta, *bias);
+        }
+        R::softplus_slice(delta);
+        for ((delta, u), drive) in delta.iter_mut().zip(u).zip(drive) {
+            *delta = R::operand(*delta);
+            *drive = <F as Formula<R::OfResults>>::drive(*delta, *u);
         }
     }
 
@@ -195,12 +212,17 @@ impl Tile<'_> {
         first: usize,
         tokens: usize,
     ) {
-        let (skip, _) = self.weight.skip_and_bias::<R>(self.first, self.width);
-        let Scratch { u, out, decay, .. } = scratch;
+        let Scratch {
+            u,
+            out,
+            decay,
+            skip,
+            ..
+        } = scratch;
         let out = &mut out[..tokens];
-        for (out, u) in out.iter_mut().zip(u.iter()) {
-            let (sum, u) = (*out, *u);
-            *out = lanes(|e| F::last_output(sum[e], skip[e], u[e]));
+        let sums = out.as_flattened_mut().iter_mut();
+        for ((out, skip), u) in sums.zip(skip.as_flattened()).zip(u.as_flattened()) {
+            *out = F::last_output(*out, *skip, *u);
         }
         if let Some(source) = &self.inputs.z {
             let z = &mut decay[..tokens];
@@ -234,6 +256,11 @@ impl Tile<'_> {
             Err(_) => row.copy_from_slice(&out[..self.width]),
         }
     }
+}
+
+#[inline(always)]
+fn flat_mut(tokens: &mut [Lanes], count: usize) -> &mut [f32] {
+    tokens[..count].as_flattened_mut()
 }
 
 /// `[channels, N]` to `[N]` vectors of channels; lanes beyond the channels keep what they have.

@@ -3,6 +3,7 @@
 
 use super::{Epilogue, Job, PANEL, panels};
 use crate::arith::saturate::Status;
+use crate::kernels::lines::Lines;
 use rayon::prelude::*;
 
 /// One 32-bit word for each output of a panel.
@@ -53,16 +54,16 @@ pub(super) struct Rows {
     /// Their place in x.
     first: usize,
     /// Tile after tile.
-    words: Vec<i32>,
+    words: Lines<i32, 16>,
     /// One for each row.
     starts: Vec<i32>,
 }
 
 /// What a thread needs for one panel at a time.
 pub(super) struct Scratch<O> {
-    panel: Vec<Words>,
+    panel: Lines<i32, PANEL>,
     /// Sums of two tiles.
-    acc: Vec<Words>,
+    acc: Lines<i32, PANEL>,
     /// Outputs of a tile, side by side as its sums are.
     out: Vec<[O; PANEL]>,
 }
@@ -78,12 +79,13 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
     let tiles = job.out.rows().min(SLAB).div_ceil(T::ROWS);
     let mut x = Rows {
         first: 0,
-        words: vec![0; tiles * tile],
+        words: Lines::new(0, (tiles * tile).div_ceil(16)),
         starts: Vec::new(),
     };
     let mut status = Status::default();
     for rows in job.x.chunks(SLAB * job.k) {
         x.words
+            .as_flattened_mut()
             .par_chunks_exact_mut(tile)
             .zip(rows.par_chunks(T::ROWS * job.k))
             .with_min_len(WORTH.div_ceil(T::ROWS * job.k))
@@ -93,8 +95,8 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
         x.starts.clear();
         x.starts.extend(starts);
         let scratch = || Scratch {
-            panel: vec![[0; PANEL]; groups],
-            acc: vec![[0; PANEL]; 2 * T::ROWS],
+            panel: Lines::new(0, groups),
+            acc: Lines::new(0, 2 * T::ROWS),
             out: vec![[E::Out::default(); PANEL]; T::ROWS],
         };
         status += panels(job, x.starts.len(), scratch, |scratch, p| {
@@ -134,7 +136,7 @@ pub(super) fn panel<T: Tile, E: Epilogue>(
         prefetch(beside.next().unwrap_or(&[]));
         for part in 0..parts {
             if !starts.is_empty() {
-                let words = &x.words[t * tile..][..tile];
+                let words = &x.words.as_flattened()[t * tile..][..tile];
                 T::multiply(words, panel, starts, now, part);
             }
             let some = ready * part / parts..ready * (part + 1) / parts;
