@@ -75,8 +75,8 @@ pub struct Datapath<'m> {
     pub(crate) embedding: &'m Array2<f16>,
     pub(crate) norm_f: Vec<f32>,
     pub(crate) head: LinearWeight<'m>,
-    /// Whether the weights were put on large pages: at the first token that is decoded.
-    pages: OnceLock<()>,
+    /// Whether the weights were prepared for decode: at the first token that is decoded.
+    prepared: OnceLock<()>,
 }
 
 impl<'m> Datapath<'m> {
@@ -95,7 +95,7 @@ impl<'m> Datapath<'m> {
             embedding: ends.embedding,
             norm_f: ends.norm_f.iter().map(|w| f32::from(*w)).collect(),
             head: LinearWeight::float(ends.head.view()),
-            pages: OnceLock::new(),
+            prepared: OnceLock::new(),
         })
     }
 
@@ -185,19 +185,19 @@ impl<'m> Datapath<'m> {
     /// Runs one token from `state`, which it advances. Returns its logits, `[1, V]`. After an error the
     /// state is lost.
     pub fn decode(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
-        self.enlarge_pages();
+        self.prepare_decode();
         in_pool(|| self.decode_here(token, state, probe))
     }
 
-    /// Decode reads every weight once a token.
-    fn enlarge_pages(&self) {
-        self.pages.get_or_init(|| {
+    /// Decode reads every weight once a token; the head, which is not INT8, is nearly half of that.
+    fn prepare_decode(&self) {
+        self.prepared.get_or_init(|| {
             for layer in &self.layers {
                 for weight in [&layer.in_proj_x, &layer.in_proj_z, &layer.out_proj] {
                     weight.enlarge_pages();
                 }
             }
-            self.head.enlarge_pages();
+            self.head.turn();
         });
     }
 
@@ -218,7 +218,7 @@ impl<'m> Datapath<'m> {
     /// their logits, `[B, V]`. Every sequence gets the bits that [`Datapath::decode`] gives it.
     pub fn decode_batch(&self, tokens: &[u32], states: &mut [State]) -> Result<Tensor> {
         assert_eq!(tokens.len(), states.len(), "a state for each token");
-        self.enlarge_pages();
+        self.prepare_decode();
         let mut hidden = self.embed(tokens)?;
         let mut residual = None;
         for i in 0..self.layers.len() {

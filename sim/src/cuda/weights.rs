@@ -49,11 +49,11 @@ impl Linear {
                     scale: *scale,
                 })
             }
-            LinearWeight::Float(_) => {
+            LinearWeight::Float { .. } => {
                 let mut values: Vec<f16> = Vec::new();
                 let mut k = 0;
                 for part in parts {
-                    let LinearWeight::Float(weight) = part else {
+                    let LinearWeight::Float { weight, .. } = part else {
                         unreachable!("halves of one weight have one type");
                     };
                     k = weight.ncols();
@@ -110,7 +110,7 @@ impl InProj {
         let all = Linear::upload(device, &[x, z])?;
         let scale = |weight: &LinearWeight| match weight {
             LinearWeight::Int8 { scale, .. } => Some(*scale),
-            LinearWeight::Scaled(_) | LinearWeight::Float(_) => None,
+            LinearWeight::Scaled(_) | LinearWeight::Float { .. } => None,
         };
         let half = all.outputs() / 2;
         Ok(Self {

@@ -8,6 +8,8 @@
 
 use super::columns::SplitColumns;
 use super::lines::Lines;
+#[cfg(target_arch = "x86_64")]
+use super::pages;
 use crate::arith::binary16::from_f16;
 use crate::isa::{Isa, Kernel, dispatch};
 use half::f16;
@@ -29,15 +31,49 @@ const TASK: usize = 1 << 18;
 pub enum RealWeight<'m> {
     /// Binary16.
     F16(ArrayView2<'m, f16>),
+    /// The same, with a copy for products of one row.
+    Panels(ArrayView2<'m, f16>, &'m Panels),
     /// INT8 codes times this scale.
     Codes(ArrayView2<'m, i8>, f32),
+}
+
+/// A binary16 weight turned once, for products of one row: the 32 outputs of a panel side by side, k after
+/// k, a cache line each. One reads it from end to end.
+#[derive(Debug)]
+pub struct Panels(Lines<f16, PANEL>);
+
+impl Panels {
+    /// Turns `weight` (`[N, K]`) if the instruction set in use has a kernel for the result. It takes as much memory
+    /// again.
+    pub fn of_weight(weight: ArrayView2<f16>) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Isa::current() >= Isa::Avx512 && !weight.is_empty() {
+            let (n, k) = weight.dim();
+            let rows = weight.as_slice().expect("weights are row-major");
+            let mut lines = Lines::new(f16::ZERO, n.div_ceil(PANEL) * k);
+            pages::enlarge(lines.as_flattened());
+            (lines.par_chunks_exact_mut(k))
+                .zip(rows.par_chunks(PANEL * k))
+                // SAFETY: the instruction set was detected.
+                .for_each(|(panel, rows)| unsafe { avx512::turn(rows, k, panel) });
+            return Some(Self(lines));
+        }
+        let _ = weight;
+        None
+    }
+
+    /// The panel whose first output is `first`.
+    #[cfg(target_arch = "x86_64")]
+    fn of(&self, first: usize, k: usize) -> &[[f16; PANEL]] {
+        &self.0[first / PANEL * k..][..k]
+    }
 }
 
 impl RealWeight<'_> {
     /// N and K.
     pub fn dim(&self) -> (usize, usize) {
         match self {
-            RealWeight::F16(weight) => weight.dim(),
+            RealWeight::F16(weight) | RealWeight::Panels(weight, _) => weight.dim(),
             RealWeight::Codes(codes, _) => codes.dim(),
         }
     }
@@ -82,7 +118,7 @@ impl RealWeight<'_> {
     #[inline(always)]
     fn fill(&self, first: usize, width: usize, from: usize, panel: &mut [[f32; PANEL]]) {
         match self {
-            RealWeight::F16(weight) => {
+            RealWeight::F16(weight) | RealWeight::Panels(weight, _) => {
                 let k = weight.ncols();
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
                 fill(rows, k, width, from, panel, from_f16);
@@ -128,7 +164,7 @@ mod avx512 {
         panel: &mut [[f32; PANEL]],
     ) {
         match weight {
-            RealWeight::F16(weight) => {
+            RealWeight::F16(weight) | RealWeight::Panels(weight, _) => {
                 let k = weight.ncols();
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
                 fill(&rows[..width * k], k, from, panel);
@@ -255,6 +291,43 @@ mod avx512 {
         out
     }
 
+    /// At most 32 rows as a panel of [`super::Panels`].
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn turn(rows: &[f16], k: usize, panel: &mut [[f16; PANEL]]) {
+        for (block, lines) in panel.chunks_mut(COLUMNS).enumerate() {
+            for half in 0..2 {
+                let columns = turned(rows, k, COLUMNS * block, lines.len(), half);
+                for (line, column) in lines.iter_mut().zip(columns) {
+                    let to = line[16 * half..][..16].as_mut_ptr();
+                    // SAFETY: 16 values from `to` on.
+                    unsafe { _mm256_storeu_si256(to.cast(), column) };
+                }
+            }
+        }
+    }
+
+    /// How far ahead of its reading a panel is asked for, as in [`crate::kernels::matmul_i8`].
+    const AHEAD: usize = 4096;
+
+    /// The outputs of one row of x for a panel of [`super::Panels`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    pub(super) fn one_row_of_panel(panel: &[[f16; PANEL]], x: &[f32], out: &mut [f32]) {
+        assert!(x.len() == panel.len() && out.len() <= PANEL);
+        let mut sums = [_mm512_setzero_ps(); 2];
+        for (line, x) in panel.iter().zip(x) {
+            let x = _mm512_set1_ps(*x);
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_byte_add(AHEAD).cast());
+            for (half, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: 16 values.
+                let w = unsafe { _mm256_loadu_si256(line[16 * half..][..16].as_ptr().cast()) };
+                *sum = _mm512_fmadd_ps(x, _mm512_cvtph_ps(w), *sum);
+            }
+        }
+        // SAFETY: two vectors are 32 values.
+        let sums = unsafe { std::mem::transmute::<[__m512; 2], [f32; PANEL]>(sums) };
+        out.copy_from_slice(&sums[..out.len()]);
+    }
+
     /// The outputs of one row of x for at most 32 rows of a weight. Nothing is stored in between: while
     /// the sums of 16 outputs wait for each other, the next 16 rows are turned.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
@@ -307,14 +380,24 @@ impl Kernel for Panel<'_, '_> {
     #[inline(always)]
     fn run(mut self) {
         #[cfg(target_arch = "x86_64")]
-        if let (RealWeight::F16(weight), true, 1) = (self.weight, self.wide, self.rows.len()) {
-            let weight = weight.as_slice().expect("weights are row-major");
-            let rows = &weight[self.first * self.k..][..self.width * self.k];
+        if self.wide && self.rows.len() == 1 {
             let x = &self.x[self.rows.start * self.k..][..self.k];
             // SAFETY: panels have different columns; no other segment of this one is alive.
             let out = unsafe { self.out.segment(self.rows.start, self.first, self.width) };
-            // SAFETY: the instruction set was detected.
-            return unsafe { avx512::one_row(rows, self.k, x, out) };
+            match self.weight {
+                RealWeight::Panels(_, panels) => {
+                    let panel = panels.of(self.first, self.k);
+                    // SAFETY: the instruction set was detected.
+                    return unsafe { avx512::one_row_of_panel(panel, x, out) };
+                }
+                RealWeight::F16(weight) => {
+                    let weight = weight.as_slice().expect("weights are row-major");
+                    let rows = &weight[self.first * self.k..][..self.width * self.k];
+                    // SAFETY: the instruction set was detected.
+                    return unsafe { avx512::one_row(rows, self.k, x, out) };
+                }
+                RealWeight::Codes(..) => {}
+            }
         }
         for from in (0..self.k).step_by(BLOCK) {
             let columns = BLOCK.min(self.k - from);
@@ -428,6 +511,11 @@ mod tests {
             check(RealWeight::F16(weight.view()), &|j, i| {
                 f32::from(weight[(j, i)])
             });
+            if let Some(panels) = Panels::of_weight(weight.view()) {
+                check(RealWeight::Panels(weight.view(), &panels), &|j, i| {
+                    f32::from(weight[(j, i)])
+                });
+            }
             check(RealWeight::Codes(codes.view(), 0.37), &|j, i| {
                 0.37 * f32::from(codes[(j, i)])
             });

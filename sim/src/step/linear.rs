@@ -7,7 +7,7 @@ use crate::arith::real::LANES;
 use crate::arith::requant::{QuantRule, ScaleOrder, codes_of, to_f16};
 use crate::arith::saturate::Status;
 use crate::error::{Result, SimError};
-use crate::kernels::matmul_f32::RealWeight;
+use crate::kernels::matmul_f32::{Panels, RealWeight};
 use crate::kernels::matmul_i8::{Epilogue, Sums, matmul_i8};
 use crate::kernels::pages;
 use crate::profile::LinearRule;
@@ -18,6 +18,7 @@ use half::f16;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 /// A weight `[out, in]` as the model has it; products turn what they need in the cache.
 #[derive(Clone, Debug)]
@@ -32,7 +33,12 @@ pub enum LinearWeight<'m> {
     /// INT8 or narrower with a scale for each row or group.
     Scaled(ScaledWeight),
     /// Binary16, used as FP32.
-    Float(ArrayView2<'m, f16>),
+    Float {
+        /// `[out, in]`, row-major.
+        weight: ArrayView2<'m, f16>,
+        /// A copy for one token at a time, from the first one on.
+        panels: OnceLock<Option<Arc<Panels>>>,
+    },
 }
 
 impl<'m> LinearWeight<'m> {
@@ -43,7 +49,10 @@ impl<'m> LinearWeight<'m> {
 
     /// A binary16 weight, or some rows of one, used as FP32.
     pub fn float(weight: ArrayView2<'m, f16>) -> Self {
-        Self::Float(weight)
+        Self::Float {
+            weight,
+            panels: OnceLock::new(),
+        }
     }
 
     /// Some of its rows.
@@ -54,13 +63,16 @@ impl<'m> LinearWeight<'m> {
                 scale: *scale,
             },
             Self::Scaled(weight) => Self::Scaled(weight.rows(rows)),
-            Self::Float(weight) => Self::Float(weight.slice_move(s![rows, ..])),
+            Self::Float { weight, .. } => Self::float(weight.slice_move(s![rows, ..])),
         }
     }
 
-    fn real(&self) -> Result<RealWeight<'m>> {
+    fn real(&self) -> Result<RealWeight<'_>> {
         match self {
-            LinearWeight::Float(weight) => Ok(RealWeight::F16(*weight)),
+            LinearWeight::Float { weight, panels } => Ok(match panels.get() {
+                Some(Some(panels)) => RealWeight::Panels(*weight, panels),
+                _ => RealWeight::F16(*weight),
+            }),
             LinearWeight::Int8 { codes, scale } => Ok(RealWeight::Codes(*codes, scale.get())),
             LinearWeight::Scaled(_) => Err(SimError::value(
                 "weights",
@@ -78,7 +90,7 @@ impl LinearWeight<'_> {
         let (codes, groups) = match self {
             LinearWeight::Int8 { codes, .. } => (*codes, None),
             LinearWeight::Scaled(weight) => (weight.codes.view(), weight.groups.as_ref()),
-            LinearWeight::Float(_) => return None,
+            LinearWeight::Float { .. } => return None,
         };
         let (mut low, mut high) = (0, 0);
         for (r, row) in codes.rows().into_iter().enumerate() {
@@ -102,7 +114,17 @@ impl LinearWeight<'_> {
             LinearWeight::Scaled(weight) => {
                 pages::enlarge(weight.codes.as_slice().unwrap_or(&[]));
             }
-            LinearWeight::Float(weight) => pages::enlarge(weight.as_slice().unwrap_or(&[])),
+            LinearWeight::Float { weight, .. } => {
+                pages::enlarge(weight.as_slice().unwrap_or(&[]));
+            }
+        }
+    }
+
+    /// Prepares real weights for being read once a token by a copy in the order of reading: as much
+    /// memory again.
+    pub(crate) fn turn(&self) {
+        if let LinearWeight::Float { weight, panels } = self {
+            panels.get_or_init(|| Panels::of_weight(*weight).map(Arc::new));
         }
     }
 
@@ -115,7 +137,7 @@ impl LinearWeight<'_> {
                 groups: None,
             }),
             LinearWeight::Scaled(weight) => Some(weight.clone()),
-            LinearWeight::Float(_) => None,
+            LinearWeight::Float { .. } => None,
         }
     }
 
@@ -133,7 +155,7 @@ impl LinearWeight<'_> {
         let weight = match self {
             LinearWeight::Int8 { codes, .. } => *codes,
             LinearWeight::Scaled(weight) if weight.groups.is_none() => weight.codes.view(),
-            LinearWeight::Scaled(_) | LinearWeight::Float(_) => return Accumulated::default(),
+            LinearWeight::Scaled(_) | LinearWeight::Float { .. } => return Accumulated::default(),
         };
         let product = Product {
             x,
@@ -190,7 +212,7 @@ pub fn linear(
                     output,
                 );
             }
-            LinearWeight::Float(_) => {}
+            LinearWeight::Float { .. } => {}
         }
     }
     let real = match (x, input_scale) {

@@ -2,12 +2,13 @@
 //! signed, and adds to 16 × 16 sums of i32. Eight tile registers hold four tiles of sums (32 rows of x by
 //! a panel of 32 outputs) and two of each operand.
 //!
-//! A tile of x is 16 rows as they lie in memory; a tile of the weight is 16 words of a panel, packed
+//! A tile of x is 16 rows of 64 codes, one after another; a tile of the weight is 16 words of a panel, packed
 //! as for VNNI but without its offset. Sums wrap in i32, as everywhere, and the results fit.
 //!
+//! Every row of a tile lies on one cache line: across two, loads take more than four times as long.
+//!
 //! Stable Rust has no intrinsics for AMX: a step over k is assembly. The compiler knows nothing of tile
-//! registers, and nothing between [`Tiles`] and its end may use them but these steps. They run beside
-//! the vector unit, which finishes the sums of the tile before.
+//! registers, and nothing between [`Tiles`] and its end may use them but these steps.
 
 use super::packed::{self, Rows, Scratch, Tile, Words};
 use super::vnni::pack;
@@ -43,16 +44,10 @@ impl Tile for Amx {
         unsafe { pack(weight, k, 0, panel) }
     }
 
-    /// One for every 64 codes of k.
     #[inline(always)]
-    fn parts(groups: usize) -> usize {
-        groups / SIDE
-    }
-
-    #[inline(always)]
-    fn multiply(words: &[i32], panel: &[Words], _: &[i32], acc: &mut [Words], part: usize) {
+    fn multiply(words: &[i32], panel: &[Words], _: &[i32], acc: &mut [Words]) {
         // SAFETY: only `Amx::panel` multiplies, between the making and the end of `Tiles`.
-        unsafe { multiply(words, panel, acc, part) }
+        unsafe { multiply(words, panel, acc) }
     }
 
     fn panel<E: Epilogue>(
@@ -66,13 +61,16 @@ impl Tile for Amx {
     }
 }
 
-/// Row-major, filled up with zeros.
+/// 64 codes of all rows after another 64 of all rows, filled up with zeros.
 fn pack_rows(rows: &[i8], k: usize, words: &mut [i32]) {
-    let bytes = bytemuck::cast_slice_mut::<i32, i8>(words);
-    let stride = bytes.len() / ROWS;
-    for (row, to) in rows.chunks_exact(k).zip(bytes.chunks_exact_mut(stride)) {
-        to[..k].copy_from_slice(row);
-        to[k..].fill(0);
+    let lines = bytemuck::cast_slice_mut::<i32, [i8; ROW_BYTES]>(words);
+    for (r, row) in rows.chunks_exact(k).enumerate() {
+        let mut codes = row.chunks(ROW_BYTES);
+        for line in lines.iter_mut().skip(r).step_by(ROWS) {
+            let codes = codes.next().unwrap_or(&[]);
+            line[..codes.len()].copy_from_slice(codes);
+            line[codes.len()..].fill(0);
+        }
     }
 }
 
@@ -130,59 +128,57 @@ impl Drop for Tiles {
     }
 }
 
-/// Part `part` of `acc ← words · panel`: 32 rows by 32 outputs over 64 codes of k. The sums stay in
-/// tile registers from the first part to the last, which stores them.
+/// `acc ← words · panel`: 32 rows by 32 outputs.
 ///
 /// # Safety
 ///
-/// A [`Tiles`] of this thread is alive, and the parts follow each other.
+/// A [`Tiles`] of this thread is alive.
 #[inline(always)]
-unsafe fn multiply(words: &[i32], panel: &[Words], acc: &mut [Words], part: usize) {
+unsafe fn multiply(words: &[i32], panel: &[Words], acc: &mut [Words]) {
+    /// Words of a tile of x.
+    const TILE: usize = SIDE * SIDE;
     let groups = panel.len();
-    assert!(words.len() == ROWS * groups && acc.len() == ROWS && SIDE * (part + 1) <= groups);
-    let (x, width) = (&words[SIDE * part..], size_of::<Words>());
-    // SAFETY: 64 bytes of 32 rows of x, `stride` bytes apart, and 16 rows of the panel, 128 bytes apart,
-    // are read: the lengths were checked. After the last part 32 rows of 128 bytes are written.
+    assert!(words.len() == ROWS * groups && acc.len() == ROWS && groups.is_multiple_of(SIDE));
+    let width = size_of::<Words>();
+    // SAFETY: two tiles of x, 16 rows of 64 bytes each, and 16 rows of the panel, 128 bytes apart, are read
+    // for every step: the lengths were checked. At the end 32 rows of 128 bytes are written.
     unsafe {
-        if part == 0 {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nomem, nostack, preserves_flags),
+        );
+        for (x, w) in words.chunks_exact(2 * TILE).zip(panel.chunks_exact(SIDE)) {
             asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
+                "tileloadd tmm4, [{x} + {line}*1]",
+                "tileloadd tmm6, [{w} + {width}*1]",
+                "tileloadd tmm7, [{w} + {width}*1 + 64]",
+                "tileloadd tmm5, [{x} + {line}*1 + 1024]",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm7",
+                x = in(reg) x.as_ptr(),
+                w = in(reg) w.as_ptr(),
+                line = in(reg) ROW_BYTES,
+                width = in(reg) width,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                options(nomem, nostack, preserves_flags),
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(readonly, nostack, preserves_flags),
             );
         }
         asm!(
-            "tileloadd tmm4, [{upper} + {stride}*1]",
-            "tileloadd tmm6, [{w} + {width}*1]",
-            "tileloadd tmm7, [{w} + {width}*1 + 64]",
-            "tileloadd tmm5, [{lower} + {stride}*1]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tdpbssd tmm2, tmm5, tmm6",
-            "tdpbssd tmm3, tmm5, tmm7",
-            upper = in(reg) x.as_ptr(),
-            lower = in(reg) x.as_ptr().add(SIDE * groups),
-            w = in(reg) panel[SIDE * part..].as_ptr(),
-            stride = in(reg) 4 * groups,
+            "tilestored [{acc} + {width}*1], tmm0",
+            "tilestored [{acc} + {width}*1 + 64], tmm1",
+            "tilestored [{acc} + {width}*1 + 2048], tmm2",
+            "tilestored [{acc} + {width}*1 + 2112], tmm3",
             width = in(reg) width,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(readonly, nostack, preserves_flags),
+            acc = in(reg) acc.as_mut_ptr(),
+            options(nostack, preserves_flags),
         );
-        if SIDE * (part + 1) == groups {
-            asm!(
-                "tilestored [{acc} + {width}*1], tmm0",
-                "tilestored [{acc} + {width}*1 + 64], tmm1",
-                "tilestored [{acc} + {width}*1 + 2048], tmm2",
-                "tilestored [{acc} + {width}*1 + 2112], tmm3",
-                width = in(reg) width,
-                acc = in(reg) acc.as_mut_ptr(),
-                options(nostack, preserves_flags),
-            );
-        }
     }
 }
 
@@ -239,31 +235,20 @@ mod tests {
             Amx::pack(weight, k, panel);
         }
 
-        fn parts(groups: usize) -> usize {
-            Amx::parts(groups)
-        }
-
-        fn multiply(words: &[i32], panel: &[Words], _: &[i32], acc: &mut [Words], part: usize) {
-            let groups = panel.len();
+        fn multiply(words: &[i32], panel: &[Words], _: &[i32], acc: &mut [Words]) {
+            let lines = words.as_chunks::<SIDE>().0;
             for (tile, acc) in acc.chunks_exact_mut(SIDE).enumerate() {
                 for half in 0..2 {
-                    let mut sums: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
-                        let sums = &acc[row][SIDE * half..][..SIDE];
-                        if part == 0 {
-                            [0; SIDE]
-                        } else {
-                            sums.try_into().unwrap()
-                        }
-                    });
-                    let a: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
-                        let from = (SIDE * tile + row) * groups + SIDE * part;
-                        words[from..][..SIDE].try_into().unwrap()
-                    });
-                    let b: [[i32; SIDE]; SIDE] = std::array::from_fn(|row| {
-                        let words = &panel[SIDE * part + row];
-                        words[SIDE * half..][..SIDE].try_into().unwrap()
-                    });
-                    tdpbssd(&mut sums, &a, &b);
+                    let mut sums = [[0; SIDE]; SIDE];
+                    for (step, panel) in panel.chunks_exact(SIDE).enumerate() {
+                        let a = lines[ROWS * step + SIDE * tile..][..SIDE]
+                            .try_into()
+                            .unwrap();
+                        let b: [[i32; SIDE]; SIDE] = std::array::from_fn(|i| {
+                            panel[i][SIDE * half..][..SIDE].try_into().unwrap()
+                        });
+                        tdpbssd(&mut sums, a, &b);
+                    }
                     for (acc, sums) in acc.iter_mut().zip(sums) {
                         acc[SIDE * half..][..SIDE].copy_from_slice(&sums);
                     }

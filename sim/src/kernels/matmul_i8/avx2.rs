@@ -38,7 +38,7 @@ impl Tile for Avx2 {
     }
 
     #[inline(always)]
-    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words], _: usize) {
+    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words]) {
         // SAFETY: only `Avx2::panel` multiplies, with AVX2 enabled.
         unsafe {
             match starts.len() {

@@ -29,16 +29,9 @@ pub(super) trait Tile {
     /// Packs `weight`, at most 32 rows of `k` codes; rows that are missing may hold anything.
     fn pack(weight: &[i8], k: usize, panel: &mut [Words]);
 
-    /// Parts in which a tile of `groups` words a row is multiplied. Where the unit that multiplies runs
-    /// beside the others, these finish the tile before between the parts.
-    fn parts(_groups: usize) -> usize {
-        1
-    }
-
-    /// Part `part` of `acc[r] ← starts[r] + Σ_k x[r][k] · weight[k]` in wrapping i32 arithmetic, at
-    /// least for the first `starts.len()` rows, 1 to `ROWS`. The parts of a tile follow each other;
-    /// the sums lie in `acc`, which has room for `ROWS` rows, after the last. `words` is a packed tile.
-    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words], part: usize);
+    /// `acc[r] ← starts[r] + Σ_k x[r][k] · weight[k]` in wrapping i32 arithmetic, at least for the first
+    /// `starts.len()` rows, 1 to `ROWS`; `acc` has room for `ROWS`. `words` is a packed tile.
+    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words]);
 
     /// Runs [`panel`] with the instruction set enabled.
     fn panel<E: Epilogue>(
@@ -62,7 +55,7 @@ pub(super) struct Rows {
 /// What a thread needs for one panel at a time.
 pub(super) struct Scratch<O> {
     panel: Lines<i32, PANEL>,
-    /// Sums of two tiles.
+    /// Sums of a tile.
     acc: Lines<i32, PANEL>,
     /// Outputs of a tile, side by side as its sums are.
     out: Vec<[O; PANEL]>,
@@ -96,7 +89,7 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
         x.starts.extend(starts);
         let scratch = || Scratch {
             panel: Lines::new(0, groups),
-            acc: Lines::new(0, 2 * T::ROWS),
+            acc: Lines::new(0, T::ROWS),
             out: vec![[E::Out::default(); PANEL]; T::ROWS],
         };
         status += panels(job, x.starts.len(), scratch, |scratch, p| {
@@ -119,36 +112,18 @@ pub(super) fn panel<T: Tile, E: Epilogue>(
     let first = p * PANEL;
     let width = PANEL.min(job.out.columns() - first);
     T::pack(&job.weight[first * job.k..][..width * job.k], job.k, panel);
-    let parts = T::parts(panel.len());
     let (tile, rows) = (T::ROWS * panel.len(), x.starts.len());
     // A thread's next panel is most often the one beside; its rows come in while this one is multiplied.
     let beside = &job.weight[(first + width) * job.k..];
     let beside = &beside[..beside.len().min(PANEL * job.k)];
     let share = (beside.len().div_ceil(rows.div_ceil(T::ROWS))).next_multiple_of(LINE);
     let mut beside = beside.chunks(share.max(1));
-    // The sums of this tile, and those of the tile before.
-    let (mut now, mut before) = acc.split_at_mut(T::ROWS);
+    let tiles = x.words.as_flattened().chunks_exact(tile);
     let mut status = Status::default();
-    for t in 0..=rows.div_ceil(T::ROWS) {
-        let starts = &x.starts[(t * T::ROWS).min(rows)..rows.min((t + 1) * T::ROWS)];
-        let done = (t.max(1) - 1) * T::ROWS;
-        let ready = if t == 0 { 0 } else { T::ROWS.min(rows - done) };
+    for (t, (words, starts)) in tiles.zip(x.starts.chunks(T::ROWS)).enumerate() {
         prefetch(beside.next().unwrap_or(&[]));
-        for part in 0..parts {
-            if !starts.is_empty() {
-                let words = &x.words.as_flattened()[t * tile..][..tile];
-                T::multiply(words, panel, starts, now, part);
-            }
-            let some = ready * part / parts..ready * (part + 1) / parts;
-            status += finish(
-                job,
-                p,
-                &before[some.clone()],
-                x.first + done + some.start,
-                out,
-            );
-        }
-        std::mem::swap(&mut now, &mut before);
+        T::multiply(words, panel, starts, acc);
+        status += finish(job, p, &acc[..starts.len()], x.first + t * T::ROWS, out);
     }
     status
 }

@@ -46,7 +46,7 @@ impl Tile for Vnni {
     }
 
     #[inline(always)]
-    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words], _: usize) {
+    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words]) {
         let rows = starts.len();
         let mut padded = [0; ROWS];
         padded[..rows].copy_from_slice(starts);
@@ -169,6 +169,10 @@ fn dots_panel<E: Epilogue>(job: &Job<E>, p: usize) -> Status {
     })
 }
 
+/// How far ahead of its reading the weight is asked for. The machine's own prefetching ends at each page: an
+/// Intel core read 27 GB/s so and 16 without, an AMD core the same.
+const AHEAD: usize = 4096;
+
 /// 16 words whose sum is the dot product of x with a row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
@@ -180,6 +184,7 @@ fn partial_dots(x: &[i8], row: &[i8]) -> __m512i {
     let (codes, last) = x.as_chunks::<64>();
     let (weights, last_weights) = row.as_chunks::<64>();
     for (codes, w) in codes.iter().zip(weights) {
+        _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(AHEAD));
         // SAFETY: 64 codes each.
         let (codes, w) = unsafe {
             (
