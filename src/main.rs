@@ -7,6 +7,7 @@ mod out_of_memory;
 mod truncated;
 
 fn main() -> std::process::ExitCode {
+    scalescope_sim::kernels::pages::keep_freed();
     #[cfg(unix)]
     truncated::install();
     scalescope::main()

@@ -77,16 +77,19 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
     };
     let mut status = Status::default();
     for rows in job.x.chunks(SLAB * job.k) {
+        x.starts.resize(rows.len() / job.k, 0);
         x.words
             .as_flattened_mut()
             .par_chunks_exact_mut(tile)
             .zip(rows.par_chunks(T::ROWS * job.k))
+            .zip(x.starts.par_chunks_mut(T::ROWS))
             .with_min_len(WORTH.div_ceil(T::ROWS * job.k))
-            .for_each(|(words, rows)| T::pack_rows(rows, job.k, words));
-        let sum = |row: &[i8]| row.iter().map(|q| i32::from(*q)).sum();
-        let starts = rows.chunks_exact(job.k).map(|row| T::start(sum(row)));
-        x.starts.clear();
-        x.starts.extend(starts);
+            .for_each(|((words, rows), starts)| {
+                T::pack_rows(rows, job.k, words);
+                for (start, row) in starts.iter_mut().zip(rows.chunks_exact(job.k)) {
+                    *start = T::start(row.iter().map(|q| i32::from(*q)).sum());
+                }
+            });
         let scratch = || Scratch {
             panel: Lines::new(0, groups),
             acc: Lines::new(0, T::ROWS),
