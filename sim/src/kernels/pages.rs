@@ -40,7 +40,6 @@ pub fn keep_freed() {
     const ONCE: libc::c_int = 32 << 20;
     // SAFETY: sets parameters of the allocator; no thread but this one runs.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
         if libc::mallopt(libc::M_MMAP_THRESHOLD, libc::c_int::MAX) == 0 {
             libc::mallopt(libc::M_MMAP_THRESHOLD, ONCE);
