@@ -1,9 +1,11 @@
 //! Every reader of files that somebody else made, as a function of one file's bytes. The fuzz targets
 //! and the replay of their finds (`tests/hostile_files.rs`) share this list.
 
+use super::folder::Folder;
 use scalescope::eval::data::Dataset;
 use scalescope::eval::samples::Samples;
 use scalescope::eval::task::{Encode, Encoded, Task, UnitMaker};
+use scalescope::input::read_tokenizer;
 use scalescope_golden::npz::{read_npy, read_npz};
 use scalescope_golden::rtl::manifest::StepVectors;
 use scalescope_golden::rtl::simulate::{differences, simulate};
@@ -11,15 +13,13 @@ use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::checkpoint::{hf, quantized, scales};
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::profile::Profile;
-use std::fs;
-use std::path::Path;
 
 /// A reader, its name, and the most it may allocate at once for each byte it is given.
 pub struct Target {
     /// Name of the target and of its corpus.
     pub name: &'static str,
     /// Reads what is in `data`; `dir` is an empty folder for its files. Refusing is fine, panicking is not.
-    pub read: fn(dir: &Path, data: &[u8]),
+    pub read: fn(dir: &mut Folder, data: &[u8]),
     /// Bytes allocated at most, for each byte of input; [`BASE`] comes on top.
     pub factor: usize,
 }
@@ -32,96 +32,99 @@ const DEFLATE: usize = 3 * 1032;
 
 /// Every reader.
 pub const TARGETS: &[Target] = &[
-    target("safetensors", safetensors, 64),
-    target(
-        "quantized",
-        |dir, data| drop(quantized::read(&file(dir, "q.safetensors", data))),
-        64,
-    ),
-    target("index", index, 64),
-    target("config", config, 64),
-    target(
-        "scales",
-        |dir, data| drop(scales::read(&file(dir, "scales.json", data))),
-        64,
-    ),
-    target(
-        "npz",
-        |dir, data| drop(read_npz(file(dir, "a.npz", data))),
-        DEFLATE,
-    ),
-    target(
-        "npy",
-        |dir, data| drop(read_npy(file(dir, "a.npy", data))),
-        64,
-    ),
-    target(
-        "trace",
-        |dir, data| drop(TraceFile::read(file(dir, "t.npz", data))),
-        DEFLATE,
-    ),
-    target(
-        "modes",
-        |dir, data| drop(ModeTable::default().add_file(&file(dir, "m.toml", data))),
-        256,
-    ),
-    target("profile", profile, 256),
-    target("vectors", vectors, 256),
-    target(
-        "tokenizer",
-        |dir, data| {
-            drop(scalescope::input::read_tokenizer(&file(
-                dir,
-                "tokenizer.json",
-                data,
-            )))
-        },
-        1024,
-    ),
-    target("passages", passages, 256),
-    target(
-        "samples",
-        |dir, data| drop(Samples::read(&file(dir, "s.jsonl", data))),
-        256,
-    ),
+    SAFETENSORS,
+    QUANTIZED,
+    INDEX,
+    CONFIG,
+    SCALES,
+    NPZ,
+    NPY,
+    TRACE,
+    MODES,
+    PROFILE,
+    VECTORS,
+    TOKENIZER,
+    PASSAGES,
+    SAMPLES,
 ];
 
-const fn target(name: &'static str, read: fn(&Path, &[u8]), factor: usize) -> Target {
+// A constant each, so that a fuzz target is linked with its own reader alone: what is linked is looked
+// through for coverage after each input.
+
+pub const SAFETENSORS: Target = target("safetensors", safetensors, 64);
+pub const QUANTIZED: Target = target(
+    "quantized",
+    |dir, data| drop(quantized::read(&dir.put("q.safetensors", data))),
+    64,
+);
+pub const INDEX: Target = target("index", index, 64);
+pub const CONFIG: Target = target("config", config, 64);
+pub const SCALES: Target = target(
+    "scales",
+    |dir, data| drop(scales::read(&dir.put("scales.json", data))),
+    64,
+);
+pub const NPZ: Target = target(
+    "npz",
+    |dir, data| drop(read_npz(dir.put("a.npz", data))),
+    DEFLATE,
+);
+pub const NPY: Target = target(
+    "npy",
+    |dir, data| drop(read_npy(dir.put("a.npy", data))),
+    64,
+);
+pub const TRACE: Target = target(
+    "trace",
+    |dir, data| drop(TraceFile::read(dir.put("t.npz", data))),
+    // Token ids of one byte become four.
+    2 * DEFLATE,
+);
+pub const MODES: Target = target(
+    "modes",
+    |dir, data| drop(ModeTable::default().add_file(&dir.put("m.toml", data))),
+    256,
+);
+pub const PROFILE: Target = target("profile", profile, 256);
+pub const VECTORS: Target = target("vectors", vectors, 256);
+pub const TOKENIZER: Target = target(
+    "tokenizer",
+    |dir, data| drop(read_tokenizer(&dir.put("tokenizer.json", data))),
+    1024,
+);
+pub const PASSAGES: Target = target("passages", passages, 256);
+pub const SAMPLES: Target = target("samples", samples, 256);
+
+const fn target(name: &'static str, read: fn(&mut Folder, &[u8]), factor: usize) -> Target {
     Target { name, read, factor }
 }
 
-fn file(dir: &Path, name: &str, data: &[u8]) -> std::path::PathBuf {
-    let path = dir.join(name);
-    fs::write(&path, data).expect("the folder can be written");
-    path
-}
-
 /// A configuration of the smallest model.
-const CONFIG: &[u8] = br#"{"model_type":"mamba","hidden_size":16,"intermediate_size":32,"state_size":4,
+const SMALL: &[u8] = br#"{"model_type":"mamba","hidden_size":16,"intermediate_size":32,"state_size":4,
 "conv_kernel":4,"num_hidden_layers":1,"time_step_rank":2,"vocab_size":8,"layer_norm_epsilon":1e-5}"#;
 
-fn safetensors(dir: &Path, data: &[u8]) {
-    file(dir, "config.json", CONFIG);
-    file(dir, "model.safetensors", data);
-    drop(hf::read(dir));
+fn safetensors(dir: &mut Folder, data: &[u8]) {
+    dir.put("config.json", SMALL);
+    dir.put("model.safetensors", data);
+    drop(hf::read(dir.path()));
 }
 
 /// The index of a checkpoint in shards; there is one shard, without tensors.
-fn index(dir: &Path, data: &[u8]) {
-    file(dir, "config.json", CONFIG);
-    file(dir, "a.safetensors", b"\x02\0\0\0\0\0\0\0{}");
-    file(dir, "model.safetensors.index.json", data);
-    drop(hf::read(dir));
+fn index(dir: &mut Folder, data: &[u8]) {
+    dir.put("config.json", SMALL);
+    dir.put("a.safetensors", b"\x02\0\0\0\0\0\0\0{}");
+    dir.put("model.safetensors.index.json", data);
+    drop(hf::read(dir.path()));
 }
 
-fn config(dir: &Path, data: &[u8]) {
-    file(dir, "config.json", data);
-    file(dir, "model.safetensors", b"\x02\0\0\0\0\0\0\0{}");
-    drop(hf::read(dir));
+fn config(dir: &mut Folder, data: &[u8]) {
+    dir.put("config.json", data);
+    dir.put("model.safetensors", b"\x02\0\0\0\0\0\0\0{}");
+    drop(hf::read(dir.path()));
 }
 
-fn profile(dir: &Path, data: &[u8]) {
-    let path = file(dir, "p.toml", data);
+fn profile(dir: &mut Folder, data: &[u8]) {
+    let path = dir.put("p.toml", data);
     drop(Profile::get(
         path.to_str().expect("folders have plain names"),
     ));
@@ -129,14 +132,16 @@ fn profile(dir: &Path, data: &[u8]) {
 
 /// Exported vectors: the manifest and the files `a`, `b`, `c` of its arrays, with a NUL byte between
 /// them. The rules' hash is put right, since no mutation finds one, so that the step is computed too.
-fn vectors(dir: &Path, data: &[u8]) {
+fn vectors(dir: &mut Folder, data: &[u8]) {
     let names = ["manifest.json", "a", "b", "c"];
-    for (name, part) in names
-        .iter()
-        .zip(data.splitn(names.len(), |byte| *byte == 0))
-    {
-        file(dir, name, part);
+    let mut parts = data.splitn(names.len(), |byte| *byte == 0);
+    for name in names {
+        match parts.next() {
+            Some(part) => drop(dir.put(name, part)),
+            None => dir.remove(name),
+        }
     }
+    let dir = dir.path();
     drop(TraceFile::read(dir));
     let Ok((mut step, _)) = StepVectors::read(dir) else {
         return;
@@ -160,7 +165,7 @@ impl Encode for Bytes {
     }
 }
 
-fn passages(_: &Path, data: &[u8]) {
+fn passages(_: &mut Folder, data: &[u8]) {
     for task in [
         Task::LastWord { max_length: 64 },
         Task::Perplexity {
@@ -175,5 +180,12 @@ fn passages(_: &Path, data: &[u8]) {
             task,
         };
         drop(Dataset::read(data, None, &maker));
+    }
+}
+
+/// A file of samples, and the run whose only part it is.
+fn samples(dir: &mut Folder, data: &[u8]) {
+    if let Ok(samples) = Samples::read(&dir.put("s.jsonl", data)) {
+        drop(Samples::merge(vec![("s.jsonl".into(), samples)]));
     }
 }

@@ -42,7 +42,7 @@ def header(text):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
-# The model of `CONFIG` in readers.rs: M = 16, E = 32, N = 4, R = 2, one block, eight tokens.
+# The model of `SMALL` in readers.rs: M = 16, E = 32, N = 4, R = 2, one block, eight tokens.
 M, E, N, R, V, K = 16, 32, 4, 2, 8, 4
 shapes = {
     "backbone.embeddings.weight": (V, M), "backbone.norm_f.weight": (M,),
@@ -67,6 +67,8 @@ config = dict(model_type="mamba", hidden_size=M, intermediate_size=E, state_size
               num_hidden_layers=1, time_step_rank=R, vocab_size=V, layer_norm_epsilon=1e-5)
 case("config", "valid", json.dumps(config))
 case("config", "sizes-that-overflow", json.dumps(config | dict(hidden_size=1 << 62, intermediate_size=1 << 63, vocab_size=2**64 - 1)))
+case("config", "a-thousand-layers", json.dumps(config | dict(num_hidden_layers=1024)))
+case("quantized", "a-thousand-layers", save({}, {"format": "int8-mamba", "config": json.dumps(config | dict(num_hidden_layers=1024))}))
 keys = ["in_proj_input", "in_proj_output", "x_proj_input", "x_proj_output", "dt_proj_output", "ssm_state", "out_proj_input"]
 case("scales", "valid", json.dumps({"layers": [{k: 0.01 for k in keys}]}))
 case("scales", "zero-and-huge", json.dumps({"layers": [{k: 0 for k in keys}, {k: 1e300 for k in keys}]}))
@@ -74,6 +76,13 @@ case("scales", "zero-and-huge", json.dumps({"layers": [{k: 0 for k in keys}, {k:
 arrays = [("tokens.npy", npy(np.arange(6, dtype=np.uint16).reshape(2, 3))),
           ("L0/conv_out.npy", npy(rng.integers(-128, 128, (2, 3, 4), dtype=np.int8))),
           ("L0/conv_out.scale.npy", npy(np.float32(0.5))), ("L0/ssm_y.npy", npy(rng.standard_normal((2, 3, 4)).astype(np.float16)))]
+points = [("tokens.npy", npy(np.arange(6, dtype=np.int64).reshape(2, 3))), ("unknown.npy", npy(np.float32(1)))]
+for name, kind, rows in [("conv_out", np.int8, 3), ("ssm_y", np.float16, 3), ("ssm_state", np.float32, 4)]:
+    points += [(f"layer_00/{name}.npy", npy(np.zeros((2, rows, 4), kind))), (f"scale/layer_00/{name}.npy", npy(np.float32(0.5)))]
+points += [("step_1/token.npy", npy(np.zeros((2, 1), np.uint32))), ("step_1/logits.npy", npy(np.zeros((2, 5), np.float32))),
+           ("meta.npy", npy(np.frombuffer(b'{"mode": "0", "profile": "exact", "model": "m"}', np.uint8)))]
+case("trace", "points", npz(points, zipfile.ZIP_DEFLATED))
+case("trace", "one-sequence", npz([("final/logits.npy", npy(np.zeros((3, 5), np.float32))), ("layer_01/conv_out.npy", npy(np.zeros((3, 4), np.int8)))]))
 for target in ("npz", "trace"):
     case(target, "valid-stored", npz(arrays))
     case(target, "valid-deflated", npz(arrays, zipfile.ZIP_DEFLATED))
@@ -81,6 +90,7 @@ for target in ("npz", "trace"):
     bomb = header("{'descr': '<f4', 'fortran_order': False, 'shape': (2000000,), }") + bytes(8_000_000)
     case(target, "bomb", npz([("a.npy", bomb)], zipfile.ZIP_DEFLATED))
     case(target, "shape-that-overflows", npz([("a.npy", header("{'descr': '<f8', 'fortran_order': False, 'shape': (4294967296, 4294967296, 4), }"))]))
+    case(target, "a-million-sequences", npz([("layer_00/conv_out.npy", npy(np.zeros((1 << 20, 1, 1), np.int8)))], zipfile.ZIP_DEFLATED))
 case("npy", "valid", arrays[0][1])
 case("npy", "fortran", npy(np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))))
 case("npy", "shape-without-data", header("{'descr': '|i1', 'fortran_order': False, 'shape': (9223372036854775807,), }"))
@@ -143,3 +153,20 @@ case("passages", "valid", '{"text": "It was a dark and stormy night"}\n\n{"text"
 case("passages", "damaged", b'{"text": 3}\n\xff\xfe\n{"text": " "}\n[[[[[[\n{"text": "a\\ud800 b"}\n')
 case("samples", "no-settings", '{"scalescope_samples": 1}\n')
 case("samples", "another-version", '{"scalescope_samples": 99, "settings": {}}\n')
+settings = dict(version="0", model=dict(name="m", sha256="0"), data=dict(name="d", sha256="1"), limit=None, lines=1, units=1,
+                bad_lines=[dict(id=3, reason="no text")], task=dict(task="last-word", max_length=8), profile="exact",
+                modes=[dict(name="0"), dict(name="1")], reference=dict(name="1"), shard=dict(index=0, count=1))
+record = dict(id=0, mode="0", greedy=True, log_likelihood=-1.5, target_tokens=1, greedy_tokens=1, bytes=4)
+outcomes = [record, record | dict(mode="1", part=0, kl=0.0, agreed_tokens=1)]
+
+
+def samples(name, outcomes, **changed):
+    case("samples", name, "".join(json.dumps(line) + "\n" for line in [dict(scalescope_samples=1, settings=settings | changed), *outcomes]))
+
+
+samples("valid", outcomes)
+samples("windows", outcomes, task=dict(task="perplexity", window=4, stride=2), faults=["conv_out:3:7"], limit=1)
+samples("no-modes", outcomes, modes=[])
+samples("a-shard-beyond-its-count", outcomes, shard=dict(index=1, count=0))
+samples("one-of-2-to-the-60-shards", outcomes, shard=dict(index=0, count=1 << 60))
+samples("counts-that-overflow", [o | dict(id=i, target_tokens=2**63) for i in range(2) for o in outcomes], units=2)

@@ -107,7 +107,7 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
             }
         }
         return Ok(Subject {
-            model: sample::model(),
+            model: sample::try_model()?,
             name: "sample model".into(),
             tokenizer: match &args.tokenizer {
                 Some(file) => TokenizerSource::File(file.clone()),

@@ -53,12 +53,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<Outcome> {
+    // Also without a wish: rayon itself panics where the system starts no threads.
+    let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = cli.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .build_global()
-            .map_err(|e| SimError::value("--threads", "a thread pool", e))?;
+        pool = pool.num_threads(threads.get());
     }
+    pool.build_global()
+        .map_err(|e| SimError::value("--threads", "a thread pool", e))?;
     match cli.command {
         Command::Propagate(args) => cmd::propagate::run(&args),
         Command::Equiv(args) => cmd::equiv::run(&args),

@@ -1,6 +1,11 @@
 #![no_main]
 
+#[path = "../alone.rs"]
+mod alone;
 #[path = "../harness.rs"]
 mod harness;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| harness::run("npz", data));
+use alone::{alone, in_time};
+use harness::{readers::NPZ, run};
+
+libfuzzer_sys::fuzz_target!(init: alone(), |data: &[u8]| in_time(|| run(&NPZ, data)));

@@ -1,6 +1,11 @@
 #![no_main]
 
+#[path = "../alone.rs"]
+mod alone;
 #[path = "../harness.rs"]
 mod harness;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| harness::run("passages", data));
+use alone::{alone, in_time};
+use harness::{readers::PASSAGES, run};
+
+libfuzzer_sys::fuzz_target!(init: alone(), |data: &[u8]| in_time(|| run(&PASSAGES, data)));

@@ -5,10 +5,11 @@
 use crate::checkpoint::fold::fold;
 use crate::checkpoint::quantize::quantize;
 use crate::checkpoint::{hf, scales};
-use crate::error::Result;
+use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, FloatModel, Model};
 use serde::Deserialize;
-use std::sync::{Arc, OnceLock};
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
 
 static CONFIG: &[u8] = include_bytes!("../sample/config.json");
 static WEIGHTS: &[u8] = include_bytes!("../sample/model.safetensors");
@@ -43,31 +44,42 @@ pub fn activation_scales() -> Vec<ActivationScales> {
 ///
 /// # Panics
 ///
-/// Never, as [`float_checkpoint`].
+/// Where [`try_model`] fails.
 pub fn model() -> Model {
-    static MODEL: OnceLock<Model> = OnceLock::new();
-    let make = || -> Result<Model> {
-        let float = fold(float_checkpoint())?;
-        let quantized = quantize(&float, &activation_scales())?;
-        Ok(Model {
-            quantized: Some(Arc::new(quantized)),
-            float: Some(Arc::new(float)),
-            original: Some(Arc::new(float_checkpoint())),
-        })
-    };
+    try_model().expect("threads can be started")
+}
+
+/// [`model`], for a program that has to say what went wrong.
+///
+/// # Errors
+///
+/// The system starts no threads to make it with.
+pub fn try_model() -> Result<Model> {
+    static MODEL: Mutex<Option<Model>> = Mutex::new(None);
+    let mut known = MODEL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(model) = &*known {
+        return Ok(model.clone());
+    }
+    let no_threads =
+        |e: &dyn Display| SimError::value("sample model", "threads to make it with", e);
     // On threads of its own: those of the pool may all be waiting here for the model, which would wait
     // for them in turn.
-    let apart = move || {
-        let pool = rayon::ThreadPoolBuilder::new().build();
-        let pool = pool.expect("threads can be started");
-        pool.install(move || make().expect("tests make the embedded model"))
-    };
-    MODEL
-        .get_or_init(|| {
-            let made = std::thread::spawn(apart).join();
-            made.expect("tests make the embedded model")
-        })
-        .clone()
+    let pool = rayon::ThreadPoolBuilder::new().build();
+    let pool = pool.map_err(|e| no_threads(&e))?;
+    let apart = std::thread::Builder::new().spawn(move || pool.install(make));
+    let made = apart.map_err(|e| no_threads(&e))?.join();
+    let made = made.expect("tests make the embedded model")?;
+    Ok(known.insert(made).clone())
+}
+
+fn make() -> Result<Model> {
+    let float = fold(float_checkpoint())?;
+    let quantized = quantize(&float, &activation_scales())?;
+    Ok(Model {
+        quantized: Some(Arc::new(quantized)),
+        float: Some(Arc::new(float)),
+        original: Some(Arc::new(float_checkpoint())),
+    })
 }
 
 /// The bytes the sample model is made from, for hashing.

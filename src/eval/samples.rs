@@ -6,13 +6,15 @@
 use super::settings::{Difference, Settings};
 use scalescope_sim::error::{Result, SimError};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Version of the format.
 const FORMAT: u32 = 1;
+/// The most tokens or bytes of one unit: sums over all units stay far from the end of their type.
+const MOST: usize = u32::MAX as usize;
 
 /// How one unit went in one mode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,7 +106,18 @@ impl Samples {
                 header.scalescope_samples,
             ));
         }
+        let bad = |item: &str, expected: &str, found: String| {
+            SimError::file(path, format_args!("line 1: {item}"), expected, found)
+        };
         let modes = header.settings.mode_names();
+        if modes.is_empty() {
+            return Err(bad("modes", "at least one", "none".into()));
+        }
+        let shard = header.settings.shard;
+        if shard.index >= shard.count {
+            let found = format!("{} of {}", shard.index, shard.count);
+            return Err(bad("shard", "an index below the count", found));
+        }
         let mut samples = Self {
             settings: header.settings,
             records: vec![],
@@ -118,6 +131,12 @@ impl Samples {
             };
             let record: Record = serde_json::from_slice(line)
                 .map_err(|e| bad("the outcome of a sample".into(), e.to_string()))?;
+            let counts = [record.target_tokens, record.greedy_tokens, record.bytes]
+                .into_iter()
+                .chain(record.agreed_tokens);
+            if let Some(count) = counts.max().filter(|count| *count > MOST) {
+                return Err(bad(format!("counts of at most {MOST}"), count.to_string()));
+            }
             end += line.len();
             let place = samples.records.len() - complete;
             if record.mode != modes[place] {
@@ -148,7 +167,8 @@ impl Samples {
         };
         let settings = first.settings.whole();
         let count = first.settings.shard.count;
-        let mut names = vec![None; count];
+        // The count is a file's own word: nothing is as long as that.
+        let mut names = BTreeMap::new();
         for (name, shard) in &shards {
             let own = shard.settings.shard;
             let counted = settings.difference(&shard.settings.whole());
@@ -164,7 +184,7 @@ impl Samples {
                     format_args!("one of {}", own.count),
                 ));
             }
-            if let Some(other) = names[own.index].replace(name) {
+            if let Some(other) = names.insert(own.index, name) {
                 return Err(SimError::file(
                     name,
                     "shard",
@@ -173,7 +193,7 @@ impl Samples {
                 ));
             }
         }
-        if let Some(missing) = names.iter().position(Option::is_none) {
+        if let Some(missing) = (0..count).find(|index| !names.contains_key(index)) {
             return Err(SimError::value(
                 "shards",
                 format_args!("all {count}"),
@@ -448,6 +468,23 @@ pub(crate) mod tests {
         assert!(lines(std::slice::from_ref(&b)).contains("line 2: expected mode 0, found 1"));
         assert!(lines(&[a.clone(), pair(1)[1].clone()]).contains("line 3: expected sample 0"));
         assert!(lines(&[a.clone(), b, a]).contains("0 again"));
+        let mut huge = pair(0);
+        huge[1].bytes = usize::MAX;
+        assert!(lines(&huge).contains("line 3: expected counts of at most 4294967295"));
+        let settings_of = |change: &dyn Fn(&mut Settings)| {
+            let mut settings = mine.clone();
+            change(&mut settings);
+            std::fs::remove_file(&path).ok();
+            let mut file = SampleFile::create(&path, &settings).unwrap();
+            file.append(&pair(0)).unwrap();
+            Samples::read(&path)
+        };
+        let error = |change: &dyn Fn(&mut Settings)| settings_of(change).unwrap_err().to_string();
+        assert!(error(&|s| s.modes.clear()).contains("line 1: modes: expected at least one"));
+        assert!(error(&|s| s.shard.count = 0).contains("line 1: shard: expected an index below"));
+        let part = settings_of(&|s| s.shard.count = usize::MAX).unwrap();
+        let lonely = Samples::merge(vec![("a".into(), part)]).unwrap_err();
+        assert!(lonely.to_string().contains("no shard 1/"), "{lonely}");
         std::fs::write(&path, "{\"text\": \"not ours\"}\n").unwrap();
         assert!(
             Samples::read(&path)

@@ -188,6 +188,21 @@ impl Array {
         format!("{} {:?}", self.dtype().name(), self.shape())
     }
 
+    /// Integers (not bool) one by one, row by row; `None` for other types.
+    pub fn integers(&self) -> Option<Box<dyn Iterator<Item = i128> + '_>> {
+        Some(match self {
+            Array::I8(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::U8(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::I16(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::U16(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::I32(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::U32(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::I64(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::U64(a) => Box::new(a.iter().map(|v| i128::from(*v))),
+            Array::Bool(_) | Array::F16(_) | Array::F32(_) | Array::F64(_) => return None,
+        })
+    }
+
     /// Integers (not bool) widened to i64; `None` for other types and for values over i64.
     pub fn to_i64(&self) -> Option<ArrayD<i64>> {
         match self {

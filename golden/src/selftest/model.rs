@@ -26,17 +26,17 @@ const WEIGHT_FLIPS: usize = 10;
 const BLOCKS: usize = 7;
 
 /// The first blocks of the sample model, almost without a head: what a flip costs in time.
-fn first_blocks() -> Model {
-    let model = sample::model();
+fn first_blocks() -> Result<Model> {
+    let model = sample::try_model()?;
     let quantized = model.quantized.as_deref();
     let mut quantized = quantized.expect("the sample model is quantized").clone();
     quantized.layers.truncate(BLOCKS);
     quantized.config.n_layers = BLOCKS;
     quantized.head = quantized.head.slice(s![..1, ..]).to_owned();
-    Model {
+    Ok(Model {
         quantized: Some(Arc::new(quantized)),
         ..Model::default()
-    }
+    })
 }
 
 /// One decode step of the sample model in mode 0, profile `deployed`.
@@ -96,7 +96,7 @@ pub(super) fn kinds(random: &mut Random) -> Result<Vec<Kind>> {
         points.retain(|place, _| place.layer.is_some_and(|layer| layer < BLOCKS));
     }
     let subject = Subject {
-        model: first_blocks(),
+        model: first_blocks()?,
         trace,
         mode: &MODES[0],
         profile: Profile::get("deployed")?,

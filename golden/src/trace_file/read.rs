@@ -11,6 +11,9 @@ use scalescope_sim::trace::{Place, Selection, TracePoint};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Sequences that a trace may have.
+const MAX_SEQUENCES: usize = 1024;
+
 /// What a key means.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
@@ -211,6 +214,7 @@ struct Batch(Option<(String, usize)>);
 
 impl Batch {
     fn check(&mut self, name: &str, found: usize) -> Result<()> {
+        not_too_many(name, found)?;
         match &self.0 {
             None => self.0 = Some((name.to_owned(), found)),
             Some((first, batch)) if *batch != found => {
@@ -230,6 +234,17 @@ impl Batch {
     }
 }
 
+/// Each sequence takes a kilobyte or more beside its elements, and a small file can claim millions.
+fn not_too_many(name: &str, sequences: usize) -> Result<()> {
+    match sequences > MAX_SEQUENCES {
+        false => Ok(()),
+        true => {
+            let expected = format_args!("at most {MAX_SEQUENCES} sequences").to_string();
+            Err(SimError::value(name, expected, sequences))
+        }
+    }
+}
+
 fn prefill_tokens(name: &str, array: Array) -> Result<Array2<u32>> {
     let words = array.describe();
     let ids = ids(name, &array)?;
@@ -241,6 +256,7 @@ fn prefill_tokens(name: &str, array: Array) -> Result<Array2<u32>> {
     if shape.0 == 0 || shape.1 == 0 {
         return Err(SimError::value(name, "at least one token", words));
     }
+    not_too_many(name, shape.0)?;
     Ok(Array2::from_shape_vec(shape, ids).expect("one id an element"))
 }
 
@@ -257,15 +273,17 @@ fn step_tokens(name: &str, array: Array) -> Result<Vec<u32>> {
 
 /// The elements of an array as token ids.
 fn ids(name: &str, array: &Array) -> Result<Vec<u32>> {
-    let wide = array
-        .to_i64()
+    let integers = array
+        .integers()
         .ok_or_else(|| SimError::value(name, "integer token ids", array.describe()))?;
-    wide.iter()
-        .map(|id| {
-            u32::try_from(*id)
-                .map_err(|_| SimError::value(name, "token ids from 0 to 2^32 - 1", id))
-        })
-        .collect()
+    // One by one: widened to i64 first, bytes would take eight times their memory.
+    let mut ids = Vec::with_capacity(array.len());
+    for id in integers {
+        let id = u32::try_from(id)
+            .map_err(|_| SimError::value(name, "token ids from 0 to 2^32 - 1", id))?;
+        ids.push(id);
+    }
+    Ok(ids)
 }
 
 fn scale(name: &str, array: Array) -> Result<Scale> {

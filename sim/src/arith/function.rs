@@ -118,6 +118,8 @@ impl FunctionRule {
 
     /// The unit, made once; `None` where the function is exact.
     pub fn unit(self, function: Function) -> Option<Arc<Unit>> {
+        /// More units than any run has at a time; what tries rules by the thousand must not keep them all.
+        const KEPT: usize = 64;
         type Made = HashMap<(Function, UnitRule), Arc<Unit>>;
         static MADE: OnceLock<Mutex<Made>> = OnceLock::new();
         let FunctionRule::Unit(rule) = self else {
@@ -127,6 +129,9 @@ impl FunctionRule {
             .get_or_init(Mutex::default)
             .lock()
             .expect("no panics inside");
+        if made.len() >= KEPT && !made.contains_key(&(function, rule)) {
+            made.clear();
+        }
         let unit = made
             .entry((function, rule))
             .or_insert_with(|| Arc::new(Unit::new(function, rule)));

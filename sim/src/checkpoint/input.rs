@@ -58,3 +58,33 @@ pub(crate) fn shown(text: &str) -> String {
     }
     line
 }
+
+/// The number of a layer and the rest of a tensor's name: `layers.3.norm.weight` after `layers.`. The
+/// number is written as we write it, without a sign or a zero before it.
+pub(crate) fn in_layer<'a>(name: &'a str, prefix: &str) -> Option<(usize, &'a str)> {
+    let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+    let plain = number.bytes().all(|b| b.is_ascii_digit());
+    let plain = plain && (number == "0" || !number.starts_with('0'));
+    Some((number.parse().ok().filter(|_| plain)?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_layer;
+
+    #[test]
+    fn a_layer_has_one_name() {
+        for (name, found) in [
+            ("layers.0.norm.weight", Some((0, "norm.weight"))),
+            ("layers.17.ssm.D", Some((17, "ssm.D"))),
+            ("layers.00.ssm.D", None),
+            ("layers.+1.ssm.D", None),
+            ("layers..ssm.D", None),
+            ("layers.1", None),
+            ("layers.99999999999999999999.ssm.D", None),
+            ("backbone.layers.1.ssm.D", None),
+        ] {
+            assert_eq!(in_layer(name, "layers."), found, "{name}");
+        }
+    }
+}

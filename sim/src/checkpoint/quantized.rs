@@ -18,6 +18,7 @@
 
 use super::config;
 use super::container::{Container, Tensor};
+use super::input::in_layer;
 use crate::atomic;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
@@ -26,7 +27,7 @@ use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -66,6 +67,13 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
         let tensor = file.tensor(name, &[v, m])?;
         Ok(tensor.matrix(tensor.exact_f16()?))
     };
+    // A layer that is missing altogether, before one line is written for each of a thousand.
+    for i in 0..config.n_layers {
+        let name = format!("layers.{i}.norm.weight");
+        if !file.contains(&name) {
+            file.tensor(&name, &[m])?;
+        }
+    }
     // Collected before it is searched, so that the error does not depend on threads.
     let layers: Vec<Result<QuantizedLayer>> = (0..config.n_layers)
         .into_par_iter()
@@ -109,22 +117,29 @@ fn read_config(file: &Container<'_>) -> Result<Config> {
 }
 
 fn refuse_others(file: &Container<'_>, config: &Config) -> Result<()> {
-    let mut known: BTreeSet<String> = ["embeddings.weight", "lm_head.weight", "norm_f.weight"]
-        .map(str::to_owned)
-        .into();
-    for i in 0..config.n_layers {
-        known.insert(format!("layers.{i}.norm.weight"));
-        for name in CODES {
-            known.insert(format!("layers.{i}.{name}"));
-            known.insert(format!("layers.{i}.{name}_scale"));
-        }
-        known.extend(ScaleKey::ALL.map(|key| scale_tensor(i, key)));
-    }
     let expected = format!(
         "only tensors of a quantized model of {} layers",
         config.n_layers
     );
-    file.refuse_others(|name| known.contains(name), &expected)
+    file.refuse_others(|name| is_of(name, config), &expected)
+}
+
+/// Whether a model of this shape has a tensor of that name; as in [`super::hf`], no names are made.
+fn is_of(name: &str, config: &Config) -> bool {
+    if ["embeddings.weight", "lm_head.weight", "norm_f.weight"].contains(&name) {
+        return true;
+    }
+    let Some((layer, tensor)) = in_layer(name, "layers.") else {
+        return false;
+    };
+    let known = match tensor.strip_prefix("scales.") {
+        Some(key) => ScaleKey::ALL.iter().any(|known| known.name() == key),
+        None => {
+            let codes = tensor.strip_suffix("_scale").unwrap_or(tensor);
+            tensor == "norm.weight" || CODES.contains(&codes)
+        }
+    };
+    known && layer < config.n_layers
 }
 
 /// A layer's INT8 tensors, each with a scale beside it.
