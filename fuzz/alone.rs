@@ -2,7 +2,7 @@
 
 /// The most processor time an input may take, in seconds. The fuzzer's own limit goes by the clock on the
 /// wall, which on a busy machine says little.
-const LONGEST: f64 = 0.2;
+pub const LONGEST: f64 = 0.2;
 
 /// Makes this thread all of the thread pool: handing work to another and waiting for it takes longer
 /// than reading a small file.
@@ -23,7 +23,7 @@ pub fn in_time(work: impl FnOnce()) {
 }
 
 /// Processor time of this thread.
-fn processor_seconds() -> f64 {
+pub fn processor_seconds() -> f64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -59,7 +59,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         pool = pool.num_threads(threads.get());
     }
     pool.build_global()
-        .map_err(|e| SimError::value("--threads", "a thread pool", e))?;
+        .map_err(|e| SimError::value("threads", "as many as are asked for", e))?;
     match cli.command {
         Command::Propagate(args) => cmd::propagate::run(&args),
         Command::Equiv(args) => cmd::equiv::run(&args),

@@ -1,6 +1,9 @@
 //! Replays what fuzzing found, and its seeds, with the compiler everybody has: `fuzz/corpus` has a
 //! folder for each reader.
 
+#[allow(dead_code, unsafe_code)] // what the fuzz targets alone need; a clock
+#[path = "../fuzz/alone.rs"]
+mod alone;
 #[path = "../fuzz/harness.rs"]
 mod harness;
 
@@ -105,6 +108,12 @@ fn every_check_can_fail() {
         let said = said.unwrap_or_default();
         assert!(said.contains(message), "reader {i}: {said}");
     }
+    let slow = || {
+        let before = alone::processor_seconds();
+        while alone::processor_seconds() - before < alone::LONGEST {}
+    };
+    assert!(catch_unwind(|| alone::in_time(slow)).is_err());
+    alone::in_time(|| ());
     // What a reader leaves in its folder, or takes from it, is not there for the next input.
     let good = |read: fn(&mut Folder, &[u8])| {
         let target = Target {
