@@ -209,7 +209,7 @@ impl Metrics {
 
 impl Serialize for Metrics {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(3 + METRICS.len()))?;
+        let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("compared", &self.compared)?;
         map.serialize_entry("mismatched", &self.mismatched)?;
         map.serialize_entry("non_finite", &self.non_finite)?;

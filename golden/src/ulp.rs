@@ -62,7 +62,9 @@ mod tests {
         // A finite error against zero is far, not negative and not near.
         assert_eq!(ulp_f32(0.0, 1.0), Some(0x3f80_0000));
         assert_eq!(ulp_f32(-1.0, 1.0), Some(2 * 0x3f80_0000));
+        assert_eq!(ulp_f16(f16::ZERO, f16::NEG_ZERO), Some(0));
         assert_eq!(ulp_f16(f16::ZERO, f16::ONE), Some(0x3c00));
+        assert_eq!(ulp_f16(f16::NEG_ONE, f16::ONE), Some(2 * 0x3c00));
         assert_eq!(ulp_f32(f32::MIN, f32::MAX), Some(2 * 0x7f7f_ffff));
     }
 

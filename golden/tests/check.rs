@@ -103,6 +103,172 @@ fn a_wrong_value_is_one_mismatch_with_its_place() {
         .find(|p| p.mismatched > 0)
         .unwrap();
     assert_eq!(bad.key(), "layer_03/had_out/scale");
+    let bad: Vec<String> = (report.summary.points.iter())
+        .filter(|p| p.mismatched > 0)
+        .map(|p| p.key())
+        .collect();
+    assert_eq!(
+        bad,
+        [
+            "layer_03/had_out/scale",
+            "step_0/layer_03/had_out/scale",
+            "step_1/layer_03/had_out/scale"
+        ]
+    );
+}
+
+#[test]
+fn a_wrong_value_of_a_decode_step_has_its_step_and_is_kept_if_asked_for() {
+    let model = sample::model();
+    let mut trace = recorded(&model, "0", "exact");
+    let place = Place::layer(3, TracePoint::ConvOut);
+    let Some(Value::I8(codes)) = trace.steps[1].sequences[0].get_mut(&place) else {
+        panic!("conv_out is i8");
+    };
+    codes[(0, 5)] ^= 1;
+    let wrong = codes.clone();
+    let table = ModeTable::default();
+    let profile = Profile::get("exact").unwrap();
+    let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
+    for keep in [false, true] {
+        let options = CheckOptions {
+            feed: Feed::Cumulative,
+            keep,
+            ..CheckOptions::default()
+        };
+        let report = check(&path, &trace, &options).unwrap();
+        let bad: Vec<_> = (report.summary.points.iter())
+            .filter(|p| p.mismatched > 0)
+            .collect();
+        assert_eq!((bad.len(), bad[0].mismatched), (1, 1));
+        assert_eq!(bad[0].key(), "step_1/layer_03/conv_out");
+        assert_eq!(bad[0].first.as_ref().unwrap().index, [0, 0, 5]);
+        let kept: Vec<_> = report.kept.into_iter().collect();
+        match (keep, &kept[..]) {
+            (false, []) => {}
+            (true, [(at, pairs)]) => {
+                assert_eq!(*at, (Some(1), place));
+                // The second sequence, which is equal, comes behind the mismatch, and with it.
+                assert_eq!(pairs[0].0, Value::I8(wrong.clone()));
+                let equal: Vec<bool> = pairs.iter().map(|(x, y, _)| x == y).collect();
+                assert_eq!(equal, [false, true]);
+            }
+            _ => panic!("{} kept", kept.len()),
+        }
+    }
+}
+
+/// Decode steps without a prefill: run freely they need its tokens, from the states of the file they do not.
+#[test]
+fn steps_are_checked_without_a_prefill() {
+    let mut trace = recorded(&sample::model(), "0", "exact");
+    trace.sequences.iter_mut().for_each(|points| points.clear());
+    trace.scales.clear();
+    let report = run(&trace, "0", "exact", Feed::Cumulative).unwrap();
+    let words = format!("{} {:?}", report.summary, report.summary.missing);
+    assert_eq!((report.exit_code(), report.given()), (0, 0), "{words}");
+    assert!(report.summary.points.iter().all(|p| p.step.is_some()));
+    let given = |trace: &TraceFile| -> Vec<String> {
+        let report = run(trace, "0", "exact", Feed::Local).unwrap();
+        assert_eq!(report.exit_code(), 0, "{}", report.summary);
+        let of_block = report.given.iter().filter(|g| g.layer == Some(0));
+        of_block
+            .map(|g| format!("{} {}", g.step.unwrap(), g.point))
+            .collect()
+    };
+    // Nobody vouches for the states before the first step; the second gets those that the first leaves.
+    let states = ["0 conv_state_in", "0 ssm_state_in"];
+    assert_eq!(given(&trace), states);
+    trace.tokens = None;
+    assert_eq!(given(&trace), states);
+    let error = run(&trace, "0", "exact", Feed::Cumulative).unwrap_err();
+    assert!(error.to_string().contains("prefill_tokens"), "{error}");
+}
+
+#[test]
+fn without_tokens_a_local_check_takes_the_embedding_as_it_is() {
+    let mut trace = recorded(&sample::model(), "0", "exact");
+    let mut no_ids = trace.clone();
+    no_ids.steps.iter_mut().for_each(|step| step.tokens.clear());
+    let error = run(&no_ids, "0", "exact", Feed::Cumulative).unwrap_err();
+    assert!(error.to_string().contains("step_0/token"), "{error}");
+    let report = run(&no_ids, "0", "exact", Feed::Local).unwrap();
+    let given: Vec<_> = (report.given.iter())
+        .map(|g| (g.step, g.layer, g.point))
+        .collect();
+    assert_eq!(report.exit_code(), 0);
+    assert_eq!(given, [0, 1].map(|s| (Some(s), Some(0), "hidden_in")));
+    trace.tokens = None;
+    let error = run(&trace, "0", "exact", Feed::Cumulative).unwrap_err();
+    assert!(error.to_string().contains("prefill_tokens"), "{error}");
+    let report = run(&trace, "0", "exact", Feed::Local).unwrap();
+    let given: Vec<_> = (report.given.iter())
+        .map(|g| (g.step, g.layer, g.point))
+        .collect();
+    assert_eq!(report.exit_code(), 0);
+    assert_eq!(given, [(None, Some(0), "hidden_in")]);
+    // The number of tokens is not told by a state, even if that comes first.
+    let keep = [
+        TracePoint::SsmState,
+        TracePoint::OutProjOut,
+        TracePoint::HadOut,
+    ];
+    for points in &mut trace.sequences {
+        points.retain(|place, _| keep.contains(&place.point) && place.layer == Some(0));
+    }
+    trace.steps.clear();
+    trace.scales.clear();
+    let report = run(&trace, "0", "exact", Feed::Local).unwrap();
+    let words = format!("{} {:?}", report.summary, report.given);
+    assert_eq!((report.exit_code(), report.given.len()), (0, 2), "{words}");
+    for points in &mut trace.sequences {
+        points.retain(|place, _| place.point.is_state());
+    }
+    let error = run(&trace, "0", "exact", Feed::Local).unwrap_err();
+    assert!(error.to_string().contains("states alone"), "{error}");
+}
+
+/// What goes in without being judged still has to have the datapath's shape and type.
+#[test]
+fn inputs_of_another_shape_or_type_are_refused() {
+    let mut trace = recorded(&sample::model(), "0", "exact");
+    trace.tokens = None;
+    trace.steps.clear();
+    let place = Place::layer(0, TracePoint::HiddenIn);
+    let Value::F16(good) = trace.sequences[0][&place].clone() else {
+        panic!("hidden_in is f16");
+    };
+    for bad in [
+        Value::F16(Array2::zeros((good.nrows(), good.ncols() - 1))),
+        Value::F32(good.mapv(|v| v.to_f32())),
+    ] {
+        for points in &mut trace.sequences {
+            points.insert(place, bad.clone());
+        }
+        let error = run(&trace, "0", "exact", Feed::Local).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.starts_with("layer_00/hidden_in: expected f16"),
+            "{error}"
+        );
+        assert!(error.contains(&bad.describe()), "{error}");
+    }
+}
+
+#[test]
+fn scales_of_tensors_that_are_not_there_are_missing() {
+    let mut trace = recorded(&sample::model(), "0", "exact");
+    let scale = *trace.scales.values().next().unwrap();
+    let place = Place::layer(2, TracePoint::ConvOutF32);
+    trace.scales.insert(place, scale);
+    let report = run(&trace, "0", "exact", Feed::Local).unwrap();
+    assert_eq!(report.summary.missing, ["scale/layer_02/conv_out_f32"]);
+    assert_eq!(report.exit_code(), 1);
+}
+
+#[test]
+fn a_report_of_nothing_is_no_success() {
+    assert_eq!(CheckReport::default().exit_code(), 1);
 }
 
 #[test]
@@ -142,6 +308,11 @@ fn some_points_of_some_blocks_are_judged_from_what_is_there() {
     assert!(given.contains(&(None, Some(6), "conv_out")));
     assert!(given.contains(&(None, Some(6), "ssm_y")));
     assert!(!given.iter().any(|g| g.1 < Some(5)));
+    // Two sequences of 9 tokens and 384 channels.
+    let first = report.given.iter().find(|g| g.point == "conv_out").unwrap();
+    assert_eq!(first.elements, 2 * 9 * 384);
+    let elements: Vec<usize> = report.given.iter().map(|g| g.elements).collect();
+    assert_eq!(report.given(), elements.iter().sum::<usize>());
     // Nothing at all to judge is an error, not a success.
     for points in &mut trace.sequences {
         points.retain(|place, _| place.layer == Some(9));

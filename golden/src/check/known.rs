@@ -260,6 +260,9 @@ mod tests {
         assert!(knowing(2, &[OutProjOut, ResidualOut]).knows(end));
         let mut last = knowing(2, &[]);
         assert!(!last.knows(Place::end(Logits)));
+        last = knowing(2, &[]);
+        last.given(end);
+        assert!(last.knows(Place::end(Logits)), "the head's own input");
         last = knowing(2, &[OutProjOut, ResidualOut]);
         assert!(last.knows(Place::end(Logits)));
     }
@@ -292,6 +295,12 @@ mod tests {
             assert_eq!(state_in(&known), want, "{given:?}");
             assert!(!known.knows(Place::layer(0, HiddenIn)), "no token");
         }
+        // A block of which nothing is given leaves no state that anybody could vouch for.
+        let mut known = Known::new(2, ActivationGranularity::Tensor);
+        known.prefill(true);
+        known.given(Place::layer(1, NormOut));
+        known.next_token(true);
+        assert_eq!(state_in(&known), [false; 2]);
         // All of a step follows from its token and its states.
         let mut known = Known::new(1, ActivationGranularity::Tensor);
         known.prefill(true);

@@ -38,6 +38,7 @@ fn codes_compare_exactly() {
         (r.compared, r.mismatched, r.max_abs_lsb, r.ulp_max),
         (4, 2, Some(255), None)
     );
+    assert_eq!(r.max_abs_error, 255.0);
     let first = r.first.unwrap();
     assert_eq!(
         (first.index, first.expected, first.found),
@@ -86,6 +87,9 @@ fn the_sign_of_zero_is_a_mismatch_and_counted_apart() {
         (1, 1, Some(0), 0.0)
     );
     assert!(r.first.unwrap().found.is_sign_negative());
+    // Zero against anything else is no matter of sign.
+    let (x, y) = (array![[0.0f32, 1.0]], array![[1.0f32, 0.0]]);
+    assert_eq!(one(x, y, Tolerance::Exact).signed_zeros, 0);
     let r = one(array![[0.0f32]], array![[-0.0f32]], Tolerance::Atol(0.0));
     assert_eq!((r.mismatched, r.within_tolerance), (0, 1));
 }
@@ -137,6 +141,10 @@ fn logits_have_the_stated_tolerance_and_no_more() {
     let r = one(x.clone(), y.clone(), rule);
     assert_eq!((r.mismatched, r.within_tolerance), (2, 2));
     assert_eq!(r.first.as_ref().unwrap().index, [0, 0, 1]);
+    // On two sides of zero the distance counts, not the sum.
+    let (x6, y6) = (f16s(array![[6e-5, 4e-5]]), f16s(array![[-6e-5, -4e-5]]));
+    let r = one(x6, y6, rule);
+    assert_eq!((r.mismatched, r.within_tolerance), (1, 1));
     // FP32 is judged in binary16, and may stand against it.
     let y32 = Value::F32(array![[8.0 + ulp, 8.0 + 2.0 * ulp, 9e-5, 2e-4]]);
     for (x, y) in [(x.clone(), y32.clone()), (y32.clone(), x.clone())] {
@@ -208,6 +216,16 @@ fn tolerances_are_set_by_point_and_by_place() {
 }
 
 #[test]
+fn a_tolerance_set_for_a_point_holds_in_every_block() {
+    let mut rules = Tolerances::default();
+    let place = Place::layer(4, TracePoint::SsmY);
+    assert_eq!(rules.set_for(place), None);
+    rules.set(TracePoint::SsmY, Tolerance::Ulp(3));
+    assert_eq!(rules.set_for(place), Some(Tolerance::Ulp(3)));
+    assert_eq!(rules.of(place), Tolerance::Ulp(3));
+}
+
+#[test]
 fn json_has_the_promised_form() {
     let mut result = PointResult::new(Place::layer(7, TracePoint::ConvOut), Tolerance::Exact);
     result
@@ -240,6 +258,38 @@ fn json_has_the_promised_form() {
                 "first": {"index": [0, 0, 1], "expected": 2.0, "found": 4.0}
             }]
         })
+    );
+}
+
+#[test]
+fn a_summary_says_what_it_counts() {
+    let of = |points: &[&PointResult]| Summary {
+        points: points.iter().copied().cloned().collect(),
+        missing: vec![],
+    };
+    let equal = one(array![[1i8, 2]], array![[1i8, 2]], Tolerance::Exact);
+    let differs = one(array![[1.0f32]], array![[2.0f32]], Tolerance::Exact);
+    let nan = one(array![[1.0f32]], array![[f32::NAN]], Tolerance::Exact);
+    let summary = of(&[&equal]);
+    assert_eq!(
+        (summary.verdict(), summary.exit_code()),
+        (Verdict::Equal, 0)
+    );
+    assert_eq!(summary.to_string(), "compared 2, mismatched 0, missing 0");
+    let summary = of(&[&equal, &differs]);
+    assert_eq!(
+        (summary.verdict(), summary.exit_code()),
+        (Verdict::Mismatch, 1)
+    );
+    assert_eq!(summary.to_string(), "compared 3, mismatched 1, missing 0");
+    let summary = of(&[&equal, &differs, &nan]);
+    assert_eq!(
+        (summary.verdict(), summary.exit_code()),
+        (Verdict::NonFinite, 2)
+    );
+    assert_eq!(
+        summary.to_string(),
+        "compared 4, mismatched 2, missing 0, NaN or infinite 1"
     );
 }
 

@@ -53,6 +53,7 @@ fn the_table_has_the_names_of_the_conventions_once_each() {
     );
     for row in &METRICS {
         assert_eq!(row.metric.info().name, row.name);
+        assert_eq!(row.metric.name(), row.name);
         assert_eq!(Metric::from_name(row.name), Some(row.metric));
         assert!(!row.doc.is_empty() && !row.unit.is_empty());
     }
@@ -182,8 +183,11 @@ fn floats_by_hand() {
     // Binary16 against FP32: by value, distance in binary16.
     let m = plain(&f16s(&[1.0, 2.0]), &f32s(&[1.0, 2.001]));
     assert_eq!((m.mismatched, of(&m, "ulp_max")), (1, 1.0));
-    let m = plain(&f16s(&[1.0]), &f32s(&[1.0]));
-    assert!(m.is_equal());
+    let m = plain(&f32s(&[1.0, 2.001]), &f16s(&[1.0, 2.0]));
+    assert_eq!((m.mismatched, of(&m, "ulp_max")), (1, 1.0));
+    for (x, y) in [(f16s(&[1.0]), f32s(&[1.0])), (f32s(&[1.0]), f16s(&[1.0]))] {
+        assert!(plain(&x, &y).is_equal());
+    }
     assert_eq!(of(&plain(&f16s(&[1.0]), &f32s(&[1e6])), "ulp_max"), 65535.0);
 }
 
@@ -306,6 +310,66 @@ fn json_keeps_every_state_apart() {
     let json = serde_json::to_value(&m).unwrap();
     assert_eq!(json["mse"], "non-finite");
     assert_eq!(json.as_object().unwrap().len(), 16);
+}
+
+/// A step that is no power of two: the differences are its multiples all the same.
+#[test]
+fn codes_on_one_grid_are_whole_steps_apart() {
+    let s = Some(scale(0.1));
+    for steps in 0..=255u8 {
+        let (x, y) = (i8s(&[-128]), i8s(&[(i16::from(steps) - 128) as i8]));
+        let m = measure((&x, s), (&y, s)).unwrap();
+        assert_eq!(of(&m, "max_abs_lsb"), f64::from(steps));
+    }
+}
+
+/// Unless both scales are known codes compare as integers, and so does what is forgiven.
+#[test]
+fn one_scale_alone_is_no_unit_of_what_is_forgiven() {
+    let (x, y) = (i8s(&[1, 2, 3]), i8s(&[1, 3, 5]));
+    let beyond = |expected: Option<Scale>, found: Option<Scale>| {
+        let mut sums = Accumulator::new(expected, found).forgiving(Some(1.0));
+        sums.add(x.elements(), y.elements()).unwrap();
+        sums.beyond()
+    };
+    let s = Some(scale(0.25));
+    for (expected, found) in [(None, None), (None, s), (s, None), (s, s)] {
+        assert_eq!(beyond(expected, found), 1, "{expected:?} {found:?}");
+    }
+}
+
+/// Each of two pieces has something of every count, and the first element beyond is in the second.
+#[test]
+fn counts_and_places_merge() {
+    let merged = |pieces: [(Value, Value); 2], atol: f64| {
+        let [mut sums, other] = pieces.map(|(x, y)| {
+            let mut sums = Accumulator::new(None, None).forgiving(Some(atol));
+            sums.add(x.elements(), y.elements()).unwrap();
+            sums
+        });
+        sums.merge(other).unwrap();
+        sums
+    };
+    let codes = [
+        (i8s(&[1, 127]), i8s(&[2, 127])),
+        (i8s(&[0, 5, -128]), i8s(&[0, 8, -128])),
+    ];
+    let sums = merged(codes.clone(), 1.0);
+    assert_eq!((sums.beyond(), sums.first()), (1, Some(3)));
+    let m = sums.finish().unwrap();
+    assert_eq!(of(&m, "max_abs_lsb"), 3.0);
+    assert_eq!(of(&m, "saturation_rate"), 2.0 / 5.0);
+    assert_eq!(of(&m, "grid_occupancy"), 5.0 / 256.0);
+    assert_eq!(merged(codes, 0.0).beyond(), 2);
+    let near = f32s(&[2.0f32.next_up(), f32::NAN]);
+    let pieces = [(f32s(&[2.0, 1.0]), near.clone()), (near.clone(), near)];
+    let sums = merged(pieces, 0.0);
+    assert_eq!((sums.beyond(), sums.first()), (3, Some(0)));
+    let m = sums.finish().unwrap();
+    assert_eq!((m.compared, m.mismatched, m.non_finite), (4, 3, 2));
+    let far = (f32s(&[1.0]), f32s(&[1.0f32.next_up().next_up()]));
+    let m = merged([far, (f32s(&[1.0]), f32s(&[1.0]))], 0.0);
+    assert_eq!(of(&m.finish().unwrap(), "ulp_max"), 2.0);
 }
 
 #[test]

@@ -92,6 +92,58 @@ fn equal_traces_pass_and_every_flipped_element_fails() {
     );
 }
 
+/// Sequences of 2 rows of 3: an element's place is told by the product of the two, not by their sum.
+#[test]
+fn the_first_mismatch_is_placed_in_its_sequence() {
+    let of = |codes: [Array2<i8>; 2]| TraceFile {
+        sequences: codes
+            .map(|codes| points(&[(at(TracePoint::ConvOut), Value::I8(codes))]))
+            .to_vec(),
+        ..TraceFile::default()
+    };
+    let zeros = Array2::zeros((2, 3));
+    let golden = of([zeros.clone(), zeros.clone()]);
+    for b in 0..2 {
+        for (at, _) in zeros.indexed_iter() {
+            let mut codes = [zeros.clone(), zeros.clone()];
+            codes[b][at] = 7;
+            let found = compare(&golden, &of(codes));
+            let first = found.points[0].first.clone().unwrap();
+            assert_eq!(first.index, [b, at.0, at.1]);
+            assert_eq!((first.expected, first.found), (0.0, 7.0));
+        }
+    }
+}
+
+/// Codes of a dynamic quantizer compare as codes with their like, as reals with codes of one scale.
+#[test]
+fn codes_with_scales_of_tokens_are_compared_as_what_stands_against_them() {
+    let dynamic = |scales: [f32; 2]| {
+        let mut trace = holding(TracePoint::ConvIn, array![[2i8, 4], [1, 3]]);
+        let column = Value::F32(array![[scales[0]], [scales[1]]]);
+        trace.sequences[0].insert(at(TracePoint::ConvInScale), column);
+        trace
+    };
+    let found = compare(&dynamic([0.5, 2.0]), &dynamic([0.5, 4.0]));
+    let judged: Vec<_> = (found.points.iter())
+        .map(|p| (p.point, p.is_equal()))
+        .collect();
+    assert_eq!(judged, [("conv_in", true), ("conv_in_scale", false)]);
+    let fixed = scaled(holding(TracePoint::ConvIn, array![[1i8, 2], [2, 6]]), 1.0);
+    let options = CompareOptions {
+        common: true,
+        ..CompareOptions::default()
+    };
+    for (x, y) in [
+        (&dynamic([0.5, 2.0]), &fixed),
+        (&fixed, &dynamic([0.5, 2.0])),
+    ] {
+        let found = compare_traces(x, y, &options).unwrap();
+        assert!(found.is_equal());
+        assert_eq!(found.points[0].point, "conv_in");
+    }
+}
+
 #[test]
 fn what_one_trace_lacks_is_refused_or_listed() {
     let golden = trace();
@@ -125,6 +177,14 @@ fn what_one_trace_lacks_is_refused_or_listed() {
     let other = holding(TracePoint::NormOut, array![[1i8]]);
     let mine = holding(TracePoint::DtProjOut, array![[1i8]]);
     assert!(compare_traces(&mine, &other, &common).is_err());
+    // A trace without sequences has no other number of them.
+    for (x, y) in [
+        (&golden, &TraceFile::default()),
+        (&TraceFile::default(), &golden),
+    ] {
+        let error = compare_traces(x, y, &common).unwrap_err().to_string();
+        assert!(error.contains("at least one tensor"), "{error}");
+    }
     assert!(compare_traces(&TraceFile::default(), &TraceFile::default(), &common).is_err());
 }
 
