@@ -20,6 +20,7 @@ import os
 import pathlib
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -238,6 +239,8 @@ def main():
     parser.add_argument("--slow", default="", help="tests for the last round, by comma")
     parser.add_argument("--missed", action="store_true", help="only those that RESULTS has as missed")
     arguments = parser.parse_args()
+    # So that the files are put back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     every = json.loads(pathlib.Path(arguments.mutants).read_text())
     for id, mutant in enumerate(every, 1):
         mutant["id"] = id

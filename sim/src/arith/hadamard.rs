@@ -56,7 +56,8 @@ impl HadamardSize {
 
     /// Entry (i, j) of the unscaled matrix, ±1.
     pub fn entry(self, i: usize, j: usize) -> f32 {
-        let sylvester = ((i % self.block) & (j % self.block)).count_ones() % 2;
+        // The block is a power of two: the remainder of both at once.
+        let sylvester = ((i & j) % self.block).count_ones() % 2;
         let negative = sign_row(self.base, i / self.block) >> (j / self.block) & 1;
         if u64::from(sylvester) ^ negative == 1 {
             -1.0
@@ -276,6 +277,18 @@ mod tests {
         assert_eq!(base(1).unwrap(), (1, 1));
         for n in [0, 3, 36, 100, 1000] {
             assert!(HadamardSize::of(n).is_err(), "{n}");
+        }
+    }
+
+    /// Rows have length √n before, 1 after; exactly where √n is a power of two.
+    #[test]
+    fn the_norm_makes_rows_of_length_one() {
+        for (n, norm) in [(1, 1.0), (4, 0.5), (1024, 1.0 / 32.0)] {
+            assert_eq!(HadamardSize::of(n).unwrap().norm(), norm);
+        }
+        for n in SIZES {
+            let norm = HadamardSize::of(n).unwrap().norm();
+            assert!((n as f64 * norm * norm - 1.0).abs() < 1e-15 && norm > 0.0);
         }
     }
 

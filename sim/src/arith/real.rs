@@ -179,3 +179,23 @@ impl RealMath for Ieee {
         crate::kernels::exp::correctly_rounded(slices)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arith::sfu::CudaFast;
+
+    fn around_the_threshold<M: RealMath>() {
+        let soft = M::log1p(M::exp(20.0));
+        assert_eq!(M::softplus(20.0).to_bits(), soft.to_bits());
+        let above = 20.0f32.next_up();
+        assert_eq!(M::softplus(above), above);
+    }
+
+    /// 20 itself is not above 20.
+    #[test]
+    fn softplus_passes_what_is_above_20() {
+        around_the_threshold::<Ieee>();
+        around_the_threshold::<CudaFast>();
+    }
+}

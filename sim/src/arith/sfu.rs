@@ -356,6 +356,31 @@ mod tests {
         (((i64::from(c0) << 13) + terms + rounding) >> 15) - (1 << 23)
     }
 
+    /// The one a below 2^27 for which it matters that a + 1 is rounded toward zero: the nearest sum is 1.5,
+    /// where another segment begins, and gives a last bit more.
+    #[test]
+    fn the_sum_of_log1p_fast_is_rounded_toward_zero() {
+        let a = 0.5f32.next_down();
+        assert_eq!(a + 1.0, 1.5);
+        assert_eq!(log1p_fast(a).to_bits(), 0x3ECF_991F);
+    }
+
+    /// What is handed out for self-tests are the numbers the unit computes with.
+    #[test]
+    fn coefficients_are_those_in_use() {
+        let (ex2, rcp) = coefficients();
+        for (s, row) in ex2.iter().enumerate() {
+            let m = (s as u32) << 17;
+            let want = interpolate(*row, 0, 0, 0x77E2);
+            assert_eq!(i64::from(ex2_mantissa(m)), want, "ex2 {s}");
+        }
+        for (s, row) in rcp.iter().enumerate() {
+            let m = (s as u32) << 16;
+            let want = interpolate(*row, 0, 0, 0x47E7) + 0x3F00_0000;
+            assert_eq!(i64::from(rcp_mantissa(m)), want, "rcp {s}");
+        }
+    }
+
     #[test]
     fn lanes_of_32_bits_lose_nothing() {
         for m in 0..1u32 << 23 {

@@ -250,6 +250,22 @@ mod tests {
             .fold(0.0, f64::max)
     }
 
+    /// What the units are compared with below: e, ln 2, ln(1 + e) and 1/(1 + 1/e), from tables.
+    #[test]
+    fn functions_have_their_known_values() {
+        for (function, x, y) in [
+            (Function::Exp, 0.0, 1.0),
+            (Function::Exp, 1.0, std::f64::consts::E),
+            (Function::Softplus, 0.0, std::f64::consts::LN_2),
+            (Function::Softplus, 1.0, 1.313_261_687_518_222_8),
+            (Function::Silu, 0.0, 0.0),
+            (Function::Silu, 1.0, 0.731_058_578_630_004_9),
+            (Function::Silu, -1.0, -0.268_941_421_369_995_1),
+        ] {
+            assert!((value(function, x) - y).abs() < 1e-15, "{function:?} {x}");
+        }
+    }
+
     /// Every input of every form, against the function: the error each form can have, from its
     /// segment h, the function's derivatives (|f''| ≤ 1 for all three) and the output's last bit.
     #[test]
@@ -332,6 +348,17 @@ mod tests {
                 beyond: 6
             }
         );
+        // A coarser output: 2^-8 of 2^-11, rounded, ties up.
+        let coarse = Unit::new(
+            Function::Silu,
+            UnitRule {
+                output_fraction: 8,
+                ..rule
+            },
+        );
+        for (x, y) in [(x + 3, 1280), (x + 4, 1281), (x + 8, 1281)] {
+            assert_eq!(coarse.eval(x, &mut seen), y);
+        }
         let clamp = UnitRule {
             beyond: Beyond::Clamp,
             ..rule
