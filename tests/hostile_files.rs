@@ -47,11 +47,14 @@ fn no_reader_panics_or_takes_more_memory_than_stated() {
     }
 }
 
+/// A reader, and what its refusal says; nothing where it is fine.
+type Bad = (fn(&mut Folder, &[u8]), &'static str);
+
 /// Readers that do what none may, each refused for it.
 fn every_check_can_fail() {
     const MEMORY: &str = "bytes for an input of 0, bound 8388608";
     const OUTSIDE: &str = "wrote outside its folder";
-    let bad: &[(fn(&mut Folder, &[u8]), &str)] = &[
+    let bad: &[Bad] = &[
         (|_, _| panic!("a panic"), "a panic"),
         (
             |_, _| drop(black_box(Vec::<u8>::with_capacity(BASE + 1))),
