@@ -3,7 +3,7 @@
 pub use super::binary16::to_f16;
 use super::lfsr::Lfsr;
 use super::round::Rounding;
-use super::saturate::{Overflow, Status, Tally};
+use super::saturate::{Overflow, Status, Tally, low_byte, magnitude};
 use super::sfu;
 use crate::isa::{Kernel, dispatch};
 use crate::quant::{Acc, Multiplier, Scale};
@@ -231,6 +231,8 @@ pub(crate) fn codes_of<T: Copy>(
     values: &[T],
     codes: &mut [i8],
 ) -> Status {
+    /// Values at a time.
+    const PART: usize = 256;
     /// The loop.
     #[inline(always)]
     fn by<T: Copy>(
@@ -241,10 +243,22 @@ pub(crate) fn codes_of<T: Copy>(
         codes: &mut [i8],
     ) -> Status {
         let mut tally = Tally::of(overflow);
-        for (v, code) in values.iter().zip(codes.iter_mut()) {
-            let integer = rounding.round(in_units(*v));
-            tally.add(integer);
-            *code = overflow.to_i8(integer);
+        for (values, codes) in values.chunks(PART).zip(codes.chunks_mut(PART)) {
+            // Most parts fit as they are: nothing to clamp and nothing to count but how far they reach.
+            let mut peak = 0;
+            for (v, code) in values.iter().zip(codes.iter_mut()) {
+                let integer = rounding.round(in_units(*v));
+                peak = peak.max(magnitude(integer));
+                *code = low_byte(integer);
+            }
+            if tally.add_fitting(peak) {
+                continue;
+            }
+            for (v, code) in values.iter().zip(codes) {
+                let integer = rounding.round(in_units(*v));
+                tally.add(integer);
+                *code = overflow.to_i8(integer);
+            }
         }
         tally.status(values.len(), overflow)
     }
@@ -266,7 +280,22 @@ mod tests {
 
     #[test]
     fn slices_agree_with_single_values() {
-        let values: Vec<f32> = (-4000..4000).map(|i| i as f32 * 0.0625 + 0.03125).collect();
+        let values = (-4000..4000).map(|i| i as f32 * 0.0625 + 0.03125);
+        // Of parts in which everything fits, some have one value that does not.
+        let odd = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            1e30,
+            -16.0,
+            15.9,
+            -16.07,
+        ];
+        let fitting = |i: usize| (i % 250) as f32 * 0.125 - 15.875;
+        let strange = |i: usize| odd.get(i / 300).filter(|_| i % 300 == 77);
+        let values: Vec<f32> = values
+            .chain((0..3000).map(|i| strange(i).copied().unwrap_or(fitting(i))))
+            .collect();
         let scale = Scale::new(0.125).unwrap();
         for quotient in Quotient::ALL {
             for rounding in Rounding::ALL {

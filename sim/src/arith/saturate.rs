@@ -68,10 +68,16 @@ impl Overflow {
 
 /// The low byte of a whole number of at most 22 bits.
 #[inline(always)]
-fn low_byte(integer: f32) -> i8 {
+pub(crate) fn low_byte(integer: f32) -> i8 {
     /// 1.5·2^23: the sum's low bits are the integer's.
     const TO_INTEGER: f32 = 12_582_912.0;
     (integer + TO_INTEGER).to_bits() as i8
+}
+
+/// Bits of the magnitude: they order as magnitudes do, NaN beyond all of them.
+#[inline(always)]
+pub(crate) fn magnitude(v: f32) -> u32 {
+    v.to_bits() & 0x7FFF_FFFF
 }
 
 /// Whether an integer-valued f32 lies outside INT8.
@@ -177,9 +183,19 @@ impl Tally {
     #[inline(always)]
     pub fn add(&mut self, integer: f32) {
         self.overflows += u32::from(!(self.lowest..=127.0).contains(&integer));
-        let magnitude = integer.to_bits() & 0x7FFF_FFFF;
-        let magnitude = select(integer.is_nan(), 0, magnitude);
+        let magnitude = select(integer.is_nan(), 0, magnitude(integer));
         self.peak = self.peak.max(magnitude);
+    }
+
+    /// Counts integers whose largest [`magnitude`] this is, if all of them surely are codes of any rule;
+    /// if not, does nothing.
+    #[inline(always)]
+    pub(crate) fn add_fitting(&mut self, peak: u32) -> bool {
+        let fits = peak <= magnitude(127.0);
+        if fits {
+            self.peak = self.peak.max(peak);
+        }
+        fits
     }
 
     /// What was counted over `values` values under a rule.

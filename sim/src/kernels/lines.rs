@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 const LINE: usize = 64;
 
 /// `count` arrays of N scalars, the first of them on a cache line.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Lines<S, const N: usize> {
     scalars: Vec<S>,
     start: usize,
@@ -27,6 +27,14 @@ impl<S: Copy, const N: usize> Lines<S, N> {
             scalars,
             start,
             count,
+        }
+    }
+
+    /// With what it holds if that is enough, or all of one value.
+    pub fn at_least(self, value: S, count: usize) -> Self {
+        match self.count < count {
+            true => Self::new(value, count),
+            false => self,
         }
     }
 }
@@ -63,6 +71,9 @@ mod tests {
             let words = Lines::<i32, 32>::new(7, count);
             assert_eq!(words.as_flattened(), vec![7; 32 * count]);
             assert!(words.as_ptr().addr().is_multiple_of(LINE));
+            let more = words.at_least(8, 3);
+            assert_eq!(more.len(), count.max(3));
+            assert_eq!(more[0][0], if count < 3 { 8 } else { 7 });
         }
     }
 }

@@ -110,27 +110,25 @@ pub fn matmul_i8<E: Epilogue>(
 }
 
 /// Runs `panel` for every panel of a job and `rows` of its rows: on several threads if there is enough
-/// to do, each with a scratch of its own.
-fn panels<E: Epilogue, S>(
+/// to do.
+fn panels<E: Epilogue>(
     job: &Job<E>,
     rows: usize,
-    scratch: impl Fn() -> S + Sync + Send,
-    panel: impl Fn(&mut S, usize) -> Status + Sync + Send,
+    panel: impl Fn(usize) -> Status + Sync + Send,
 ) -> Status {
+    /// Shares of a thread: one that is held up leaves the rest of them to the others.
+    const SHARES: usize = 8;
     let count = job.out.columns().div_ceil(PANEL);
     let work = PANEL * job.k * rows;
     let at_once = TASK.div_ceil(work).max(1);
     if count <= at_once {
-        let mut scratch = scratch();
-        let mut status = Status::default();
-        for p in 0..count {
-            status += panel(&mut scratch, p);
-        }
-        return status;
+        return (0..count).map(panel).fold(Status::default(), Status::plus);
     }
+    let share = count.div_ceil(SHARES * rayon::current_num_threads());
     (0..count)
         .into_par_iter()
         .with_min_len(at_once)
-        .map_init(&scratch, &panel)
+        .with_max_len(share.max(at_once))
+        .map(panel)
         .reduce(Status::default, Status::plus)
 }

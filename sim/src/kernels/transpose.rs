@@ -41,11 +41,22 @@ pub(crate) fn transpose_16x16(rows: [__m512i; 16]) -> [__m512i; 16] {
     out
 }
 
+/// Words of 64 codes, from column `from` on, of up to 16 rows of `k` codes: word j of all rows side by side.
+/// Codes and rows that are missing are zero.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(crate) fn words_of_rows(rows: &[i8], k: usize, from: usize) -> [__m512i; 16] {
+    match from + 64 <= k && rows.len() == 16 * k {
+        true => turn_full(rows, k, from),
+        false => transpose_16x16(rows_to_words(rows, k, from)),
+    }
+}
+
 /// 64 codes from column `from` on of each of up to 16 rows of `k` codes, four to a word; codes and
 /// rows that are missing are zero.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(crate) fn rows_to_words(rows: &[i8], k: usize, from: usize) -> [__m512i; 16] {
+fn rows_to_words(rows: &[i8], k: usize, from: usize) -> [__m512i; 16] {
     let mut words = [_mm512_setzero_si512(); 16];
     if from >= k {
         return words;
@@ -58,6 +69,36 @@ pub(crate) fn rows_to_words(rows: &[i8], k: usize, from: usize) -> [__m512i; 16]
         *words = unsafe { _mm512_maskz_loadu_epi8(mask, codes) };
     }
     words
+}
+
+/// The transpose where nothing is missing. Vectors are put together from 128 bits of four rows while loading, and
+/// only the words inside 128 bits are left to turn: half the shuffles, which one port of the core does.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn turn_full(rows: &[i8], k: usize, from: usize) -> [__m512i; 16] {
+    assert!(from + 64 <= k && rows.len() == 16 * k);
+    let mut out = [_mm512_setzero_si512(); 16];
+    for (c, out) in out.chunks_exact_mut(4).enumerate() {
+        let quarter = |row: usize| {
+            // SAFETY: 16 codes of a row that is there, by the assertion.
+            unsafe { _mm_loadu_si128(rows.as_ptr().add(row * k + from + 16 * c).cast()) }
+        };
+        // Row r of each four rows, one four in each 128 bits.
+        let of_fours = |r: usize| {
+            let v = _mm512_castsi128_si512(quarter(r));
+            let v = _mm512_inserti32x4::<1>(v, quarter(4 + r));
+            let v = _mm512_inserti32x4::<2>(v, quarter(8 + r));
+            _mm512_inserti32x4::<3>(v, quarter(12 + r))
+        };
+        let [a, b, x, y] = [0, 1, 2, 3].map(of_fours);
+        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (xy_low, xy_high) = (_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+        out[0] = _mm512_unpacklo_epi64(ab_low, xy_low);
+        out[1] = _mm512_unpackhi_epi64(ab_low, xy_low);
+        out[2] = _mm512_unpacklo_epi64(ab_high, xy_high);
+        out[3] = _mm512_unpackhi_epi64(ab_high, xy_high);
+    }
+    out
 }
 
 /// `[16, N]` to `[N, 16]`, for N a multiple of 16.
@@ -129,6 +170,35 @@ mod tests {
         for i in 0..16 {
             for j in 0..16 {
                 assert_eq!(turned[i][j], words[j][i], "{i} {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_whole_and_of_missing_rows() {
+        if !Isa::available().contains(&Isa::Avx512) {
+            eprintln!("not run: no AVX-512");
+            return;
+        }
+        for k in [1, 63, 64, 65, 128, 200] {
+            for rows in [1, 15, 16] {
+                let codes: Vec<i8> = (0..rows * k).map(|i| (i * i + 3 * i) as i8).collect();
+                for from in (0..k).step_by(64) {
+                    // SAFETY: the instruction set was found above; both types are 16 × 16 words.
+                    let words: [[i32; 16]; 16] =
+                        unsafe { std::mem::transmute(words_of_rows(&codes, k, from)) };
+                    for (w, words) in words.iter().enumerate() {
+                        for (row, word) in words.iter().enumerate() {
+                            let code = |i| {
+                                let column = from + 4 * w + i;
+                                let there = row < rows && column < k;
+                                if there { codes[row * k + column] } else { 0 }
+                            };
+                            let want = [0, 1, 2, 3].map(|i| code(i) as u8);
+                            assert_eq!(word.to_le_bytes(), want, "{k} {rows} {from}: {w} {row}");
+                        }
+                    }
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! AVX2. `vpmaddwd` adds two products of i16 to each i32 lane: codes are widened while packing, and
 //! no sum can overflow (2·2^14 a step, then as in the scalar code).
 
-use super::packed::{self, Rows, Scratch, Tile, Words};
+use super::packed::{self, Rows, Tile, Words};
 use super::{Epilogue, Job, PANEL};
 use crate::arith::saturate::Status;
 use std::arch::x86_64::*;
@@ -38,7 +38,13 @@ impl Tile for Avx2 {
     }
 
     #[inline(always)]
-    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words]) {
+    fn multiply(
+        words: &[i32],
+        panel: &[Words],
+        starts: &[i32],
+        acc: &mut [Words],
+        _: impl FnMut(),
+    ) {
         // SAFETY: only `Avx2::panel` multiplies, with AVX2 enabled.
         unsafe {
             match starts.len() {
@@ -48,14 +54,9 @@ impl Tile for Avx2 {
         }
     }
 
-    fn panel<E: Epilogue>(
-        job: &Job<E>,
-        x: &Rows,
-        scratch: &mut Scratch<E::Out>,
-        p: usize,
-    ) -> Status {
+    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> Status {
         // SAFETY: `matmul_i8` chooses this tile where `Isa::Avx2` was detected.
-        unsafe { panel(job, x, scratch, p) }
+        unsafe { panel(job, x, p) }
     }
 }
 
@@ -67,8 +68,8 @@ fn pair(codes: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch<E::Out>, p: usize) -> Status {
-    packed::panel::<Avx2, E>(job, x, scratch, p)
+fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> Status {
+    packed::panel::<Avx2, E>(job, x, p)
 }
 
 #[target_feature(enable = "avx2")]

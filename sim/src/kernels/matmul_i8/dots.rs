@@ -10,12 +10,7 @@ pub(super) fn run<E: Epilogue>(job: &Job<E>) -> Status {
     if Isa::current() >= Isa::Avx512Vnni {
         return super::vnni::dots(job);
     }
-    panels(
-        job,
-        job.out.rows(),
-        || (),
-        |(), p| dispatch(Panel { job, p }),
-    )
+    panels(job, job.out.rows(), |p| dispatch(Panel { job, p }))
 }
 
 struct Panel<'a, 'j, E: Epilogue> {

@@ -5,6 +5,7 @@ use super::{Epilogue, Job, PANEL, panels};
 use crate::arith::saturate::Status;
 use crate::kernels::lines::Lines;
 use rayon::prelude::*;
+use std::cell::Cell;
 
 /// One 32-bit word for each output of a panel.
 pub(super) type Words = [i32; PANEL];
@@ -31,16 +32,28 @@ pub(super) trait Tile {
 
     /// `acc[r] ← starts[r] + Σ_k x[r][k] · weight[k]` in wrapping i32 arithmetic, at least for the first
     /// `starts.len()` rows, 1 to `ROWS`; `acc` has room for `ROWS`. `words` is a packed tile.
-    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words]);
+    ///
+    /// `meanwhile` does a piece of other work, one of `ROWS / PIECE`, for an instruction set that can hide
+    /// it behind its own; it need not be called.
+    fn multiply(
+        words: &[i32],
+        panel: &[Words],
+        starts: &[i32],
+        acc: &mut [Words],
+        meanwhile: impl FnMut(),
+    );
 
     /// Runs [`panel`] with the instruction set enabled.
-    fn panel<E: Epilogue>(
-        job: &Job<E>,
-        x: &Rows,
-        scratch: &mut Scratch<E::Out>,
-        p: usize,
-    ) -> Status;
+    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> Status;
 }
+
+/// Words of a row, filled up.
+fn groups<T: Tile>(k: usize) -> usize {
+    k.div_ceil(T::GROUP).next_multiple_of(T::UNIT)
+}
+
+/// The most rows a tile has.
+const MOST_ROWS: usize = 32;
 
 /// Some rows of x, packed.
 pub(super) struct Rows {
@@ -52,13 +65,12 @@ pub(super) struct Rows {
     starts: Vec<i32>,
 }
 
-/// What a thread needs for one panel at a time.
-pub(super) struct Scratch<O> {
-    panel: Lines<i32, PANEL>,
-    /// Sums of a tile.
-    acc: Lines<i32, PANEL>,
-    /// Outputs of a tile, side by side as its sums are.
-    out: Vec<[O; PANEL]>,
+thread_local! {
+    /// Where this thread's last product had its packed rows. New room would have to be filled with zeros
+    /// first, which takes as long as packing.
+    static ROWS: Cell<Lines<i32, 16>> = Cell::default();
+    /// Where this thread's last panel was, and the sums of two tiles.
+    static PANEL_AND_SUMS: Cell<Lines<i32, PANEL>> = Cell::default();
 }
 
 /// Multiplies every row of x with every row of the weight.
@@ -67,12 +79,11 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
     const SLAB: usize = 512;
     /// Codes to pack that are worth a thread of their own.
     const WORTH: usize = 1 << 17;
-    let groups = job.k.div_ceil(T::GROUP).next_multiple_of(T::UNIT);
-    let tile = T::ROWS * groups;
+    let tile = T::ROWS * groups::<T>(job.k);
     let tiles = job.out.rows().min(SLAB).div_ceil(T::ROWS);
     let mut x = Rows {
         first: 0,
-        words: Lines::new(0, (tiles * tile).div_ceil(16)),
+        words: ROWS.take().at_least(0, (tiles * tile).div_ceil(16)),
         starts: Vec::new(),
     };
     let mut status = Status::default();
@@ -90,28 +101,21 @@ pub(super) fn run<T: Tile, E: Epilogue>(job: &Job<E>) -> Status {
                     *start = T::start(row.iter().map(|q| i32::from(*q)).sum());
                 }
             });
-        let scratch = || Scratch {
-            panel: Lines::new(0, groups),
-            acc: Lines::new(0, T::ROWS),
-            out: vec![[E::Out::default(); PANEL]; T::ROWS],
-        };
-        status += panels(job, x.starts.len(), scratch, |scratch, p| {
-            T::panel(job, &x, scratch, p)
-        });
+        status += panels(job, x.starts.len(), |p| T::panel(job, &x, p));
         x.first += x.starts.len();
     }
+    ROWS.set(x.words);
     status
 }
 
 /// Packs a panel and multiplies all rows with it. The loop every instruction set gets a copy of.
 #[inline(always)]
-pub(super) fn panel<T: Tile, E: Epilogue>(
-    job: &Job<E>,
-    x: &Rows,
-    scratch: &mut Scratch<E::Out>,
-    p: usize,
-) -> Status {
-    let Scratch { panel, acc, out } = scratch;
+pub(super) fn panel<T: Tile, E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> Status {
+    let groups = groups::<T>(job.k);
+    let mut room = PANEL_AND_SUMS.take().at_least(0, groups + 2 * T::ROWS);
+    let (panel, acc) = room[..groups + 2 * T::ROWS].split_at_mut(groups);
+    // Outputs of a tile, side by side as its sums are.
+    let staged = &mut [[E::Out::default(); PANEL]; MOST_ROWS][..T::ROWS];
     let first = p * PANEL;
     let width = PANEL.min(job.out.columns() - first);
     T::pack(&job.weight[first * job.k..][..width * job.k], job.k, panel);
@@ -122,12 +126,19 @@ pub(super) fn panel<T: Tile, E: Epilogue>(
     let share = (beside.len().div_ceil(rows.div_ceil(T::ROWS))).next_multiple_of(LINE);
     let mut beside = beside.chunks(share.max(1));
     let tiles = x.words.as_flattened().chunks_exact(tile);
+    let (mut now, mut before) = acc.split_at_mut(T::ROWS);
+    let mut finish = Finish::new(job, p, &[], x.first, staged);
     let mut status = Status::default();
-    for (t, (words, starts)) in tiles.zip(x.starts.chunks(T::ROWS)).enumerate() {
+    for (words, starts) in tiles.zip(x.starts.chunks(T::ROWS)) {
         prefetch(beside.next().unwrap_or(&[]));
-        T::multiply(words, panel, starts, acc);
-        status += finish(job, p, &acc[..starts.len()], x.first + t * T::ROWS, out);
+        T::multiply(words, panel, starts, now, || finish.piece());
+        let next_row = finish.next_row();
+        status += finish.rest();
+        (now, before) = (before, now);
+        finish = Finish::new(job, p, &before[..starts.len()], next_row, staged);
     }
+    status += finish.rest();
+    PANEL_AND_SUMS.set(room);
     status
 }
 
@@ -149,36 +160,86 @@ fn prefetch(codes: &[i8]) {
     }
 }
 
-/// Turns rows of sums into outputs, from row `first_row` of the product on.
-#[inline(always)]
-fn finish<E: Epilogue>(
-    job: &Job<E>,
-    p: usize,
-    acc: &[Words],
-    first_row: usize,
-    staged: &mut [[E::Out; PANEL]],
-) -> Status {
-    let first = p * PANEL;
-    let width = PANEL.min(job.out.columns() - first);
-    let staged = &mut staged[..acc.len()];
-    // All at once: what is counted then stays in registers.
-    let status = match width {
-        PANEL => (job.epilogue).finish(acc.as_flattened(), staged.as_flattened_mut()),
-        _ => {
-            let mut status = Status::default();
-            for (acc, out) in acc.iter().zip(&mut *staged) {
-                status += job.epilogue.finish(&acc[..width], &mut out[..width]);
-            }
-            status
-        }
-    };
-    for (r, staged) in staged.iter().enumerate() {
-        // SAFETY: panels have different columns, and this is the only segment of this one alive.
-        let out = unsafe { job.out.segment(first_row + r, first, width) };
-        match <&mut [E::Out; PANEL]>::try_from(&mut *out) {
-            Ok(out) => *out = *staged,
-            Err(_) => out.copy_from_slice(&staged[..width]),
+/// Rows of sums that become outputs together.
+pub(super) const PIECE: usize = 4;
+
+/// The sums of a tile on their way to outputs.
+struct Finish<'a, 'j, E: Epilogue> {
+    job: &'a Job<'j, E>,
+    /// Columns of the product.
+    first: usize,
+    width: usize,
+    /// Its first row.
+    row: usize,
+    acc: &'a [Words],
+    /// Rows of outputs, `done` of them made. They go to the product all at once: the small stores that a
+    /// piece makes are then long over.
+    staged: &'a mut [[E::Out; PANEL]],
+    done: usize,
+    status: Status,
+}
+
+impl<'a, 'j, E: Epilogue> Finish<'a, 'j, E> {
+    /// Nothing made yet of `acc`, row `row` of panel `p` and the next ones.
+    #[inline(always)]
+    fn new(
+        job: &'a Job<'j, E>,
+        p: usize,
+        acc: &'a [Words],
+        row: usize,
+        staged: &'a mut [[E::Out; PANEL]],
+    ) -> Self {
+        let first = p * PANEL;
+        Self {
+            job,
+            first,
+            width: PANEL.min(job.out.columns() - first),
+            row,
+            acc,
+            staged,
+            done: 0,
+            status: Status::default(),
         }
     }
-    status
+
+    /// The row of the product after its last.
+    fn next_row(&self) -> usize {
+        self.row + self.acc.len()
+    }
+
+    /// Turns the next sums into outputs.
+    #[inline(always)]
+    fn piece(&mut self) {
+        let (acc, out) = (&self.acc[self.done..], &mut self.staged[self.done..]);
+        let epilogue = self.job.epilogue;
+        match (acc.first_chunk::<PIECE>(), out.first_chunk_mut::<PIECE>()) {
+            (Some(acc), Some(out)) if self.width == PANEL => {
+                self.status += epilogue.finish(acc.as_flattened(), out.as_flattened_mut());
+                self.done += PIECE;
+            }
+            _ => {
+                for (acc, out) in acc.iter().zip(out).take(PIECE) {
+                    self.status += epilogue.finish(&acc[..self.width], &mut out[..self.width]);
+                    self.done += 1;
+                }
+            }
+        }
+    }
+
+    /// Turns what is left into outputs, and hands all of them over.
+    #[inline(always)]
+    fn rest(mut self) -> Status {
+        while self.done < self.acc.len() {
+            self.piece();
+        }
+        for (r, staged) in self.staged[..self.done].iter().enumerate() {
+            // SAFETY: panels have different columns, and this is the only segment of this one alive.
+            let out = unsafe { (self.job.out).segment(self.row + r, self.first, self.width) };
+            match <&mut [E::Out; PANEL]>::try_from(&mut *out) {
+                Ok(out) => *out = *staged,
+                Err(_) => out.copy_from_slice(&staged[..self.width]),
+            }
+        }
+        self.status
+    }
 }

@@ -10,10 +10,10 @@
 //! fit easily), so intermediate overflow is harmless: the result is the exact dot product modulo
 //! 2^32, and that fits.
 
-use super::packed::{self, Rows, Scratch, Tile, Words};
+use super::packed::{self, Rows, Tile, Words};
 use super::{Epilogue, Job, dots, panels};
 use crate::arith::saturate::Status;
-use crate::kernels::transpose::{rows_to_words, transpose_16x16};
+use crate::kernels::transpose::words_of_rows;
 use std::arch::x86_64::*;
 
 /// 128 in each byte of a word.
@@ -46,7 +46,13 @@ impl Tile for Vnni {
     }
 
     #[inline(always)]
-    fn multiply(words: &[i32], panel: &[Words], starts: &[i32], acc: &mut [Words]) {
+    fn multiply(
+        words: &[i32],
+        panel: &[Words],
+        starts: &[i32],
+        acc: &mut [Words],
+        _: impl FnMut(),
+    ) {
         let rows = starts.len();
         let mut padded = [0; ROWS];
         padded[..rows].copy_from_slice(starts);
@@ -57,26 +63,21 @@ impl Tile for Vnni {
         }
     }
 
-    fn panel<E: Epilogue>(
-        job: &Job<E>,
-        x: &Rows,
-        scratch: &mut Scratch<E::Out>,
-        p: usize,
-    ) -> Status {
+    fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> Status {
         // SAFETY: `matmul_i8` chooses this tile where `Isa::Avx512Vnni` was detected.
-        unsafe { panel(job, x, scratch, p) }
+        unsafe { panel(job, x, p) }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, scratch: &mut Scratch<E::Out>, p: usize) -> Status {
-    packed::panel::<Vnni, E>(job, x, scratch, p)
+fn panel<E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> Status {
+    packed::panel::<Vnni, E>(job, x, p)
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack_rows(rows: &[i8], k: usize, words: &mut [[i32; ROWS]]) {
     for (block, words) in words.chunks_mut(16).enumerate() {
-        let turned = transpose_16x16(rows_to_words(rows, k, 64 * block));
+        let turned = words_of_rows(rows, k, 64 * block);
         for (to, from) in words.iter_mut().zip(turned) {
             // SAFETY: 16 words.
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), from) };
@@ -93,7 +94,7 @@ pub(super) fn pack(weight: &[i8], k: usize, offset: i32, panel: &mut [Words]) {
     let split = weight.len().min(16 * k);
     for (block, words) in panel.chunks_mut(16).enumerate() {
         for (half, rows) in [&weight[..split], &weight[split..]].into_iter().enumerate() {
-            let turned = transpose_16x16(rows_to_words(rows, k, 64 * block));
+            let turned = words_of_rows(rows, k, 64 * block);
             for (word, codes) in words.iter_mut().zip(turned) {
                 let to = word[16 * half..][..16].as_mut_ptr();
                 // SAFETY: 16 words from `to` on.
@@ -140,15 +141,10 @@ fn multiply(
 
 /// The one-row product: every row of the weight is read once, in order.
 pub(super) fn dots<E: Epilogue>(job: &Job<E>) -> Status {
-    panels(
-        job,
-        job.out.rows(),
-        || (),
-        |(), p| {
-            // SAFETY: `dots::run` calls this where `Isa::Avx512Vnni` was detected.
-            unsafe { dots_panel(job, p) }
-        },
-    )
+    panels(job, job.out.rows(), |p| {
+        // SAFETY: `dots::run` calls this where `Isa::Avx512Vnni` was detected.
+        unsafe { dots_panel(job, p) }
+    })
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
