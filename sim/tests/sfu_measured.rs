@@ -68,8 +68,17 @@ fn rsq_is_correct_rounding_plus_the_measured_correction() {
     ] {
         assert_eq!(sfu::rsq(x), want);
     }
-    assert_eq!(sfu::rsq(-0.0), f32::NEG_INFINITY);
-    assert!(sfu::rsq(-1.0).is_nan());
+    let subnormal = f32::from_bits(0x007F_FFFF);
+    for (x, want) in [
+        (0.0, f32::INFINITY),
+        (-0.0, f32::NEG_INFINITY),
+        (subnormal, f32::INFINITY),
+        (-subnormal, f32::NEG_INFINITY),
+        (f32::MIN_POSITIVE, 2f32.powi(63)),
+    ] {
+        assert_eq!(sfu::rsq(x), want, "{x:e}");
+    }
+    assert!(sfu::rsq(-1.0).is_nan() && sfu::rsq(-f32::MIN_POSITIVE).is_nan());
 }
 
 fn sample(key: &str) -> Vec<f32> {

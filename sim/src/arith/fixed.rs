@@ -231,6 +231,7 @@ pub fn random(lfsr: &mut Option<Lfsr>) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arith::saturate::Overflow;
 
     const SINGLE: Scaling = Scaling::Fixed {
         bits: 16,
@@ -266,6 +267,49 @@ mod tests {
             assert!(error.starts_with("multiplier: expected a"), "{error}");
         }
         assert_eq!(FixedFactor::new(Scaling::F32, 0.5).unwrap(), None);
+    }
+
+    #[test]
+    fn large_factors_shift_to_the_left() {
+        let factor = 1.5 * 2f64.powi(20);
+        let fixed = FixedFactor::new(SINGLE, factor).unwrap().unwrap();
+        assert_eq!((fixed.multiplier, fixed.shift), (3 << 13, -6));
+        let requantizer = Requantizer::new(SINGLE, factor, QuantRule::NEAREST_EVEN).unwrap();
+        assert_eq!(requantizer.integer(-7, 0), -7 * 3 << 19);
+    }
+
+    /// An f32 factor takes sums where 64 bits end, and what it gives is an integer still.
+    #[test]
+    fn products_beyond_64_bits_are_exact() {
+        let rule = |overflow| QuantRule {
+            overflow,
+            ..QuantRule::NEAREST_EVEN
+        };
+        let saturating = rule(Overflow::Saturate);
+        let wrapping = rule(Overflow::Wrap);
+        let large = Requantizer::new(Scaling::F32, 2f64.powi(30), saturating).unwrap();
+        for (acc, want) in [
+            (1, 1i128 << 30),
+            (1 << 32, 1 << 62),
+            (-1 << 33, -1 << 63),
+            (1 << 40, 1 << 70),
+            (-3 << 40, -3 << 70),
+        ] {
+            assert_eq!(large.integer(acc, 0), want);
+            assert_eq!(nearest(want), want as f32);
+        }
+        // Between two f32, the nearest.
+        assert_eq!(
+            nearest((1 << 100) + (1 << 76) + 1),
+            2f32.powi(100).next_up()
+        );
+        let mut codes = [0; 3];
+        let status = large.codes(&[1 << 40, -1 << 40, 0], 0, &mut codes);
+        assert_eq!((codes, status.saturated), ([127, -128, 0], 2));
+        assert_eq!(status.peak, 2f32.powi(70));
+        let large = Requantizer::new(Scaling::F32, 2f64.powi(30), wrapping).unwrap();
+        let status = large.codes(&[1 << 40, -1 << 40, 0], 0, &mut codes);
+        assert_eq!((codes, status.wrapped), ([0; 3], 2));
     }
 
     /// A row starts where its position says, whatever came before.

@@ -356,13 +356,16 @@ mod tests {
         (((i64::from(c0) << 13) + terms + rounding) >> 15) - (1 << 23)
     }
 
-    /// The one a below 2^27 for which it matters that a + 1 is rounded toward zero: the nearest sum is 1.5,
-    /// where another segment begins, and gives a last bit more.
+    /// The three a of all f32 for which it matters that a + 1 is rounded toward zero: the nearest sum has
+    /// another segment than the sum below, or the segment begins there and the sum is exact. Below −1 the value
+    /// is no logarithm, but the formula's still.
     #[test]
     fn the_sum_of_log1p_fast_is_rounded_toward_zero() {
         let a = 0.5f32.next_down();
         assert_eq!(a + 1.0, 1.5);
         assert_eq!(log1p_fast(a).to_bits(), 0x3ECF_991F);
+        assert_eq!(log1p_fast(25_165_824.0), 17.040_997);
+        assert_eq!(log1p_fast(-1.75), -177.733_37);
     }
 
     /// What is handed out for self-tests are the numbers the unit computes with.
