@@ -4,8 +4,12 @@
 use super::folder::Folder;
 use scalescope::eval::data::Dataset;
 use scalescope::eval::samples::Samples;
+use scalescope::eval::summary::Report;
 use scalescope::eval::task::{Encode, Encoded, Task, UnitMaker};
-use scalescope::input::read_tokenizer;
+use scalescope::eval::text::text;
+use scalescope::input::{read_texts, read_token_file, read_tokenizer};
+use scalescope::report::eval::section;
+use scalescope::sweep::{engine::pareto, page::page, store::Store};
 use scalescope_golden::npz::{read_npy, read_npz};
 use scalescope_golden::rtl::manifest::StepVectors;
 use scalescope_golden::rtl::simulate::{differences, simulate};
@@ -37,8 +41,10 @@ pub const TARGETS: &[Target] = &[
     INDEX,
     CONFIG,
     SCALES,
+    STORED_SCALES,
     NPZ,
     NPY,
+    TOKENS,
     TRACE,
     MODES,
     PROFILE,
@@ -46,6 +52,8 @@ pub const TARGETS: &[Target] = &[
     TOKENIZER,
     PASSAGES,
     SAMPLES,
+    RESULTS,
+    DESIGNS,
 ];
 
 // A constant each, so that a fuzz target is linked with its own reader alone: what is linked is looked
@@ -64,6 +72,11 @@ pub const SCALES: Target = target(
     |dir, data| drop(scales::read(&dir.put("scales.json", data))),
     64,
 );
+pub const STORED_SCALES: Target = target(
+    "stored_scales",
+    |dir, data| drop(scales::read(&dir.put("s.safetensors", data))),
+    64,
+);
 pub const NPZ: Target = target(
     "npz",
     |dir, data| drop(read_npz(dir.put("a.npz", data))),
@@ -74,6 +87,7 @@ pub const NPY: Target = target(
     |dir, data| drop(read_npy(dir.put("a.npy", data))),
     64,
 );
+pub const TOKENS: Target = target("tokens", tokens, 64);
 pub const TRACE: Target = target(
     "trace",
     |dir, data| drop(TraceFile::read(dir.put("t.npz", data))),
@@ -94,6 +108,8 @@ pub const TOKENIZER: Target = target(
 );
 pub const PASSAGES: Target = target("passages", passages, 256);
 pub const SAMPLES: Target = target("samples", samples, 256);
+pub const RESULTS: Target = target("results", results, 1024);
+pub const DESIGNS: Target = target("designs", designs, 1024);
 
 const fn target(name: &'static str, read: fn(&mut Folder, &[u8]), factor: usize) -> Target {
     Target { name, read, factor }
@@ -187,5 +203,27 @@ fn passages(_: &mut Folder, data: &[u8]) {
 fn samples(dir: &mut Folder, data: &[u8]) {
     if let Ok(samples) = Samples::read(&dir.put("s.jsonl", data)) {
         drop(Samples::merge(vec![("s.jsonl".into(), samples)]));
+    }
+}
+
+/// Token ids, and texts in JSON lines.
+fn tokens(dir: &mut Folder, data: &[u8]) {
+    drop(read_token_file(&dir.put("t.npy", data)));
+    drop(read_texts(&dir.put("t.jsonl", data)));
+}
+
+/// What `eval --json` wrote, and what `report` makes of it.
+fn results(dir: &mut Folder, data: &[u8]) {
+    if let Ok(report) = Report::read(&dir.put("r.json", data)) {
+        drop(text(&report));
+        drop(section(&report));
+    }
+}
+
+/// The file a sweep goes on with, and its page.
+fn designs(dir: &mut Folder, data: &[u8]) {
+    let path = dir.put("d.jsonl", data);
+    if let Ok(store) = Store::open(&path, &serde_json::json!({})) {
+        drop(page("designs", &store.done, &pareto(&store.done)));
     }
 }

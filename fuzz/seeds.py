@@ -170,3 +170,44 @@ samples("no-modes", outcomes, modes=[])
 samples("a-shard-beyond-its-count", outcomes, shard=dict(index=1, count=0))
 samples("one-of-2-to-the-60-shards", outcomes, shard=dict(index=0, count=1 << 60))
 samples("counts-that-overflow", [o | dict(id=i, target_tokens=2**63) for i in range(2) for o in outcomes], units=2)
+
+for target in ("npy", "tokens"):
+    case(target, "nothing-of-2-to-the-63-columns", header("{'descr': '<i8', 'fortran_order': False, 'shape': (0, 9223372036854775808), }"))
+case("tokens", "sequences", npy(np.arange(12, dtype=np.int64).reshape(3, 4)))
+case("tokens", "negative", npy(np.array([1, -1], np.int8)))
+case("tokens", "reals", npy(np.ones(2, np.float32)))
+case("tokens", "no-columns", npy(np.zeros((3, 0), np.uint32)))
+case("tokens", "texts", '{"text": "a"}\n\n{"text": 3}\n')
+case("tokens", "more-columns-than-bytes", header("{'descr': '<i8', 'fortran_order': False, 'shape': (0, 9223372036854775807), }"))
+
+interval = dict(value=0.5, low=0.4, high=0.6, stderr=0.05)
+mode = dict(mode="0", summary="all INT8", accuracy=interval, log_likelihood=interval, perplexity=interval, bits_per_byte=1.0,
+            kl=0.1, top1_agreement=0.9, tied=dict(accuracy="a", log_likelihood="a"))
+pair = dict(a="0", b="1", identical=False,
+            accuracy=dict(difference=0.1, a_only=2, b_only=1, p=0.5, p_holm=0.5, detectable=0.1, samples_needed=9.0),
+            log_likelihood=dict(difference=0.1, stderr=0.1, low=-0.1, high=0.3, p=0.3, p_holm=0.3, detectable=0.2, samples_needed=20.0))
+step = dict(step="folding", **{"from": "1", "to": "0"}, ratio=1.1, perplexity=3.0, low=2.0, high=4.0)
+report = dict(settings=settings, statistics=dict(alpha=0.05, power=0.8, resamples=100, seed=1), samples=3, target_tokens=3,
+              modes=[mode, mode | dict(mode="1")], tied=dict(accuracy=[["0", "1"]], log_likelihood=[["0"], ["1"]]), costs=[step], pairs=[pair])
+
+
+def results(name, **changed):
+    case("results", name, json.dumps(report | changed))
+
+
+results("valid")
+results("no-modes", modes=[], pairs=[])
+results("infinite", modes=[mode | dict(perplexity=interval | dict(high=1e308, low=-1e308))])
+
+cost = dict(weight_bits=8, exact_functions=1, table_bits=0, state_bits=16, accumulator_bits=32, multiplier_bits=64)
+design = dict(values={"linear.accumulator.bits": 24}, profile_hash="0", perplexity=30.0, kl=0.1, agreement=0.9, cost=cost)
+
+
+def designs(name, *lines):
+    case("designs", name, "".join(json.dumps(line) + "\n" for line in [{}, *lines]))
+
+
+designs("valid", design, design | dict(values={"linear.accumulator.bits": 16}, perplexity=40.0))
+designs("other-keys", design, design | dict(values={"other": [1, {"a": None}]}, perplexity=-1.0))
+designs("nothing-done")
+case("stored_scales", "no-scales", struct.pack("<Q", 2) + b"{}")

@@ -19,8 +19,8 @@ pub mod eval;
 pub mod input;
 mod interrupt;
 mod output;
-mod report;
-mod sweep;
+pub mod report;
+pub mod sweep;
 
 use clap::Parser;
 use cli::{Cli, Command};

@@ -17,7 +17,7 @@ use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::Profile;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of `report`.
 #[derive(Args, Debug)]
@@ -76,7 +76,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
             sequences[i].len(),
         ));
     }
-    let eval = args.eval.as_deref().map(read_eval).transpose()?;
+    let eval = args.eval.as_deref().map(EvalReport::read).transpose()?;
     // Made before the work, so that a folder that cannot be written to is told at once.
     let file = args
         .html
@@ -148,13 +148,6 @@ fn details(
     }
     bar.finish_and_clear();
     Ok(details)
-}
-
-/// What `eval --json` wrote.
-fn read_eval(path: &Path) -> Result<EvalReport> {
-    let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
-    serde_json::from_str(&text)
-        .map_err(|e| SimError::file(path, "results", "what `scalescope eval --json` writes", e))
 }
 
 fn shape(subject: &Subject) -> Result<String> {

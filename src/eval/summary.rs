@@ -9,6 +9,7 @@ use super::task::Task;
 use super::ties;
 use scalescope_sim::error::{Result, SimError};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Everything `eval` and `merge` say.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -29,6 +30,19 @@ pub struct Report {
     pub costs: Vec<Cost>,
     /// Every pair of modes.
     pub pairs: Vec<PairSummary>,
+}
+
+impl Report {
+    /// What `eval --json` wrote.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, or something else in it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        serde_json::from_str(&text)
+            .map_err(|e| SimError::file(path, "results", "what `scalescope eval --json` writes", e))
+    }
 }
 
 /// Parameters of the statistics.

@@ -20,10 +20,13 @@ pub const POINT: TracePoint = TracePoint::OutProjOut;
 /// One mode against the reference.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ModeResult {
+    /// Its name.
     pub mode: String,
+    /// What it does, in one line.
     pub summary: String,
     /// Whether this is the mode the others are held against.
     pub reference: bool,
+    /// exp of the mean negative log-likelihood of the next token.
     pub perplexity: f64,
     /// Share of positions whose greedy next token is the reference's.
     pub agreement: f64,
@@ -31,19 +34,24 @@ pub struct ModeResult {
     pub kl: f64,
     /// Share of quantized values that were clamped or wrapped.
     pub overflow_rate: f64,
+    /// Its blocks.
     pub layers: Vec<LayerResult>,
 }
 
 /// One block of one mode against the reference: propagated error, its own quantizers.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct LayerResult {
+    /// The block.
     pub layer: usize,
+    /// ‖difference‖ / ‖reference‖ at [`POINT`].
     pub normalized_l2: f64,
+    /// The same as a ratio of powers, in dB.
     pub sqnr_db: f64,
     /// Share of this block's quantized values that were clamped or wrapped.
     pub saturation_rate: f64,
     /// The scale ratio farthest from 1 among this block's quantizers, and whose it is.
     pub scale_ratio: Option<f64>,
+    /// The point of that quantizer.
     pub scale_ratio_point: Option<&'static str>,
 }
 

@@ -48,11 +48,13 @@ pub(crate) fn shown(text: &str) -> String {
 impl Header {
     /// Bytes of data; `None` if they cannot be counted.
     pub fn data_bytes(&self) -> Option<usize> {
-        // Zero-length axes must not hide an overflow: every axis counts.
+        // Zero-length axes must not hide an overflow: every axis counts, and nothing holds an array whose other
+        // axes have more places than an isize counts.
         let all = self
             .shape
             .iter()
-            .try_fold(1usize, |product, axis| product.checked_mul((*axis).max(1)))?;
+            .try_fold(1usize, |product, axis| product.checked_mul((*axis).max(1)))
+            .filter(|all| isize::try_from(*all).is_ok())?;
         let count = if self.shape.contains(&0) { 0 } else { all };
         count
             .checked_mul(self.dtype.item_size())

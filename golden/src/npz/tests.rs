@@ -176,6 +176,7 @@ fn hostile_headers_are_refused_by_name() {
             "counted",
         ),
         ("'|i1'", "False", "(9223372036854775808,)", "counted"),
+        ("'<i8'", "False", "(0, 9223372036854775808)", "counted"),
         ("'|i1'", "False", "(4000000000000,)", "4000000000000 bytes"),
         ("'|i1'", "False", &many, "at most 4 axes"),
         ("'|i1'", "False", &deep, "axis lengths"),
