@@ -275,7 +275,7 @@ mod tests {
         let fixed = FixedFactor::new(SINGLE, factor).unwrap().unwrap();
         assert_eq!((fixed.multiplier, fixed.shift), (3 << 13, -6));
         let requantizer = Requantizer::new(SINGLE, factor, QuantRule::NEAREST_EVEN).unwrap();
-        assert_eq!(requantizer.integer(-7, 0), -7 * 3 << 19);
+        assert_eq!(requantizer.integer(-7, 0), (-7 * 3) << 19);
     }
 
     /// An f32 factor takes sums where 64 bits end, and what it gives is an integer still.
