@@ -10,7 +10,7 @@ mod parts;
 mod prepare;
 mod storage;
 
-use crate::bench::Step;
+use crate::dataflow::{Phase, Step};
 use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Stream};
 use crate::model::{Config, Model};
@@ -39,13 +39,6 @@ pub enum LogitRows {
     From(usize),
     /// Every token's.
     All,
-}
-
-/// Whole sequence or one token: which rules of an arithmetic apply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Prefill,
-    Decode,
 }
 
 /// What decode carries from token to token.

@@ -10,7 +10,7 @@ use crate::arith::accumulate::Accumulated;
 use crate::arith::binary16::{from_f16, narrow, to_f16, widen};
 use crate::arith::function::{Function, Inputs};
 use crate::arith::saturate::Status;
-use crate::bench::Step;
+use crate::dataflow::Step;
 use crate::error::{Result, SimError};
 use crate::quant::{QTensor, Scale, dequantize_slice};
 use half::f16;

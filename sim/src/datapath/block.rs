@@ -9,11 +9,12 @@ mod norm;
 mod rotate;
 mod scan;
 
+use super::Datapath;
 use super::prepare::Layer;
-use super::{Datapath, Phase};
 use crate::arith::accumulate::{AccOverflow, Accumulated, Accumulator};
 use crate::arith::requant::QuantRule;
-use crate::bench::Step;
+use crate::dataflow::Phase;
+use crate::dataflow::Step;
 use crate::error::{Result, SimError};
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
