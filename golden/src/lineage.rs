@@ -5,13 +5,12 @@
 //! values that came to a quantizer (to half a step, as it counts in codes), however it saturates or
 //! wraps them afterwards.
 
-pub mod graph;
 mod watch;
 
 use crate::attribute::Severity;
-use graph::{Maker, Part, flows};
 use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Status;
+use scalescope_sim::dataflow::{Block, Columns, Flow, Phase, Quantizer as Maker};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::plan::ScaleUse;
@@ -94,7 +93,7 @@ pub struct Reader {
     /// Its use of a scale (`scan_b`), or the step for a dynamic scale, which comes with the codes.
     pub name: &'static str,
     /// What it takes of the tensor.
-    pub part: Part,
+    pub part: Columns,
     /// Its scale.
     pub scale: f64,
     /// Its scale over the quantizer's: 1 if both agree.
@@ -105,6 +104,16 @@ pub struct Reader {
     pub grid_occupancy: f64,
     /// Error if the scales differ.
     pub severity: Severity,
+}
+
+impl Reader {
+    /// Its name, and what it takes if that is not all.
+    pub fn label(&self) -> String {
+        match self.part {
+            Columns::All => self.name.to_owned(),
+            part => format!("{} ({})", self.name, part.name()),
+        }
+    }
 }
 
 impl Lineage {
@@ -189,30 +198,30 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
         return Vec::new();
     };
     let mut quantizers: Vec<Quantizer> = Vec::new();
-    for flow in flows(path.mode(), path.profile().storage.activation_granularity) {
-        let grid = seen.grid(layer, flow.point, flow.part);
-        let name = maker_name(flow.maker);
-        if quantizers.last().is_none_or(|q| q.name != name) {
+    for flow in flows(path) {
+        let grid = seen.grid(layer, flow.point, flow.columns);
+        let name = maker_name(flow.quantizer);
+        let same = |q: &Quantizer| q.name == name && q.point == flow.point.name();
+        if !quantizers.last().is_some_and(same) {
             let status = seen.status(layer, flow.point);
-            quantizers.push(match flow.maker {
-                Maker::Static(by) => fixed(layer, by, plan.get(by), flow.point.name(), status),
-                Maker::Dynamic(by) => dynamic(layer, by, (flow.point, plan.get(by)), grid, seen),
+            let scale = plan.get(flow.quantizer.scale_use());
+            quantizers.push(match flow.quantizer {
+                Maker::Static(by) => fixed(layer, by, scale, flow.point.name(), status),
+                dynamic => of_dynamic(layer, dynamic, (flow.point, scale), grid, seen),
             });
         }
         let quantizer = quantizers.last_mut().expect("pushed if there was none");
-        let scale = match flow.reader {
+        let scale = match flow.scale {
             Some(by) => f64::from(plan.get(by).get()),
             None => quantizer.scale,
         };
         let factor = scale / quantizer.scale;
         quantizer.readers.push(Reader {
-            name: match (flow.reader, flow.maker) {
-                (Some(by), _) => by.name(),
-                (None, Maker::Dynamic(ScaleUse::NormOut)) => "in_proj",
-                (None, Maker::Dynamic(ScaleUse::HadOut)) => "out_proj",
-                (None, _) => "conv",
+            name: match flow.scale {
+                Some(by) => by.name(),
+                None => flow.reader.name(),
             },
-            part: flow.part,
+            part: flow.columns,
             scale,
             factor,
             reach: f64::from(grid.reach()) / 127.0,
@@ -223,7 +232,7 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
             },
         });
         // Two readers of one part see the same codes; two parts make up the tensor.
-        if quantizer.readers.len() == 1 || flow.part != Part::All {
+        if quantizer.readers.len() == 1 || flow.columns != Columns::All {
             for (sum, count) in quantizer.histogram.iter_mut().zip(grid.counts) {
                 *sum += count;
             }
@@ -234,12 +243,25 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
     quantizers
 }
 
+/// The flows of codes in a prefill, and of the state into the next token.
+fn flows(path: &Datapath) -> Vec<Flow> {
+    let block = |phase| Block::of(path.mode(), path.profile(), phase).flows();
+    let mut flows = block(Phase::Prefill);
+    // The state of a prefill is what the first decoded token reads.
+    let state = block(Phase::Decode).into_iter();
+    let state = state.filter(|flow| flow.point == TracePoint::SsmStateOut);
+    flows.extend(state.map(|flow| Flow {
+        point: TracePoint::SsmState,
+        ..flow
+    }));
+    flows.sort_by_key(|flow| flow.point);
+    flows
+}
+
 fn maker_name(maker: Maker) -> &'static str {
     match maker {
         Maker::Static(by) => by.name(),
-        Maker::Dynamic(ScaleUse::NormOut) => "norm_out_dynamic",
-        Maker::Dynamic(ScaleUse::HadOut) => "had_out_dynamic",
-        Maker::Dynamic(_) => "conv_in_dynamic",
+        Maker::Tensor(by) | Maker::Token(by) => by.dynamic_name(),
     }
 }
 
@@ -276,9 +298,9 @@ fn fixed(
     }
 }
 
-fn dynamic(
+fn of_dynamic(
     layer: usize,
-    by: ScaleUse,
+    maker: Maker,
     (point, calibrated): (TracePoint, Scale),
     grid: &Grid,
     seen: &Watch,
@@ -286,9 +308,9 @@ fn dynamic(
     let (smallest, largest) = seen.dynamic_scales(layer, point);
     Quantizer {
         layer,
-        name: maker_name(Maker::Dynamic(by)),
+        name: maker_name(maker),
         point: point.name(),
-        calibrated: by.key().name(),
+        calibrated: maker.scale_use().key().name(),
         scale: largest,
         smallest_scale: Some(smallest),
         over_calibrated: Some(largest / f64::from(calibrated.get())),

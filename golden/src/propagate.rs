@@ -25,6 +25,7 @@ use crate::trace_file::counterpart::find;
 use crate::value::Elements;
 use feed::{Fed, Feeder, real_of};
 use ndarray::Array2;
+use scalescope_sim::dataflow::{Block, Columns, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
@@ -106,29 +107,12 @@ impl Propagation {
     }
 }
 
-/// What a step of a block reads of the same block.
-fn inputs(site: TracePoint) -> &'static [TracePoint] {
-    use TracePoint as P;
-    match site {
-        P::NormOut => &[P::ResidualOut],
-        P::InProjX | P::InProjZ => &[P::NormOut],
-        P::ConvIn => &[P::InProjX],
-        P::ConvOut => &[P::ConvIn, P::InProjX],
-        P::XProjIn | P::SsmU => &[P::ConvOut],
-        P::XProjOut => &[P::XProjIn, P::ConvOut],
-        P::DtProjOut => &[P::XProjOut],
-        P::SsmY => &[P::SsmU, P::DtProjOut, P::XProjOut, P::InProjZ],
-        P::SsmState => &[P::SsmU, P::DtProjOut, P::XProjOut],
-        P::HadOut => &[P::SsmY],
-        P::OutProjOut => &[P::HadOut],
-        P::Logits => &[P::FinalResidual],
-        _ => &[],
-    }
-}
-
-/// Only the first of these that a mode has is read; of the others all are.
-fn reads_first_only(site: TracePoint) -> bool {
-    matches!(site, TracePoint::ConvOut | TracePoint::XProjOut)
+/// What a step reads of the same block, under the names of sites.
+fn inputs(block: &Block, site: TracePoint) -> Vec<TracePoint> {
+    let reads = block.site(site).into_iter().flat_map(|row| &row.reads);
+    reads
+        .filter_map(|read| Some(read.point()?.site(read.columns)))
+        .collect()
 }
 
 /// Runs a mode and a reference on sequences, freely and fed.
@@ -161,7 +145,7 @@ pub fn propagate(
         mode: path.mode().name.to_string(),
         against: reference.mode().name.to_string(),
         profile: path.profile().name.to_string(),
-        sites: finish(sums)?,
+        sites: finish(sums, &prefill(path))?,
     })
 }
 
@@ -171,7 +155,11 @@ struct Sums {
     propagated: Accumulator,
 }
 
-fn finish(sums: BTreeMap<Place, Sums>) -> Result<Vec<SiteError>> {
+fn prefill(path: &Datapath) -> Block {
+    Block::of(path.mode(), path.profile(), Phase::Prefill)
+}
+
+fn finish(sums: BTreeMap<Place, Sums>, block: &Block) -> Result<Vec<SiteError>> {
     let mut sites: Vec<(Place, Metrics, Metrics)> = Vec::new();
     for place in crate::trace_file::in_data_order(sums.keys().copied()) {
         let Sums { local, propagated } = sums[&place].clone();
@@ -187,17 +175,9 @@ fn finish(sums: BTreeMap<Place, Sums>) -> Result<Vec<SiteError>> {
     }
     let errors: BTreeMap<Place, f64> = sites.iter().map(|s| (s.0, l2(&s.2))).collect();
     let site = |(place, local, propagated): (Place, Metrics, Metrics)| {
-        let read = inputs(place.point).iter().filter_map(|point| {
-            let input = Place {
-                point: *point,
-                ..place
-            };
-            errors.get(&input).copied()
-        });
-        let arriving = match reads_first_only(place.point) {
-            true => read.take(1).reduce(f64::max),
-            false => read.reduce(f64::max),
-        };
+        let read = inputs(block, place.point).into_iter();
+        let read = read.filter_map(|point| errors.get(&Place { point, ..place }).copied());
+        let arriving = read.reduce(f64::max);
         let amplification = arriving.filter(|a| *a > 0.0).map(|a| errors[&place] / a);
         SiteError {
             layer: place.layer,
@@ -221,6 +201,7 @@ fn of_sequence(
         path.prefill(tokens, LogitRows::All, &mut recorder)?;
         Ok(recorder.tensors)
     };
+    let block = prefill(path);
     let clean = run(reference)?;
     let free = run(path)?;
     let places = |run: &BTreeMap<Place, Tensor>| run.keys().copied().collect::<BTreeSet<Place>>();
@@ -247,13 +228,14 @@ fn of_sequence(
             let place = Place { point, ..place };
             sites.contains(&place) && !twin.contains_key(&place)
         };
-        let input = match place.point {
-            TracePoint::ConvIn => lacks(TracePoint::ConvIn).then_some(TracePoint::InProjX),
-            TracePoint::XProjIn | TracePoint::SsmU => {
-                lacks(TracePoint::XProjIn).then_some(TracePoint::ConvOut)
-            }
-            _ => None,
+        let row = block.site(place.point).filter(|row| row.is_between_steps());
+        let lacking = match place.point {
+            TracePoint::SsmU => TracePoint::XProjIn,
+            point => point,
         };
+        let input = row
+            .filter(|_| lacks(lacking))
+            .and_then(|_| inputs(&block, place.point).first().copied());
         let expected = match input {
             Some(input) => side(&given, place, input)?,
             None => side(&twin, place, place.point)?,
@@ -267,18 +249,17 @@ fn of_sequence(
 /// The sites of a run: its places, x and z apart, one name for the conv's output.
 fn sites_of(tensors: &BTreeMap<Place, Tensor>) -> BTreeSet<Place> {
     let of_place = |place: &Place| {
-        let points: &[TracePoint] = match place.point {
-            TracePoint::InProjOut => &[TracePoint::InProjX, TracePoint::InProjZ],
-            TracePoint::ConvOutF32 => &[TracePoint::ConvOut],
-            TracePoint::HiddenIn | TracePoint::ResidualIn => &[],
-            point if point.is_scale() => &[],
-            _ => return vec![*place],
-        };
-        let place = |point: &TracePoint| Place {
-            point: *point,
+        let site = |columns| Place {
+            point: place.point.site(columns),
             ..*place
         };
-        points.iter().map(place).collect()
+        match place.point {
+            // What the block before handed on was seen there.
+            TracePoint::HiddenIn | TracePoint::ResidualIn => Vec::new(),
+            TracePoint::InProjOut => vec![site(Columns::X), site(Columns::Z)],
+            point if point.is_scale() => Vec::new(),
+            _ => vec![site(Columns::All)],
+        }
     };
     tensors.keys().flat_map(of_place).collect()
 }

@@ -14,14 +14,13 @@ use scalescope_golden::attribute::diagnose::{Diagnosis, diagnose};
 use scalescope_golden::check::{CheckOptions, check};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
+use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::{Datapath, LogitRows};
-use scalescope_sim::fault::{
-    BufferSite, Defect, FAULTS, Fault, Named, QuantizerSite, RoundingRule, ScaleSite, SumSite,
-};
+use scalescope_sim::fault::{Defect, FAULTS, Fault, RoundingRule, ScaleSite};
 use scalescope_sim::mode::{MODES, ModeSpec};
 use scalescope_sim::model::{Model, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
-use scalescope_sim::profile::{PROFILES, Profile};
+use scalescope_sim::profile::{PROFILES, Profile, QuantizerRule};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Recorder, Selection, TracePoint};
 use std::collections::BTreeMap;
@@ -126,16 +125,16 @@ fn draw(kind: &str, dice: &mut Dice, uses: bool) -> Fault {
             Defect::StaleScale { site, factor }
         }
         "transposed" => Defect::Transposed {
-            site: dice.of(BufferSite::ALL),
+            site: dice.of(&TracePoint::buffers().collect::<Vec<_>>()),
         },
         "rounding" => loop {
-            let (site, rule) = (dice.of(QuantizerSite::ALL), dice.of(RoundingRule::ALL));
+            let (site, rule) = (dice.of(&QuantizerRule::ALL), dice.of(&RoundingRule::ALL));
             if site.has_quotient() || !rule.is_quotient() {
                 break Defect::Rounding { site, rule };
             }
         },
         _ => Defect::NarrowAccumulator {
-            site: dice.of(SumSite::ALL),
+            site: dice.of(&Step::SUMS),
             register: Accumulator::new(
                 12 + dice.below(9) as u8,
                 dice.of(&[AccOverflow::Wrap, AccOverflow::Saturate]),

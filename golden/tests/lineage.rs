@@ -1,15 +1,14 @@
 //! Lineage counts what quantizers did, in every mode.
 
 use scalescope_golden::attribute::Severity;
-use scalescope_golden::lineage::graph::{Maker, flows};
 use scalescope_golden::lineage::{Lineage, lineage};
+use scalescope_sim::dataflow::{Quantizer, phases};
 use scalescope_sim::datapath::{Datapath, LogitRows, State};
 use scalescope_sim::fault::{Defect, Fault, ScaleSite};
 use scalescope_sim::mode::{MODES, ModeTable};
 use scalescope_sim::model::{ActivationScales, Model, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::Profile;
-use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Blind, Tensor};
 use std::collections::BTreeSet;
@@ -104,9 +103,12 @@ fn a_scale_matters_if_and_only_if_the_graph_has_it() {
     let (model, profile) = (sample::model(), Profile::get("exact").unwrap());
     for mode in MODES.iter().filter(|mode| mode.needs_quantized()) {
         let mut live = BTreeSet::new();
-        for flow in flows(mode, ActivationGranularity::Tensor) {
-            live.extend(flow.reader);
-            if let Maker::Static(by) = flow.maker {
+        for flow in phases(mode, &profile)
+            .iter()
+            .flat_map(|block| block.flows())
+        {
+            live.extend(flow.scale);
+            if let Quantizer::Static(by) = flow.quantizer {
                 live.insert(by);
             }
         }

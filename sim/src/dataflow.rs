@@ -106,6 +106,23 @@ impl Step {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|step| step.name() == name)
     }
+
+    /// The part of an arithmetic that holds its rules, as profile files write it; empty for the
+    /// embedding, which has none.
+    pub fn rule(self) -> &'static str {
+        match self {
+            Step::Embed => "",
+            Step::Norm => "norm_out",
+            Step::InProj => "linear.in_proj",
+            Step::Conv => "conv",
+            Step::XProj => "linear.x_proj",
+            Step::DtProj => "linear.dt_proj",
+            Step::Scan => "scan",
+            Step::Hadamard => "hadamard",
+            Step::OutProj => "linear.out_proj",
+            Step::Head => "final_norm",
+        }
+    }
 }
 
 /// The columns of a tensor that a reader takes.

@@ -8,8 +8,12 @@
 mod parse;
 
 use crate::arith::accumulate::{AccOverflow, Accumulator};
+use crate::arith::requant::{QuantRule, Quotient};
+use crate::arith::round::Rounding;
+use crate::dataflow::{Block, Columns, Row, Step};
 use crate::model::ScaleKey;
 use crate::plan::ScaleUse;
+use crate::profile::QuantizerRule;
 use crate::trace::TracePoint;
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -43,20 +47,20 @@ pub enum Defect {
     SwappedBc,
     /// A tensor's buffer is written channel by channel and read row by row.
     Transposed {
-        /// The tensor.
-        site: BufferSite,
+        /// The tensor, under any of its names.
+        site: TracePoint,
     },
     /// A quantizer with another tie rule or quotient.
     Rounding {
         /// The quantizer.
-        site: QuantizerSite,
+        site: QuantizerRule,
         /// What it does instead.
         rule: RoundingRule,
     },
     /// Sums of products in a register that is too narrow.
     NarrowAccumulator {
         /// The step that sums.
-        site: SumSite,
+        site: Step,
         /// The register.
         register: Accumulator,
     },
@@ -89,146 +93,54 @@ impl ScaleSite {
     }
 }
 
-/// A site that a parameter can name.
-pub trait Named: Copy + Sized + 'static {
-    /// Every one, in the order of the data.
-    const ALL: &'static [Self];
-
-    /// Its name in `--fault` and in findings.
-    fn name(self) -> &'static str;
-}
-
-macro_rules! named {
-    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident $name:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $type {
-            $($(#[$variant_doc])* $variant,)*
-        }
-
-        impl Named for $type {
-            const ALL: &'static [Self] = &[$($type::$variant),*];
-
-            fn name(self) -> &'static str {
-                match self {
-                    $($type::$variant => $name,)*
-                }
-            }
-        }
-    };
-}
-
-named! {
-    /// A tensor that lies in a buffer between two steps.
-    BufferSite {
-        /// Normed hidden state.
-        NormOut "norm_out",
-        /// conv+SiLU, INT8 or FP32.
-        ConvOut "conv_out",
-        /// x_proj's input, where it is not the conv's own output.
-        XProjIn "x_proj_in",
-        /// dt‖B‖C.
-        XProjOut "x_proj_out",
-        /// dt.
-        DtProjOut "dt_proj_out",
-        /// The scan's main input.
-        SsmU "ssm_u",
-        /// Gated scan output.
-        SsmY "ssm_y",
-        /// Rotated y.
-        HadOut "had_out",
-        /// Block output.
-        OutProjOut "out_proj_out",
-    }
-}
-
-impl BufferSite {
-    /// The site of a traced tensor, if it is one.
-    pub fn of(point: TracePoint) -> Option<Self> {
-        Some(match point {
-            TracePoint::NormOut => BufferSite::NormOut,
-            TracePoint::ConvOut | TracePoint::ConvOutF32 => BufferSite::ConvOut,
-            TracePoint::XProjIn => BufferSite::XProjIn,
-            TracePoint::XProjOut => BufferSite::XProjOut,
-            TracePoint::DtProjOut => BufferSite::DtProjOut,
-            TracePoint::SsmU => BufferSite::SsmU,
-            TracePoint::SsmY => BufferSite::SsmY,
-            TracePoint::HadOut => BufferSite::HadOut,
-            TracePoint::OutProjOut => BufferSite::OutProjOut,
-            _ => return None,
-        })
-    }
-}
-
-named! {
-    /// A quantizer whose rule can be another.
-    QuantizerSite {
-        /// RMSNorm's.
-        NormOut "norm_out",
-        /// in_proj's requantizer.
-        InProjOut "in_proj_out",
-        /// The convolution's.
-        ConvOut "conv_out",
-        /// Those of FP32 tensors between steps: x_proj's input and u.
-        Requantize "requantize",
-        /// x_proj's requantizer.
-        XProjOut "x_proj_out",
-        /// dt_proj's requantizer.
-        DtProjOut "dt_proj_out",
-        /// The state's.
-        SsmState "ssm_state",
-        /// The Hadamard quantizer.
-        HadOut "had_out",
-    }
-}
-
-impl QuantizerSite {
-    /// Whether it brings values to units of its scale itself, so that its quotient has a rule.
-    pub fn has_quotient(self) -> bool {
-        matches!(
-            self,
-            QuantizerSite::NormOut
-                | QuantizerSite::ConvOut
-                | QuantizerSite::Requantize
-                | QuantizerSite::SsmState
-        )
-    }
-}
-
-named! {
-    /// What a quantizer does instead.
-    RoundingRule {
-        /// Ties away from zero.
-        HalfAway "half-away",
-        /// Ties to the even neighbour.
-        HalfEven "half-even",
-        /// Multiplies by the special-function unit's reciprocal of the scale.
-        Reciprocal "reciprocal",
-        /// Divides by the scale.
-        Division "division",
-    }
+/// What a quantizer does instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RoundingRule {
+    /// Ties away from zero.
+    HalfAway,
+    /// Ties to the even neighbour.
+    HalfEven,
+    /// Multiplies by the special-function unit's reciprocal of the scale.
+    Reciprocal,
+    /// Divides by the scale.
+    Division,
 }
 
 impl RoundingRule {
+    /// Every one.
+    pub const ALL: [RoundingRule; 4] = [
+        RoundingRule::HalfAway,
+        RoundingRule::HalfEven,
+        RoundingRule::Reciprocal,
+        RoundingRule::Division,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            RoundingRule::HalfAway => "half-away",
+            RoundingRule::HalfEven => "half-even",
+            RoundingRule::Reciprocal => "reciprocal",
+            RoundingRule::Division => "division",
+        }
+    }
+
     /// Whether it is about the quotient rather than about ties.
     pub fn is_quotient(self) -> bool {
-        matches!(self, RoundingRule::Reciprocal | RoundingRule::Division)
+        match self {
+            RoundingRule::HalfAway | RoundingRule::HalfEven => false,
+            RoundingRule::Reciprocal | RoundingRule::Division => true,
+        }
     }
-}
 
-named! {
-    /// A step that sums products of codes.
-    SumSite {
-        /// in_proj.
-        InProj "in_proj",
-        /// The convolution.
-        Conv "conv",
-        /// x_proj.
-        XProj "x_proj",
-        /// dt_proj.
-        DtProj "dt_proj",
-        /// out_proj.
-        OutProj "out_proj",
+    /// Makes it the rule of a quantizer.
+    pub fn apply(self, quantizer: &mut QuantRule) {
+        match self {
+            RoundingRule::HalfAway => quantizer.rounding = Rounding::NearestTiesAway,
+            RoundingRule::HalfEven => quantizer.rounding = Rounding::NearestTiesToEven,
+            RoundingRule::Reciprocal => quantizer.quotient = Quotient::ApproxReciprocal,
+            RoundingRule::Division => quantizer.quotient = Quotient::Divide,
+        }
     }
 }
 
@@ -289,16 +201,32 @@ const LAYER: Parameter = Parameter {
     default: Some("all"),
 };
 
-fn names<T: Named>() -> Vec<&'static str> {
-    T::ALL.iter().map(|site| site.name()).collect()
-}
-
-const fn choice<T: Named>(name: &'static str, default: Option<&'static str>) -> Parameter {
+const fn choice(
+    name: &'static str,
+    names: fn() -> Vec<&'static str>,
+    default: &'static str,
+) -> Parameter {
     Parameter {
         name,
-        values: Values::Names(names::<T>),
-        default,
+        values: Values::Names(names),
+        default: Some(default),
     }
+}
+
+fn buffers() -> Vec<&'static str> {
+    TracePoint::buffers().map(TracePoint::name).collect()
+}
+
+fn quantizers() -> Vec<&'static str> {
+    QuantizerRule::ALL.map(QuantizerRule::name).to_vec()
+}
+
+fn rounding_rules() -> Vec<&'static str> {
+    RoundingRule::ALL.map(RoundingRule::name).to_vec()
+}
+
+fn sums() -> Vec<&'static str> {
+    Step::SUMS.map(Step::name).to_vec()
 }
 
 fn scale_sites() -> Vec<&'static str> {
@@ -358,7 +286,7 @@ pub const FAULTS: &[FaultModel] = &[
     FaultModel {
         name: "transposed",
         effect: "a tensor is written channel by channel and read row by row",
-        parameters: &[LAYER, choice::<BufferSite>("site", Some("conv_out"))],
+        parameters: &[LAYER, choice("site", buffers, "conv_out")],
         example: "transposed@layer=4,site=x_proj_out",
     },
     FaultModel {
@@ -366,8 +294,8 @@ pub const FAULTS: &[FaultModel] = &[
         effect: "a quantizer with another tie rule, or with a reciprocal where a division is meant (or the other way round)",
         parameters: &[
             LAYER,
-            choice::<QuantizerSite>("site", Some("conv_out")),
-            choice::<RoundingRule>("rule", Some("reciprocal")),
+            choice("site", quantizers, "conv_out"),
+            choice("rule", rounding_rules, "reciprocal"),
         ],
         example: "rounding@layer=6,site=norm_out,rule=half-away",
     },
@@ -376,7 +304,7 @@ pub const FAULTS: &[FaultModel] = &[
         effect: "sums of products in a register of few bits, which wraps or saturates after every addition",
         parameters: &[
             LAYER,
-            choice::<SumSite>("site", Some("in_proj")),
+            choice("site", sums, "in_proj"),
             Parameter {
                 name: "bits",
                 values: Values::Number("8 to 32"),
@@ -418,6 +346,34 @@ impl Defect {
             Defect::Transposed { site } => site.name(),
             Defect::Rounding { site, .. } => site.name(),
             Defect::NarrowAccumulator { site, .. } => site.name(),
+        }
+    }
+}
+
+impl Defect {
+    /// The first tensors of a block that it can alter: what is made before them stays as it is.
+    pub fn alters(self, block: &Block) -> Vec<TracePoint> {
+        match self {
+            Defect::ConvDoubleInputScale | Defect::ConvHistoryLoss => {
+                block.made_by_rule(Step::Conv.rule())
+            }
+            Defect::HadamardWrap => block.quantized_by(QuantizerRule::HadOut),
+            Defect::SwappedBc => {
+                let swapped = |row: &&Row| {
+                    let mut reads = row.reads.iter();
+                    reads.any(|read| matches!(read.columns, Columns::B | Columns::C))
+                };
+                let rows = block.rows().iter().filter(swapped);
+                rows.map(|row| row.point).collect()
+            }
+            Defect::StaleScale { site, .. } => {
+                let uses = site.uses();
+                uses.flat_map(|scale| block.altered_by_scale(scale))
+                    .collect()
+            }
+            Defect::Transposed { site } => site.names().to_vec(),
+            Defect::Rounding { site, .. } => block.quantized_by(site),
+            Defect::NarrowAccumulator { site, .. } => block.made_by_rule(site.rule()),
         }
     }
 }

@@ -4,7 +4,7 @@
 use crate::arith::accumulate::{Accumulated, Accumulator};
 use crate::arith::function::{Function, Inputs};
 use crate::error::Result;
-use crate::trace::{Place, Probe, Tensor, TracePoint};
+use crate::trace::{Place, Probe, Tensor};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -64,21 +64,7 @@ pub struct Watch {
 
 impl Probe for Watch {
     fn wants(&self, place: Place) -> bool {
-        matches!(
-            place.point,
-            TracePoint::NormOut
-                | TracePoint::InProjX
-                | TracePoint::InProjZ
-                | TracePoint::InProjOut
-                | TracePoint::ConvIn
-                | TracePoint::ConvOut
-                | TracePoint::XProjIn
-                | TracePoint::XProjOut
-                | TracePoint::DtProjOut
-                | TracePoint::SsmU
-                | TracePoint::SsmState
-                | TracePoint::HadOut
-        )
+        place.point.in_layer()
     }
 
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {

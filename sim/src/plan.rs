@@ -104,6 +104,16 @@ impl ScaleUse {
         }
     }
 
+    /// The name of a quantizer that finds its scale at run time in the place of this one.
+    pub fn dynamic_name(self) -> &'static str {
+        match self {
+            ScaleUse::NormOut => "norm_out_dynamic",
+            ScaleUse::ConvIn => "conv_in_dynamic",
+            ScaleUse::HadOut => "had_out_dynamic",
+            other => other.name(),
+        }
+    }
+
     /// The calibrated scale this use should have.
     pub fn key(self) -> ScaleKey {
         match self {

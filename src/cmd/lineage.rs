@@ -7,7 +7,6 @@ use crate::output::{number, print, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
-use scalescope_golden::lineage::graph::Part;
 use scalescope_golden::lineage::{Lineage, Quantizer, Reader, lineage};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
@@ -138,7 +137,7 @@ fn text(lineage: &Lineage) -> String {
         for reader in &q.readers {
             rows.add_row([
                 String::new(),
-                format!("└ {}{}", reader.name, part(reader.part)),
+                format!("└ {}", reader.label()),
                 String::new(),
                 factor(reader),
                 String::new(),
@@ -197,17 +196,6 @@ fn factor(reader: &Reader) -> String {
     }
 }
 
-fn part(part: Part) -> &'static str {
-    match part {
-        Part::All => "",
-        Part::X => " (x)",
-        Part::Z => " (z)",
-        Part::Dt => " (dt)",
-        Part::B => " (B)",
-        Part::C => " (C)",
-    }
-}
-
 fn mark(severity: Severity) -> &'static str {
     match severity {
         Severity::Info => "",
@@ -249,15 +237,14 @@ fn dot(lineage: &Lineage) -> String {
                 let _ = writeln!(
                     out,
                     "    \"{to}\" [shape=ellipse, label=\"{}\"];",
-                    reader.name
+                    reader.label()
                 );
                 let _ = writeln!(
                     out,
-                    "    \"{layer}.{}.out\" -> \"{to}\" [color={}, label=\"{}{}\"];",
+                    "    \"{layer}.{}.out\" -> \"{to}\" [color={}, label=\"{}\"];",
                     q.name,
                     color(reader.severity),
                     factor(reader),
-                    part(reader.part),
                 );
             }
         }

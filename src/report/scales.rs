@@ -4,7 +4,6 @@ use super::{ModeDetail, chart};
 use crate::output::number;
 use maud::{Markup, html};
 use scalescope_golden::attribute::Severity;
-use scalescope_golden::lineage::graph::Part;
 use scalescope_golden::lineage::{Lineage, Quantizer, Reader};
 
 /// Names of the quantizers of a block, in the order of the data.
@@ -92,7 +91,7 @@ pub fn lineage(detail: &ModeDetail) -> Markup {
                     @for name in &names {
                         td {
                             @for reader in at(lineage, 0, name).map_or(&[][..], |q| &q.readers) {
-                                div { (reader.name) (part(reader.part)) }
+                                div { (reader.label()) }
                             }
                         }
                     }
@@ -140,15 +139,4 @@ fn ratio(q: &Quantizer) -> Markup {
         Severity::Error => " ▲",
     };
     html! { td class=(class) title=(title) { (format!("{:.3}", q.scale_ratio)) (mark) } }
-}
-
-fn part(part: Part) -> &'static str {
-    match part {
-        Part::All => "",
-        Part::X => " (x)",
-        Part::Z => " (z)",
-        Part::Dt => " (dt)",
-        Part::B => " (B)",
-        Part::C => " (C)",
-    }
 }

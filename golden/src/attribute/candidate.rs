@@ -4,11 +4,11 @@
 use super::replay::{from_columns, swapped, to_columns, turned};
 use crate::value::Value;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
-use scalescope_sim::fault::{
-    BufferSite, Defect, Fault, Named, QuantizerSite, RoundingRule, ScaleSite, SumSite,
-};
+use scalescope_sim::dataflow::{Block, Step};
+use scalescope_sim::fault::{Defect, Fault, RoundingRule, ScaleSite};
 use scalescope_sim::model::{Config, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::profile::QuantizerRule;
 use scalescope_sim::trace::{Place, TracePoint};
 
 /// How a dumped buffer lies.
@@ -83,9 +83,7 @@ impl Candidate {
     pub fn site(&self) -> &'static str {
         match self {
             Candidate::Faults(faults) => faults[0].defect.site(),
-            Candidate::Misread(m) => {
-                BufferSite::of(m.place.point).map_or(m.place.point.name(), |site| site.name())
-            }
+            Candidate::Misread(m) => m.place.point.names()[0].name(),
         }
     }
 
@@ -153,11 +151,11 @@ impl Candidate {
     }
 
     /// Tensors of the block that it can alter while all before them stay as they are.
-    fn alters(&self) -> Vec<TracePoint> {
+    fn alters(&self, block: &Block) -> Vec<TracePoint> {
         match self {
             Candidate::Misread(m) => vec![m.place.point],
             Candidate::Faults(faults) => {
-                let points = faults.iter().flat_map(|fault| first_altered(fault.defect));
+                let points = faults.iter().flat_map(|fault| fault.defect.alters(block));
                 points.collect()
             }
         }
@@ -165,7 +163,7 @@ impl Candidate {
 
     /// Whether it can be what makes `first` the first tensor that deviates: it alters that one, or
     /// one before it that is not dumped.
-    pub fn fits(&self, first: Place, dumped: &dyn Fn(Place) -> bool) -> bool {
+    pub fn fits(&self, block: &Block, first: Place, dumped: &dyn Fn(Place) -> bool) -> bool {
         let Some(layer) = self.layer() else {
             return true;
         };
@@ -174,80 +172,12 @@ impl Candidate {
             return (m.place == first) == (m.reading != Reading::ConsumerReads);
         }
         let order = |place: Place| (place.layer.unwrap_or(usize::MAX), place.point);
-        self.alters().into_iter().any(|point| {
-            let names = TracePoint::ALL.into_iter();
-            let mut places = names
-                .filter(|p| family(*p) == family(point))
-                .map(|p| Place::layer(layer, p));
+        self.alters(block).into_iter().any(|point| {
+            let mut places = point.names().iter().map(|p| Place::layer(layer, *p));
             let place = Place::layer(layer, point);
             places.clone().any(|p| p == first)
                 || (order(place) < order(first) && !places.any(dumped))
         })
-    }
-}
-
-/// Points that are one tensor under several names.
-fn family(point: TracePoint) -> TracePoint {
-    match point {
-        TracePoint::InProjX | TracePoint::InProjZ => TracePoint::InProjOut,
-        TracePoint::ConvOutF32 => TracePoint::ConvOut,
-        other => other,
-    }
-}
-
-fn first_altered(defect: Defect) -> Vec<TracePoint> {
-    use TracePoint as P;
-    let one = match defect {
-        Defect::ConvDoubleInputScale | Defect::ConvHistoryLoss => P::ConvOut,
-        Defect::HadamardWrap => P::HadOut,
-        Defect::SwappedBc => P::SsmY,
-        Defect::StaleScale { site, .. } => {
-            return site.uses().flat_map(altered_by_use).copied().collect();
-        }
-        Defect::Transposed { site } => {
-            let named = |point: &P| BufferSite::of(*point) == Some(site);
-            return P::ALL.into_iter().filter(named).collect();
-        }
-        Defect::Rounding { site, .. } => match site {
-            QuantizerSite::NormOut => P::NormOut,
-            QuantizerSite::InProjOut => P::InProjOut,
-            QuantizerSite::ConvOut => P::ConvOut,
-            QuantizerSite::Requantize => return vec![P::XProjIn, P::SsmU],
-            QuantizerSite::XProjOut => P::XProjOut,
-            QuantizerSite::DtProjOut => P::DtProjOut,
-            QuantizerSite::SsmState => P::SsmState,
-            QuantizerSite::HadOut => P::HadOut,
-        },
-        Defect::NarrowAccumulator { site, .. } => match site {
-            SumSite::InProj => P::InProjOut,
-            SumSite::Conv => P::ConvOut,
-            SumSite::XProj => P::XProjOut,
-            SumSite::DtProj => P::DtProjOut,
-            SumSite::OutProj => P::OutProjOut,
-        },
-    };
-    vec![one]
-}
-
-/// The tensors that the scale of a use can alter first, in one mode or another.
-fn altered_by_use(scale_use: ScaleUse) -> &'static [TracePoint] {
-    use TracePoint as P;
-    match scale_use {
-        ScaleUse::NormOut => &[P::NormOut],
-        ScaleUse::InProjIn | ScaleUse::InProjOut => &[P::InProjOut],
-        ScaleUse::ConvIn => &[P::ConvIn, P::ConvOut],
-        ScaleUse::ConvOut => &[P::ConvOut],
-        ScaleUse::XProjQuant => &[P::XProjIn],
-        ScaleUse::XProjIn => &[P::XProjIn, P::XProjOut],
-        ScaleUse::XProjOut => &[P::XProjOut],
-        ScaleUse::ScanUQuant => &[P::SsmU],
-        ScaleUse::ScanU => &[P::SsmU, P::SsmY, P::SsmState],
-        ScaleUse::DtProjIn | ScaleUse::DtProjOut => &[P::DtProjOut],
-        ScaleUse::ScanB | ScaleUse::ScanDt | ScaleUse::StateIn => &[P::SsmY, P::SsmState],
-        ScaleUse::ScanC | ScaleUse::ScanZ => &[P::SsmY],
-        ScaleUse::StateOut => &[P::SsmState],
-        ScaleUse::HadOut => &[P::HadOut],
-        ScaleUse::OutProjIn => &[P::OutProjOut],
     }
 }
 
@@ -279,17 +209,14 @@ pub fn discrete(layer: usize) -> Vec<Candidate> {
         Defect::HadamardWrap,
         Defect::SwappedBc,
     ];
-    for site in QuantizerSite::ALL {
+    for site in QuantizerRule::ALL {
         for rule in RoundingRule::ALL {
             if site.has_quotient() || !rule.is_quotient() {
-                let (site, rule) = (*site, *rule);
                 defects.push(Defect::Rounding { site, rule });
             }
         }
     }
-    for site in BufferSite::ALL {
-        defects.push(Defect::Transposed { site: *site });
-    }
+    defects.extend(TracePoint::buffers().map(|site| Defect::Transposed { site }));
     let fault = |defect| {
         Candidate::Faults(vec![Fault {
             layer: Some(layer),
@@ -300,7 +227,7 @@ pub fn discrete(layer: usize) -> Vec<Candidate> {
 }
 
 /// Narrow registers of a block, widest first, of those that could overflow.
-pub fn registers(layer: usize, site: SumSite) -> Vec<Candidate> {
+pub fn registers(layer: usize, site: Step) -> Vec<Candidate> {
     let mut all = Vec::new();
     for bits in (10..=24).rev() {
         for overflow in [AccOverflow::Wrap, AccOverflow::Saturate] {
@@ -326,7 +253,7 @@ pub fn misreads(config: &Config, place: Place, turned: bool) -> Vec<Candidate> {
     if turned {
         lies.push(Lie::Turned);
     } else {
-        if BufferSite::of(place.point).is_some() {
+        if place.point.names()[0].is_buffer() {
             lies.extend([Lie::ByColumns, Lie::FromColumns]);
         }
         if place.point == TracePoint::XProjOut {

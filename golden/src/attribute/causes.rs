@@ -4,6 +4,7 @@ use super::loss::Text;
 use super::sites::{Costs, SiteCost};
 use super::{Finding, Severity};
 use scalescope_sim::arith::saturate::Status;
+use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::plan::ScaleUse;
@@ -27,17 +28,16 @@ pub fn find(
     let (own, clean) = (counts(path, text)?, absmax(reference, text)?);
     let mut findings = applied_twice(path, costs, &own, &clean);
     for (i, site) in costs.sites.iter().enumerate() {
-        let counted = own.get(&(site.layer, point(site)));
-        let needed = counted.and_then(|(status, _)| {
-            let status = *status;
-            clean
-                .get(&(site.layer, point(site)))
-                .map(|absmax| (status, *absmax))
-        });
+        let place = point(path, site).map(|point| (site.layer, point));
+        let counted = place.and_then(|place| own.get(&place));
+        let needed = counted
+            .and(place)
+            .and_then(|place| clean.get(&place))
+            .copied();
         let ratio = counted.map(|(status, _)| status.scale_ratio());
         let odd = ratio.is_some_and(|r| !(WARNING[0]..=WARNING[1]).contains(&r));
         if i < SITES || odd && site.share > 0.01 {
-            findings.push(finding(site, counted, needed.map(|(_, m)| m)));
+            findings.push(finding(site, counted, needed));
         }
     }
     Ok(findings)
@@ -60,7 +60,8 @@ fn applied_twice(
         let (status, scale) = own[&(layer, point)];
         let shrunk = f64::from(status.peak) * scale / clean.get(&(layer, point))?;
         let twice = shrunk < 0.5 && (0.5..=4.0).contains(&(shrunk / input));
-        let near = |s: &&SiteCost| s.layer == layer && (s.site == "x" || s.step == "conv");
+        let near =
+            |s: &&SiteCost| s.layer == layer && (s.site == "x" || s.step == Step::Conv.name());
         let share = costs.sites.iter().find(near).map_or(0.0, |s| s.share);
         twice.then(|| Finding {
             kind: "conv-double-input-scale",
@@ -125,20 +126,10 @@ fn finding(site: &SiteCost, counted: Option<&(Status, f64)>, clean: Option<f64>)
     finding
 }
 
-/// The point whose quantizer makes a site.
-fn point(site: &SiteCost) -> TracePoint {
-    match site.site {
-        "norm_out" => TracePoint::NormOut,
-        "x" | "z" => TracePoint::InProjOut,
-        "conv_out" => TracePoint::ConvOut,
-        "x_proj_in" => TracePoint::XProjIn,
-        "ssm_u" => TracePoint::SsmU,
-        "x_proj_out" => TracePoint::XProjOut,
-        "dt_proj_out" => TracePoint::DtProjOut,
-        "had_out" => TracePoint::HadOut,
-        // Weights and f16 tensors have no quantizer that counts.
-        _ => TracePoint::Logits,
-    }
+/// The point whose quantizer makes a site, as the mode names it; weights and f16 tensors have none.
+fn point(path: &Datapath, site: &SiteCost) -> Option<TracePoint> {
+    let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
+    Some(block.site(site.part.point()?)?.point)
 }
 
 type At = (usize, TracePoint);

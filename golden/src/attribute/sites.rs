@@ -140,7 +140,7 @@ pub fn attribute<'m>(
             let shapley_kl = shapley.as_ref().map(|s| s[i]);
             SiteCost {
                 layer: site.layer,
-                step: site.part.step(),
+                step: site.part.step().name(),
                 site: site.part.name(),
                 part: site.part,
                 scale: site.part.scale(),

@@ -3,12 +3,12 @@
 
 use super::{Data, Divergence, Run, Tensors, values};
 use crate::trace_file::counterpart::find;
+use scalescope_sim::dataflow::{Block, Field, Phase, Step};
 use scalescope_sim::datapath::LogitRows;
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::Fault;
-use scalescope_sim::mode::{Implementation, ModeSpec, Precision, ScanInput};
+use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::model::Model;
-use scalescope_sim::profile::StepRules;
 use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
 use serde::Serialize;
 use serde_json::Value;
@@ -58,43 +58,22 @@ pub struct RuleDifference {
     pub b: String,
 }
 
-macro_rules! fields {
-    ($($name:ident),*) => {
-        /// The fields of a mode that differ, and A with B's.
-        fn differing(a: &ModeSpec, b: &ModeSpec) -> Vec<(FieldDifference, ModeSpec)> {
-            let mut out = Vec::new();
-            $(if a.$name != b.$name {
-                let difference = FieldDifference {
-                    field: stringify!($name),
-                    a: word(&a.$name),
-                    b: word(&b.$name),
-                    alone: false,
-                };
-                out.push((difference, ModeSpec { $name: b.$name, ..a.clone() }));
-            })*
-            out
-        }
-    };
+/// The fields of a mode that differ, and A with B's.
+fn differing(a: &ModeSpec, b: &ModeSpec) -> Vec<(Field, ModeSpec)> {
+    let fields = Field::ALL.into_iter().filter(|field| field.differs(a, b));
+    let with = fields.map(|field| {
+        let mut mode = a.clone();
+        field.copy(&mut mode, b);
+        (field, mode)
+    });
+    with.collect()
 }
 
-fields!(
-    weights,
-    norm_out,
-    x,
-    z,
-    conv_in,
-    conv_out,
-    x_proj_in,
-    x_proj_out,
-    dt_proj_out,
-    u,
-    state,
-    stream,
-    had_out,
-    conv,
-    scan,
-    rotated
-);
+/// The value of a field, as mode files write it.
+fn value_of(mode: &ModeSpec, field: Field) -> String {
+    let fields = serde_json::to_value(mode).expect("modes are plain data");
+    word(&fields[field.name()])
+}
 
 fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
@@ -104,26 +83,19 @@ fn word(value: &impl Serialize) -> String {
     }
 }
 
-/// The fields that a step reads; `None`: every one may matter.
-fn fields_at(point: TracePoint) -> Option<&'static [&'static str]> {
-    use TracePoint as P;
-    Some(match point {
-        P::NormOut | P::NormOutScale => &["norm_out", "weights"],
-        P::InProjOut => &["weights", "x", "z"],
-        P::InProjX => &["weights", "x"],
-        P::InProjZ => &["weights", "z"],
-        P::ConvIn | P::ConvInScale | P::ConvStateIn | P::ConvStateOut => &["conv_in", "x"],
-        P::ConvOut | P::ConvOutF32 => &["weights", "conv_in", "conv_out", "conv", "x"],
-        P::XProjIn => &["conv_out", "x_proj_in"],
-        P::XProjOut => &["weights", "x_proj_in", "x_proj_out"],
-        P::DtProjOut => &["weights", "dt_proj_out"],
-        P::SsmU => &["conv_out", "u"],
-        P::SsmY => &["weights", "u", "scan", "state", "stream"],
-        P::SsmState | P::SsmStateOut | P::SsmStateIn => &["weights", "u", "scan", "state"],
-        P::HadOut | P::HadOutScale => &["had_out", "rotated"],
-        P::OutProjOut => &["weights", "had_out", "stream"],
-        _ => return None,
-    })
+/// Whether a field decides about a tensor of a run. Of points that the mode does not make, every one may.
+fn decides(run: Run, at: &Divergence, point: TracePoint, field: Field) -> bool {
+    let block = Block::of(run.mode, run.profile, phase(at.step));
+    block
+        .row(point)
+        .is_none_or(|row| row.fields.contains(&field))
+}
+
+fn phase(step: Option<usize>) -> Phase {
+    match step {
+        None => Phase::Prefill,
+        Some(_) => Phase::Decode,
+    }
 }
 
 pub(super) fn why(
@@ -136,21 +108,22 @@ pub(super) fn why(
     let point = TracePoint::from_name(at.b_point).expect("a point of a trace");
     let a_point = TracePoint::from_name(at.a_point).expect("a point of a trace");
     let mut fields = differing(a.mode, b.mode);
-    let reads = |name| {
-        let named = |point| fields_at(point).is_none_or(|names| names.contains(&name));
-        named(point) || named(a_point)
-    };
-    if fields.iter().any(|(f, _)| reads(f.field)) {
-        fields.retain(|(f, _)| reads(f.field));
+    let matters = |field| decides(b, at, point, field) || decides(a, at, a_point, field);
+    if fields.iter().any(|(field, _)| matters(*field)) {
+        fields.retain(|(field, _)| matters(*field));
     }
     let mut out = Why {
         rules: rules(a, b, at, (a_point, point)),
         ..Why::default()
     };
-    for (mut field, mode) in fields {
+    for (field, mode) in fields {
         let run = Run { mode: &mode, ..a };
-        field.alone = makes(model, run, data, at, target)?;
-        out.fields.push(field);
+        out.fields.push(FieldDifference {
+            field: field.name(),
+            a: value_of(a.mode, field),
+            b: value_of(b.mode, field),
+            alone: makes(model, run, data, at, target)?,
+        });
     }
     for fault in b.faults.iter().filter(|fault| !a.faults.contains(fault)) {
         let faults = [a.faults, &[*fault]].concat();
@@ -231,56 +204,41 @@ fn rules(
     out
 }
 
-fn step_rules<'a>(run: Run<'a>, by: Implementation, step: Option<usize>) -> &'a StepRules {
-    let arithmetic = run.profile.arithmetic(by);
-    match step {
+/// The rules behind a tensor, flattened to paths and values. Of a tensor that is handed on as it is, those
+/// of the one it comes from.
+fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    let block = Block::of(run.mode, run.profile, phase(step));
+    let Some(row) = block.row(point) else {
+        return out;
+    };
+    let Some(rule) = row.rule else {
+        let quantized = |point| block.row(point)?.quantizer_rule();
+        let from = row
+            .inputs()
+            .find_map(|point| Some((point, quantized(point)?)));
+        if let (Some((from, _)), Step::XProj | Step::Scan) = (from, row.step) {
+            let of = rules_at(run, from, step).into_iter();
+            out.extend(of.filter(|(path, _)| path.contains(".output.")));
+        }
+        return out;
+    };
+    let arithmetic = run.profile.arithmetic(rule.by);
+    if rule.path == Step::Head.rule() {
+        out.push((rule.path.into(), word(&arithmetic.final_norm)));
+        return out;
+    }
+    let rules = match step {
         None => &arithmetic.prefill,
         Some(_) => &arithmetic.decode,
-    }
-}
-
-/// The rules behind a point, flattened to paths and values.
-fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, String)> {
-    use TracePoint as P;
-    let cuda = step_rules(run, Implementation::Cuda, step);
-    let torch = step_rules(run, Implementation::Torch, step);
-    let conv = step_rules(run, run.mode.conv, step);
-    let scan = step_rules(run, run.mode.scan, step);
-    let whole = |rules: &StepRules| serde_json::to_value(rules).expect("rules are plain data");
-    let mut out = Vec::new();
-    let mut add = |rules: &StepRules, path: &str| {
-        let all = whole(rules);
-        let part = path.split('.').fold(&all, |value, key| &value[key]);
-        flatten(path, part, &mut out);
     };
-    let requantized = run.mode.conv_out == Precision::Float;
-    let codes = run.mode.u != ScanInput::Float;
-    match point {
-        P::NormOut | P::NormOutScale => add(cuda, "norm_out"),
-        P::InProjOut | P::InProjX | P::InProjZ => add(cuda, "linear.in_proj"),
-        P::ConvIn => add(cuda, "conv_in"),
-        P::ConvOut | P::ConvOutF32 => add(conv, "conv"),
-        P::XProjIn if requantized => add(torch, "requantize"),
-        P::SsmU if requantized && codes => add(torch, "requantize"),
-        P::SsmU if requantized => {}
-        P::XProjIn | P::SsmU => add(conv, "conv.output"),
-        P::XProjOut => add(cuda, "linear.x_proj"),
-        P::DtProjOut => add(cuda, "linear.dt_proj"),
-        P::SsmY | P::SsmState | P::SsmStateOut | P::SsmStateIn => add(scan, "scan"),
-        P::HadOut | P::HadOutScale => {
-            let all = whole(cuda);
-            for (key, value) in all.as_object().into_iter().flatten() {
-                if key.starts_with("hadamard") {
-                    flatten(key, value, &mut out);
-                }
-            }
-        }
-        P::OutProjOut => add(cuda, "linear.out_proj"),
-        P::FinalResidual | P::Logits => {
-            out.push(("final_norm".into(), word(&run.profile.cuda.final_norm)));
-        }
-        _ => {}
-    }
+    let all = serde_json::to_value(rules).expect("rules are plain data");
+    let part = rule.path.split('.').fold(&all, |value, key| {
+        // Names of steps are spelled as steps are, other fields as rules are.
+        let spelled = value.get(key).or_else(|| value.get(key.replace('_', "-")));
+        spelled.expect("a rule of a profile")
+    });
+    flatten(rule.path, part, &mut out);
     out
 }
 

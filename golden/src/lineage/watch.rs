@@ -1,8 +1,9 @@
 //! A probe that counts codes and what came to quantizers, and keeps no tensor.
 
-use super::graph::{Part, flows};
+use super::flows;
 use ndarray::{ArrayView2, s};
 use scalescope_sim::arith::saturate::Status;
+use scalescope_sim::dataflow::Columns;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
@@ -40,8 +41,8 @@ impl Grid {
 /// What passed.
 pub(super) struct Watch {
     /// Columns of the parts of a tensor.
-    parts: Vec<(TracePoint, Part, Range<usize>)>,
-    grids: BTreeMap<(Place, Part), Grid>,
+    parts: Vec<(TracePoint, Columns, Range<usize>)>,
+    grids: BTreeMap<(Place, Columns), Grid>,
     counts: BTreeMap<Place, Status>,
     /// The smallest and the largest scale of dynamic quantizers.
     dynamic: BTreeMap<Place, (f64, f64)>,
@@ -49,20 +50,10 @@ pub(super) struct Watch {
 
 impl Watch {
     pub fn new(path: &Datapath) -> Self {
-        let config = path.config();
-        let (e, r, n) = (config.d_inner, config.dt_rank, config.d_state);
-        let columns = |part| match part {
-            Part::All => 0..usize::MAX,
-            Part::X => 0..e,
-            Part::Z => e..2 * e,
-            Part::Dt => 0..r,
-            Part::B => r..r + n,
-            Part::C => r + n..r + 2 * n,
-        };
-        let mut parts: Vec<_> = (flows(path.mode(), path.profile().storage.activation_granularity)
-            .iter())
-        .map(|flow| (flow.point, flow.part, columns(flow.part)))
-        .collect();
+        let columns = |columns: Columns| columns.range(path.config(), usize::MAX);
+        let mut parts: Vec<_> = (flows(path).iter())
+            .map(|flow| (flow.point, flow.columns, columns(flow.columns)))
+            .collect();
         parts.dedup();
         Self {
             parts,
@@ -94,17 +85,13 @@ impl Watch {
     }
 
     /// The codes of a part of a tensor.
-    pub fn grid(&self, layer: usize, point: TracePoint, part: Part) -> &Grid {
+    pub fn grid(&self, layer: usize, point: TracePoint, part: Columns) -> &Grid {
         let key = (Place::layer(layer, point), part);
         self.grids.get(&key).unwrap_or(&Grid::EMPTY)
     }
 
-    /// What came to the quantizer of a tensor. in_proj counts both halves of its output in one place.
+    /// What came to the quantizer of a tensor.
     pub fn status(&self, layer: usize, point: TracePoint) -> Status {
-        let point = match point {
-            TracePoint::InProjX | TracePoint::InProjZ => TracePoint::InProjOut,
-            other => other,
-        };
         let status = self.counts.get(&Place::layer(layer, point));
         status.copied().unwrap_or_default()
     }

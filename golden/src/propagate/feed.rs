@@ -3,6 +3,7 @@
 use crate::trace_file::counterpart::{Take, find};
 use ndarray::{Array2, Axis, concatenate};
 use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::dataflow::Columns;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::QTensor;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
@@ -63,22 +64,27 @@ impl<'a> Feeder<'a> {
             self.places.contains(&place) && !self.makes.contains(&place)
         };
         let real = |take| real_of(self.source, take);
-        match place.point {
-            TracePoint::InProjX if again(TracePoint::ConvIn) => Some(real(at(TracePoint::ConvIn)?)),
-            TracePoint::InProjOut if again(TracePoint::ConvIn) || again(TracePoint::InProjX) => {
-                let x = match again(TracePoint::ConvIn) {
-                    true => at(TracePoint::ConvIn)?,
-                    false => at(TracePoint::InProjX)?,
-                };
-                let (x, z) = (real(x), real(at(TracePoint::InProjZ)?));
-                let both = concatenate(Axis(1), &[x.view(), z.view()]).expect("both have L rows");
-                Some(both.as_standard_layout().into_owned())
-            }
-            TracePoint::ConvOut | TracePoint::ConvOutF32 if again(TracePoint::XProjIn) => {
-                Some(real(at(TracePoint::XProjIn)?))
-            }
-            point => Some(real(at(point)?)),
+        // The quantizer that may come once more behind a tensor.
+        let requantized = |site: TracePoint| {
+            let behind = [TracePoint::ConvIn, TracePoint::XProjIn].into_iter();
+            let mut behind = behind.filter(|point| {
+                let reads = point.stand_ins().iter();
+                reads
+                    .clone()
+                    .any(|(read, columns)| read.site(*columns) == site)
+            });
+            behind.find(|point| again(*point)).unwrap_or(site)
+        };
+        if place.point != TracePoint::InProjOut {
+            return Some(real(at(requantized(place.point.site(Columns::All)))?));
         }
+        let x = requantized(TracePoint::InProjX);
+        if x == TracePoint::InProjX && !again(x) {
+            return Some(real(at(place.point)?));
+        }
+        let (x, z) = (real(at(x)?), real(at(TracePoint::InProjZ)?));
+        let both = concatenate(Axis(1), &[x.view(), z.view()]).expect("both have L rows");
+        Some(both.as_standard_layout().into_owned())
     }
 }
 

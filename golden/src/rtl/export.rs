@@ -6,11 +6,12 @@ use super::simulate::{STEPS, differences, simulate};
 use crate::npz::Element;
 use crate::value::Value;
 use ndarray::{Array1, Array2, ArrayD, Axis, concatenate, s};
+use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::Implementation;
 use scalescope_sim::plan::ScaleUse;
-use scalescope_sim::profile::{LinearStep, Profile};
+use scalescope_sim::profile::Profile;
 use scalescope_sim::quant::{QTensor, QVector, Scale};
 use scalescope_sim::step::linear_unit::ScaledWeight;
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
@@ -251,7 +252,7 @@ impl Made<'_, '_> {
         match step {
             "norm" => self.norm(),
             "in_proj" => self.linear(
-                LinearStep::InProj,
+                Step::InProj,
                 P::NormOut,
                 None,
                 ScaleUse::InProjIn,
@@ -266,7 +267,7 @@ impl Made<'_, '_> {
                     P::ConvOut
                 };
                 self.linear(
-                    LinearStep::XProj,
+                    Step::XProj,
                     input,
                     None,
                     ScaleUse::XProjIn,
@@ -275,7 +276,7 @@ impl Made<'_, '_> {
                 )
             }
             "dt_proj" => self.linear(
-                LinearStep::DtProj,
+                Step::DtProj,
                 P::XProjOut,
                 Some(r),
                 ScaleUse::DtProjIn,
@@ -285,7 +286,7 @@ impl Made<'_, '_> {
             "scan" => self.scan(e, r),
             "hadamard" => self.hadamard(),
             "out_proj" => self.linear(
-                LinearStep::OutProj,
+                Step::OutProj,
                 P::HadOut,
                 None,
                 ScaleUse::OutProjIn,
@@ -302,7 +303,7 @@ impl Made<'_, '_> {
 
     fn linear(
         &mut self,
-        step: LinearStep,
+        step: Step,
         from: TracePoint,
         columns: Option<usize>,
         reads: ScaleUse,

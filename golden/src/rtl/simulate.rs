@@ -9,11 +9,12 @@ use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::FixedFactor;
 use scalescope_sim::arith::function::{Function, FunctionRule};
 use scalescope_sim::arith::hadamard::HadamardSize;
+use scalescope_sim::dataflow::Step;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::headroom::bits_for;
 use scalescope_sim::mode::Implementation;
 use scalescope_sim::profile::unit::{ActivationGranularity, GROUP};
-use scalescope_sim::profile::{LinearStep, Profile, StepRules};
+use scalescope_sim::profile::{Profile, StepRules};
 use scalescope_sim::quant::{Acc, QTensor, QVector, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
 use scalescope_sim::step::conv_unit;
@@ -39,19 +40,19 @@ pub fn simulate(step: &StepVectors) -> Result<Vec<Vector>> {
         step,
         profile: &profile,
     };
-    match step.step.as_str() {
-        "norm" => find.norm(),
-        "conv" => find.conv(),
-        "scan" => find.scan(),
-        "hadamard" => find.hadamard(),
-        name => match LinearStep::from_name(name) {
-            Some(linear) => find.linear(linear),
-            None => Err(SimError::value(
-                "step",
-                format_args!("one of {}", STEPS.join(", ")),
-                name,
-            )),
-        },
+    match Step::from_name(&step.step) {
+        Some(Step::Norm) => find.norm(),
+        Some(Step::Conv) => find.conv(),
+        Some(Step::Scan) => find.scan(),
+        Some(Step::Hadamard) => find.hadamard(),
+        Some(linear @ (Step::InProj | Step::XProj | Step::DtProj | Step::OutProj)) => {
+            find.linear(linear)
+        }
+        Some(Step::Embed | Step::Head) | None => Err(SimError::value(
+            "step",
+            format_args!("one of {}", STEPS.join(", ")),
+            &step.step,
+        )),
     }
 }
 
@@ -281,8 +282,8 @@ impl Find<'_> {
         &self.profile.arithmetic(by).prefill
     }
 
-    fn linear(&self, which: LinearStep) -> Result<Vec<Vector>> {
-        let rule = *self.rules().linear.get(which);
+    fn linear(&self, which: Step) -> Result<Vec<Vector>> {
+        let rule = *self.rules().linear.get(which).expect("a linear step");
         let x = DynamicTensor {
             codes: self.matrix("x")?,
             scales: match self.has("x_scale") {

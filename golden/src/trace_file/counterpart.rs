@@ -4,6 +4,7 @@
 use super::{Points, in_data_order};
 use crate::value::Value;
 use ndarray::{Array2, s};
+use scalescope_sim::dataflow::Columns;
 use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::{Place, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
@@ -178,15 +179,13 @@ pub fn find(places: &BTreeSet<Place>, place: Place) -> Option<Take> {
     if let Some(place) = at(place.point) {
         return Some(Take::Whole(place));
     }
-    let x = || at(TracePoint::InProjOut).map(Take::Left);
-    let conv = |point| at(point).map(Take::Whole);
-    match place.point {
-        TracePoint::InProjX => x(),
-        TracePoint::InProjZ => at(TracePoint::InProjOut).map(Take::Right),
-        TracePoint::ConvIn => conv(TracePoint::InProjX).or_else(x),
-        TracePoint::ConvOut => conv(TracePoint::ConvOutF32),
-        TracePoint::ConvOutF32 => conv(TracePoint::ConvOut),
-        TracePoint::XProjIn => conv(TracePoint::ConvOut).or_else(|| conv(TracePoint::ConvOutF32)),
-        _ => None,
-    }
+    let mut others = place.point.stand_ins().iter();
+    others.find_map(|(point, columns)| {
+        let place = at(*point)?;
+        Some(match columns {
+            Columns::X => Take::Left(place),
+            Columns::Z => Take::Right(place),
+            Columns::All | Columns::Dt | Columns::B | Columns::C => Take::Whole(place),
+        })
+    })
 }

@@ -186,7 +186,7 @@ impl Table<'_> {
         let format = format(mode.norm_out, U::NormOut);
         let residual = read(P::ResidualOut, Columns::All, None);
         let normed = Row {
-            rule: rule(Implementation::Cuda, "norm_out"),
+            rule: rule(Implementation::Cuda, Step::Norm.rule()),
             weights: &[Weight::Norm],
             fields: &[Field::NormOut, Field::Weights],
             ..norm(P::NormOut, format, vec![residual])
@@ -215,7 +215,7 @@ impl Table<'_> {
         let z = format(mode.z, U::InProjOut);
         let reads = self.operand(P::NormOut, U::InProjIn);
         let projected = |point, width, format| Row {
-            rule: rule(Implementation::Cuda, "linear.in_proj"),
+            rule: rule(Implementation::Cuda, Step::InProj.rule()),
             weights: &[Weight::InProj],
             ..row(point, Step::InProj, [Dim::L, width], format, reads.clone())
         };
@@ -339,7 +339,7 @@ impl Table<'_> {
             .into_iter()
             .chain(rescaled);
         self.push(Row {
-            rule: rule(mode.conv, "conv"),
+            rule: rule(mode.conv, Step::Conv.rule()),
             weights: &[Weight::Conv],
             fields: &[
                 Field::Weights,
@@ -385,7 +385,7 @@ impl Table<'_> {
         let input = input.as_ref().unwrap_or(conv).all(U::XProjIn);
         let format = format(mode.x_proj_out, U::XProjOut);
         self.push(Row {
-            rule: rule(Implementation::Cuda, "linear.x_proj"),
+            rule: rule(Implementation::Cuda, Step::XProj.rule()),
             weights: &[Weight::XProj],
             fields: &[Field::Weights, Field::XProjIn, Field::XProjOut],
             ..step(P::XProjOut, Dim::XProj, format, vec![input])
@@ -396,7 +396,7 @@ impl Table<'_> {
         let dt = x_proj_out.columns(Columns::Dt, U::DtProjIn);
         let format = format(self.choices.mode.dt_proj_out, U::DtProjOut);
         self.push(Row {
-            rule: rule(Implementation::Cuda, "linear.dt_proj"),
+            rule: rule(Implementation::Cuda, Step::DtProj.rule()),
             weights: &[Weight::DtProj],
             fields: &[Field::Weights, Field::DtProjOut],
             ..row(
@@ -451,7 +451,7 @@ impl Table<'_> {
         reads.extend(before.as_ref().map(|b| b.all(U::StateIn)));
         let gated = [x_proj_out.columns(Columns::C, U::ScanC), z.read(U::ScanZ)];
         let scanned = |point, shape, format, reads| Row {
-            rule: rule(mode.scan, "scan"),
+            rule: rule(mode.scan, Step::Scan.rule()),
             weights: &[Weight::Scan],
             register_scale: self.choices.fixed_point_scan.then_some(U::StateOut),
             ..scan(point, shape, format, reads)
@@ -487,7 +487,7 @@ impl Table<'_> {
         let y = read(P::SsmY, Columns::All, None);
         let by_token = self.choices.by_token && mode.had_out == Precision::Int8;
         let rotated = Row {
-            rule: rule(Implementation::Cuda, "hadamard"),
+            rule: rule(Implementation::Cuda, Step::Hadamard.rule()),
             fields: &[Field::HadOut, Field::Rotated],
             // Integers are laid out around the calibrated grid, whatever the tokens' own scales are.
             register_scale: (by_token && self.choices.integer_rotation).then_some(U::HadOut),
@@ -502,7 +502,7 @@ impl Table<'_> {
         self.push_by_token(rotated, U::HadOut, P::HadOutScale);
         let reads = self.operand(P::HadOut, U::OutProjIn);
         self.push(Row {
-            rule: rule(Implementation::Cuda, "linear.out_proj"),
+            rule: rule(Implementation::Cuda, Step::OutProj.rule()),
             weights: &[Weight::OutProj],
             fields: &[Field::Weights, Field::HadOut, Field::Stream],
             ..row(
@@ -523,7 +523,7 @@ impl Table<'_> {
         let residual = read(P::FinalResidual, Columns::All, None);
         let format = stream(self.choices.mode.stream);
         self.push(Row {
-            rule: rule(Implementation::Cuda, "final_norm"),
+            rule: rule(Implementation::Cuda, Step::Head.rule()),
             weights: &[Weight::FinalNorm, Weight::Head],
             fields: &[Field::Weights, Field::Stream],
             ..head(P::Logits, Dim::V, format, vec![residual])

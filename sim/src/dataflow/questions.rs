@@ -1,7 +1,7 @@
 //! Questions to the table: what a scale or a rule can alter, which codes reach which reader, what
 //! stands for a tensor that a mode does not make.
 
-use super::{Block, Columns, Field, Phase, Quantizer, Read, Row, Step};
+use super::{Block, Columns, Field, Origin, Phase, Quantizer, Read, Row, Step, Weight};
 use crate::mode::{Implementation, ModeSpec};
 use crate::plan::ScaleUse;
 use crate::profile::{Profile, QuantizerRule};
@@ -32,7 +32,26 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Whether it changes the form of one tensor between two steps, and computes nothing: a quantizer of
+    /// its own, or a dequantization.
+    pub fn is_between_steps(&self) -> bool {
+        let read_by_them = [Step::Conv, Step::XProj, Step::Scan].contains(&self.step);
+        read_by_them && self.weights.is_empty() && !self.point.is_state() && !self.point.is_scale()
+    }
+}
+
 impl Block {
+    /// The row behind the name of a report ([`TracePoint::site`]).
+    pub fn site(&self, site: TracePoint) -> Option<&Row> {
+        let names = site
+            .stand_ins()
+            .iter()
+            .filter(|(point, _)| point.names().contains(&site));
+        let mut points = [site].into_iter().chain(names.map(|(point, _)| *point));
+        points.find_map(|point| self.row(point))
+    }
+
     /// The tensors that the scale of a use goes into: the first ones that a wrong one alters.
     pub fn altered_by_scale(&self, scale: ScaleUse) -> Vec<TracePoint> {
         let rows = self
@@ -50,6 +69,13 @@ impl Block {
         let rows = self.rows.iter();
         let rows = rows.filter(|row| row.rule.is_some_and(|r| r.by == by && below(r.path)));
         rows.map(|row| row.point).collect()
+    }
+
+    /// The tensors made by rules at or below a path, of either implementation.
+    pub fn made_by_rule(&self, path: &str) -> Vec<TracePoint> {
+        let both = [Implementation::Cuda, Implementation::Torch];
+        let of = |by| self.altered_by_rule(by, path);
+        both.into_iter().flat_map(of).collect()
     }
 
     /// The tensors whose quantizer has this rule.
@@ -72,6 +98,18 @@ impl Block {
         })
     }
 
+    /// The readers of a tensor; of a state, those of the token after, which reads it under another name.
+    fn next_readers(&self, point: TracePoint) -> impl Iterator<Item = (&Row, &Read)> {
+        self.rows.iter().flat_map(move |row| {
+            let from = [Origin::Here(point), Origin::TokenBefore(point)];
+            let reads = row
+                .reads
+                .iter()
+                .filter(move |read| from.contains(&read.from));
+            reads.map(move |read| (row, read))
+        })
+    }
+
     /// Every flow of codes from a quantizer to a reader that dequantizes them, in the order of the data.
     /// Codes that are handed on flow from their quantizer.
     pub fn flows(&self) -> Vec<Flow> {
@@ -81,9 +119,11 @@ impl Block {
                 continue;
             };
             let mut from = vec![(row.point, Columns::All)];
+            // A state is handed on from token to token without end.
+            let mut handed = vec![row.point];
             while let Some((point, taken)) = from.pop() {
-                for (reader, read) in self.readers(point) {
-                    if reader.point.is_scale() {
+                for (reader, read) in self.next_readers(point) {
+                    if reader.point.is_scale() || reader.point == point {
                         continue;
                     }
                     let handed_on = read.scale.is_none() && !quantizer.is_dynamic();
@@ -92,7 +132,10 @@ impl Block {
                         part => part,
                     };
                     if handed_on {
-                        from.push((reader.point, columns));
+                        if !handed.contains(&reader.point) {
+                            handed.push(reader.point);
+                            from.push((reader.point, columns));
+                        }
                         continue;
                     }
                     let flow = Flow {
@@ -154,6 +197,17 @@ impl TracePoint {
         }
     }
 
+    /// The name under which reports speak of some columns of this tensor, in every mode alike: x and z
+    /// apart, one name for the convolution's output.
+    pub fn site(self, columns: Columns) -> TracePoint {
+        match (self, columns) {
+            (TracePoint::InProjOut, Columns::X) => TracePoint::InProjX,
+            (TracePoint::InProjOut, Columns::Z) => TracePoint::InProjZ,
+            (TracePoint::ConvOutF32, _) => TracePoint::ConvOut,
+            (point, _) => point,
+        }
+    }
+
     /// The names of this tensor in every mode and phase, its own included.
     pub fn names(self) -> &'static [TracePoint] {
         use TracePoint as P;
@@ -167,6 +221,66 @@ impl TracePoint {
             let at = TracePoint::ALL.iter().position(|point| *point == self);
             std::slice::from_ref(&TracePoint::ALL[at.expect("every point is listed")])
         })
+    }
+}
+
+impl TracePoint {
+    /// Whether it lies in a buffer of a row for each token that one step writes and another reads (which
+    /// may be written and read in different layouts). Of several names of a tensor, the first counts.
+    pub fn is_buffer(self) -> bool {
+        use TracePoint as P;
+        match self {
+            P::NormOut
+            | P::InProjOut
+            | P::ConvOut
+            | P::XProjIn
+            | P::XProjOut
+            | P::DtProjOut
+            | P::SsmU
+            | P::SsmY
+            | P::HadOut
+            | P::OutProjOut => true,
+            P::InProjX
+            | P::InProjZ
+            | P::ConvOutF32
+            | P::ConvIn
+            | P::HiddenIn
+            | P::ResidualIn
+            | P::ResidualOut
+            | P::NormOutScale
+            | P::ConvStateIn
+            | P::ConvInScale
+            | P::ConvStateOut
+            | P::SsmStateIn
+            | P::SsmState
+            | P::SsmStateOut
+            | P::HadOutScale
+            | P::FinalResidual
+            | P::Logits => false,
+        }
+    }
+
+    /// Every buffer between two steps.
+    pub fn buffers() -> impl Iterator<Item = TracePoint> {
+        TracePoint::ALL
+            .into_iter()
+            .filter(|point| point.is_buffer())
+    }
+}
+
+impl Weight {
+    /// The step that reads it.
+    pub fn step(self) -> Step {
+        match self {
+            Weight::Norm => Step::Norm,
+            Weight::InProj => Step::InProj,
+            Weight::Conv => Step::Conv,
+            Weight::XProj => Step::XProj,
+            Weight::DtProj => Step::DtProj,
+            Weight::Scan => Step::Scan,
+            Weight::OutProj => Step::OutProj,
+            Weight::FinalNorm | Weight::Head => Step::Head,
+        }
     }
 }
 
@@ -210,6 +324,55 @@ impl Field {
             Field::Conv => "conv",
             Field::Scan => "scan",
             Field::Rotated => "rotated",
+        }
+    }
+
+    /// The tensor that it is about, under its name in reports; `None` for what is about several or none.
+    pub fn point(self) -> Option<TracePoint> {
+        use TracePoint as P;
+        match self {
+            Field::NormOut => Some(P::NormOut),
+            Field::X => Some(P::InProjX),
+            Field::Z => Some(P::InProjZ),
+            Field::ConvIn => Some(P::ConvIn),
+            Field::ConvOut => Some(P::ConvOut),
+            Field::XProjIn => Some(P::XProjIn),
+            Field::XProjOut => Some(P::XProjOut),
+            Field::DtProjOut => Some(P::DtProjOut),
+            Field::U => Some(P::SsmU),
+            Field::State => Some(P::SsmState),
+            Field::HadOut => Some(P::HadOut),
+            Field::Weights | Field::Stream | Field::Conv | Field::Scan | Field::Rotated => None,
+        }
+    }
+
+    /// The step that makes that tensor (of several, the first).
+    pub fn step(self) -> Step {
+        match self {
+            Field::NormOut => Step::Norm,
+            Field::Weights | Field::X | Field::Z => Step::InProj,
+            Field::ConvIn | Field::ConvOut | Field::Conv => Step::Conv,
+            Field::XProjIn | Field::XProjOut => Step::XProj,
+            Field::DtProjOut => Step::DtProj,
+            Field::U | Field::State | Field::Stream | Field::Scan => Step::Scan,
+            Field::HadOut | Field::Rotated => Step::Hadamard,
+        }
+    }
+
+    /// The quantizer that makes that tensor INT8.
+    pub fn quantizer(self) -> Option<ScaleUse> {
+        match self {
+            Field::NormOut => Some(ScaleUse::NormOut),
+            Field::X | Field::Z => Some(ScaleUse::InProjOut),
+            Field::ConvIn => Some(ScaleUse::ConvIn),
+            Field::ConvOut => Some(ScaleUse::ConvOut),
+            Field::XProjIn => Some(ScaleUse::XProjQuant),
+            Field::XProjOut => Some(ScaleUse::XProjOut),
+            Field::DtProjOut => Some(ScaleUse::DtProjOut),
+            Field::U => Some(ScaleUse::ScanUQuant),
+            Field::State => Some(ScaleUse::StateOut),
+            Field::HadOut => Some(ScaleUse::HadOut),
+            Field::Weights | Field::Stream | Field::Conv | Field::Scan | Field::Rotated => None,
         }
     }
 

@@ -3,126 +3,104 @@
 
 use super::Datapath;
 use crate::arith::saturate::Overflow;
+use crate::dataflow::{Field, Step, Weight};
 use crate::error::Result;
 use crate::fault::{Defect, Fault, ScaleSite};
 use crate::mode::{ConvInput, ModeSpec};
 use crate::model::ScaleKey;
 use crate::plan::ScaleUse;
+use crate::trace::TracePoint;
 use std::sync::Arc;
 
-/// A part of a block that modes make INT8 or leave in floating point: a tensor or a weight.
+/// A part of a block that modes make INT8 or leave in floating point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)] // `name` and `step` say what each is
 pub enum Part {
-    NormOut,
-    InProjWeight,
-    X,
-    Z,
-    ConvWeight,
-    ConvOut,
-    XProjIn,
-    XProjWeight,
-    XProjOut,
-    DtProjWeight,
-    DtProjOut,
-    SsmU,
-    ScanWeight,
-    Stream,
-    HadOut,
-    OutProjWeight,
+    /// What a field of a mode decides about.
+    Field(Field),
+    /// A weight.
+    Weight(Weight),
 }
 
 impl Part {
     /// Every part, in the order of the data.
     pub const ALL: [Part; 16] = [
-        Part::NormOut,
-        Part::InProjWeight,
-        Part::X,
-        Part::Z,
-        Part::ConvWeight,
-        Part::ConvOut,
-        Part::XProjIn,
-        Part::XProjWeight,
-        Part::XProjOut,
-        Part::DtProjWeight,
-        Part::DtProjOut,
-        Part::SsmU,
-        Part::ScanWeight,
-        Part::Stream,
-        Part::HadOut,
-        Part::OutProjWeight,
+        Part::Field(Field::NormOut),
+        Part::Weight(Weight::InProj),
+        Part::Field(Field::X),
+        Part::Field(Field::Z),
+        Part::Weight(Weight::Conv),
+        Part::Field(Field::ConvOut),
+        Part::Field(Field::XProjIn),
+        Part::Weight(Weight::XProj),
+        Part::Field(Field::XProjOut),
+        Part::Weight(Weight::DtProj),
+        Part::Field(Field::DtProjOut),
+        Part::Field(Field::U),
+        Part::Weight(Weight::Scan),
+        Part::Field(Field::Stream),
+        Part::Field(Field::HadOut),
+        Part::Weight(Weight::OutProj),
     ];
 
     /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Part::NormOut => "norm_out",
-            Part::InProjWeight => "in_proj.weight",
-            Part::X => "x",
-            Part::Z => "z",
-            Part::ConvWeight => "conv1d.weight",
-            Part::ConvOut => "conv_out",
-            Part::XProjIn => "x_proj_in",
-            Part::XProjWeight => "x_proj.weight",
-            Part::XProjOut => "x_proj_out",
-            Part::DtProjWeight => "dt_proj.weight",
-            Part::DtProjOut => "dt_proj_out",
-            Part::SsmU => "ssm_u",
-            Part::ScanWeight => "A_log, D, dt_bias",
-            Part::Stream => "f16 of y and out",
-            Part::HadOut => "had_out",
-            Part::OutProjWeight => "out_proj.weight",
+            Part::Field(Field::X | Field::Z) | Part::Weight(_) => self.own_name(),
+            Part::Field(Field::Stream) => "f16 of y and out",
+            Part::Field(field) => field.point().map_or(field.name(), TracePoint::name),
         }
     }
 
-    /// The step that makes or reads it.
-    pub fn step(self) -> &'static str {
+    fn own_name(self) -> &'static str {
         match self {
-            Part::NormOut => "norm",
-            Part::InProjWeight | Part::X | Part::Z => "in_proj",
-            Part::ConvWeight | Part::ConvOut | Part::XProjIn | Part::SsmU => "conv",
-            Part::XProjWeight | Part::XProjOut => "x_proj",
-            Part::DtProjWeight | Part::DtProjOut => "dt_proj",
-            Part::ScanWeight | Part::Stream => "scan",
-            Part::HadOut => "hadamard",
-            Part::OutProjWeight => "out_proj",
+            Part::Field(field) => field.name(),
+            Part::Weight(weight) => weight.name(),
+        }
+    }
+
+    /// The step that makes the tensor or reads the weight.
+    pub fn step(self) -> Step {
+        match self {
+            Part::Field(field) => field.step(),
+            Part::Weight(weight) => weight.step(),
+        }
+    }
+
+    /// The tensor that it is about, under its name in reports.
+    pub fn point(self) -> Option<TracePoint> {
+        match self {
+            Part::Field(field) => field.point(),
+            Part::Weight(_) => None,
         }
     }
 
     /// The calibrated scale of an activation.
     pub fn scale(self) -> Option<ScaleKey> {
         match self {
-            Part::NormOut => Some(ScaleKey::InProjInput),
-            Part::X | Part::Z => Some(ScaleKey::InProjOutput),
-            Part::ConvOut | Part::XProjIn | Part::SsmU => Some(ScaleKey::XProjInput),
-            Part::XProjOut => Some(ScaleKey::XProjOutput),
-            Part::DtProjOut => Some(ScaleKey::DtProjOutput),
-            Part::HadOut => Some(ScaleKey::OutProjInput),
-            _ => None,
+            Part::Field(field) => field.quantizer().map(ScaleUse::key),
+            Part::Weight(_) => None,
+        }
+    }
+
+    /// The fields that go together: x with the conv's input; the convolution's output with its two
+    /// readers, which follow it.
+    fn fields(self) -> Vec<Field> {
+        match self {
+            Part::Field(Field::X) => vec![Field::X, Field::ConvIn],
+            Part::Field(Field::ConvOut) => vec![Field::ConvOut, Field::XProjIn, Field::U],
+            Part::Field(field) => vec![field],
+            Part::Weight(_) => vec![Field::Weights],
         }
     }
 
     /// Whether two modes differ in it. Where one of them quantizes the convolution's output, that is
     /// the part, and its two readers are none of their own.
     pub fn differs(self, a: &ModeSpec, b: &ModeSpec) -> bool {
-        let same_conv = a.conv_out == b.conv_out;
+        let conv = Field::ConvOut.differs(a, b);
         match self {
-            Part::NormOut => a.norm_out != b.norm_out,
-            Part::X => (a.x, a.conv_in) != (b.x, b.conv_in),
-            Part::Z => a.z != b.z,
-            Part::ConvOut => !same_conv,
-            Part::XProjIn => same_conv && a.x_proj_in != b.x_proj_in,
-            Part::SsmU => same_conv && a.u != b.u,
-            Part::XProjOut => a.x_proj_out != b.x_proj_out,
-            Part::DtProjOut => a.dt_proj_out != b.dt_proj_out,
-            Part::Stream => a.stream != b.stream,
-            Part::HadOut => a.had_out != b.had_out,
-            Part::InProjWeight
-            | Part::ConvWeight
-            | Part::XProjWeight
-            | Part::DtProjWeight
-            | Part::ScanWeight
-            | Part::OutProjWeight => a.weights != b.weights,
+            Part::Field(Field::ConvOut) => conv,
+            Part::Field(Field::XProjIn | Field::U) if conv => false,
+            _ => self.fields().into_iter().any(|field| field.differs(a, b)),
         }
     }
 }
@@ -146,30 +124,28 @@ impl<'m> Datapath<'m> {
         if layer.scales.is_none() {
             layer.scales = theirs.scales.clone();
         }
-        let (mode, other) = (&mut layer.mode, &theirs.mode);
-        match part {
-            Part::NormOut => mode.norm_out = other.norm_out,
-            Part::X => (mode.x, mode.conv_in) = (other.x, other.conv_in),
-            Part::Z => mode.z = other.z,
-            Part::ConvOut => {
-                (mode.conv_out, mode.x_proj_in, mode.u) =
-                    (other.conv_out, other.x_proj_in, other.u);
+        let weight = match part {
+            Part::Field(_) => {
+                for field in part.fields() {
+                    field.copy(&mut layer.mode, &theirs.mode);
+                }
+                return;
             }
-            Part::XProjIn => mode.x_proj_in = other.x_proj_in,
-            Part::SsmU => mode.u = other.u,
-            Part::XProjOut => mode.x_proj_out = other.x_proj_out,
-            Part::DtProjOut => mode.dt_proj_out = other.dt_proj_out,
-            Part::Stream => mode.stream = other.stream,
-            Part::HadOut => mode.had_out = other.had_out,
-            Part::InProjWeight => {
+            Part::Weight(weight) => weight,
+        };
+        match weight {
+            Weight::InProj => {
                 layer.in_proj_x = theirs.in_proj_x.clone();
                 layer.in_proj_z = theirs.in_proj_z.clone();
             }
-            Part::ConvWeight => layer.conv = theirs.conv.clone(),
-            Part::XProjWeight => layer.x_proj = theirs.x_proj.clone(),
-            Part::DtProjWeight => layer.dt_proj = theirs.dt_proj.clone(),
-            Part::ScanWeight => layer.scan = theirs.scan.clone(),
-            Part::OutProjWeight => layer.out_proj = theirs.out_proj.clone(),
+            Weight::Conv => layer.conv = theirs.conv.clone(),
+            Weight::XProj => layer.x_proj = theirs.x_proj.clone(),
+            Weight::DtProj => layer.dt_proj = theirs.dt_proj.clone(),
+            Weight::Scan => layer.scan = theirs.scan.clone(),
+            Weight::OutProj => layer.out_proj = theirs.out_proj.clone(),
+            Weight::Norm => layer.norm = theirs.norm.clone(),
+            // They belong to no block.
+            Weight::FinalNorm | Weight::Head => {}
         }
     }
 

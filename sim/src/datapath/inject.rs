@@ -2,15 +2,12 @@
 
 use super::Datapath;
 use super::prepare::Layer;
-use crate::arith::requant::{QuantRule, Quotient};
-use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
-use crate::fault::{BufferSite, Defect, Fault, QuantizerSite, RoundingRule, SumSite};
+use crate::fault::{Defect, Fault};
 use crate::mode::ModeSpec;
 use crate::model::Model;
 use crate::profile::{InputScale, Profile, StepRules, TapHistory};
-use crate::trace::TracePoint;
 use std::sync::Arc;
 
 impl<'m> Datapath<'m> {
@@ -76,21 +73,12 @@ fn edit(layer: &mut Layer, defect: Defect) -> Result<()> {
             }
         }
         Defect::SwappedBc => std::mem::swap(&mut layer.columns.b, &mut layer.columns.c),
-        Defect::Transposed { site } => layer.transposed.extend(
-            TracePoint::ALL
-                .into_iter()
-                .filter(|point| BufferSite::of(*point) == Some(site)),
-        ),
-        Defect::Rounding { site, rule } => each_rules(layer, |rules| round(rules, site, rule)),
+        Defect::Transposed { site } => layer.transposed.extend(site.names()),
+        Defect::Rounding { site, rule } => each_rules(layer, |rules| {
+            site.edit(rules, |quantizer| rule.apply(quantizer));
+        }),
         Defect::NarrowAccumulator { site, register } => each_rules(layer, |rules| {
-            let linear = &mut rules.linear;
-            *match site {
-                SumSite::InProj => &mut linear.in_proj.accumulator,
-                SumSite::XProj => &mut linear.x_proj.accumulator,
-                SumSite::DtProj => &mut linear.dt_proj.accumulator,
-                SumSite::OutProj => &mut linear.out_proj.accumulator,
-                SumSite::Conv => &mut rules.conv.accumulator,
-            } = register;
+            *rules.accumulator_mut(site).expect("a step that sums") = register;
         }),
     }
     Ok(())
@@ -101,30 +89,5 @@ fn each_rules(layer: &mut Layer, mut edit: impl FnMut(&mut StepRules)) {
     for arithmetic in [&mut layer.profile.cuda, &mut layer.profile.torch] {
         edit(&mut arithmetic.prefill);
         edit(&mut arithmetic.decode);
-    }
-}
-
-fn round(rules: &mut StepRules, site: QuantizerSite, rule: RoundingRule) {
-    let quantizer: &mut QuantRule = match site {
-        QuantizerSite::NormOut => &mut rules.norm_out,
-        QuantizerSite::InProjOut => &mut rules.linear.in_proj.output,
-        QuantizerSite::ConvOut => &mut rules.conv.output,
-        QuantizerSite::Requantize => &mut rules.requantize,
-        QuantizerSite::XProjOut => &mut rules.linear.x_proj.output,
-        QuantizerSite::DtProjOut => &mut rules.linear.dt_proj.output,
-        QuantizerSite::SsmState => &mut rules.scan.state,
-        QuantizerSite::HadOut => {
-            rules.hadamard.rounding = match rule {
-                RoundingRule::HalfEven => Rounding::NearestTiesToEven,
-                _ => Rounding::NearestTiesAway,
-            };
-            return;
-        }
-    };
-    match rule {
-        RoundingRule::HalfAway => quantizer.rounding = Rounding::NearestTiesAway,
-        RoundingRule::HalfEven => quantizer.rounding = Rounding::NearestTiesToEven,
-        RoundingRule::Reciprocal => quantizer.quotient = Quotient::ApproxReciprocal,
-        RoundingRule::Division => quantizer.quotient = Quotient::Divide,
     }
 }

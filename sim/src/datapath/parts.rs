@@ -2,22 +2,25 @@
 
 use super::Datapath;
 use crate::arith::hadamard::HadamardSize;
+use crate::dataflow::Step;
 use crate::plan::ScaleUse;
-use crate::profile::LinearStep;
 use crate::quant::Scale;
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
 
 impl<'m> Datapath<'m> {
-    /// The weights of a linear step; in_proj has two, x and z.
-    pub fn linear_weights(&self, layer: usize, step: LinearStep) -> Vec<&LinearWeight<'m>> {
+    /// The weights of a linear step; in_proj has two, x and z, other steps of a block none.
+    pub fn linear_weights(&self, layer: usize, step: Step) -> Vec<&LinearWeight<'m>> {
         let layer = &self.layers[layer];
         match step {
-            LinearStep::InProj => vec![&layer.in_proj_x, &layer.in_proj_z],
-            LinearStep::XProj => vec![&layer.x_proj],
-            LinearStep::DtProj => vec![&layer.dt_proj],
-            LinearStep::OutProj => vec![&layer.out_proj],
+            Step::InProj => vec![&layer.in_proj_x, &layer.in_proj_z],
+            Step::XProj => vec![&layer.x_proj],
+            Step::DtProj => vec![&layer.dt_proj],
+            Step::OutProj => vec![&layer.out_proj],
+            Step::Embed | Step::Norm | Step::Conv | Step::Scan | Step::Hadamard | Step::Head => {
+                Vec::new()
+            }
         }
     }
 

@@ -1,13 +1,13 @@
 //! `name@key=value,…` to a [`Fault`].
 
-use super::{
-    BufferSite, Defect, FAULTS, Fault, FaultModel, Named, QuantizerSite, RoundingRule, ScaleSite,
-    SumSite, Values,
-};
+use super::{Defect, FAULTS, Fault, FaultModel, RoundingRule, ScaleSite, Values};
 use crate::arith::accumulate::{AccOverflow, Accumulator};
+use crate::dataflow::Step;
 use crate::error::{Result, SimError};
 use crate::model::ScaleKey;
 use crate::plan::ScaleUse;
+use crate::profile::QuantizerRule;
+use crate::trace::TracePoint;
 use std::str::FromStr;
 
 impl FromStr for Fault {
@@ -35,11 +35,11 @@ impl FromStr for Fault {
                 factor: given.factor()?,
             },
             "transposed" => Defect::Transposed {
-                site: given.named::<BufferSite>("site")?,
+                site: given.one_of("site", TracePoint::buffers(), TracePoint::name)?,
             },
             "rounding" => given.rounding()?,
             _ => Defect::NarrowAccumulator {
-                site: given.named::<SumSite>("site")?,
+                site: given.one_of("site", Step::SUMS, Step::name)?,
                 register: given.register()?,
             },
         };
@@ -102,11 +102,15 @@ impl<'a> Given<'a> {
         text.parse().map_err(wrong)
     }
 
-    fn named<T: Named>(&self, name: &str) -> Result<T> {
+    fn one_of<T: Copy>(
+        &self,
+        name: &str,
+        all: impl IntoIterator<Item = T>,
+        name_of: fn(T) -> &'static str,
+    ) -> Result<T> {
         let text = self.text(name)?;
-        let found = T::ALL.iter().find(|site| site.name() == text);
-        let wrong = || SimError::value(self.item(name), self.values(name), text);
-        found.copied().ok_or_else(wrong)
+        let found = all.into_iter().find(|site| name_of(*site) == text);
+        found.ok_or_else(|| SimError::value(self.item(name), self.values(name), text))
     }
 
     fn scale_site(&self) -> Result<ScaleSite> {
@@ -138,8 +142,8 @@ impl<'a> Given<'a> {
     }
 
     fn rounding(&self) -> Result<Defect> {
-        let site: QuantizerSite = self.named("site")?;
-        let rule: RoundingRule = self.named("rule")?;
+        let site = self.one_of("site", QuantizerRule::ALL, QuantizerRule::name)?;
+        let rule = self.one_of("rule", RoundingRule::ALL, RoundingRule::name)?;
         if rule.is_quotient() && !site.has_quotient() {
             let expected = "half-away or half-even, as values arrive in units of the grid";
             return Err(SimError::value(

@@ -8,6 +8,7 @@ use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, ScaleOrder};
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
+use crate::dataflow::Step;
 use serde::Serialize;
 use std::borrow::Cow;
 
@@ -48,39 +49,11 @@ pub struct LinearRules {
     pub out_proj: LinearRule,
 }
 
-/// A linear step of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)] // each is the step of that name
-pub enum LinearStep {
-    InProj,
-    XProj,
-    DtProj,
-    OutProj,
-}
-
-impl LinearStep {
-    /// The step of a name: `in_proj`, ….
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "in_proj" => Some(Self::InProj),
-            "x_proj" => Some(Self::XProj),
-            "dt_proj" => Some(Self::DtProj),
-            "out_proj" => Some(Self::OutProj),
-            _ => None,
-        }
-    }
-}
-
 impl LinearRules {
-    /// The rule of a step.
-    pub fn get(&self, step: LinearStep) -> &LinearRule {
-        match step {
-            LinearStep::InProj => &self.in_proj,
-            LinearStep::XProj => &self.x_proj,
-            LinearStep::DtProj => &self.dt_proj,
-            LinearStep::OutProj => &self.out_proj,
-        }
+    /// The rule of a step; `None` if it is no linear one.
+    pub fn get(&self, step: Step) -> Option<&LinearRule> {
+        let at = Step::LINEAR.into_iter().position(|linear| linear == step)?;
+        Some(self.each()[at])
     }
 
     /// The four, in the order of the data.
@@ -232,6 +205,18 @@ pub struct StepRules {
     pub hadamard: HadamardRules,
     /// Quantization of an FP32 tensor between steps.
     pub requantize: QuantRule,
+}
+
+impl StepRules {
+    /// The register that sums the products of codes in a step; `None` if it sums none.
+    pub fn accumulator_mut(&mut self, step: Step) -> Option<&mut Accumulator> {
+        if step == Step::Conv {
+            return Some(&mut self.conv.accumulator);
+        }
+        let at = Step::LINEAR.into_iter().position(|linear| linear == step)?;
+        let [a, b, c, d] = self.linear.each_mut();
+        Some(&mut [a, b, c, d].into_iter().nth(at)?.accumulator)
+    }
 }
 
 /// How the norm after the last block finds 1/√(mean r² + ε).

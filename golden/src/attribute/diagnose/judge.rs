@@ -5,8 +5,8 @@ use super::{OTHERS, TIE};
 use crate::attribute::candidate::{self, Candidate};
 use crate::attribute::fit;
 use rayon::prelude::*;
+use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::error::Result;
-use scalescope_sim::fault::{Named, SumSite};
 use scalescope_sim::trace::Place;
 
 /// Stale scales whose factor is fitted finely.
@@ -23,13 +23,14 @@ impl Search<'_> {
     pub(super) fn judge(&self, state: &State, scene: &Scene) -> Result<Vec<Judged>> {
         let (config, score) = (state.path.config(), state.score());
         let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
-        let fits = |c: &Candidate| c.fits(scene.first, &dumped);
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        let fits = |c: &Candidate| c.fits(&block, scene.first, &dumped);
         let (mut discrete, mut scales, mut registers) = (Vec::new(), Vec::new(), Vec::new());
         for layer in scene.blocks.clone() {
             discrete.extend(candidate::discrete(layer).into_iter().filter(fits));
             scales.extend(candidate::scales(layer).into_iter().filter(fits));
-            for site in SumSite::ALL {
-                registers.extend(candidate::registers(layer, *site).into_iter().filter(fits));
+            for site in Step::SUMS {
+                registers.extend(candidate::registers(layer, site).into_iter().filter(fits));
             }
             for place in score.keys().filter(|p| p.layer == Some(layer)) {
                 let misreads = candidate::misreads(config, *place, self.is_turned(*place));

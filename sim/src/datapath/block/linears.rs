@@ -52,7 +52,8 @@ impl Run<'_, '_> {
             let z = self.show(TracePoint::InProjZ, z)?;
             return Ok((x, z));
         }
-        if !self.probe.wants(self.place(TracePoint::InProjOut)) {
+        let turned = self.layer.transposed.contains(&TracePoint::InProjOut);
+        if !turned && !self.probe.wants(self.place(TracePoint::InProjOut)) {
             return Ok((x, z));
         }
         let e = self.path.config.d_inner;
