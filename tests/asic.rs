@@ -1,8 +1,6 @@
 //! Commands for chip designers: headroom, sweep, export, check-export, profile files.
 
-mod common;
-
-use common::{arg as text, json};
+use crate::common::{arg as text, json};
 
 /// How a run ended, and what it said.
 struct Ended {
@@ -12,7 +10,7 @@ struct Ended {
 }
 
 fn run(args: &[&str]) -> Ended {
-    let out = common::run(args);
+    let out = crate::common::run(args);
     Ended {
         code: out.status.code().expect("no signal"),
         stdout: String::from_utf8(out.stdout).expect("results are text"),

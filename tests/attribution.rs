@@ -1,8 +1,6 @@
 //! `faults`, `--fault`, `attribute`, `recommend`, run as a user runs them.
 
-mod common;
-
-use common::{arg, edited, json, refusal, run, stdout};
+use crate::common::{arg, edited, json, refusal, run, stdout};
 use ndarray::{ArrayD, Axis};
 use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use scalescope_sim::fault::FAULTS;
@@ -264,7 +262,7 @@ fn a_recommendation_undoes_a_bad_scale() {
     *scale = scale.times(8.0).unwrap();
     let bad = dir.path().join("bad.safetensors");
     quantized::write(&bad, &model).unwrap();
-    let checkpoint = common::checkpoint(dir.path());
+    let checkpoint = crate::common::checkpoint(dir.path());
     let text = dir.path().join("two.jsonl");
     let line = serde_json::json!({"text": TEXT}).to_string();
     std::fs::write(&text, format!("{line}\n{line}\n")).unwrap();

@@ -1,8 +1,6 @@
 //! `check`, `check-op` and `selftest` as a user meets them: verdicts, exit codes, damaged files.
 
-mod common;
-
-use common::{arg, json, refusal, run, stdout};
+use crate::common::{arg, json, refusal, run, stdout};
 use scalescope_golden::npz::{Array, Compression, read_npz, write_npz};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,6 @@
 //! The commands as a user meets them: what they print, what they write, how they refuse.
 
-mod common;
-
-use common::{arg, checkpoint, json, refusal, scales, scalescope, stdout};
+use crate::common::{arg, checkpoint, json, refusal, scales, scalescope, stdout};
 use ndarray::Array;
 use scalescope_golden::npz::{Array as NpyArray, read_npz, write_npy};
 use std::fs;

@@ -1,8 +1,6 @@
 //! `scalescope compare` as a user meets it: two modes, damaged dumps, bad input.
 
-mod common;
-
-use common::{arg, edited, refusal, run, stdout};
+use crate::common::{arg, edited, refusal, run, stdout};
 use ndarray::{ArrayD, Axis};
 use scalescope_golden::npz::Array;
 use std::path::{Path, PathBuf};

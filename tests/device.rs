@@ -1,8 +1,6 @@
 //! `--device`: what a build without GPUs, or a machine without one, says.
 
-mod common;
-
-use common::refusal;
+use crate::common::refusal;
 
 #[cfg(not(feature = "cuda"))]
 #[test]
@@ -22,7 +20,7 @@ fn a_build_without_gpus_says_how_to_get_one() {
 #[test]
 fn devices_that_are_none_are_refused() {
     for device in ["gpu", "cuda:x", "cuda:0,cuda:0"] {
-        let out = common::run(&["run", "--text", "a", "--device", device]);
+        let out = crate::common::run(&["run", "--text", "a", "--device", device]);
         assert_eq!(out.status.code(), Some(2), "{device}");
     }
     for command in ["run --text a", "crosscheck"] {

@@ -1,8 +1,6 @@
 //! `lineage`, `propagate` and `equiv` as a user meets them.
 
-mod common;
-
-use common::{json, refusal, run, stdout};
+use crate::common::{json, refusal, run, stdout};
 
 const TEXT: &str = "It was late in the evening when the old captain came home from the harbour.";
 

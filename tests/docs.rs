@@ -1,5 +1,5 @@
 //! The tables in the documents are made from the code. A table that no longer says what the code
-//! does fails here; `SCALESCOPE_UPDATE_DOCS=1 cargo test --test docs` writes them anew.
+//! does fails here; `SCALESCOPE_UPDATE_DOCS=1 cargo test --test all docs` writes them anew.
 
 use scalescope_sim::fault::FAULTS;
 use scalescope_sim::mode::MODES;
@@ -308,4 +308,29 @@ fn every_unsafe_block_states_its_reason() {
         }
     }
     assert!(blocks > 80, "{blocks}");
+}
+
+/// With `autotests = false`, a file that no program names would silently not be tested.
+#[test]
+fn every_test_file_belongs_to_a_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for package in ["", "golden", "sim"] {
+        let package = root.join(package);
+        let read = |file| std::fs::read_to_string(package.join(file)).unwrap();
+        let (programs, modules) = (read("Cargo.toml"), read("tests/all.rs"));
+        let mut files = 0;
+        for entry in std::fs::read_dir(package.join("tests")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|e| e != "rs") {
+                continue;
+            }
+            files += 1;
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let program = programs.contains(&format!("[[test]]\nname = \"{name}\"\n"));
+            let module = modules.lines().any(|l| l == format!("mod {name};"));
+            let path = path.display();
+            assert!(program != module, "{path} belongs into one program");
+        }
+        assert!(files > 10, "{}: {files}", package.display());
+    }
 }

@@ -2,9 +2,7 @@
 //! `docs/adding-a-step.md` every place it sends the reader to. (Their Rust examples are documentation
 //! tests of the library.)
 
-mod common;
-
-use common::scalescope;
+use crate::common::scalescope;
 use std::fs;
 use std::path::{Path, PathBuf};
 

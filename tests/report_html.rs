@@ -1,9 +1,7 @@
 //! The page of `report --html`: self-contained, well-formed, escaped, and of the same numbers as its
 //! JSON twin.
 
-mod common;
-
-use common::{arg, json, refusal, stdout};
+use crate::common::{arg, json, refusal, stdout};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The vectors of `scalescope export` in a simulator: our own RTL modules (`rtl/`) give the exported
 //! bits, and a corrupted vector is noticed. Needs Icarus Verilog (`apt-get install iverilog`), and so
-//! runs on request: `cargo test --test rtl -- --ignored`.
+//! runs on request: `cargo test --test all rtl -- --ignored`.
 
 use scalescope_golden::rtl::manifest::{MANIFEST, Manifest, Role};
 use scalescope_golden::rtl::simulate::STEPS;

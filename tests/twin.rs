@@ -1,10 +1,8 @@
 //! The simulator against a twin that shares no code with it: the blocks of mode 0 in profile `exact`,
 //! written in numpy from the documents (`tests/twin/blocks.py`). Needs Python with numpy, and so runs
-//! on request: `cargo test --test twin -- --ignored`; `SCALESCOPE_PYTHON` names another python3.
+//! on request: `cargo test --test all twin -- --ignored`; `SCALESCOPE_PYTHON` names another python3.
 
-mod common;
-
-use common::{arg, checkpoint, scales, stdout};
+use crate::common::{arg, checkpoint, scales, stdout};
 use ndarray::{ArrayD, IxDyn};
 use scalescope_golden::npz::{Array, Compression, read_npz, write_npy, write_npz};
 use std::path::Path;

@@ -4,7 +4,7 @@
 //! tables (docs/attribution.md):
 //!
 //! ```text
-//! cargo test --release -p scalescope-golden --test attribution -- --ignored --nocapture grid
+//! cargo test --release -p scalescope-golden --test all attribution::grid -- --ignored --nocapture
 //! ```
 
 use ndarray::Array2;

@@ -3,7 +3,7 @@
 //! agreement with anything else; they say when a number changes.
 //!
 //! A mode or a profile without digests fails. After a change that is meant,
-//! `SCALESCOPE_UPDATE_DIGESTS=1 cargo test -p scalescope-golden --test digests` writes them anew (and
+//! `SCALESCOPE_UPDATE_DIGESTS=1 cargo test -p scalescope-golden --test all digests` writes them anew (and
 //! the manifest wants the file's new sha256).
 
 use scalescope_golden::trace_file::in_data_order;

@@ -4,9 +4,7 @@
 //! repeated: exp, log1p and the special-function unit (`correct_rounding`, `sfu_measured`, `sfu_properties`),
 //! the identities of the modes (`identities`), TFLite's forms (`tflite`).
 
-mod common;
-
-use common::corners::{f32s, finite};
+use crate::common::corners::{f32s, finite};
 use half::f16;
 use proptest::prelude::*;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulated, Accumulator};

@@ -1,8 +1,6 @@
 //! Damaged and hostile files: an error in one line, never a panic, never a huge allocation.
 
-mod checkpoint_files;
-
-use checkpoint_files::*;
+use crate::checkpoint_files::*;
 use half::f16;
 use safetensors::tensor::Dtype;
 use scalescope_sim::checkpoint::load::{Loaded, load};
@@ -116,7 +114,7 @@ fn flipped_header_bits_never_panic() {
     // The same in the other format.
     let float = synthetic::float_model(Shape::named("tiny").unwrap());
     let config = float.config.json.to_string();
-    let bytes = checkpoint_files::bytes(&hf_tensors(&float), &[]);
+    let bytes = crate::checkpoint_files::bytes(&hf_tensors(&float), &[]);
     for at in (0..8 + header_length(&bytes)).step_by(3) {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << (at / 3 % 8);

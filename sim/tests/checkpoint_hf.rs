@@ -1,8 +1,6 @@
 //! Hugging Face directories: every layout that is read, every refusal and its line.
 
-mod checkpoint_files;
-
-use checkpoint_files::*;
+use crate::checkpoint_files::*;
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 use scalescope_sim::checkpoint::load::{Loaded, load};

@@ -1,12 +1,10 @@
 //! The functions of one f32 over every f32.
 //!
 //! Normal runs take a dense sample and the edges. The exhaustive runs are opt-in:
-//! `cargo test --release -p scalescope-sim --test correct_rounding -- --ignored --nocapture`.
+//! `cargo test --release -p scalescope-sim --test all correct_rounding -- --ignored --nocapture`.
 //! Their results are recorded in docs/exhaustive.md.
 
-mod common;
-
-use common::{npz, oracle};
+use crate::common::{npz, oracle};
 use rayon::prelude::*;
 use scalescope_sim::arith::{elementary, sfu};
 use scalescope_sim::isa::{Isa, Kernel, dispatch};
@@ -317,31 +315,31 @@ fn rcp_sampled() {
 }
 
 #[test]
-#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test correct_rounding -- --ignored"]
+#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test all correct_rounding -- --ignored"]
 fn exp_every_input() {
     compare_all(&Exp);
 }
 
 #[test]
-#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test correct_rounding -- --ignored"]
+#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test all correct_rounding -- --ignored"]
 fn log1p_every_input() {
     compare_all(&Log1p);
 }
 
 #[test]
-#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test correct_rounding -- --ignored"]
+#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test all correct_rounding -- --ignored"]
 fn ex2_every_input() {
     compare_all(&Ex2::new());
 }
 
 #[test]
-#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test correct_rounding -- --ignored"]
+#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test all correct_rounding -- --ignored"]
 fn rcp_every_input() {
     compare_all(&Rcp::new());
 }
 
 #[test]
-#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test correct_rounding -- --ignored"]
+#[ignore = "2^32 inputs, minutes: cargo test --release -p scalescope-sim --test all correct_rounding -- --ignored"]
 fn hardest_inputs() {
     let search = |undecided: fn(f32) -> bool| -> Vec<u32> {
         let all = (0..=u32::MAX).into_par_iter();

@@ -1,7 +1,6 @@
 //! The GPU against the CPU, bit for bit. These tests need a CUDA device and are ignored without being
 //! asked for: `cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored`.
 //! (`scalescope crosscheck` compares whole models.)
-#![cfg(feature = "cuda")]
 
 use rayon::prelude::*;
 use scalescope_sim::checkpoint::synthetic::{Shape, float_model, quantized_model};

@@ -1,9 +1,7 @@
 //! Functions of the arithmetic against their definitions: f32 operations, what is composed of them, their
 //! slices, and the fixed-point units of chips.
 
-mod common;
-
-use common::corners::{SPECIAL, f32s};
+use crate::common::corners::{SPECIAL, f32s};
 use proptest::prelude::*;
 use scalescope_sim::arith::elementary;
 use scalescope_sim::arith::function::{

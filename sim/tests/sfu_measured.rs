@@ -1,9 +1,7 @@
 //! The special-function unit against what an NVIDIA H200 returned: for every mantissa of ex2 and
 //! rcp, and for samples of the functions built on them.
 
-mod common;
-
-use common::{npz, oracle};
+use crate::common::{npz, oracle};
 use rayon::prelude::*;
 use scalescope_sim::arith::real::RealMath;
 use scalescope_sim::arith::sfu::{self, CudaFast};

@@ -1,5 +1,4 @@
 //! Running the built program, and small inputs for it.
-#![allow(dead_code)] // each test file uses its part
 
 use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! Writes checkpoints for tests with the `safetensors` crate, an implementation that is not ours.
-#![allow(dead_code)] // each test binary uses a part
 
 use half::f16;
 use ndarray::Array2;

@@ -1,5 +1,4 @@
 //! What several test binaries share.
-#![allow(dead_code)] // Each binary uses its part.
 
 pub mod corners;
 pub mod npz;

@@ -1,0 +1,19 @@
+//! One program of every test of the command line: each program more would be linked with everything.
+//! `cargo test --test all check::` runs those of `check.rs`. Tests that count what the whole process
+//! does are programs of their own, listed in `Cargo.toml`.
+
+mod common;
+
+mod asic;
+mod attribution;
+mod check;
+mod cli;
+mod compare;
+mod device;
+mod diagnosis;
+mod docs;
+mod eval;
+mod guides;
+mod report_html;
+mod rtl;
+mod twin;
