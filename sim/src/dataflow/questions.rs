@@ -193,6 +193,7 @@ impl TracePoint {
             | P::HadOutScale
             | P::OutProjOut
             | P::FinalResidual
+            | P::NormFOut
             | P::Logits => &[],
         }
     }
