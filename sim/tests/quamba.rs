@@ -5,9 +5,7 @@
 //! scales: key, type, shape, strides and SHA-256 of the storage, or the bits of a Python float.
 //! `data/quamba-w8a8-ends.keys` has the keys outside blocks of the same with quantized ends.
 
-mod checkpoint_files;
-
-use checkpoint_files::{says, write_dir};
+use crate::checkpoint_files::{says, write_dir};
 use half::f16;
 use scalescope_sim::checkpoint::fold::fold;
 use scalescope_sim::checkpoint::info::info;
@@ -19,13 +17,18 @@ use scalescope_sim::checkpoint::tensor::Dtype;
 use scalescope_sim::checkpoint::torch::write::{Elements, Value, write_to};
 use scalescope_sim::checkpoint::torch::{Found, TorchFile};
 use scalescope_sim::checkpoint::{hf, quamba, quantized, scales};
-use scalescope_sim::model::{Checkpoint, Embedding, Head, QuantizedModel};
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::mode::ModeTable;
+use scalescope_sim::model::{Checkpoint, Embedding, Head, Model, QuantizedModel};
+use scalescope_sim::profile::Profile;
 use scalescope_sim::quant::Scale;
 use scalescope_sim::sample;
+use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 const HEAD_SCALE: f32 = 0.0473;
@@ -535,7 +538,7 @@ fn a_folder_of_mamba_ssm_is_the_same_float_model() {
 
     // The same weights under the names of transformers, A_log and D narrowed.
     let other = tempfile::tempdir().unwrap();
-    let tensors = checkpoint_files::hf_tensors(&model);
+    let tensors = crate::checkpoint_files::hf_tensors(&model);
     write_dir(other.path(), &shape.config().json, &tensors);
     let narrow = hf::read(other.path()).unwrap();
     assert!(narrow.config.same_shape(&model.config));
@@ -546,11 +549,89 @@ fn a_folder_of_mamba_ssm_is_the_same_float_model() {
     assert!(narrow.embedding == model.embedding);
 }
 
+/// The ends of a model with an INT8 head, step by step from their definition: no code of the steps.
 #[test]
-fn the_head_and_the_embedding_say_what_they_are() {
-    let model = tiny(int8_ends());
-    let Head::Int8 { input, weight } = &model.head else {
-        panic!("an INT8 head")
+fn int8_ends_run_by_their_definition_in_both_phases() {
+    let quantized = tiny(int8_ends());
+    let (m, eps) = (quantized.config.d_model, quantized.config.eps);
+    let (Embedding::Rows(rows), Head::Int8 { input, weight }) =
+        (&quantized.embedding, &quantized.head)
+    else {
+        panic!("INT8 ends")
     };
-    assert_eq!((input.get(), weight.codes.dim()), (HEAD_SCALE, (256, 64)));
+    let model = Model {
+        quantized: Some(Arc::new(quantized.clone())),
+        ..Model::default()
+    };
+    let table = ModeTable::default();
+    let tokens = [3, 250, 7, 7, 100];
+    let mut different_orders = 0;
+    for profile in ["exact", "deployed"] {
+        let profile = Profile::get(profile).unwrap();
+        for mode in ["0", "2-1", "3"] {
+            let path = Datapath::new(&model, table.get(mode).unwrap(), &profile).unwrap();
+            let mut prefill = Recorder::new(Selection::default());
+            let (_, mut state) = path
+                .prefill(&tokens[..4], LogitRows::All, &mut prefill)
+                .unwrap();
+            let mut batched = vec![state.clone(); 2];
+            let mut decode = Recorder::new(Selection::default());
+            let logits = path.decode(tokens[4], &mut state, &mut decode).unwrap();
+            for (seen, ids, one_row) in [
+                (&prefill, &tokens[..4], false),
+                (&decode, &tokens[4..], true),
+            ] {
+                let at = |place| &seen.tensors[&place];
+                let Tensor::F16(hidden) = at(Place::layer(0, TracePoint::HiddenIn)) else {
+                    panic!("f16")
+                };
+                let value = |(t, c)| {
+                    let token = ids[t] as usize;
+                    let code = f64::from(rows.codes[(token, c)]);
+                    f16::from_f64(code * f64::from(rows.scales[token]))
+                };
+                assert!(hidden.indexed_iter().all(|(at, v)| value(at) == *v));
+                let Tensor::F32(residual) = at(Place::end(TracePoint::FinalResidual)) else {
+                    panic!("f32")
+                };
+                let Tensor::I8(normed) = at(Place::end(TracePoint::NormFOut)) else {
+                    panic!("codes")
+                };
+                assert_eq!(normed.scale, *input);
+                let Tensor::F16(out) = at(Place::end(TracePoint::Logits)) else {
+                    panic!("f16")
+                };
+                assert!(seen.counts.contains_key(&Place::end(TracePoint::NormFOut)));
+                for t in 0..ids.len() {
+                    let squares: f64 = residual.row(t).iter().map(|r| f64::from(*r).powi(2)).sum();
+                    let rstd = (1.0 / (squares / m as f64 + f64::from(eps)).sqrt()) as f32;
+                    for c in 0..m {
+                        let y = residual[(t, c)] * rstd / input.get();
+                        let code = y.round_ties_even().clamp(-128.0, 127.0) as i8;
+                        assert_eq!(normed.codes[(t, c)], code, "{mode} [{t}, {c}]");
+                    }
+                    for (v, w) in weight.codes.rows().into_iter().enumerate() {
+                        let products = normed.codes.row(t).into_iter().zip(w);
+                        let sum: i32 = products.map(|(x, w)| i32::from(*x) * i32::from(*w)).sum();
+                        let (a, b, sum) = (input.get(), weight.scale.get(), sum as f32);
+                        let by_phase = [a * (b * sum), (b * a) * sum];
+                        different_orders += usize::from(by_phase[0] != by_phase[1]);
+                        let want = by_phase[usize::from(one_row)];
+                        let got = out[(t, v)];
+                        assert_eq!(
+                            got,
+                            f16::from_f32(want),
+                            "{} {mode} [{t}, {v}]",
+                            profile.name
+                        );
+                    }
+                }
+            }
+            // Several sequences at once get the bits of one.
+            let both = path.decode_batch(&[tokens[4]; 2], &mut batched).unwrap();
+            assert_eq!(both.rows_from(1), logits);
+            assert_eq!(batched[0], state);
+        }
+    }
+    assert!(different_orders > 100, "the orders are told apart");
 }

@@ -1,9 +1,7 @@
 //! Files of `torch.save`: what is read, and what is refused in which words. The files come from
 //! Python's own pickle (`fuzz/torch_seeds.py`) and from our writer.
 
-mod checkpoint_files;
-
-use checkpoint_files::says;
+use crate::checkpoint_files::says;
 use half::f16;
 use scalescope_sim::checkpoint::tensor::Dtype;
 use scalescope_sim::checkpoint::torch::write::{Elements, Value, write_to};

@@ -257,6 +257,7 @@ impl TracePoint {
             | P::SsmStateOut
             | P::HadOutScale
             | P::FinalResidual
+            | P::NormFOut
             | P::Logits => false,
         }
     }
