@@ -21,7 +21,7 @@ use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::model::{Checkpoint, Embedding, Head, Model, QuantizedModel};
 use scalescope_sim::profile::Profile;
-use scalescope_sim::quant::Scale;
+use scalescope_sim::quant::{QWeight, Scale};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
 use serde_json::json;
@@ -554,8 +554,13 @@ fn a_folder_of_mamba_ssm_is_the_same_float_model() {
 fn int8_ends_run_by_their_definition_in_both_phases() {
     let quantized = tiny(int8_ends());
     let (m, eps) = (quantized.config.d_model, quantized.config.eps);
-    let (Embedding::Rows(rows), Head::Int8 { input, weight }) =
-        (&quantized.embedding, &quantized.head)
+    let (
+        Embedding::Rows(rows),
+        Head::Quantized {
+            input,
+            weight: QWeight::Int8(weight),
+        },
+    ) = (&quantized.embedding, &quantized.head)
     else {
         panic!("INT8 ends")
     };
@@ -634,4 +639,13 @@ fn int8_ends_run_by_their_definition_in_both_phases() {
         }
     }
     assert!(different_orders > 100, "the orders are told apart");
+}
+
+#[test]
+fn the_head_and_the_embedding_say_what_they_are() {
+    let model = tiny(int8_ends());
+    let Head::Quantized { input, weight } = &model.head else {
+        panic!("an INT8 head")
+    };
+    assert_eq!((input.get(), weight.dim()), (HEAD_SCALE, (256, 64)));
 }

@@ -9,7 +9,7 @@ use crate::output::print;
 use clap::{Args, ValueEnum};
 use scalescope_sim::calibrate::CalibrationOptions;
 use scalescope_sim::checkpoint::load::{Loaded, load};
-use scalescope_sim::checkpoint::quantize::Ends;
+use scalescope_sim::checkpoint::quantize::{Ends, FourBits};
 use scalescope_sim::checkpoint::recipe::Recipe;
 use scalescope_sim::checkpoint::{fold, hf, quamba, quantize, quantized, scales};
 use scalescope_sim::error::{Result, SimError};
@@ -43,7 +43,9 @@ pub enum Format {
   scalescope quantize mamba-130m-hf -o q.safetensors
   scalescope quantize mamba-130m-hf -o q.safetensors --calibrate pile.jsonl --samples 512 --alpha 0.9995
   scalescope quantize mamba-130m -o quamba-130m --format quamba --scales scales.json
-  scalescope quantize mamba-130m -o q.safetensors --ends int8")]
+  scalescope quantize mamba-130m -o q.safetensors --ends int8
+  scalescope quantize mamba-130m -o q.safetensors --weights w4a8
+  scalescope quantize mamba-130m -o q.safetensors --weights w4a8:out_proj,in_proj@3")]
 pub struct QuantizeArgs {
     /// Folder of transformers or mamba_ssm: config.json and its weights
     #[arg(value_name = "DIR")]
@@ -83,6 +85,9 @@ pub struct QuantizeArgs {
     /// Percentile of the percentile observers (x_proj_input, ssm_state)
     #[arg(long, default_value_t = 0.9995)]
     pub alpha: f32,
+    /// Bits of in_proj, x_proj and out_proj: w8a8, w4a8, or w4a8:STEP,STEP@BLOCK for some of them
+    #[arg(long, default_value = "w8a8", value_name = "BITS")]
+    pub weights: FourBits,
     /// Seed of the self-written calibration text
     #[arg(long)]
     pub seed: Option<u64>,
@@ -92,7 +97,9 @@ pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     check_output(args)?;
     let float = Arc::new(fold::fold(hf::read(&args.checkpoint)?, &args.recipe)?);
     let (scales, ends, origin) = all_scales(args, &float)?;
-    let model = quantize::quantize(&float, &scales, &args.recipe, ends)?;
+    let mut model = quantize::quantize(&float, &scales, &args.recipe, ends)?;
+    quantize::to_int4(&mut model, &float, &args.weights)
+        .map_err(|e| e.in_file(&args.checkpoint))?;
     match args.format {
         Format::Safetensors => quantized::write(&args.output, &model)?,
         Format::Quamba => quamba::write(&args.output, &model)?,
@@ -209,7 +216,7 @@ fn stored_head_scale(args: &QuantizeArgs) -> Result<Option<Scale>> {
     }
     Ok(match load(path)? {
         Loaded::Quantized(model) => match model.head {
-            Head::Int8 { input, .. } => Some(input),
+            Head::Quantized { input, .. } => Some(input),
             Head::F16(_) => None,
         },
         Loaded::Float(_) => None,

@@ -88,7 +88,7 @@ pub fn info(path: &Path) -> Result<Info> {
             if let Ok(parsed) = parsed {
                 let required = match kind {
                     Kind::Float => hf::required(&parsed),
-                    Kind::W8A8 => quamba::required(&parsed.config),
+                    Kind::W8A8 | Kind::W4A8 => quamba::required(kind, &parsed.config),
                     _ => Vec::new(),
                 };
                 let there: BTreeSet<&str> = info.entries.iter().map(|e| e.name.as_str()).collect();

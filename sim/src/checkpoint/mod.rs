@@ -33,4 +33,5 @@ pub mod scales;
 pub mod synthetic;
 pub mod tensor;
 pub mod torch;
+pub mod w4a8;
 mod weights;

@@ -7,6 +7,10 @@
 //! A quantized embedding has a scale for each row: `s = f16(max w / 127)` of the signed maximum,
 //! `q = sat8(rne(f16(w/s)))`. A quantized head is a weight as all others.
 
+mod int4;
+
+pub use int4::{FOUR_BIT_STEPS, FourBits, to_int4};
+
 use super::recipe::{Recipe, ScanPrecision, Step};
 use crate::arith::requant::to_f16;
 use crate::arith::round::Rounding;
@@ -77,9 +81,9 @@ pub fn quantize(
         norm_f: model.norm_f.clone(),
         head: match ends {
             Ends::F16 => Head::F16(model.head.clone()),
-            Ends::Int8 { head_input } => Head::Int8 {
+            Ends::Int8 { head_input } => Head::Quantized {
                 input: head_input,
-                weight: matrix(&model.head, recipe.step),
+                weight: matrix(&model.head, recipe.step).into(),
             },
         },
     })
@@ -104,10 +108,10 @@ pub(crate) fn quantize_layer(
     let dt_bias: Vec<f32> = layer.dt_bias.iter().map(|w| f32::from(*w)).collect();
     QuantizedLayer {
         norm: layer.norm.clone(),
-        in_proj: matrix(&layer.in_proj),
+        in_proj: matrix(&layer.in_proj).into(),
         conv_weight: matrix(&layer.conv_weight),
         conv_bias: vector(&layer.conv_bias, step),
-        x_proj: matrix(&layer.x_proj),
+        x_proj: matrix(&layer.x_proj).into(),
         dt_proj: matrix(&layer.dt_proj),
         dt_bias: in_f32(&dt_bias, step),
         a_log: QTensor {
@@ -115,7 +119,7 @@ pub(crate) fn quantize_layer(
             scale,
         },
         d: scan(&layer.d),
-        out_proj: matrix(&layer.out_proj),
+        out_proj: matrix(&layer.out_proj).into(),
         scales,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::bytes::Part;
 use crate::error::{Result, SimError};
+use crate::quant::Scale;
 use half::{bf16, f16};
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -186,6 +187,35 @@ impl<'a> Tensor<'a> {
             Dtype::I8 => Ok(bytemuck::cast_slice(&self.bytes()).to_vec()),
             _ => Err(self.wrong_dtype("I8")),
         }
+    }
+
+    /// Bytes of a U8 tensor.
+    pub fn nibbles(&self) -> Result<Vec<u8>> {
+        match self.dtype {
+            Dtype::U8 => Ok(self.bytes().into_owned()),
+            _ => Err(self.wrong_dtype("U8")),
+        }
+    }
+
+    /// The scales in an F32 tensor.
+    pub fn scales(&self) -> Result<Vec<Scale>> {
+        if self.dtype != Dtype::F32 {
+            return Err(self.wrong_dtype("F32"));
+        }
+        let data = self.bytes();
+        let scale = |(i, bytes): (usize, &[u8; 4])| {
+            let value = f32::from_le_bytes(*bytes);
+            Scale::new(value).map_err(|_| {
+                let found = format_args!("{value:e}");
+                self.bad_value(i, "a positive, finite, normal f32", found)
+            })
+        };
+        data.as_chunks::<4>()
+            .0
+            .iter()
+            .enumerate()
+            .map(scale)
+            .collect()
     }
 
     /// Values of an I32 tensor.

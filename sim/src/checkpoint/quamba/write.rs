@@ -1,12 +1,12 @@
 //! Writes a quantized model as Quamba does: the folder that [`super`] reads.
 
-use super::{NIBBLES, OUTPUTS};
+use super::{NIBBLES, OUTPUTS, int4};
 use crate::atomic;
 use crate::checkpoint::hf::CONFIG;
 use crate::checkpoint::torch::write::{Elements, Value, write_to};
 use crate::error::{Result, SimError};
 use crate::model::{Config, Embedding, Head, QRows, QuantizedLayer, QuantizedModel};
-use crate::quant::{QTensor, QVector, Scale};
+use crate::quant::{QTensor, QVector, QWeight, Scale};
 use serde_json::{Map, json};
 use std::borrow::Cow;
 use std::fs;
@@ -22,7 +22,8 @@ const EPS: f32 = 1e-5;
 ///
 /// # Errors
 ///
-/// A shape that the configuration of `mamba_ssm` cannot say; the system's.
+/// A shape that the configuration of `mamba_ssm` cannot say; weights of eight bits beside weights of
+/// four; the system's.
 pub fn write(dir: &Path, model: &QuantizedModel) -> Result<()> {
     let config = config(model).map_err(|e| e.in_file(dir))?;
     if !dir.is_dir() {
@@ -51,16 +52,33 @@ fn config(model: &QuantizedModel) -> Result<serde_json::Value> {
         Embedding::Rows(rows) if rows.bits == 4 => "W4O16Embedding",
         Embedding::Rows(_) => "W8O16Embedding",
     };
-    let head = match &model.head {
-        Head::F16(_) => "Linear",
-        Head::Int8 { .. } => "W8A8B16O16Linear",
+    let weights = model
+        .layers
+        .iter()
+        .flat_map(|l| [&l.in_proj, &l.x_proj, &l.out_proj]);
+    let (head, head_weight) = match &model.head {
+        Head::F16(_) => ("Linear", None),
+        Head::Quantized { weight, .. } => match weight {
+            QWeight::Int8(_) => ("W8A8B16O16Linear", Some(weight)),
+            QWeight::Int4(_) => ("W4A8B16O16Linear", Some(weight)),
+        },
+    };
+    let mut bits: Vec<u8> = weights.chain(head_weight).map(QWeight::bits).collect();
+    bits.dedup();
+    let layer = match bits[..] {
+        [8] | [] => "W8A8QMamba",
+        [4] => "W4A8QMamba",
+        _ => {
+            let expected = "of eight bits all, or of four all, as the format says it";
+            return Err(SimError::value("weights", expected, "both"));
+        }
     };
     Ok(json!({
         "d_model": c.d_model,
         "d_intermediate": 0,
         "n_layer": c.n_layers,
         "vocab_size": c.vocab_size,
-        "ssm_cfg": ssm(c),
+        "ssm_cfg": ssm(c, layer),
         "attn_layer_idx": [],
         "attn_cfg": {},
         "rms_norm": true,
@@ -76,7 +94,7 @@ fn config(model: &QuantizedModel) -> Result<serde_json::Value> {
 }
 
 /// What is not as `mamba_ssm` has it anyway.
-fn ssm(c: &Config) -> Map<String, serde_json::Value> {
+fn ssm(c: &Config, layer: &str) -> Map<String, serde_json::Value> {
     let mut ssm = Map::new();
     for (key, value, usual) in [
         ("d_state", c.d_state, 16),
@@ -88,7 +106,7 @@ fn ssm(c: &Config) -> Map<String, serde_json::Value> {
             ssm.insert(key.into(), value.into());
         }
     }
-    ssm.insert("layer".into(), "W8A8QMamba".into());
+    ssm.insert("layer".into(), layer.into());
     ssm
 }
 
@@ -131,9 +149,9 @@ fn entries(model: &QuantizedModel) -> Entries<'_> {
                 Value::tensor(table.shape(), values),
             ));
         }
-        Head::Int8 { input, weight } => {
+        Head::Quantized { input, weight } => {
             all.push((super::NORM_F_SCALE.into(), number(*input)));
-            add_linear(&mut all, super::HEAD, weight, *input, None);
+            add_weight(&mut all, super::HEAD, weight, *input, None);
         }
     }
     all
@@ -148,29 +166,31 @@ fn add_layer<'a>(all: &mut Entries<'a>, prefix: &str, layer: &'a QuantizedLayer)
         Value::tensor(&[layer.norm.len()], norm),
     ));
     all.push((name("norm.output_scale"), number(s.in_proj_input)));
-    for (key, weight, s_in, s_out) in [
-        (
-            "in_proj",
-            &layer.in_proj,
-            s.in_proj_input,
-            Some(s.in_proj_output),
-        ),
-        (
-            "x_proj",
-            &layer.x_proj,
-            s.x_proj_input,
-            Some(s.x_proj_output),
-        ),
-        (
-            "dt_proj",
-            &layer.dt_proj,
-            s.x_proj_output,
-            Some(s.dt_proj_output),
-        ),
-        ("out_proj", &layer.out_proj, s.out_proj_input, None),
-    ] {
-        add_linear(all, &name(&format!("mixer.{key}")), weight, s_in, s_out);
-    }
+    let linear = |key: &str| name(&format!("mixer.{key}"));
+    let (x, dt) = (s.x_proj_output, s.dt_proj_output);
+    let in_proj = (s.in_proj_input, Some(s.in_proj_output));
+    add_weight(
+        all,
+        &linear("in_proj"),
+        &layer.in_proj,
+        in_proj.0,
+        in_proj.1,
+    );
+    add_weight(
+        all,
+        &linear("x_proj"),
+        &layer.x_proj,
+        s.x_proj_input,
+        Some(x),
+    );
+    add_linear(all, &linear("dt_proj"), &layer.dt_proj, x, Some(dt));
+    add_weight(
+        all,
+        &linear("out_proj"),
+        &layer.out_proj,
+        s.out_proj_input,
+        None,
+    );
     let conv = |key: &str| name(&format!("mixer.conv1d.{key}"));
     all.push((conv("weight"), matrix(&layer.conv_weight)));
     all.push((conv("bias"), vector(&layer.conv_bias)));
@@ -203,6 +223,20 @@ fn add_layer<'a>(all: &mut Entries<'a>, prefix: &str, layer: &'a QuantizedLayer)
 }
 
 /// A linear with INT8 output at `s_out`, or binary16.
+fn add_weight<'a>(
+    all: &mut Entries<'a>,
+    name: &str,
+    weight: &'a QWeight,
+    s_in: Scale,
+    s_out: Option<Scale>,
+) {
+    match weight {
+        QWeight::Int8(weight) => add_linear(all, name, weight, s_in, s_out),
+        QWeight::Int4(weight) => all.extend(int4::write(name, weight, s_in, s_out)),
+    }
+}
+
+/// The same in eight bits.
 fn add_linear<'a>(
     all: &mut Entries<'a>,
     name: &str,
