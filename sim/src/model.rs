@@ -12,7 +12,7 @@
 
 use crate::arith::hadamard::HadamardSize;
 use crate::error::{Result, SimError};
-use crate::quant::{QTensor, QVector, Scale};
+use crate::quant::{QTensor, QVector, QWeight, Scale};
 use half::f16;
 use ndarray::Array2;
 use serde::Serialize;
@@ -211,19 +211,20 @@ impl ActivationScales {
     }
 }
 
-/// One block quantized to INT8, with its activation scales.
+/// One quantized block, with its activation scales. Weights of in_proj, x_proj and out_proj have eight
+/// bits or four, all others eight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedLayer {
     /// RMSNorm weight, M; ones after folding.
     pub norm: Vec<f16>,
     /// `[2E, M]`.
-    pub in_proj: QTensor,
+    pub in_proj: QWeight,
     /// `[E, K]`.
     pub conv_weight: QTensor,
     /// E.
     pub conv_bias: QVector,
     /// `[R + 2N, E]`.
-    pub x_proj: QTensor,
+    pub x_proj: QWeight,
     /// `[E, R]`.
     pub dt_proj: QTensor,
     /// E.
@@ -233,7 +234,7 @@ pub struct QuantizedLayer {
     /// E.
     pub d: QVector,
     /// `[M, E]`.
-    pub out_proj: QTensor,
+    pub out_proj: QWeight,
     /// Calibrated activation scales.
     pub scales: ActivationScales,
 }

@@ -13,6 +13,7 @@ pub mod unit;
 use crate::arith::accumulate::Accumulator;
 use crate::arith::fixed::Scaling;
 use crate::arith::function::FunctionRule;
+use crate::arith::int4::Dequantize;
 use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, ScaleOrder};
 use crate::arith::round::Rounding;
@@ -88,6 +89,7 @@ pub const EXACT: Arithmetic = Arithmetic {
     prefill: EXACT_RULES,
     decode: EXACT_RULES,
     final_norm: FinalNorm::RoundedOnce,
+    dequantize: Dequantize::Saturate,
 };
 
 const TORCH_RULES: StepRules = StepRules {
@@ -111,6 +113,7 @@ pub const TORCH: Arithmetic = Arithmetic {
     prefill: TORCH_RULES,
     decode: TORCH_RULES,
     final_norm: FinalNorm::RoundedOnce,
+    dequantize: Dequantize::Saturate,
 };
 
 /// The deployed CUDA kernels, bit for bit.
@@ -165,6 +168,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
         requantize: QuantRule::NEAREST_EVEN,
     },
     final_norm: FinalNorm::TorchDevice,
+    dequantize: Dequantize::WrappingFma,
 };
 
 /// Every arithmetic.

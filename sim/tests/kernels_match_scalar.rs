@@ -166,7 +166,7 @@ fn real_products() {
             product(&|j, i| weight[(j, i)].to_f32_const()),
         );
         same(
-            RealWeight::Codes(codes.view(), 0.37).multiply(&x),
+            RealWeight::Codes(codes.view(), &[scale(0.37)]).multiply(&x),
             product(&|j, i| 0.37 * f32::from(codes[(j, i)])),
         );
     }

@@ -6,6 +6,7 @@
 
 use super::input::{open_regular, shown};
 use crate::error::{Result, SimError};
+use crate::quant::Scale;
 use half::{bf16, f16};
 use memmap2::Mmap;
 #[cfg(unix)]
@@ -111,6 +112,11 @@ impl<'a> Container<'a> {
     /// Whether there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
         self.header.info(name).is_some()
+    }
+
+    /// Whether a tensor of that name has elements of unsigned bytes.
+    pub fn is_bytes(&self, name: &str) -> bool {
+        (self.header.info(name)).is_some_and(|info| info.dtype == Dtype::U8)
     }
 
     /// The tensor `name`, which must have exactly this shape.
@@ -263,6 +269,30 @@ impl Tensor<'_> {
             Dtype::I8 => Ok(bytemuck::cast_slice(self.data).to_vec()),
             _ => Err(self.wrong_dtype("I8")),
         }
+    }
+
+    /// Bytes of a U8 tensor.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        match self.dtype {
+            Dtype::U8 => Ok(self.data.to_vec()),
+            _ => Err(self.wrong_dtype("U8")),
+        }
+    }
+
+    /// The scales in an F32 tensor.
+    pub fn scales(&self) -> Result<Vec<Scale>> {
+        if self.dtype != Dtype::F32 {
+            return Err(self.wrong_dtype("F32"));
+        }
+        let values = self.data.as_chunks::<4>().0.iter().enumerate();
+        let scale = |(i, bytes): (usize, &[u8; 4])| {
+            let value = f32::from_le_bytes(*bytes);
+            Scale::new(value).map_err(|_| {
+                let found = format_args!("{value:e}");
+                self.bad_value(i, "a positive, finite, normal f32", found)
+            })
+        };
+        values.map(scale).collect()
     }
 
     /// The number in an F32 tensor of one element.

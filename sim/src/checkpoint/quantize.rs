@@ -57,15 +57,15 @@ pub fn quantize(model: &FloatModel, scales: &[ActivationScales]) -> Result<Quant
 pub(crate) fn quantize_layer(layer: &FloatLayer, scales: ActivationScales) -> QuantizedLayer {
     QuantizedLayer {
         norm: layer.norm.clone(),
-        in_proj: matrix(&layer.in_proj),
+        in_proj: matrix(&layer.in_proj).into(),
         conv_weight: matrix(&layer.conv_weight),
         conv_bias: vector(&layer.conv_bias),
-        x_proj: matrix(&layer.x_proj),
+        x_proj: matrix(&layer.x_proj).into(),
         dt_proj: matrix(&layer.dt_proj),
         dt_bias: in_f32(&layer.dt_bias),
         a_log: matrix(&layer.a_log),
         d: vector(&layer.d),
-        out_proj: matrix(&layer.out_proj),
+        out_proj: matrix(&layer.out_proj).into(),
         scales,
     }
 }

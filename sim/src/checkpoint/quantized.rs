@@ -12,17 +12,22 @@
 //! | `layers.{i}.out_proj.weight` | I8 | `[M, E]` |
 //! | `layers.{i}.ssm.A_log`, `….D`, `….dt_bias` | I8 | `[E, N]`, `[E]`, `[E]` |
 //! | each I8 tensor's name + `_scale` | F32 | `[1]` |
+//! | `in_proj.weight`, `x_proj.weight` or `out_proj.weight` in four bits | U8 | `[out, in/2]` |
+//! | its name + `_groups`, where a row has more than 128 codes | F16 | `[out, in/128]` |
+//! | its name + `_channels` | F32 | `[out]` |
 //! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
 //!
+//! A weight is in four bits if its type is U8; [`crate::quant::Int4Tensor`] says what its bytes are.
 //! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
 
 use super::config;
 use super::container::{Container, Tensor};
 use super::input::in_layer;
+use crate::arith::int4::GROUP;
 use crate::atomic;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
-use crate::quant::{QTensor, QVector, Scale};
+use crate::quant::{Int4Tensor, QTensor, QVector, QWeight, Scale};
 use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -135,8 +140,13 @@ fn is_of(name: &str, config: &Config) -> bool {
     let known = match tensor.strip_prefix("scales.") {
         Some(key) => ScaleKey::ALL.iter().any(|known| known.name() == key),
         None => {
-            let codes = tensor.strip_suffix("_scale").unwrap_or(tensor);
-            tensor == "norm.weight" || CODES.contains(&codes)
+            let without = |suffixes: &[&str]| {
+                let mut stripped = suffixes.iter().filter_map(|s| tensor.strip_suffix(s));
+                stripped.next().unwrap_or(tensor)
+            };
+            tensor == "norm.weight"
+                || CODES.contains(&without(&["_scale"]))
+                || INT4.contains(&without(&["_groups", "_channels"]))
         }
     };
     known && layer < config.n_layers
@@ -155,6 +165,9 @@ const CODES: [&str; 9] = [
     "x_proj.weight",
 ];
 
+/// Those that can have four bits.
+const INT4: [&str; 3] = ["in_proj.weight", "out_proj.weight", "x_proj.weight"];
+
 fn scale_tensor(layer: usize, key: ScaleKey) -> String {
     format!("layers.{layer}.scales.{}", key.name())
 }
@@ -169,15 +182,15 @@ impl<'a> Layer<'a> {
         let (m, e, n) = (c.d_model, c.d_inner, c.d_state);
         Ok(QuantizedLayer {
             norm: self.tensor("norm.weight", &[m])?.exact_f16()?,
-            in_proj: self.matrix("in_proj.weight", [2 * e, m])?,
+            in_proj: self.weight("in_proj.weight", [2 * e, m])?,
             conv_weight: self.matrix("conv1d.weight", [e, c.d_conv])?,
             conv_bias: self.vector("conv1d.bias", e)?,
-            x_proj: self.matrix("x_proj.weight", [c.x_proj_width(), e])?,
+            x_proj: self.weight("x_proj.weight", [c.x_proj_width(), e])?,
             dt_proj: self.matrix("dt_proj.weight", [e, c.dt_rank])?,
             dt_bias: self.vector("ssm.dt_bias", e)?,
             a_log: self.matrix("ssm.A_log", [e, n])?,
             d: self.vector("ssm.D", e)?,
-            out_proj: self.matrix("out_proj.weight", [m, e])?,
+            out_proj: self.weight("out_proj.weight", [m, e])?,
             scales: self.scales()?,
         })
     }
@@ -209,6 +222,46 @@ impl<'a> Layer<'a> {
             codes: tensor.matrix(tensor.codes()?),
             scale: self.scale(&format!("{name}_scale"))?,
         })
+    }
+
+    /// A weight in eight or four bits.
+    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<QWeight> {
+        let full = format!("layers.{}.{name}", self.i);
+        if !self.file.is_bytes(&full) {
+            self.refuse_beside(&full, &["_groups", "_channels"], "four")?;
+            return Ok(QWeight::Int8(self.matrix(name, shape)?));
+        }
+        self.refuse_beside(&full, &["_scale"], "eight")?;
+        let [rows, columns] = shape;
+        let whole = |result: Result<Int4Tensor>| result.map_err(|e| e.in_file(self.file.path()));
+        let packed = self.tensor(name, &[rows, columns / 2])?;
+        let groups = match columns > GROUP {
+            true => {
+                let shape = [rows, columns / GROUP];
+                let groups = self.tensor(&format!("{name}_groups"), &shape)?;
+                Some(groups.matrix(groups.exact_f16()?))
+            }
+            false => None,
+        };
+        let channels = self
+            .tensor(&format!("{name}_channels"), &[rows])?
+            .scales()?;
+        let tensor = Int4Tensor::of_nibbles(packed.matrix(packed.bytes()?), groups, channels);
+        Ok(QWeight::Int4(whole(tensor)?))
+    }
+
+    /// Refuses tensors that only a weight of other bits has.
+    fn refuse_beside(&self, weight: &str, suffixes: &[&str], bits: &str) -> Result<()> {
+        let mut beside = suffixes.iter().map(|suffix| format!("{weight}{suffix}"));
+        match beside.find(|name| self.file.contains(name)) {
+            None => Ok(()),
+            Some(name) => Err(SimError::file(
+                self.file.path(),
+                name,
+                format_args!("nothing: {weight} is not in {bits} bits"),
+                "a tensor",
+            )),
+        }
     }
 
     fn vector(&self, name: &str, n: usize) -> Result<QVector> {
@@ -264,31 +317,36 @@ enum Data<'a> {
     Scale(Scale),
     Floats(&'a [f16]),
     Codes(&'a [i8]),
+    Nibbles(&'a [u8]),
+    Scales(&'a [Scale]),
 }
 
 impl Data<'_> {
     fn dtype(&self) -> &'static str {
         match self {
-            Data::Scale(_) => "F32",
+            Data::Scale(_) | Data::Scales(_) => "F32",
             Data::Floats(_) => "F16",
             Data::Codes(_) => "I8",
+            Data::Nibbles(_) => "U8",
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
             Data::Scale(_) => 4,
+            Data::Scales(scales) => 4 * scales.len(),
             Data::Floats(values) => 2 * values.len(),
             Data::Codes(codes) => codes.len(),
+            Data::Nibbles(bytes) => bytes.len(),
         }
     }
 
     /// Place in the file: wider elements first.
     fn rank(&self) -> u8 {
         match self {
-            Data::Scale(_) => 0,
+            Data::Scale(_) | Data::Scales(_) => 0,
             Data::Floats(_) => 1,
-            Data::Codes(_) => 2,
+            Data::Codes(_) | Data::Nibbles(_) => 2,
         }
     }
 
@@ -296,6 +354,10 @@ impl Data<'_> {
         match self {
             Data::Scale(scale) => out.write_all(&scale.get().to_le_bytes()),
             Data::Codes(codes) => out.write_all(bytemuck::cast_slice(codes)),
+            Data::Nibbles(bytes) => out.write_all(bytes),
+            Data::Scales(scales) => scales
+                .iter()
+                .try_for_each(|scale| out.write_all(&scale.get().to_le_bytes())),
             Data::Floats(values) => {
                 let mut buffer = Vec::new();
                 for chunk in values.chunks(1 << 15) {
@@ -338,12 +400,9 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
         let norm = format!("layers.{i}.norm.weight");
         add(norm, &[l.norm.len()], Data::Floats(&l.norm));
         let matrices = [
-            ("in_proj.weight", &l.in_proj),
             ("conv1d.weight", &l.conv_weight),
-            ("x_proj.weight", &l.x_proj),
             ("dt_proj.weight", &l.dt_proj),
             ("ssm.A_log", &l.a_log),
-            ("out_proj.weight", &l.out_proj),
         ]
         .map(|(name, t)| (name, t.codes.shape().to_vec(), slice(&t.codes), t.scale));
         let vectors = [
@@ -352,7 +411,31 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
             ("ssm.D", &l.d),
         ]
         .map(|(name, v)| (name, vec![v.codes.len()], v.codes.as_slice(), v.scale));
-        for (name, shape, codes, scale) in matrices.into_iter().chain(vectors) {
+        let weights = [
+            ("in_proj.weight", &l.in_proj),
+            ("x_proj.weight", &l.x_proj),
+            ("out_proj.weight", &l.out_proj),
+        ];
+        let mut int8 = Vec::new();
+        for (name, weight) in weights {
+            let t = match weight {
+                QWeight::Int8(t) => {
+                    int8.push((name, t.codes.shape().to_vec(), slice(&t.codes), t.scale));
+                    continue;
+                }
+                QWeight::Int4(t) => t,
+            };
+            let name = format!("layers.{i}.{name}");
+            if let Some(groups) = &t.groups {
+                let data = Data::Floats(slice(groups));
+                add(format!("{name}_groups"), groups.shape(), data);
+            }
+            let channels = Data::Scales(&t.channels);
+            add(format!("{name}_channels"), &[t.channels.len()], channels);
+            add(name, t.nibbles.shape(), Data::Nibbles(slice(&t.nibbles)));
+        }
+        let all = matrices.into_iter().chain(vectors).chain(int8);
+        for (name, shape, codes, scale) in all {
             add(format!("layers.{i}.{name}"), &shape, Data::Codes(codes));
             let name = format!("layers.{i}.{name}_scale");
             add(name, &[1], Data::Scale(scale));

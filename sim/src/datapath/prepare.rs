@@ -3,14 +3,14 @@
 use super::storage;
 use crate::arith::hadamard::HadamardSize;
 use crate::error::{Result, SimError};
-use crate::mode::{ModeSpec, Precision};
+use crate::mode::{Implementation, ModeSpec, Precision};
 use crate::model::{
     ActivationScales, Config, FloatLayer, FloatModel, Model, QuantizedLayer, QuantizedModel,
 };
 use crate::plan::{ScalePlan, ScaleUse};
 use crate::profile::Profile;
 use crate::profile::unit::ScaleGrid;
-use crate::quant::{QTensor, Scale};
+use crate::quant::{QWeight, Scale};
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
@@ -153,8 +153,9 @@ pub(super) fn prepare_layer<'m>(
     Ok(match mode.weights {
         Precision::Int8 => {
             let layer = &quantized(model, mode)?.layers[i];
-            let int8 = |w: &'m QTensor| LinearWeight::int8(w.codes.view(), w.scale);
-            let in_proj = &layer.in_proj;
+            let rule = profile.arithmetic(Implementation::Cuda).dequantize;
+            let rows = |w: &'m QWeight, rows| LinearWeight::quantized(w, rows, rule);
+            let all = |w: &'m QWeight| rows(w, 0..w.dim().0);
             if profile.storage.requantizes_linears() || profile.storage.requantizes_conv() {
                 let float = &stored_float(model, mode)?.layers[i];
                 return Ok(stored_layer(
@@ -168,14 +169,14 @@ pub(super) fn prepare_layer<'m>(
                 mode: mode.clone(),
                 profile: profile.clone(),
                 norm: real(&layer.norm),
-                in_proj_x: LinearWeight::int8(in_proj.codes.slice(s![..e, ..]), in_proj.scale),
-                in_proj_z: LinearWeight::int8(in_proj.codes.slice(s![e.., ..]), in_proj.scale),
+                in_proj_x: rows(&layer.in_proj, 0..e),
+                in_proj_z: rows(&layer.in_proj, e..2 * e),
                 conv: ConvWeight::int8(&layer.conv_weight, &layer.conv_bias),
-                x_proj: int8(&layer.x_proj),
-                dt_proj: int8(&layer.dt_proj),
+                x_proj: all(&layer.x_proj),
+                dt_proj: LinearWeight::int8(layer.dt_proj.codes.view(), layer.dt_proj.scale),
                 scan: ScanWeight::int8(&layer.a_log, &layer.d, &layer.dt_bias),
                 rotation,
-                out_proj: int8(&layer.out_proj),
+                out_proj: all(&layer.out_proj),
                 scales,
                 columns: XProjColumns::new(config),
                 transposed: Vec::new(),
@@ -222,9 +223,10 @@ fn stored_layer<'m>(
     scales: Option<ScalePlan>,
 ) -> Layer<'m> {
     let rule = &profile.storage;
-    let linear = |own: &'m QTensor, float: ArrayView2<f16>| match rule.requantizes_linears() {
+    let dequantize = profile.arithmetic(Implementation::Cuda).dequantize;
+    let linear = |own: &'m QWeight, float: ArrayView2<f16>| match rule.requantizes_linears() {
         true => LinearWeight::Scaled(storage::linear(float, rule)),
-        false => LinearWeight::int8(own.codes.view(), own.scale),
+        false => LinearWeight::quantized(own, 0..own.dim().0, dequantize),
     };
     let in_proj = linear(&layer.in_proj, float.in_proj.view());
     let e = float.in_proj.nrows() / 2;
@@ -246,7 +248,10 @@ fn stored_layer<'m>(
         in_proj_z: in_proj.rows(e..2 * e),
         conv,
         x_proj: linear(&layer.x_proj, float.x_proj.view()),
-        dt_proj: linear(&layer.dt_proj, float.dt_proj.view()),
+        dt_proj: match rule.requantizes_linears() {
+            true => LinearWeight::Scaled(storage::linear(float.dt_proj.view(), rule)),
+            false => LinearWeight::int8(layer.dt_proj.codes.view(), layer.dt_proj.scale),
+        },
         scan,
         rotation,
         out_proj: linear(&layer.out_proj, float.out_proj.view()),

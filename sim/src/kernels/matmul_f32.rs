@@ -12,6 +12,7 @@ use super::lines::Lines;
 use super::pages;
 use crate::arith::binary16::from_f16;
 use crate::isa::{Isa, Kernel, dispatch};
+use crate::quant::Scale;
 use half::f16;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -33,8 +34,8 @@ pub enum RealWeight<'m> {
     F16(ArrayView2<'m, f16>),
     /// The same, with a copy for products of one row.
     Panels(ArrayView2<'m, f16>, &'m Panels),
-    /// INT8 codes times this scale.
-    Codes(ArrayView2<'m, i8>, f32),
+    /// INT8 codes times a scale, or each row's.
+    Codes(ArrayView2<'m, i8>, &'m [Scale]),
 }
 
 /// A binary16 weight turned once, for products of one row: the 32 outputs of a panel side by side, k after
@@ -121,27 +122,33 @@ impl RealWeight<'_> {
             RealWeight::F16(weight) | RealWeight::Panels(weight, _) => {
                 let k = weight.ncols();
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
-                fill(rows, k, width, from, panel, from_f16);
+                fill(rows, k, width, from, panel, |_| from_f16);
             }
-            RealWeight::Codes(codes, scale) => {
+            RealWeight::Codes(codes, scales) => {
                 let k = codes.ncols();
                 let rows = &codes.as_slice().expect("weights are row-major")[first * k..];
-                fill(rows, k, width, from, panel, |q| scale * f32::from(q));
+                let last = scales.len() - 1;
+                let scale = |lane: usize| scales[(first + lane).min(last)].get();
+                fill(rows, k, width, from, panel, |lane| {
+                    let scale = scale(lane);
+                    move |q| scale * f32::from(q)
+                });
             }
         }
     }
 }
 
 #[inline(always)]
-fn fill<T: Copy>(
+fn fill<T: Copy, R: Fn(T) -> f32>(
     rows: &[T],
     k: usize,
     width: usize,
     from: usize,
     panel: &mut [[f32; PANEL]],
-    real: impl Fn(T) -> f32,
+    real_of_lane: impl Fn(usize) -> R,
 ) {
     for (lane, row) in rows.chunks_exact(k).take(width).enumerate() {
+        let real = real_of_lane(lane);
         for (lanes, w) in panel.iter_mut().zip(&row[from..]) {
             lanes[lane] = real(*w);
         }
@@ -516,8 +523,13 @@ mod tests {
                     f32::from(weight[(j, i)])
                 });
             }
-            check(RealWeight::Codes(codes.view(), 0.37), &|j, i| {
+            let scale = |j: usize| Scale::new(0.37 + j as f32).unwrap();
+            let scales: Vec<Scale> = (0..n).map(scale).collect();
+            check(RealWeight::Codes(codes.view(), &scales[..1]), &|j, i| {
                 0.37 * f32::from(codes[(j, i)])
+            });
+            check(RealWeight::Codes(codes.view(), &scales), &|j, i| {
+                scale(j).get() * f32::from(codes[(j, i)])
             });
         }
     }
