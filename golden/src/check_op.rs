@@ -9,7 +9,7 @@ pub use rules::{Change, Part};
 use crate::compare::{PointResult, Summary, Tolerance};
 use crate::npz::{Array, NpzReader};
 use crate::ops::{
-    Conv1dSilu, Conv1dUpdate, HadamardQuant, Linear, Op, OpCase, RmsNormQuant, SelectiveScan,
+    Conv1dSilu, Conv1dUpdate, HadamardQuant, LinearCase, Op, OpCase, RmsNormQuant, SelectiveScan,
     SelectiveScanUpdate, read,
 };
 use crate::value::Elements;
@@ -31,7 +31,7 @@ pub enum Inputs {
     /// `hadamard_quant`.
     HadamardQuant(HadamardQuant),
     /// `linear`.
-    Linear(Linear),
+    Linear(LinearCase),
     /// `rmsnorm_quant`.
     RmsNormQuant(RmsNormQuant),
     /// A Hadamard matrix that lies beside the vectors of `hadamard_quant`: its size.

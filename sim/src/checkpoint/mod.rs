@@ -22,3 +22,4 @@ pub mod quantized;
 mod rotate;
 pub mod scales;
 pub mod synthetic;
+pub mod w4a8;
