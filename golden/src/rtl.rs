@@ -4,12 +4,14 @@
 //! | file | what it has |
 //! |---|---|
 //! | `words` | arrays as words of fixed width: `.hex`, `.mem`, `.npy`, `.bin` |
+//! | `int4` | four-bit weights as words |
 //! | `manifest` | the manifest, writing and reading a folder |
 //! | `export` | the vectors of a step of a run |
 //! | `simulate` | a step from its vectors alone |
 //! | `testbench` | the self-checking SystemVerilog testbench |
 
 pub mod export;
+mod int4;
 pub mod manifest;
 pub mod simulate;
 pub mod testbench;

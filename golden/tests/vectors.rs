@@ -50,7 +50,7 @@ fn every_operation_has_vectors_and_all_are_reproduced() {
 #[test]
 fn four_bit_linears_are_reproduced_by_the_kernels_rules_only() {
     use scalescope_golden::check_op::Inputs;
-    use scalescope_golden::ops::LinearCase;
+    use scalescope_golden::ops::{Int4Linear, LinearCase};
     use scalescope_sim::profile::EXACT;
     // The whole file, where it is: `W4A8_VECTORS=linear_w4a8.npz cargo test …`.
     let whole = std::env::var_os("W4A8_VECTORS").map(PathBuf::from);
@@ -69,18 +69,16 @@ fn four_bit_linears_are_reproduced_by_the_kernels_rules_only() {
     let exact = check_op(&vectors, &EXACT).unwrap();
     assert_eq!(wrong(&exact), ["dequant_limit/w8"]);
     // One code, one scale.
-    for alter in [
-        |case: &mut scalescope_golden::ops::Int4Linear| {
-            let weight = case.weight.as_mut().unwrap();
-            weight.codes[(3, 5)] ^= 1;
-        },
+    let alterations: [fn(&mut Int4Linear); 4] = [
+        |case| case.weight.as_mut().unwrap().codes[(3, 5)] ^= 1,
         |case| case.channels[7] *= 1.01,
         |case| case.s_act *= 1.01,
         |case| {
             let groups = case.weight.as_mut().unwrap().groups.as_mut().unwrap();
             groups[(2, 1)] *= half::f16::from_f32(1.25);
         },
-    ] {
+    ];
+    for alter in alterations {
         let mut altered = vectors.clone();
         let case = altered.cases.iter_mut().find(|c| c.name == "case_4_o16");
         match &mut case.unwrap().inputs {

@@ -5,6 +5,7 @@ use crate::input::{calibrated, calibration_sequences, read_tokenizer, self_calib
 use crate::output::print;
 use clap::Args;
 use scalescope_sim::calibrate::CalibrationOptions;
+use scalescope_sim::checkpoint::quantize::FourBits;
 use scalescope_sim::checkpoint::{fold, hf, quantize, quantized, scales};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::OwnText;
@@ -17,7 +18,9 @@ use std::sync::Arc;
 #[command(after_help = "Examples:
   scalescope quantize mamba-130m-hf -o q.safetensors
   scalescope quantize mamba-130m-hf -o q.safetensors --calibrate pile.jsonl --samples 512 --alpha 0.9995
-  scalescope quantize mamba-130m-hf -o q.safetensors --scales scales.json")]
+  scalescope quantize mamba-130m-hf -o q.safetensors --scales scales.json
+  scalescope quantize mamba-130m-hf -o q.safetensors --weights w4a8
+  scalescope quantize mamba-130m-hf -o q.safetensors --weights w4a8:out_proj,in_proj@3")]
 pub struct QuantizeArgs {
     /// Hugging Face directory: config.json, model.safetensors or its sharded index
     #[arg(value_name = "DIR")]
@@ -44,6 +47,9 @@ pub struct QuantizeArgs {
     /// Percentile of the percentile observers (x_proj_input, ssm_state)
     #[arg(long, default_value_t = 0.9995)]
     pub alpha: f32,
+    /// Bits of in_proj, x_proj and out_proj: w8a8, w4a8, or w4a8:STEP,STEP@BLOCK for some of them
+    #[arg(long, default_value = "w8a8", value_name = "BITS")]
+    pub weights: FourBits,
     /// Seed of the self-written calibration text
     #[arg(long)]
     pub seed: Option<u64>,
@@ -53,7 +59,9 @@ pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     check_output(args)?;
     let float = Arc::new(fold::fold(hf::read(&args.checkpoint)?)?);
     let (scales, origin) = activation_scales(args, &float)?;
-    let model = quantize::quantize(&float, &scales)?;
+    let mut model = quantize::quantize(&float, &scales)?;
+    quantize::to_int4(&mut model, &float, &args.weights)
+        .map_err(|e| e.in_file(&args.checkpoint))?;
     quantized::write(&args.output, &model)?;
     print(&format!(
         "{}: {} blocks, activation scales {origin}",

@@ -1,6 +1,7 @@
 //! The vectors of a step of a run: its tensors as the datapath shows them, its weights as the block
 //! holds them.
 
+use super::int4;
 use super::manifest::{ProfileEntry, Role, StepVectors, Vector};
 use super::simulate::{STEPS, differences, simulate};
 use crate::npz::Element;
@@ -340,6 +341,22 @@ impl Made<'_, '_> {
             None,
             scales.into_dyn(),
         );
+        if let Some(int4) = weights[0].int4() {
+            // Of in_proj, x and z are rows of one weight.
+            let source = int4.source();
+            self.parameter("weight_bits", 4);
+            let words = int4::pack(&source.codes());
+            self.put(
+                "weight_packed",
+                Role::Constant,
+                None,
+                None,
+                words.into_dyn(),
+            );
+            if let Some(groups) = source.groups.clone() {
+                self.put("group_scale", Role::Constant, None, None, groups.into_dyn());
+            }
+        }
         if let Some(groups) = weight.groups {
             self.put(
                 "group_multiplier",

@@ -95,8 +95,8 @@ pub struct Row {
 
 /// Quantizes a row, in binary16, every operation rounded: `s = 2·max|w| / 15` of each group;
 /// `code = clamp(rne(w / s), −8, 7)`; `s_channel = max |code ⊗ s| / 127` over the row;
-/// `s_group = s / s_channel`. A group of zeros has code 0 and scale 0. A row of zeros gets the
-/// smallest channel scale that is a normal number, 2^-14.
+/// `s_group = s / s_channel`. A group of zeros has code 0 and scale 0. A channel scale that would be
+/// zero is 2^-24, binary16's least.
 pub fn quantize_row(weights: &[f16]) -> Row {
     let largest = |values: &mut dyn Iterator<Item = f16>| {
         let magnitudes = values.map(|v| f32::from(v).abs());
@@ -120,7 +120,7 @@ pub fn quantize_row(weights: &[f16]) -> Row {
         reach = reach.max(largest(&mut worth));
         steps.push(step);
     }
-    let channel = f32::from(to_f16(reach / 127.0)).max(f32::from(f16::MIN_POSITIVE));
+    let channel = f32::from(to_f16(reach / 127.0)).max(f32::from(f16::MIN_POSITIVE_SUBNORMAL));
     Row {
         codes,
         groups: (steps.iter())
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(row.channel, f32::from(f16::from_f32(8.0 * s / 127.0)));
         assert_eq!(row.groups[0], f16::from_f32(s / row.channel));
         let zeros = quantize_row(&[f16::ZERO; 128]);
-        assert_eq!(zeros.channel, f32::from(f16::MIN_POSITIVE));
+        assert_eq!(zeros.channel, 2f32.powi(-24));
         assert!(zeros.codes.iter().all(|code| *code == 0));
     }
 }

@@ -4,6 +4,10 @@
 //! binary16 arithmetic, every operation rounded to f16; dt_bias in f32. A_log and D follow the
 //! binary16 rule too: with it every code and scale of the reference's files comes out.
 
+mod int4;
+
+pub use int4::{FOUR_BIT_STEPS, FourBits, to_int4};
+
 use crate::arith::requant::to_f16;
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;

@@ -148,6 +148,14 @@ impl LinearWeight<'_> {
         }
     }
 
+    /// The weight, if it has four bits.
+    pub fn int4(&self) -> Option<&Int4Weight<'_>> {
+        match self {
+            LinearWeight::Int4(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
     /// The INT8 codes that are multiplied, and their scales; `None` for real weights.
     pub fn stored(&self) -> Option<ScaledWeight> {
         match self {
