@@ -96,7 +96,7 @@ fn four_bit_weights_survive_a_round_trip() {
         size += f64::from(*w).powi(2);
     }
     assert!((0.005..0.02).contains(&(error / size)), "{}", error / size);
-    assert_eq!(weight.overflows(), 0);
+    assert_eq!(weight.overflows(Dequantize::WrappingFma), 0);
 }
 
 #[test]

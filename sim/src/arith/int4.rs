@@ -25,7 +25,8 @@ pub enum Dequantize {
     Saturate,
     /// The kernel's: one binary16 `fma(code, s_group, 1152)`, whose steps are 1 and whose low byte
     /// is the weight plus 128. Products that do not round into −128…127 wrap; below −128 the sum's
-    /// steps are 0.5, and −128.5 gives 127. An infinite scale gives −128, NaN gives 127.
+    /// steps are 0.5, and what rounds to −128.5 there (from −128.25 down) gives 127. An infinite
+    /// scale gives −128, NaN gives 127.
     WrappingFma,
 }
 
@@ -49,6 +50,12 @@ impl Dequantize {
         }
     }
 
+    /// Whether the INT8 weight of a code is not `rne(code · s_group)`: it was saturated, or wrapped.
+    pub fn overflows(self, code: i8, s_group: f16) -> bool {
+        let product = f32::from(code) * f32::from(s_group);
+        f32::from(self.weight(code, s_group)) != Rounding::NearestTiesToEven.round(product)
+    }
+
     /// The INT8 weights of all codes: code −8 first.
     pub fn table(self, s_group: f16) -> [i8; 16] {
         std::array::from_fn(|i| self.weight(i as i8 + LOWEST, s_group))
@@ -66,13 +73,6 @@ fn fused(product: f32) -> f16 {
 /// The INT8 weights of all codes of a row without groups.
 pub fn table_without_groups() -> [i8; 16] {
     std::array::from_fn(|i| STEP_WITHOUT_GROUPS * (i as i8 + LOWEST))
-}
-
-/// Whether the INT8 weight of a code is less than `code · s_group`, rounded, would be: it was
-/// saturated or has wrapped.
-pub fn overflows(code: i8, s_group: f16) -> bool {
-    let product = f32::from(code) * f32::from(s_group);
-    super::saturate::overflows_i8(Rounding::NearestTiesToEven.round(product))
 }
 
 /// The real value of a sum of INT8 weights, or its value in units of the output's scale where
@@ -165,14 +165,13 @@ mod tests {
                 }
                 assert_eq!(got, by_integers(code, s), "{code} · {s}");
                 let nearest = product.round_ties_even();
-                assert_eq!(overflows(code, s), !(-128.0..=127.0).contains(&nearest));
-                if !overflows(code, s) {
-                    assert_eq!(f64::from(got), nearest, "{code} · {s}");
-                }
-                assert_eq!(
-                    f64::from(Dequantize::Saturate.weight(code, s)),
-                    nearest.clamp(-128.0, 127.0)
-                );
+                let fits = (-128.25..127.5).contains(&product);
+                assert_eq!(f64::from(got) == nearest, fits, "{code} · {s}");
+                assert_eq!(Dequantize::WrappingFma.overflows(code, s), !fits);
+                let saturated = f64::from(Dequantize::Saturate.weight(code, s));
+                assert_eq!(saturated, nearest.clamp(-128.0, 127.0));
+                let fits = saturated == nearest;
+                assert_eq!(Dequantize::Saturate.overflows(code, s), !fits);
             }
         }
     }

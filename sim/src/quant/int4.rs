@@ -1,7 +1,7 @@
 //! Linear weights in four bits, as a model stores them.
 
 use super::Scale;
-use crate::arith::int4::{Dequantize, GROUP, LOWEST, overflows, table_without_groups};
+use crate::arith::int4::{Dequantize, GROUP, LOWEST, table_without_groups};
 use crate::error::{Result, SimError};
 use crate::kernels::matmul_i8::Nibbles;
 use half::f16;
@@ -107,16 +107,23 @@ impl Int4Tensor {
         codes
     }
 
-    /// Weights whose `code · s_group`, rounded, lies outside INT8: a rule saturates or wraps them.
-    pub fn overflows(&self) -> u64 {
+    /// Weights that are not `rne(code · s_group)` in INT8: a rule saturates or wraps them.
+    pub fn overflows(&self, rule: Dequantize) -> u64 {
         let Some(groups) = &self.groups else {
             return 0;
         };
-        let codes = self.codes();
-        let beyond = codes.indexed_iter();
-        beyond
-            .filter(|((r, k), code)| overflows(**code, groups[(*r, k / GROUP)]))
-            .count() as u64
+        let groups = groups.as_slice().expect("weights are row-major");
+        let bytes = self.nibbles.as_slice().expect("weights are row-major");
+        let of_group = |(scale, bytes): (&f16, &[u8; GROUP / 2])| {
+            let over: [bool; 16] =
+                std::array::from_fn(|i| rule.overflows(i as i8 + LOWEST, *scale));
+            if over == [false; 16] {
+                return 0;
+            }
+            let nibbles = bytes.iter().flat_map(|pair| [pair & 15, pair >> 4]);
+            nibbles.filter(|n| over[usize::from(*n)]).count() as u64
+        };
+        groups.iter().zip(bytes.as_chunks().0).map(of_group).sum()
     }
 }
 
