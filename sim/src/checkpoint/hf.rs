@@ -6,6 +6,7 @@
 use super::config::{self, HfConfig};
 use super::container::Container;
 use super::input::{in_layer, read_small, shown};
+use super::tensor::Tensor;
 use crate::error::{Result, SimError};
 use crate::model::{Config, FloatLayer, FloatModel};
 use half::f16;
@@ -140,7 +141,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<super::container::Tensor<'_>> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
         match self.file(name) {
             Some(file) => file.tensor(name, shape),
             None => Err(SimError::file(
@@ -157,7 +158,8 @@ impl<'a> Weights<'a> {
     }
 
     fn matrix(&self, name: &str, shape: &[usize]) -> Result<Array2<f16>> {
-        self.tensor(name, shape)?.to_f16_matrix()
+        let tensor = self.tensor(name, shape)?;
+        Ok(tensor.matrix(tensor.to_f16()?))
     }
 
     /// Every tensor must be one that a model of this shape has. A bias nobody reads, or a thirteenth

@@ -8,10 +8,13 @@
 //! | [`quantized`] | the quantized format, `quantized.safetensors` |
 //! | [`scales`] | activation scales alone, as JSON |
 //! | [`load`] | any of these by its path |
+//! | [`torch`] | files of `torch.save` |
+//! | [`tensor`] | a tensor of a file, of whatever container |
 //! | [`synthetic`] | random models of published shapes |
 
-mod config;
 #[allow(unsafe_code)] // maps files
+mod bytes;
+mod config;
 mod container;
 pub mod fold;
 pub mod hf;
@@ -22,3 +25,5 @@ pub mod quantized;
 mod rotate;
 pub mod scales;
 pub mod synthetic;
+pub mod tensor;
+pub mod torch;

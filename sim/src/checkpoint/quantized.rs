@@ -17,8 +17,9 @@
 //! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
 
 use super::config;
-use super::container::{Container, Tensor};
+use super::container::Container;
 use super::input::in_layer;
+use super::tensor::Tensor;
 use crate::atomic;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
