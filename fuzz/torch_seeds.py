@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the first cases of the corpus `torch`: small files as torch.save writes them, made by Python's own
-pickle without torch, and hostile ones.
+"""Makes the first cases of the corpora `torch` and `quamba`: small files as torch.save writes them, made by
+Python's own pickle without torch, and hostile ones.
 
     python fuzz/torch_seeds.py
 """
 
 import io
+import math
 import os
 import pickle
 import struct
@@ -15,8 +16,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
-CORPUS = Path(__file__).parent / "corpus" / "torch"
-CORPUS.mkdir(parents=True, exist_ok=True)
+CORPUS = Path(__file__).parent / "corpus"
 
 # What a pickle of tensors names, under torch's names.
 torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
@@ -72,8 +72,10 @@ def saved(value, protocol=2, byteorder=b"little", method=zipfile.ZIP_STORED, cut
     return archive([*members, ("m/version", b"3\n")], method)
 
 
-def case(name, data):
-    (CORPUS / name).write_bytes(data)
+def case(name, data, target="torch"):
+    folder = CORPUS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
 
 
 codes = Storage("CharStorage", bytes(range(12)), 12)
@@ -108,3 +110,55 @@ case("legacy", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.")
 case("two-of-one-name", archive([("m/data.pkl", b"\x80\x02}(X\x01\0\0\0aK\x01X\x01\0\0\0aK\x02u.")]))
 case("deep", archive([("m/data.pkl", b"\x80\x02)" + b"\x85" * 2000 + b"q\0" * 100 + b".")]))
 case("marks", archive([("m/data.pkl", b"\x80\x02" + b"(" * 1000 + b"t" * 1000 + b".")]))
+
+# The model of `SMALL` in readers.rs: M = 16, E = 32, N = 4, R = 2, one block, eight tokens.
+M, E, N, R, V, K = 16, 32, 4, 2, 8, 4
+
+
+def f16(*shape):
+    count = math.prod(shape)
+    return dense(Storage("HalfStorage", struct.pack(f"<{count}e", *[1.0] * count), count), shape)
+
+
+def i8(*shape):
+    count = math.prod(shape)
+    return dense(Storage("CharStorage", bytes(count), count), shape)
+
+
+def f32(shape, value):
+    return dense(Storage("FloatStorage", struct.pack("<f", value), 1), shape)
+
+
+def dense(storage, shape):
+    strides, step = [], 1
+    for length in reversed(shape):
+        strides.insert(0, step)
+        step *= length
+    return Tensor(storage, tuple(shape), tuple(strides))
+
+
+def linear(name, outputs, inputs, a):
+    padded = (outputs + 15) // 16 * 16
+    weight = Tensor(Storage("CharStorage", bytes(inputs * padded), inputs * padded), (inputs, padded), (1, inputs))
+    return {f"{name}.weight": weight, f"{name}.a": f32((1, 1), a), f"{name}.b": f32((1, 1), 0.5), f"{name}.alpha": a / 2}
+
+
+# Every scale is 1/2.
+scan = {f"{n}_scale": f32((), 0.5) for n in ("A", "D", "dt_bias", "u", "z", "B", "C", "dt", "ssm_state")}
+scan |= {"A_log": i8(E, N), "D": i8(E), "dt_bias": i8(E)}
+conv = {f"{n}_scale": 0.5 for n in ("weight", "bias", "input", "output")} | {"weight": i8(E, K), "bias": i8(E)}
+mixer = {f"conv1d.{k}": v for k, v in conv.items()} | {f"selective_scan.{k}": v for k, v in scan.items()}
+mixer |= linear("in_proj", 2 * E, M, 1.0) | linear("x_proj", R + 2 * N, E, 1.0) | linear("dt_proj", E, R, 1.0)
+mixer |= linear("out_proj", M, E, 0.5) | {"had.x_H_scale": 0.5}
+block = {"norm.weight": f16(M), "norm.output_scale": 0.5} | {f"mixer.{k}": v for k, v in mixer.items()}
+blocks = {f"backbone.layers.0.{k}": v for k, v in block.items()} | {"backbone.norm_f.weight": f16(M)}
+ends = {"backbone.embedding.weight": f16(V, M), "lm_head.weight": f16(V, M)}
+int8 = {"backbone.embedding.weight": i8(V, M), "backbone.embedding.scales": f16(V), "backbone.norm_f.output_scale": 0.5}
+case("w8a8", saved(OrderedDict(blocks | ends)), "quamba")
+case("w8a8-int8-ends", saved(OrderedDict(blocks | int8 | linear("lm_head", V, M, 0.5))), "quamba")
+case("w4a16", saved({"backbone.layers.0.mixer.in_proj.scale": f16(1, 64), "backbone.layers.0.mixer.x_proj.scale": f16(1)}), "quamba")
+floats = {"backbone.embedding.weight": f16(V, M), "backbone.norm_f.weight": f16(M), "backbone.layers.0.norm.weight": f16(M)}
+floats |= {f"backbone.layers.0.mixer.{k}": v for k, v in {
+    "in_proj.weight": f16(2 * E, M), "conv1d.weight": f16(E, 1, K), "conv1d.bias": f16(E), "x_proj.weight": f16(R + 2 * N, E),
+    "dt_proj.weight": f16(E, R), "dt_proj.bias": f16(E), "A_log": f16(E, N), "D": f16(E), "out_proj.weight": f16(M, E)}.items()}
+case("float", saved(OrderedDict(floats)), "quamba")

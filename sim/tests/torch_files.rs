@@ -57,7 +57,7 @@ fn files_of_every_protocol_say_the_same() {
         says(file.tensor("rows", &[4, 3]), &["rows", "[4, 3]", "[3, 4]"]);
         says(
             file.tensor("other", &[1]),
-            &["other", "no entry of that name"],
+            &["other", "no tensor of that name"],
         );
     }
 }

@@ -180,7 +180,7 @@ impl Table {
         // Stable: the modes of a unit keep their order.
         records.sort_by_key(Record::unit);
         let count = settings.modes.len();
-        let per_token = matches!(settings.task, Task::Perplexity { .. });
+        let per_token = settings.task.per_token();
         let modes: Vec<Vec<Record>> = (0..count)
             .map(|m| records.iter().skip(m).step_by(count).cloned().collect())
             .collect();

@@ -6,7 +6,7 @@
 
 use super::bytes::Bytes;
 use super::input::shown;
-use super::tensor::{Tensor, shown_shape};
+use super::tensor::{Dtype, Tensor, shown_shape};
 use crate::error::{Result, SimError};
 use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -85,6 +85,16 @@ impl<'a> Container<'a> {
     /// Whether there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
         self.header.info(name).is_some()
+    }
+
+    /// Type of a tensor.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        Some(self.header.info(name)?.dtype)
+    }
+
+    /// Lengths of a tensor's axes.
+    pub fn shape(&self, name: &str) -> &[usize] {
+        self.header.info(name).map_or(&[], |info| &info.shape)
     }
 
     /// The tensor `name`, which must have exactly this shape.

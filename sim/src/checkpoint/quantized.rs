@@ -4,6 +4,8 @@
 //! | tensor | dtype | shape |
 //! |---|---|---|
 //! | `embeddings.weight`, `lm_head.weight` | F16 | `[V, M]` |
+//! | … with quantized ends | I8 | `[V, M]` |
+//! | `embeddings.weight_scale`, `lm_head.weight_scale`, `norm_f.output_scale` | F16, F32, F32 | `[V]`, `[1]`, `[1]` |
 //! | `norm_f.weight`, `layers.{i}.norm.weight` | F16 | `[M]` |
 //! | `layers.{i}.in_proj.weight` | I8 | `[2E, M]` |
 //! | `layers.{i}.conv1d.weight`, `….bias` | I8 | `[E, K]`, `[E]` |
@@ -14,15 +16,16 @@
 //! | each I8 tensor's name + `_scale` | F32 | `[1]` |
 //! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
 //!
-//! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
+//! Metadata: `config`, the configuration (of `transformers` or `mamba_ssm`) as JSON, and `format`, `int8-mamba`.
 
 use super::config;
 use super::container::Container;
 use super::input::in_layer;
-use super::tensor::Tensor;
+use super::tensor::{Dtype, Tensor};
 use crate::atomic;
 use crate::error::{Result, SimError};
-use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
+use crate::model::{ActivationScales, Config, Embedding, Head, QRows, QuantizedLayer};
+use crate::model::{QuantizedModel, ScaleKey};
 use crate::quant::{QTensor, QVector, Scale};
 use half::f16;
 use ndarray::Array2;
@@ -80,9 +83,26 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
         .into_par_iter()
         .map(|i| Layer { file, i }.read(&config))
         .collect();
+    let int8 = |name: &str| file.dtype(name) == Some(Dtype::I8);
     Ok(QuantizedModel {
-        embedding: table("embeddings.weight")?,
-        head: table("lm_head.weight")?,
+        embedding: match int8(EMBEDDING) {
+            true => Embedding::Rows(QRows {
+                codes: codes(file, EMBEDDING, [v, m])?,
+                scales: file.tensor(EMBEDDING_SCALE, &[v])?.exact_f16()?,
+                bits: 8,
+            }),
+            false => Embedding::F16(table(EMBEDDING)?),
+        },
+        head: match int8(HEAD) {
+            true => Head::Int8 {
+                input: scale(file, NORM_F_SCALE)?,
+                weight: QTensor {
+                    codes: codes(file, HEAD, [v, m])?,
+                    scale: scale(file, HEAD_SCALE)?,
+                },
+            },
+            false => Head::F16(table(HEAD)?),
+        },
         norm_f: file.tensor("norm_f.weight", &[m])?.exact_f16()?,
         layers: layers.into_iter().collect::<Result<_>>()?,
         config,
@@ -127,7 +147,7 @@ fn refuse_others(file: &Container<'_>, config: &Config) -> Result<()> {
 
 /// Whether a model of this shape has a tensor of that name; as in [`super::hf`], no names are made.
 fn is_of(name: &str, config: &Config) -> bool {
-    if ["embeddings.weight", "lm_head.weight", "norm_f.weight"].contains(&name) {
+    if ENDS.contains(&name) {
         return true;
     }
     let Some((layer, tensor)) = in_layer(name, "layers.") else {
@@ -142,6 +162,21 @@ fn is_of(name: &str, config: &Config) -> bool {
     };
     known && layer < config.n_layers
 }
+
+const EMBEDDING: &str = "embeddings.weight";
+const EMBEDDING_SCALE: &str = "embeddings.weight_scale";
+const HEAD: &str = "lm_head.weight";
+const HEAD_SCALE: &str = "lm_head.weight_scale";
+const NORM_F: &str = "norm_f.weight";
+const NORM_F_SCALE: &str = "norm_f.output_scale";
+const ENDS: [&str; 6] = [
+    EMBEDDING,
+    EMBEDDING_SCALE,
+    HEAD,
+    HEAD_SCALE,
+    NORM_F,
+    NORM_F_SCALE,
+];
 
 /// A layer's INT8 tensors, each with a scale beside it.
 const CODES: [&str; 9] = [
@@ -158,6 +193,19 @@ const CODES: [&str; 9] = [
 
 fn scale_tensor(layer: usize, key: ScaleKey) -> String {
     format!("layers.{layer}.scales.{}", key.name())
+}
+
+fn scale(file: &Container<'_>, name: &str) -> Result<Scale> {
+    let value = file.tensor(name, &[1])?.scalar_f32()?;
+    Scale::new(value).map_err(|_| {
+        let found = format_args!("{value:e}");
+        SimError::file(file.path(), name, "a positive, finite, normal f32", found)
+    })
+}
+
+fn codes(file: &Container<'_>, name: &str, shape: [usize; 2]) -> Result<Array2<i8>> {
+    let tensor = file.tensor(name, &shape)?;
+    Ok(tensor.matrix(tensor.codes()?))
 }
 
 struct Layer<'a> {
@@ -193,15 +241,7 @@ impl<'a> Layer<'a> {
     }
 
     fn scale(&self, name: &str) -> Result<Scale> {
-        let value = self.tensor(name, &[1])?.scalar_f32()?;
-        Scale::new(value).map_err(|_| {
-            SimError::file(
-                self.file.path(),
-                format_args!("layers.{}.{name}", self.i),
-                "a positive, finite, normal f32",
-                format_args!("{value:e}"),
-            )
-        })
+        scale(self.file, &format!("layers.{}.{name}", self.i))
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<QTensor> {
@@ -318,23 +358,29 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
     let mut add = |name: String, shape: &[usize], data| {
         all.insert((Data::rank(&data), name), (shape.to_vec(), data));
     };
-    let table = |t: &'_ Array2<f16>| t.shape().to_vec();
-    let (embedding, head, norm_f) = (&model.embedding, &model.head, &model.norm_f);
-    add(
-        "embeddings.weight".into(),
-        &table(embedding),
-        Data::Floats(slice(embedding)),
-    );
-    add(
-        "lm_head.weight".into(),
-        &table(head),
-        Data::Floats(slice(head)),
-    );
-    add(
-        "norm_f.weight".into(),
-        &[norm_f.len()],
-        Data::Floats(norm_f),
-    );
+    match &model.embedding {
+        Embedding::F16(table) => add(EMBEDDING.into(), table.shape(), Data::Floats(slice(table))),
+        Embedding::Rows(rows) => {
+            let (codes, scales) = (&rows.codes, &rows.scales);
+            add(EMBEDDING.into(), codes.shape(), Data::Codes(slice(codes)));
+            add(
+                EMBEDDING_SCALE.into(),
+                &[scales.len()],
+                Data::Floats(scales),
+            );
+        }
+    }
+    match &model.head {
+        Head::F16(table) => add(HEAD.into(), table.shape(), Data::Floats(slice(table))),
+        Head::Int8 { input, weight } => {
+            let codes = &weight.codes;
+            add(HEAD.into(), codes.shape(), Data::Codes(slice(codes)));
+            add(HEAD_SCALE.into(), &[1], Data::Scale(weight.scale));
+            add(NORM_F_SCALE.into(), &[1], Data::Scale(*input));
+        }
+    }
+    let norm_f = &model.norm_f;
+    add(NORM_F.into(), &[norm_f.len()], Data::Floats(norm_f));
     for (i, l) in model.layers.iter().enumerate() {
         let norm = format!("layers.{i}.norm.weight");
         add(norm, &[l.norm.len()], Data::Floats(&l.norm));

@@ -232,7 +232,7 @@ pub(super) fn row_major(shape: &[usize]) -> Vec<usize> {
 }
 
 /// Whether elements follow each other; the stride of an axis of length 1 means nothing.
-fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
+pub(super) fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
     let mut axes = shape.iter().zip(strides).zip(row_major(shape));
     axes.all(|((n, stride), usual)| *n == 1 || *stride == usual)
 }

@@ -219,7 +219,7 @@ impl<'a> TorchFile<'a> {
             Some(Found::Tensor(view)) => view,
             Some(Found::Number(_) | Found::Integer(_)) => return refuse("a number"),
             Some(Found::Other(kind)) => return refuse(kind),
-            None => return refuse("no entry of that name"),
+            None => return refuse("no tensor of that name"),
         };
         let size = item_size(view.dtype());
         // Inside the file: `View::new` and `Archive::storage` measured it.
@@ -247,7 +247,7 @@ impl<'a> TorchFile<'a> {
                 &self.path,
                 name,
                 expected,
-                "no entry of that name",
+                "no tensor of that name",
             ));
         }
         self.any_tensor(name)?.of_shape(shape)
@@ -271,7 +271,7 @@ impl<'a> TorchFile<'a> {
             Some(Found::Tensor(_)) => self.any_tensor(name)?.scalar_f32(),
             Some(Found::Integer(value)) => refuse("a float", value),
             Some(Found::Other(kind)) => refuse("a number", kind),
-            None => refuse("a number", &"no entry of that name"),
+            None => refuse("a number", &"no tensor of that name"),
         }
     }
 }

@@ -49,6 +49,19 @@ impl Linear {
                     scale: *scale,
                 })
             }
+            LinearWeight::Wide(_) => {
+                let mut values: Vec<f32> = Vec::new();
+                let mut k = 0;
+                for part in parts {
+                    let LinearWeight::Wide(weight) = part else {
+                        unreachable!("halves of one weight have one type");
+                    };
+                    k = weight.ncols();
+                    values.extend(weight.iter());
+                }
+                let weight = Matrix::upload(device, &values, k, Kind::F32)?;
+                Ok(Linear::Float(weight))
+            }
             LinearWeight::Float { .. } => {
                 let mut values: Vec<f16> = Vec::new();
                 let mut k = 0;
@@ -110,7 +123,7 @@ impl InProj {
         let all = Linear::upload(device, &[x, z])?;
         let scale = |weight: &LinearWeight| match weight {
             LinearWeight::Int8 { scale, .. } => Some(*scale),
-            LinearWeight::Scaled(_) | LinearWeight::Float { .. } => None,
+            LinearWeight::Scaled(_) | LinearWeight::Float { .. } | LinearWeight::Wide(_) => None,
         };
         let half = all.outputs() / 2;
         Ok(Self {

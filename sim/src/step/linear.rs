@@ -39,6 +39,26 @@ pub enum LinearWeight<'m> {
         /// A copy for one token at a time, from the first one on.
         panels: OnceLock<Option<Arc<Panels>>>,
     },
+    /// FP32, `[out, in]`, row-major: a checkpoint that is wider than binary16, as it is.
+    Wide(ArrayView2<'m, f32>),
+}
+
+/// A type that the weights of a float model are held in.
+pub trait Real: Copy + Into<f32> + 'static {
+    /// A weight of this type, or some rows of one, used as FP32.
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_>;
+}
+
+impl Real for f16 {
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_> {
+        LinearWeight::float(view)
+    }
+}
+
+impl Real for f32 {
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_> {
+        LinearWeight::Wide(view)
+    }
 }
 
 impl<'m> LinearWeight<'m> {
@@ -64,6 +84,7 @@ impl<'m> LinearWeight<'m> {
             },
             Self::Scaled(weight) => Self::Scaled(weight.rows(rows)),
             Self::Float { weight, .. } => Self::float(weight.slice_move(s![rows, ..])),
+            Self::Wide(weight) => Self::Wide(weight.slice_move(s![rows, ..])),
         }
     }
 
@@ -73,6 +94,7 @@ impl<'m> LinearWeight<'m> {
                 Some(Some(panels)) => RealWeight::Panels(*weight, panels),
                 _ => RealWeight::F16(*weight),
             }),
+            LinearWeight::Wide(weight) => Ok(RealWeight::F32(*weight)),
             LinearWeight::Int8 { codes, scale } => Ok(RealWeight::Codes(*codes, scale.get())),
             LinearWeight::Scaled(_) => Err(SimError::value(
                 "weights",
@@ -90,7 +112,7 @@ impl LinearWeight<'_> {
         let (codes, groups) = match self {
             LinearWeight::Int8 { codes, .. } => (*codes, None),
             LinearWeight::Scaled(weight) => (weight.codes.view(), weight.groups.as_ref()),
-            LinearWeight::Float { .. } => return None,
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => return None,
         };
         let (mut low, mut high) = (0, 0);
         for (r, row) in codes.rows().into_iter().enumerate() {
@@ -117,6 +139,7 @@ impl LinearWeight<'_> {
             LinearWeight::Float { weight, .. } => {
                 pages::enlarge(weight.as_slice().unwrap_or(&[]));
             }
+            LinearWeight::Wide(weight) => pages::enlarge(weight.as_slice().unwrap_or(&[])),
         }
     }
 
@@ -137,7 +160,7 @@ impl LinearWeight<'_> {
                 groups: None,
             }),
             LinearWeight::Scaled(weight) => Some(weight.clone()),
-            LinearWeight::Float { .. } => None,
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => None,
         }
     }
 
@@ -155,7 +178,9 @@ impl LinearWeight<'_> {
         let weight = match self {
             LinearWeight::Int8 { codes, .. } => *codes,
             LinearWeight::Scaled(weight) if weight.groups.is_none() => weight.codes.view(),
-            LinearWeight::Scaled(_) | LinearWeight::Float { .. } => return Accumulated::default(),
+            LinearWeight::Scaled(_) | LinearWeight::Float { .. } | LinearWeight::Wide(_) => {
+                return Accumulated::default();
+            }
         };
         let product = Product {
             x,
@@ -212,7 +237,7 @@ pub fn linear(
                     output,
                 );
             }
-            LinearWeight::Float { .. } => {}
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => {}
         }
     }
     let real = match (x, input_scale) {
