@@ -5,7 +5,6 @@ use super::bootstrap::{PairedDifference, RESAMPLES, resample};
 use super::samples::Record;
 use super::settings::Settings;
 use super::stats::{self, ALPHA, Estimate, POWER};
-use super::task::Task;
 use super::ties;
 use scalescope_sim::error::{Result, SimError};
 use serde::{Deserialize, Serialize};
@@ -448,6 +447,7 @@ fn costs(
 mod tests {
     use super::super::samples::tests::record;
     use super::super::settings::tests::settings;
+    use super::super::task::Task;
     use super::*;
     use approx::assert_relative_eq;
 
