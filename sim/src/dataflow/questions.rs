@@ -150,6 +150,7 @@ impl TracePoint {
             | P::HadOutScale
             | P::OutProjOut
             | P::FinalResidual
+            | P::NormFOut
             | P::Logits => &[],
         }
     }
