@@ -5,8 +5,9 @@ use crate::interrupt;
 use crate::output::progress;
 use ndarray::Array2;
 use scalescope_golden::npz::read_npy;
-use scalescope_sim::calibrate::{CalibrationOptions, calibrate};
-use scalescope_sim::checkpoint::load::{Loaded, load};
+use scalescope_sim::calibrate::{CalibrationOptions, calibrate, calibrate_head};
+use scalescope_sim::checkpoint::load::{Loaded, load_with_notes};
+use scalescope_sim::checkpoint::quantize::Ends;
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::checkpoint::{fold, hf, quantize, scales};
 use scalescope_sim::datapath::{Datapath, check_tokens};
@@ -14,8 +15,9 @@ use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::generate::{OwnText, own_text};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
-use scalescope_sim::model::{ActivationScales, FloatModel, Model};
+use scalescope_sim::model::{ActivationScales, Checkpoint, FloatModel, Model};
 use scalescope_sim::profile::Profile;
+use scalescope_sim::quant::Scale;
 use scalescope_sim::sample;
 use scalescope_sim::trace::TracePoint;
 use std::cell::Cell;
@@ -119,11 +121,16 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     let needs_quantized = modes.iter().any(ModeSpec::needs_quantized);
     let needs_original = modes.iter().any(|m| m.needs_float() && !m.rotated);
     let mut model = Model::default();
-    let checkpoint = match load(path)? {
+    let (loaded, notes) = load_with_notes(path)?;
+    for note in notes {
+        eprintln!("note: {}: {note}", path.display());
+    }
+    let checkpoint = match loaded {
         Loaded::Quantized(quantized) => {
             model.quantized = Some(Arc::new(quantized));
             match &args.float {
-                Some(dir) if needs_float || needs_original => Some(hf::read(dir)?),
+                Some(dir) if needs_original => Some(hf::read_exact(dir)?),
+                Some(dir) if needs_float => Some(Checkpoint::F16(hf::read(dir)?)),
                 _ => None,
             }
         }
@@ -133,7 +140,9 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
         if needs_original {
             model.original = Some(Arc::new(checkpoint.clone()));
         }
-        let float = Arc::new(fold::fold(checkpoint)?);
+        let from = args.float.as_deref().unwrap_or(path);
+        let narrow = checkpoint.into_f16().map_err(|e| e.in_file(from))?;
+        let float = Arc::new(fold::fold(narrow, &args.recipe)?);
         if needs_quantized && model.quantized.is_none() {
             let scales = match &args.scales {
                 Some(file) => scales::read(file)?,
@@ -141,12 +150,13 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
                     self_calibrated(&float, &OwnText::default(), &CalibrationOptions::default())?
                 }
             };
-            model.quantized = Some(Arc::new(quantize::quantize(&float, &scales)?));
+            let quantized = quantize::quantize(&float, &scales, &args.recipe, Ends::F16)?;
+            model.quantized = Some(Arc::new(quantized));
         }
         model.float = Some(float);
     }
     if let (Some(quantized), Some(float)) = (&model.quantized, &model.float)
-        && quantized.config != float.config
+        && !quantized.config.same_shape(&float.config)
     {
         return Err(SimError::file(
             path,
@@ -427,11 +437,16 @@ fn one_line(error: &tokenizers::Error) -> String {
 }
 
 /// Activation scales from calibration on text the float model itself writes.
-pub fn self_calibrated(
+fn self_calibrated(
     float: &Arc<FloatModel>,
     own: &OwnText,
     options: &CalibrationOptions,
 ) -> Result<Vec<ActivationScales>> {
+    calibrated(float, &own_samples(float, own)?, options)
+}
+
+/// Text that the float model itself writes.
+pub fn own_samples(float: &Arc<FloatModel>, own: &OwnText) -> Result<Vec<Vec<u32>>> {
     let model = only_float(float);
     let bar = progress(own.tokens() as u64, "writing calibration text");
     let samples = own_text(&model, own, &|done| {
@@ -439,7 +454,18 @@ pub fn self_calibrated(
         interrupt::go_on()
     })?;
     bar.finish_and_clear();
-    calibrated(float, &samples, options)
+    Ok(samples)
+}
+
+/// Scale of the head's input from calibration on sequences.
+pub fn calibrated_head(
+    float: &Arc<FloatModel>,
+    samples: &[Vec<u32>],
+    options: &CalibrationOptions,
+) -> Result<Scale> {
+    calibrate_head(&only_float(float), samples, options, &|_| {
+        interrupt::go_on()
+    })
 }
 
 /// Activation scales from calibration on sequences.

@@ -121,7 +121,8 @@ fn inputs(site: TracePoint) -> &'static [TracePoint] {
         P::SsmState => &[P::SsmU, P::DtProjOut, P::XProjOut],
         P::HadOut => &[P::SsmY],
         P::OutProjOut => &[P::HadOut],
-        P::Logits => &[P::FinalResidual],
+        P::NormFOut => &[P::FinalResidual],
+        P::Logits => &[P::NormFOut, P::FinalResidual],
         _ => &[],
     }
 }

@@ -12,69 +12,12 @@ pub use peak::{Peaks, measure as measure_peaks};
 pub use work::{LinearWork, linear_work};
 
 use crate::arith::saturate::Status;
+use crate::dataflow::Step;
 use crate::datapath::{Datapath, LogitRows};
 use crate::error::Result;
 use crate::trace::{Place, Probe, Recorder, Selection, Tensor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
-
-/// A step of the datapath, as timings name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// Rows of the embedding.
-    Embed,
-    /// Residual add, RMSNorm and its quantizer.
-    Norm,
-    /// x and z.
-    InProj,
-    /// Convolution, SiLU, quantizer, and the conv state.
-    Conv,
-    /// dt, B and C.
-    XProj,
-    /// dt before its bias.
-    DtProj,
-    /// The scan's input, the selective scan, the gate, and the state's quantizer.
-    Scan,
-    /// Rotation and its quantizer.
-    Hadamard,
-    /// The block's output.
-    OutProj,
-    /// The last norm and the logits.
-    Head,
-}
-
-impl Step {
-    /// Every step, in the order of the datapath.
-    pub const ALL: [Step; 10] = [
-        Step::Embed,
-        Step::Norm,
-        Step::InProj,
-        Step::Conv,
-        Step::XProj,
-        Step::DtProj,
-        Step::Scan,
-        Step::Hadamard,
-        Step::OutProj,
-        Step::Head,
-    ];
-
-    /// The name in tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Step::Embed => "embed",
-            Step::Norm => "norm",
-            Step::InProj => "in_proj",
-            Step::Conv => "conv",
-            Step::XProj => "x_proj",
-            Step::DtProj => "dt_proj",
-            Step::Scan => "scan",
-            Step::Hadamard => "hadamard",
-            Step::OutProj => "out_proj",
-            Step::Head => "head",
-        }
-    }
-}
 
 /// Time of a run, and of each of its steps over all blocks.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -10,7 +10,8 @@
 //! | activation scales from a float model | [`calibrate`] |
 //! | which tensor is INT8, who makes it | [`mode`] |
 //! | with which rules | [`profile`] |
-//! | which scale each step uses where | [`plan`] |
+//! | the block as a table: who reads what, with which scale | [`dataflow`] |
+//! | the scales of a block, one for each use | [`plan`] |
 //! | the steps, and their order | [`step`], [`datapath`] |
 //! | known defects, to be put in on purpose | [`fault`] |
 //! | what runs a model, CPU or GPU | [`engine`], `cuda` (feature `cuda`) |
@@ -29,6 +30,7 @@ pub mod calibrate;
 pub mod checkpoint;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dataflow;
 pub mod datapath;
 pub mod engine;
 pub mod error;

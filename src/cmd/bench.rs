@@ -6,9 +6,10 @@ use crate::input::{load_subject, mode_table, select_modes, trace_points};
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use scalescope_sim::bench::{
-    Peaks, Step, StepTimes, batch_throughput, decode_throughput, linear_work, measure_peaks,
-    throughput, traced_throughput,
+    Peaks, StepTimes, batch_throughput, decode_throughput, linear_work, measure_peaks, throughput,
+    traced_throughput,
 };
+use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::isa::Isa;

@@ -66,10 +66,10 @@ mod on_gpu {
     use crate::cli::ModelArgs;
     use crate::input::load_subject;
     use crate::output::{print, print_json, table, table_text};
-    use scalescope_sim::bench::Step;
     use scalescope_sim::cuda::{
         CudaDatapath, DecodeTime, copy_bandwidth, decode_time, prefill_times,
     };
+    use scalescope_sim::dataflow::Step;
     use scalescope_sim::datapath::Datapath;
     use scalescope_sim::mode::{ModeSpec, ModeTable, Precision, ScanInput, Stream, XOutput};
     use scalescope_sim::model::Config;

@@ -1,6 +1,6 @@
 //! The data file: JSON lines with a `text`. What cannot be used is counted and named.
 
-use super::task::{Unit, UnitMaker};
+use super::task::{Task, Unit, UnitMaker};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ impl Dataset {
             .filter(|(_, line)| !line.trim_ascii().is_empty())
             .take(limit.unwrap_or(usize::MAX))
             .collect();
+        if let Task::Chunks { length } = maker.task {
+            return Self::joined(&lines, length, maker);
+        }
         let read: Vec<_> = lines
             .par_iter()
             .map(|(id, line)| (*id, text_of(line).and_then(|text| maker.units(*id, &text))))
@@ -53,14 +56,47 @@ impl Dataset {
         data
     }
 
+    /// All texts as one, with a blank line between two.
+    fn joined(lines: &[(usize, &[u8])], length: usize, maker: &UnitMaker) -> Self {
+        let mut data = Self {
+            lines: lines.len(),
+            ..Self::default()
+        };
+        let mut texts = Vec::new();
+        for (id, line) in lines {
+            match any_text_of(line) {
+                Ok(text) => texts.push(text),
+                Err(reason) => data.bad.push(BadLine { id: *id, reason }),
+            }
+        }
+        match maker.chunks(&texts.join("\n\n"), length) {
+            Ok(units) => data.units = units,
+            // Of the texts together, said of the first.
+            Err(reason) => data.bad.push(BadLine {
+                id: lines.first().map_or(0, |(id, _)| *id),
+                reason: format!("all texts: {reason}"),
+            }),
+        }
+        data
+    }
+
     /// Whether so many lines are unusable that the result would describe another data set.
     pub fn too_bad(&self) -> bool {
         self.bad.len() as f64 > TOLERATED * self.lines as f64
     }
 }
 
-/// The text of a line.
+/// The text of a line, which has one.
 fn text_of(line: &[u8]) -> Result<String, String> {
+    let text = any_text_of(line)?;
+    match text.trim().is_empty() {
+        true => Err("an empty text".into()),
+        false => Ok(text),
+    }
+}
+
+/// The text of a line, which may be empty.
+fn any_text_of(line: &[u8]) -> Result<String, String> {
     #[derive(Deserialize)]
     struct Line {
         text: String,
@@ -68,15 +104,12 @@ fn text_of(line: &[u8]) -> Result<String, String> {
     let line = std::str::from_utf8(line).map_err(|e| format!("not UTF-8: {e}"))?;
     let Line { text } = serde_json::from_str(line)
         .map_err(|e| format!("not a JSON object with a string `text`: {e}"))?;
-    if text.trim().is_empty() {
-        return Err("an empty text".into());
-    }
     Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::task::{Encode, Encoded, Task};
+    use super::super::task::{Encode, Encoded};
     use super::*;
 
     struct Letters;
@@ -109,6 +142,24 @@ mod tests {
         let first = Dataset::read(file, Some(1), &maker);
         assert_eq!((first.lines, first.units.len()), (1, 1));
         assert!(!first.too_bad());
+    }
+
+    #[test]
+    fn texts_are_joined_by_blank_lines_empty_ones_too() {
+        let maker = UnitMaker {
+            encoder: &Letters,
+            vocab_size: 256,
+            start: None,
+            task: Task::Chunks { length: 3 },
+        };
+        let file = b"{\"text\": \"ab\"}\n{\"text\": \"\"}\n\n{\"text\": \"cd\"}\n{\"txt\": 1}\n";
+        let data = Dataset::read(file, None, &maker);
+        let tokens: Vec<u32> = data.units.iter().flat_map(|u| u.tokens.clone()).collect();
+        // "ab\n\n\n\ncd", of which two letters are left over.
+        assert_eq!(tokens, b"ab\n\n\n\n".map(u32::from));
+        assert_eq!((data.lines, data.bad.len(), data.bad[0].id), (4, 1, 4));
+        let none = Dataset::read(b"{\"text\": \"ab\"}", None, &maker);
+        assert!(none.units.is_empty() && none.bad[0].reason.contains("2 tokens"));
     }
 
     #[test]

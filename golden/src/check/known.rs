@@ -106,7 +106,9 @@ impl Known {
         let Some(layer) = place.layer else {
             let last = self.layers - 1;
             return match place.point {
-                P::Logits => self.knows(Place::end(P::FinalResidual)),
+                // The head's input is codes or the norm of the residual stream.
+                P::Logits if self.given.contains(&Place::end(P::NormFOut)) => true,
+                P::Logits | P::NormFOut => self.knows(Place::end(P::FinalResidual)),
                 _ => self.leaves(last, P::OutProjOut) && self.leaves(last, P::ResidualOut),
             };
         };
@@ -136,7 +138,7 @@ impl Known {
             P::SsmState | P::SsmStateOut => scan() && here(P::SsmStateIn),
             P::HadOut | P::HadOutScale => here(P::SsmY),
             P::OutProjOut => with_scales(P::HadOut, P::HadOutScale),
-            P::FinalResidual | P::Logits => false,
+            P::FinalResidual | P::NormFOut | P::Logits => false,
         }
     }
 

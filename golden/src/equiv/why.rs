@@ -276,7 +276,7 @@ fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, St
             }
         }
         P::OutProjOut => add(cuda, "linear.out_proj"),
-        P::FinalResidual | P::Logits => {
+        P::FinalResidual | P::NormFOut | P::Logits => {
             out.push(("final_norm".into(), word(&run.profile.cuda.final_norm)));
         }
         _ => {}

@@ -10,7 +10,9 @@ use ndarray::s;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::{MODES, ModeSpec};
-use scalescope_sim::model::{ActivationScales, Model, QuantizedLayer, QuantizedModel, ScaleKey};
+use scalescope_sim::model::{
+    ActivationScales, Head, Model, QuantizedLayer, QuantizedModel, ScaleKey,
+};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::quant::{QTensor, QWeight, Scale};
 use scalescope_sim::sample;
@@ -32,7 +34,9 @@ fn first_blocks() -> Result<Model> {
     let mut quantized = quantized.expect("the sample model is quantized").clone();
     quantized.layers.truncate(BLOCKS);
     quantized.config.n_layers = BLOCKS;
-    quantized.head = quantized.head.slice(s![..1, ..]).to_owned();
+    if let Head::F16(head) = &mut quantized.head {
+        *head = head.slice(s![..1, ..]).to_owned();
+    }
     Ok(Model {
         quantized: Some(Arc::new(quantized)),
         ..Model::default()

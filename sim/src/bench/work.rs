@@ -1,6 +1,6 @@
 //! How much there is to do: multiplications of the linear steps, and the weights they read.
 
-use super::Step;
+use crate::dataflow::Step;
 use crate::mode::{ModeSpec, Precision};
 use crate::model::Config;
 

@@ -4,6 +4,8 @@
 //! | tensor | dtype | shape |
 //! |---|---|---|
 //! | `embeddings.weight`, `lm_head.weight` | F16 | `[V, M]` |
+//! | … with quantized ends | I8 | `[V, M]` |
+//! | `embeddings.weight_scale`, `lm_head.weight_scale`, `norm_f.output_scale` | F16, F32, F32 | `[V]`, `[1]`, `[1]` |
 //! | `norm_f.weight`, `layers.{i}.norm.weight` | F16 | `[M]` |
 //! | `layers.{i}.in_proj.weight` | I8 | `[2E, M]` |
 //! | `layers.{i}.conv1d.weight`, `….bias` | I8 | `[E, K]`, `[E]` |
@@ -12,21 +14,23 @@
 //! | `layers.{i}.out_proj.weight` | I8 | `[M, E]` |
 //! | `layers.{i}.ssm.A_log`, `….D`, `….dt_bias` | I8 | `[E, N]`, `[E]`, `[E]` |
 //! | each I8 tensor's name + `_scale` | F32 | `[1]` |
-//! | `in_proj.weight`, `x_proj.weight` or `out_proj.weight` in four bits | U8 | `[out, in/2]` |
+//! | `in_proj.weight`, `x_proj.weight`, `out_proj.weight` or `lm_head.weight` in four bits | U8 | `[out, in/2]` |
 //! | its name + `_groups`, where a row has more than 128 codes | F16 | `[out, in/128]` |
 //! | its name + `_channels` | F32 | `[out]` |
 //! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
 //!
 //! A weight is in four bits if its type is U8; [`crate::quant::Int4Tensor`] says what its bytes are.
-//! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
+//! Metadata: `config`, the configuration (of `transformers` or `mamba_ssm`) as JSON, and `format`, `int8-mamba`.
 
 use super::config;
-use super::container::{Container, Tensor};
+use super::container::Container;
 use super::input::in_layer;
+use super::tensor::{Dtype, Tensor};
 use crate::arith::int4::GROUP;
 use crate::atomic;
 use crate::error::{Result, SimError};
-use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
+use crate::model::{ActivationScales, Config, Embedding, Head, QRows, QuantizedLayer};
+use crate::model::{QuantizedModel, ScaleKey};
 use crate::quant::{Int4Tensor, QTensor, QVector, QWeight, Scale};
 use half::f16;
 use ndarray::Array2;
@@ -84,9 +88,24 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
         .into_par_iter()
         .map(|i| Layer { file, i }.read(&config))
         .collect();
+    let int8 = |name: &str| file.dtype(name) == Some(Dtype::I8);
+    let int4 = |name: &str| file.dtype(name) == Some(Dtype::U8);
     Ok(QuantizedModel {
-        embedding: table("embeddings.weight")?,
-        head: table("lm_head.weight")?,
+        embedding: match int8(EMBEDDING) {
+            true => Embedding::Rows(QRows {
+                codes: codes(file, EMBEDDING, [v, m])?,
+                scales: file.tensor(EMBEDDING_SCALE, &[v])?.exact_f16()?,
+                bits: 8,
+            }),
+            false => Embedding::F16(table(EMBEDDING)?),
+        },
+        head: match int8(HEAD) || int4(HEAD) {
+            true => Head::Quantized {
+                input: scale(file, NORM_F_SCALE)?,
+                weight: weight(file, HEAD, [v, m])?,
+            },
+            false => Head::F16(table(HEAD)?),
+        },
         norm_f: file.tensor("norm_f.weight", &[m])?.exact_f16()?,
         layers: layers.into_iter().collect::<Result<_>>()?,
         config,
@@ -131,7 +150,7 @@ fn refuse_others(file: &Container<'_>, config: &Config) -> Result<()> {
 
 /// Whether a model of this shape has a tensor of that name; as in [`super::hf`], no names are made.
 fn is_of(name: &str, config: &Config) -> bool {
-    if ["embeddings.weight", "lm_head.weight", "norm_f.weight"].contains(&name) {
+    if ENDS.contains(&name) {
         return true;
     }
     let Some((layer, tensor)) = in_layer(name, "layers.") else {
@@ -152,6 +171,25 @@ fn is_of(name: &str, config: &Config) -> bool {
     known && layer < config.n_layers
 }
 
+const EMBEDDING: &str = "embeddings.weight";
+const EMBEDDING_SCALE: &str = "embeddings.weight_scale";
+const HEAD: &str = "lm_head.weight";
+const HEAD_SCALE: &str = "lm_head.weight_scale";
+const HEAD_GROUPS: &str = "lm_head.weight_groups";
+const HEAD_CHANNELS: &str = "lm_head.weight_channels";
+const NORM_F: &str = "norm_f.weight";
+const NORM_F_SCALE: &str = "norm_f.output_scale";
+const ENDS: [&str; 8] = [
+    EMBEDDING,
+    EMBEDDING_SCALE,
+    HEAD,
+    HEAD_SCALE,
+    HEAD_GROUPS,
+    HEAD_CHANNELS,
+    NORM_F,
+    NORM_F_SCALE,
+];
+
 /// A layer's INT8 tensors, each with a scale beside it.
 const CODES: [&str; 9] = [
     "conv1d.bias",
@@ -170,6 +208,53 @@ const INT4: [&str; 3] = ["in_proj.weight", "out_proj.weight", "x_proj.weight"];
 
 fn scale_tensor(layer: usize, key: ScaleKey) -> String {
     format!("layers.{layer}.scales.{}", key.name())
+}
+
+fn scale(file: &Container<'_>, name: &str) -> Result<Scale> {
+    let value = file.tensor(name, &[1])?.scalar_f32()?;
+    Scale::new(value).map_err(|_| {
+        let found = format_args!("{value:e}");
+        SimError::file(file.path(), name, "a positive, finite, normal f32", found)
+    })
+}
+
+fn codes(file: &Container<'_>, name: &str, shape: [usize; 2]) -> Result<Array2<i8>> {
+    let tensor = file.tensor(name, &shape)?;
+    Ok(tensor.matrix(tensor.codes()?))
+}
+
+/// A weight in eight or four bits.
+fn weight(file: &Container<'_>, name: &str, [rows, columns]: [usize; 2]) -> Result<QWeight> {
+    let part = |suffix: &str| format!("{name}{suffix}");
+    // Tensors that only a weight of other bits has.
+    let refuse = |suffixes: &[&str], bits: &str| {
+        let mut beside = suffixes.iter().map(|suffix| part(suffix));
+        beside
+            .find(|name| file.contains(name))
+            .map_or(Ok(()), |found| {
+                let expected = format!("nothing: {name} is not in {bits} bits");
+                Err(SimError::file(file.path(), found, expected, "a tensor"))
+            })
+    };
+    if file.dtype(name) != Some(Dtype::U8) {
+        refuse(&["_groups", "_channels"], "four")?;
+        return Ok(QWeight::Int8(QTensor {
+            codes: codes(file, name, [rows, columns])?,
+            scale: scale(file, &part("_scale"))?,
+        }));
+    }
+    refuse(&["_scale"], "eight")?;
+    let packed = file.tensor(name, &[rows, columns / 2])?;
+    let groups = match columns > GROUP {
+        true => {
+            let groups = file.tensor(&part("_groups"), &[rows, columns / GROUP])?;
+            Some(groups.matrix(groups.exact_f16()?))
+        }
+        false => None,
+    };
+    let channels = file.tensor(&part("_channels"), &[rows])?.scales()?;
+    let tensor = Int4Tensor::of_nibbles(packed.matrix(packed.nibbles()?), groups, channels);
+    Ok(QWeight::Int4(tensor.map_err(|e| e.in_file(file.path()))?))
 }
 
 struct Layer<'a> {
@@ -205,15 +290,7 @@ impl<'a> Layer<'a> {
     }
 
     fn scale(&self, name: &str) -> Result<Scale> {
-        let value = self.tensor(name, &[1])?.scalar_f32()?;
-        Scale::new(value).map_err(|_| {
-            SimError::file(
-                self.file.path(),
-                format_args!("layers.{}.{name}", self.i),
-                "a positive, finite, normal f32",
-                format_args!("{value:e}"),
-            )
-        })
+        scale(self.file, &format!("layers.{}.{name}", self.i))
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<QTensor> {
@@ -226,42 +303,7 @@ impl<'a> Layer<'a> {
 
     /// A weight in eight or four bits.
     fn weight(&self, name: &str, shape: [usize; 2]) -> Result<QWeight> {
-        let full = format!("layers.{}.{name}", self.i);
-        if !self.file.is_bytes(&full) {
-            self.refuse_beside(&full, &["_groups", "_channels"], "four")?;
-            return Ok(QWeight::Int8(self.matrix(name, shape)?));
-        }
-        self.refuse_beside(&full, &["_scale"], "eight")?;
-        let [rows, columns] = shape;
-        let whole = |result: Result<Int4Tensor>| result.map_err(|e| e.in_file(self.file.path()));
-        let packed = self.tensor(name, &[rows, columns / 2])?;
-        let groups = match columns > GROUP {
-            true => {
-                let shape = [rows, columns / GROUP];
-                let groups = self.tensor(&format!("{name}_groups"), &shape)?;
-                Some(groups.matrix(groups.exact_f16()?))
-            }
-            false => None,
-        };
-        let channels = self
-            .tensor(&format!("{name}_channels"), &[rows])?
-            .scales()?;
-        let tensor = Int4Tensor::of_nibbles(packed.matrix(packed.bytes()?), groups, channels);
-        Ok(QWeight::Int4(whole(tensor)?))
-    }
-
-    /// Refuses tensors that only a weight of other bits has.
-    fn refuse_beside(&self, weight: &str, suffixes: &[&str], bits: &str) -> Result<()> {
-        let mut beside = suffixes.iter().map(|suffix| format!("{weight}{suffix}"));
-        match beside.find(|name| self.file.contains(name)) {
-            None => Ok(()),
-            Some(name) => Err(SimError::file(
-                self.file.path(),
-                name,
-                format_args!("nothing: {weight} is not in {bits} bits"),
-                "a tensor",
-            )),
-        }
+        weight(self.file, &format!("layers.{}.{name}", self.i), shape)
     }
 
     fn vector(&self, name: &str, n: usize) -> Result<QVector> {
@@ -379,23 +421,27 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
     let mut add = |name: String, shape: &[usize], data| {
         all.insert((Data::rank(&data), name), (shape.to_vec(), data));
     };
-    let table = |t: &'_ Array2<f16>| t.shape().to_vec();
-    let (embedding, head, norm_f) = (&model.embedding, &model.head, &model.norm_f);
-    add(
-        "embeddings.weight".into(),
-        &table(embedding),
-        Data::Floats(slice(embedding)),
-    );
-    add(
-        "lm_head.weight".into(),
-        &table(head),
-        Data::Floats(slice(head)),
-    );
-    add(
-        "norm_f.weight".into(),
-        &[norm_f.len()],
-        Data::Floats(norm_f),
-    );
+    match &model.embedding {
+        Embedding::F16(table) => add(EMBEDDING.into(), table.shape(), Data::Floats(slice(table))),
+        Embedding::Rows(rows) => {
+            let (codes, scales) = (&rows.codes, &rows.scales);
+            add(EMBEDDING.into(), codes.shape(), Data::Codes(slice(codes)));
+            add(
+                EMBEDDING_SCALE.into(),
+                &[scales.len()],
+                Data::Floats(scales),
+            );
+        }
+    }
+    match &model.head {
+        Head::F16(table) => add(HEAD.into(), table.shape(), Data::Floats(slice(table))),
+        Head::Quantized { input, weight } => {
+            add_weight(&mut add, HEAD, weight);
+            add(NORM_F_SCALE.into(), &[1], Data::Scale(*input));
+        }
+    }
+    let norm_f = &model.norm_f;
+    add(NORM_F.into(), &[norm_f.len()], Data::Floats(norm_f));
     for (i, l) in model.layers.iter().enumerate() {
         let norm = format!("layers.{i}.norm.weight");
         add(norm, &[l.norm.len()], Data::Floats(&l.norm));
@@ -416,26 +462,10 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
             ("x_proj.weight", &l.x_proj),
             ("out_proj.weight", &l.out_proj),
         ];
-        let mut int8 = Vec::new();
         for (name, weight) in weights {
-            let t = match weight {
-                QWeight::Int8(t) => {
-                    int8.push((name, t.codes.shape().to_vec(), slice(&t.codes), t.scale));
-                    continue;
-                }
-                QWeight::Int4(t) => t,
-            };
-            let name = format!("layers.{i}.{name}");
-            if let Some(groups) = &t.groups {
-                let data = Data::Floats(slice(groups));
-                add(format!("{name}_groups"), groups.shape(), data);
-            }
-            let channels = Data::Scales(&t.channels);
-            add(format!("{name}_channels"), &[t.channels.len()], channels);
-            add(name, t.nibbles.shape(), Data::Nibbles(slice(&t.nibbles)));
+            add_weight(&mut add, &format!("layers.{i}.{name}"), weight);
         }
-        let all = matrices.into_iter().chain(vectors).chain(int8);
-        for (name, shape, codes, scale) in all {
+        for (name, shape, codes, scale) in matrices.into_iter().chain(vectors) {
             add(format!("layers.{i}.{name}"), &shape, Data::Codes(codes));
             let name = format!("layers.{i}.{name}_scale");
             add(name, &[1], Data::Scale(scale));
@@ -445,6 +475,33 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
         }
     }
     all
+}
+
+/// The tensors of a weight.
+fn add_weight<'a>(
+    add: &mut impl FnMut(String, &[usize], Data<'a>),
+    name: &str,
+    weight: &'a QWeight,
+) {
+    match weight {
+        QWeight::Int8(t) => {
+            add(name.into(), t.codes.shape(), Data::Codes(slice(&t.codes)));
+            add(format!("{name}_scale"), &[1], Data::Scale(t.scale));
+        }
+        QWeight::Int4(t) => {
+            add(
+                name.into(),
+                t.nibbles.shape(),
+                Data::Nibbles(slice(&t.nibbles)),
+            );
+            let channels = Data::Scales(&t.channels);
+            add(format!("{name}_channels"), &[t.channels.len()], channels);
+            if let Some(groups) = &t.groups {
+                let data = Data::Floats(slice(groups));
+                add(format!("{name}_groups"), groups.shape(), data);
+            }
+        }
+    }
 }
 
 fn slice<T>(array: &Array2<T>) -> &[T] {

@@ -7,7 +7,8 @@ use super::graph::Graph;
 use super::matrix::Matrix;
 use super::step::convert::{self, Rows};
 use super::timing::Clock;
-use crate::datapath::{LogitRows, Phase};
+use crate::dataflow::Phase;
+use crate::datapath::LogitRows;
 use crate::engine::{Engine, Sequence};
 use crate::error::Result;
 use crate::mode::ModeSpec;
@@ -113,7 +114,17 @@ impl CudaDatapath<'_> {
         let (hidden, residual) =
             self.blocks(tokens, extent, phase, states, probe, &mut counts, clock)?;
         let rows = LogitRows::All;
-        let logits = self.end(&hidden, residual.as_ref(), extent, rows, probe, clock)?;
+        let residual = residual.as_ref();
+        let logits = self.end(
+            phase,
+            &hidden,
+            residual,
+            extent,
+            rows,
+            probe,
+            &mut counts,
+            clock,
+        )?;
         Ok((logits, counts))
     }
 

@@ -2,7 +2,7 @@
 
 use super::datapath::CudaDatapath;
 use super::device::Device;
-use crate::bench::Step;
+use crate::dataflow::Step;
 use crate::datapath::LogitRows;
 use crate::error::{Result, SimError};
 use crate::trace::Blind;

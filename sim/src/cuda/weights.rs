@@ -73,6 +73,19 @@ impl Linear {
                     channels: Matrix::upload(device, &channels, 1, Kind::F32)?,
                 })
             }
+            LinearWeight::Wide(_) => {
+                let mut values: Vec<f32> = Vec::new();
+                let mut k = 0;
+                for part in parts {
+                    let LinearWeight::Wide(weight) = part else {
+                        unreachable!("halves of one weight have one type");
+                    };
+                    k = weight.ncols();
+                    values.extend(weight.iter());
+                }
+                let weight = Matrix::upload(device, &values, k, Kind::F32)?;
+                Ok(Linear::Float(weight))
+            }
             LinearWeight::Float { .. } => {
                 let mut values: Vec<f16> = Vec::new();
                 let mut k = 0;

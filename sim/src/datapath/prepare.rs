@@ -5,14 +5,15 @@ use crate::arith::hadamard::HadamardSize;
 use crate::error::{Result, SimError};
 use crate::mode::{Implementation, ModeSpec, Precision};
 use crate::model::{
-    ActivationScales, Config, FloatLayer, FloatModel, Model, QuantizedLayer, QuantizedModel,
+    ActivationScales, Checkpoint, Config, Embedding, FloatLayer, FloatModel, Head, Model, QRows,
+    QuantizedLayer, QuantizedModel,
 };
 use crate::plan::{ScalePlan, ScaleUse};
 use crate::profile::Profile;
 use crate::profile::unit::ScaleGrid;
 use crate::quant::{QWeight, Scale};
 use crate::step::conv::ConvWeight;
-use crate::step::linear::LinearWeight;
+use crate::step::linear::{LinearWeight, Real};
 use crate::step::scan::ScanWeight;
 use crate::trace::TracePoint;
 use half::f16;
@@ -74,11 +75,33 @@ impl Layer<'_> {
     }
 }
 
+/// The rows of the embedding.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'m> {
+    F16(&'m Array2<f16>),
+    F32(&'m Array2<f32>),
+    Quantized(&'m QRows),
+}
+
 /// What lies before the first block and after the last.
 pub(super) struct Ends<'m> {
-    pub embedding: &'m Array2<f16>,
-    pub norm_f: &'m [f16],
-    pub head: &'m Array2<f16>,
+    pub embedding: Rows<'m>,
+    pub norm_f: Vec<f32>,
+    /// The scale of the final norm's output, where the head reads codes.
+    pub head_input: Option<Scale>,
+    pub head: LinearWeight<'m>,
+}
+
+fn float_ends<'m, W: Real>(
+    model: &'m FloatModel<W>,
+    rows: impl Fn(&'m Array2<W>) -> Rows<'m>,
+) -> Ends<'m> {
+    Ends {
+        embedding: rows(&model.embedding),
+        norm_f: model.norm_f.iter().map(|w| (*w).into()).collect(),
+        head_input: None,
+        head: W::weight(model.head.view()),
+    }
 }
 
 fn quantized<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m QuantizedModel> {
@@ -91,36 +114,60 @@ fn quantized<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m QuantizedModel
     })
 }
 
-fn float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m FloatModel> {
-    let part = if mode.rotated {
-        &model.float
-    } else {
-        &model.original
+/// The float model a mode draws on.
+enum Float<'m> {
+    F16(&'m FloatModel),
+    F32(&'m FloatModel<f32>),
+}
+
+fn float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<Float<'m>> {
+    let part = match (mode.rotated, model.original.as_deref()) {
+        (true, _) => model.float.as_deref().map(Float::F16),
+        (false, Some(Checkpoint::F16(original))) => Some(Float::F16(original)),
+        (false, Some(Checkpoint::F32(original))) => Some(Float::F32(original)),
+        (false, None) => None,
     };
-    part.as_deref().ok_or_else(|| {
+    part.ok_or_else(|| {
         SimError::value(
             format_args!("mode {}", mode.name),
-            "the float checkpoint (a Hugging Face directory)",
+            "the float checkpoint (a folder of transformers or mamba_ssm)",
             "a quantized model only",
         )
     })
 }
 
-pub(super) fn ends<'m>(model: &'m Model, mode: &ModeSpec) -> Result<Ends<'m>> {
+pub(super) fn ends<'m>(model: &'m Model, mode: &ModeSpec, profile: &Profile) -> Result<Ends<'m>> {
     if mode.needs_float() {
-        let float = float(model, mode)?;
-        Ok(Ends {
-            embedding: &float.embedding,
-            norm_f: &float.norm_f,
-            head: &float.head,
-        })
-    } else {
-        let quantized = quantized(model, mode)?;
-        Ok(Ends {
-            embedding: &quantized.embedding,
-            norm_f: &quantized.norm_f,
-            head: &quantized.head,
-        })
+        return Ok(match float(model, mode)? {
+            Float::F16(float) => float_ends(float, Rows::F16),
+            Float::F32(float) => float_ends(float, Rows::F32),
+        });
+    }
+    let quantized = quantized(model, mode)?;
+    let (head_input, head) = match &quantized.head {
+        Head::F16(weight) => (None, LinearWeight::float(weight.view())),
+        Head::Quantized { input, weight } => {
+            let rule = profile.arithmetic(Implementation::Cuda).dequantize;
+            let head = LinearWeight::quantized(weight, 0..weight.dim().0, rule);
+            (Some(on_grid(*input, profile)), head)
+        }
+    };
+    Ok(Ends {
+        embedding: match &quantized.embedding {
+            Embedding::F16(rows) => Rows::F16(rows),
+            Embedding::Rows(rows) => Rows::Quantized(rows),
+        },
+        norm_f: quantized.norm_f.iter().map(|w| f32::from(*w)).collect(),
+        head_input,
+        head,
+    })
+}
+
+/// A calibrated scale on the grid of a profile.
+fn on_grid(calibrated: Scale, profile: &Profile) -> Scale {
+    match profile.storage.activation_scales {
+        ScaleGrid::Calibrated => calibrated,
+        grid @ ScaleGrid::PowerOfTwo => storage::activation_scale(calibrated, grid),
     }
 }
 
@@ -134,12 +181,8 @@ pub(super) fn prepare_layer<'m>(
     let e = config.d_inner;
     let scales = if mode.needs_quantized() {
         let calibrated = &quantized(model, mode)?.layers[i].scales;
-        let grid = profile.storage.activation_scales;
         let scales = ActivationScales::from_fn(|key| {
-            Ok::<_, SimError>(match grid {
-                ScaleGrid::Calibrated => calibrated.get(key),
-                ScaleGrid::PowerOfTwo => storage::activation_scale(calibrated.get(key), grid),
-            })
+            Ok::<_, SimError>(on_grid(calibrated.get(key), profile))
         })?;
         Some(ScalePlan::new(&scales))
     } else {
@@ -182,37 +225,53 @@ pub(super) fn prepare_layer<'m>(
                 transposed: Vec::new(),
             }
         }
-        Precision::Float => {
-            let layer = &float(model, mode)?.layers[i];
-            Layer {
-                mode: mode.clone(),
-                profile: profile.without_units(),
-                norm: real(&layer.norm),
-                in_proj_x: LinearWeight::float(layer.in_proj.slice(s![..e, ..])),
-                in_proj_z: LinearWeight::float(layer.in_proj.slice(s![e.., ..])),
-                conv: ConvWeight::float(&layer.conv_weight, &layer.conv_bias),
-                x_proj: LinearWeight::float(layer.x_proj.view()),
-                dt_proj: LinearWeight::float(layer.dt_proj.view()),
-                scan: ScanWeight::float(&layer.a_log, &layer.d, &layer.dt_bias),
-                rotation,
-                out_proj: LinearWeight::float(layer.out_proj.view()),
-                scales,
-                columns: XProjColumns::new(config),
-                transposed: Vec::new(),
+        Precision::Float => match float(model, mode)? {
+            Float::F16(float) => {
+                float_layer(&float.layers[i], (config, mode, profile), rotation, scales)
             }
-        }
+            Float::F32(float) => {
+                float_layer(&float.layers[i], (config, mode, profile), rotation, scales)
+            }
+        },
     })
+}
+
+/// A block in floating point.
+fn float_layer<'m, W: Real>(
+    layer: &'m FloatLayer<W>,
+    (config, mode, profile): (&Config, &ModeSpec, &Profile),
+    rotation: Option<HadamardSize>,
+    scales: Option<ScalePlan>,
+) -> Layer<'m> {
+    let e = config.d_inner;
+    Layer {
+        mode: mode.clone(),
+        profile: profile.without_units(),
+        norm: layer.norm.iter().map(|w| (*w).into()).collect(),
+        in_proj_x: W::weight(layer.in_proj.slice(s![..e, ..])),
+        in_proj_z: W::weight(layer.in_proj.slice(s![e.., ..])),
+        conv: ConvWeight::float(&layer.conv_weight, &layer.conv_bias),
+        x_proj: W::weight(layer.x_proj.view()),
+        dt_proj: W::weight(layer.dt_proj.view()),
+        scan: ScanWeight::float(&layer.a_log, &layer.d, &layer.dt_bias),
+        rotation,
+        out_proj: W::weight(layer.out_proj.view()),
+        scales,
+        columns: XProjColumns::new(config),
+        transposed: Vec::new(),
+    }
 }
 
 /// The float model that a profile's weights are quantized from.
 fn stored_float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m FloatModel> {
-    float(model, mode).map_err(|_| {
-        SimError::value(
+    match float(model, mode) {
+        Ok(Float::F16(float)) => Ok(float),
+        Ok(Float::F32(_)) | Err(_) => Err(SimError::value(
             "weights",
             "the float checkpoint beside the quantized model, to quantize it as the profile says",
             "a quantized model only",
-        )
-    })
+        )),
+    }
 }
 
 /// A block whose weights the profile stores in its own way.

@@ -11,8 +11,8 @@ use ndarray::{Array2, ArrayView2};
 /// The largest multiple of a row's scale that a group has: 6 bits.
 const GROUP_STEPS: f64 = 63.0;
 
-fn largest<'a>(values: impl IntoIterator<Item = &'a f16>) -> f64 {
-    let magnitudes = values.into_iter().map(|v| f64::from(*v).abs());
+fn largest<'a, T: Copy + Into<f64> + 'a>(values: impl IntoIterator<Item = &'a T>) -> f64 {
+    let magnitudes = values.into_iter().map(|v| (*v).into().abs());
     magnitudes.fold(0.0, f64::max)
 }
 
@@ -102,7 +102,7 @@ pub(super) fn conv(values: &Array2<f16>, bias: &QVector, storage: &Storage) -> C
 }
 
 /// A vector at a power-of-two scale.
-pub(super) fn vector(values: &[f16]) -> QVector {
+pub(super) fn vector(values: &[f32]) -> QVector {
     let scale = scale(largest(values) / 127.0, ScaleGrid::PowerOfTwo);
     QVector {
         codes: values.iter().map(|v| int8(*v, scale)).collect(),
@@ -110,8 +110,8 @@ pub(super) fn vector(values: &[f16]) -> QVector {
     }
 }
 
-fn int8(v: f16, scale: Scale) -> i8 {
-    (f64::from(v) / f64::from(scale.get()))
+fn int8(v: impl Into<f64>, scale: Scale) -> i8 {
+    (v.into() / f64::from(scale.get()))
         .round_ties_even()
         .clamp(-127.0, 127.0) as i8
 }

@@ -2,7 +2,7 @@
 //! `fma(x_{K-1}, w_{K-1}, … fma(x_1, w_1, fma(x_0, w_0, 0)))`. Outputs are vectorised over the rows
 //! of the weight, never over k, so the order holds on every instruction set.
 //!
-//! Weights stay as the model has them, binary16 or INT8. The thread that is about to use 32 rows
+//! Weights stay as the model has them, binary16, FP32 or INT8. The thread that is about to use 32 rows
 //! turns a block of their columns into FP32 with the 32 outputs side by side; partial sums wait in
 //! the output, which rounds nothing.
 
@@ -34,6 +34,8 @@ pub enum RealWeight<'m> {
     F16(ArrayView2<'m, f16>),
     /// The same, with a copy for products of one row.
     Panels(ArrayView2<'m, f16>, &'m Panels),
+    /// FP32.
+    F32(ArrayView2<'m, f32>),
     /// INT8 codes times a scale, or each row's.
     Codes(ArrayView2<'m, i8>, &'m [Scale]),
 }
@@ -75,6 +77,7 @@ impl RealWeight<'_> {
     pub fn dim(&self) -> (usize, usize) {
         match self {
             RealWeight::F16(weight) | RealWeight::Panels(weight, _) => weight.dim(),
+            RealWeight::F32(weight) => weight.dim(),
             RealWeight::Codes(codes, _) => codes.dim(),
         }
     }
@@ -123,6 +126,11 @@ impl RealWeight<'_> {
                 let k = weight.ncols();
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
                 fill(rows, k, width, from, panel, |_| from_f16);
+            }
+            RealWeight::F32(weight) => {
+                let k = weight.ncols();
+                let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
+                fill(rows, k, width, from, panel, |_| |w| w);
             }
             RealWeight::Codes(codes, scales) => {
                 let k = codes.ncols();
@@ -176,7 +184,7 @@ mod avx512 {
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
                 fill(&rows[..width * k], k, from, panel);
             }
-            RealWeight::Codes(..) => weight.fill(first, width, from, panel),
+            RealWeight::F32(_) | RealWeight::Codes(..) => weight.fill(first, width, from, panel),
         }
     }
 
@@ -403,7 +411,7 @@ impl Kernel for Panel<'_, '_> {
                     // SAFETY: the instruction set was detected.
                     return unsafe { avx512::one_row(rows, self.k, x, out) };
                 }
-                RealWeight::Codes(..) => {}
+                RealWeight::F32(_) | RealWeight::Codes(..) => {}
             }
         }
         for from in (0..self.k).step_by(BLOCK) {

@@ -261,3 +261,110 @@ pub struct Arithmetic {
     /// How four-bit weights become INT8, once.
     pub dequantize: Dequantize,
 }
+
+/// A quantizer that has a rule of its own in [`StepRules`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantizerRule {
+    /// RMSNorm's.
+    NormOut,
+    /// in_proj's requantizer.
+    InProjOut,
+    /// That of a real conv input with a static scale.
+    ConvIn,
+    /// The convolution's.
+    ConvOut,
+    /// Those of FP32 tensors between steps: x_proj's input and u.
+    Requantize,
+    /// x_proj's requantizer.
+    XProjOut,
+    /// dt_proj's requantizer.
+    DtProjOut,
+    /// The state's.
+    SsmState,
+    /// The Hadamard quantizer.
+    HadOut,
+}
+
+impl QuantizerRule {
+    /// Every one, in the order of the data.
+    pub const ALL: [QuantizerRule; 9] = [
+        QuantizerRule::NormOut,
+        QuantizerRule::InProjOut,
+        QuantizerRule::ConvIn,
+        QuantizerRule::ConvOut,
+        QuantizerRule::Requantize,
+        QuantizerRule::XProjOut,
+        QuantizerRule::DtProjOut,
+        QuantizerRule::SsmState,
+        QuantizerRule::HadOut,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            QuantizerRule::NormOut => "norm_out",
+            QuantizerRule::InProjOut => "in_proj_out",
+            QuantizerRule::ConvIn => "conv_in",
+            QuantizerRule::ConvOut => "conv_out",
+            QuantizerRule::Requantize => "requantize",
+            QuantizerRule::XProjOut => "x_proj_out",
+            QuantizerRule::DtProjOut => "dt_proj_out",
+            QuantizerRule::SsmState => "ssm_state",
+            QuantizerRule::HadOut => "had_out",
+        }
+    }
+
+    /// The part of [`StepRules`] that it belongs to, as profile files write it.
+    pub fn path(self) -> &'static str {
+        match self {
+            QuantizerRule::NormOut => "norm_out",
+            QuantizerRule::InProjOut => "linear.in_proj",
+            QuantizerRule::ConvIn => "conv_in",
+            QuantizerRule::ConvOut => "conv",
+            QuantizerRule::Requantize => "requantize",
+            QuantizerRule::XProjOut => "linear.x_proj",
+            QuantizerRule::DtProjOut => "linear.dt_proj",
+            QuantizerRule::SsmState => "scan",
+            QuantizerRule::HadOut => "hadamard",
+        }
+    }
+
+    /// Whether it brings values to units of its scale itself, so that its quotient has a rule. (A sum
+    /// of products is in units of its grid when it gets there.)
+    pub fn has_quotient(self) -> bool {
+        match self {
+            QuantizerRule::NormOut
+            | QuantizerRule::ConvIn
+            | QuantizerRule::ConvOut
+            | QuantizerRule::Requantize
+            | QuantizerRule::SsmState => true,
+            QuantizerRule::InProjOut
+            | QuantizerRule::XProjOut
+            | QuantizerRule::DtProjOut
+            | QuantizerRule::HadOut => false,
+        }
+    }
+
+    /// Changes its rule.
+    pub fn edit(self, rules: &mut StepRules, edit: impl FnOnce(&mut QuantRule)) {
+        let linear = &mut rules.linear;
+        let rule = match self {
+            QuantizerRule::NormOut => &mut rules.norm_out,
+            QuantizerRule::InProjOut => &mut linear.in_proj.output,
+            QuantizerRule::ConvIn => &mut rules.conv_in,
+            QuantizerRule::ConvOut => &mut rules.conv.output,
+            QuantizerRule::Requantize => &mut rules.requantize,
+            QuantizerRule::XProjOut => &mut linear.x_proj.output,
+            QuantizerRule::DtProjOut => &mut linear.dt_proj.output,
+            QuantizerRule::SsmState => &mut rules.scan.state,
+            QuantizerRule::HadOut => {
+                let mut rule = rules.hadamard.quantizer();
+                edit(&mut rule);
+                (rules.hadamard.rounding, rules.hadamard.overflow) = (rule.rounding, rule.overflow);
+                return;
+            }
+        };
+        edit(rule);
+    }
+}

@@ -42,6 +42,26 @@ pub enum LinearWeight<'m> {
         /// A copy for one token at a time, from the first one on.
         panels: OnceLock<Option<Arc<Panels>>>,
     },
+    /// FP32, `[out, in]`, row-major: a checkpoint that is wider than binary16, as it is.
+    Wide(ArrayView2<'m, f32>),
+}
+
+/// A type that the weights of a float model are held in.
+pub trait Real: Copy + Into<f32> + 'static {
+    /// A weight of this type, or some rows of one, used as FP32.
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_>;
+}
+
+impl Real for f16 {
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_> {
+        LinearWeight::float(view)
+    }
+}
+
+impl Real for f32 {
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_> {
+        LinearWeight::Wide(view)
+    }
 }
 
 impl<'m> LinearWeight<'m> {
@@ -76,6 +96,7 @@ impl<'m> LinearWeight<'m> {
             Self::Scaled(weight) => Self::Scaled(weight.rows(rows)),
             Self::Int4(weight) => Self::Int4(weight.rows(rows)),
             Self::Float { weight, .. } => Self::float(weight.slice_move(s![rows, ..])),
+            Self::Wide(weight) => Self::Wide(weight.slice_move(s![rows, ..])),
         }
     }
 
@@ -85,6 +106,7 @@ impl<'m> LinearWeight<'m> {
                 Some(Some(panels)) => RealWeight::Panels(*weight, panels),
                 _ => RealWeight::F16(*weight),
             }),
+            LinearWeight::Wide(weight) => Ok(RealWeight::F32(*weight)),
             LinearWeight::Int8 { codes, scale } => {
                 Ok(RealWeight::Codes(*codes, std::slice::from_ref(scale)))
             }
@@ -106,7 +128,7 @@ impl LinearWeight<'_> {
             LinearWeight::Int8 { codes, .. } => (*codes, None),
             LinearWeight::Scaled(weight) => (weight.codes.view(), weight.groups.as_ref()),
             LinearWeight::Int4(weight) => (weight.int8(), None),
-            LinearWeight::Float { .. } => return None,
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => return None,
         };
         let (mut low, mut high) = (0, 0);
         for (r, row) in codes.rows().into_iter().enumerate() {
@@ -137,6 +159,7 @@ impl LinearWeight<'_> {
             LinearWeight::Float { weight, .. } => {
                 pages::enlarge(weight.as_slice().unwrap_or(&[]));
             }
+            LinearWeight::Wide(weight) => pages::enlarge(weight.as_slice().unwrap_or(&[])),
         }
     }
 
@@ -170,7 +193,7 @@ impl LinearWeight<'_> {
                 scales: weight.channels().to_vec(),
                 groups: None,
             }),
-            LinearWeight::Float { .. } => None,
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => None,
         }
     }
 
@@ -189,7 +212,9 @@ impl LinearWeight<'_> {
             LinearWeight::Int8 { codes, .. } => *codes,
             LinearWeight::Scaled(weight) if weight.groups.is_none() => weight.codes.view(),
             LinearWeight::Int4(weight) => weight.int8(),
-            LinearWeight::Scaled(_) | LinearWeight::Float { .. } => return Accumulated::default(),
+            LinearWeight::Scaled(_) | LinearWeight::Float { .. } | LinearWeight::Wide(_) => {
+                return Accumulated::default();
+            }
         };
         let mut sums = Array2::zeros((x.nrows(), weight.nrows()));
         narrow(x, weight, accumulator, &mut sums, &Sums).1
@@ -246,7 +271,7 @@ pub fn linear(
                 return linear_unit::unit_linear(x, &[s_in], codes, scales, None, rule, output);
             }
             LinearWeight::Int4(w) => return int4_linear(x, s_in, w, rule, output),
-            LinearWeight::Float { .. } => {}
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => {}
         }
     }
     let real = match (x, input_scale) {

@@ -95,7 +95,9 @@ pub fn token_linear(
         LinearWeight::Int4(w) => {
             unit_linear(codes, s_in, w.int8(), w.channels(), None, rule, output)
         }
-        LinearWeight::Float { .. } => linear(&Tensor::F32(x.to_real()), None, weight, rule, output),
+        LinearWeight::Float { .. } | LinearWeight::Wide(_) => {
+            linear(&Tensor::F32(x.to_real()), None, weight, rule, output)
+        }
     }
 }
 

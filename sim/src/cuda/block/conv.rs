@@ -6,7 +6,7 @@ use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::rules::NO_QUANTIZER;
 use crate::cuda::step::conv::{Window, conv_silu, last_rows};
 use crate::cuda::step::{convert, dynamic};
-use crate::datapath::Phase;
+use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
@@ -106,10 +106,7 @@ impl Run<'_, '_> {
             1 => scales.clone(),
             rows => scales.rows(history.min(rows), rows),
         };
-        // What the probe makes of the scales is not used, here as on the CPU.
-        let copy = Matrix::new(own.device(), own.rows, own.columns, own.kind)?;
-        convert::convert(&own, None, &copy, NO_QUANTIZER)?;
-        self.show(TracePoint::ConvInScale, &copy)?;
+        self.show(TracePoint::ConvInScale, &own)?;
         let codes = &quantized.codes;
         self.show(TracePoint::ConvIn, &codes.rows(history, codes.rows))
     }

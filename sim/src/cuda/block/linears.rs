@@ -31,20 +31,21 @@ impl Run<'_, '_> {
         };
         let z_output = self.linear_output(mode.z, ScaleUse::InProjOut);
         let e = self.config.d_inner;
-        let halves = [x_output, z_output];
-        let codes = halves
-            .iter()
-            .filter(|out| matches!(out, LinearOutput::Int8(_)));
-        let values = codes.count() * norm_out.rows * e;
-        let status = self.slot(TracePoint::InProjOut, values);
+        let values = |out: LinearOutput, width: usize| match out {
+            LinearOutput::Int8(_) => norm_out.rows * width,
+            LinearOutput::F16 | LinearOutput::F32 => 0,
+        };
         let weight = &self.weights.in_proj;
         if x_output != z_output {
+            let status = self.slot(TracePoint::InProjX, values(x_output, e));
             let x = linear(norm_out, s_in, &weight.x, rule, x_output, status)?;
+            let status = self.slot(TracePoint::InProjZ, values(z_output, e));
             let z = linear(norm_out, s_in, &weight.z, rule, z_output, status)?;
             self.show(TracePoint::InProjX, &x)?;
             self.show(TracePoint::InProjZ, &z)?;
             return Ok((x, z));
         }
+        let status = self.slot(TracePoint::InProjOut, values(x_output, 2 * e));
         let both = Matrix::new(norm_out.device(), norm_out.rows, 2 * e, kind(x_output))?;
         let (x, z) = (both.columns(0, e), both.columns(e, 2 * e));
         match &weight.both {

@@ -7,7 +7,7 @@ use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::rules::NO_QUANTIZER;
 use crate::cuda::step::convert;
 use crate::cuda::step::scan::{Inputs, selective_scan};
-use crate::datapath::Phase;
+use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::mode::{Precision, ScanInput, Stream};
 use crate::plan::ScaleUse;

@@ -2,8 +2,9 @@
 //! weights once for all of them; convolution and scan run sequence by sequence, each on its own
 //! state. Each sequence gets the bits it would get alone.
 
-use super::super::{Datapath, Phase, State};
+use super::super::{Datapath, State};
 use super::Run;
+use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::quant::QTensor;
 use crate::trace::{Blind, Tensor};

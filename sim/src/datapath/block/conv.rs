@@ -3,7 +3,7 @@
 use super::columns::{last_rows, stack, transposed};
 use super::{Run, f32_of};
 use crate::arith::function::Function;
-use crate::datapath::Phase;
+use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
@@ -188,8 +188,12 @@ impl Run<'_, '_> {
             1 => &q.scales[..],
             _ => &q.scales[history..],
         };
+        let own_first = q.scales.len() - own_scales.len();
         let column = Array2::from_shape_fn((own_scales.len(), 1), |(i, _)| own_scales[i].get());
-        self.show(TracePoint::ConvInScale, Tensor::F32(column))?;
+        let shown = f32_of(self.show(TracePoint::ConvInScale, Tensor::F32(column))?);
+        for (scale, shown) in q.scales[own_first..].iter_mut().zip(&shown) {
+            *scale = Scale::new(*shown)?;
+        }
         if self.probe.wants(self.place(TracePoint::ConvIn)) {
             let codes = q.codes.slice(s![history.., ..]).to_owned();
             if let Tensor::Codes(codes) = self.show(TracePoint::ConvIn, Tensor::Codes(codes))? {

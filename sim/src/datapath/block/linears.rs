@@ -41,9 +41,13 @@ impl Run<'_, '_> {
             || product(norm_out, s_in, &layer.in_proj_z, rule, z_output),
         );
         let (x, z, codes) = (x?, z?, norm_out.codes());
-        let x = self.counted(TracePoint::InProjOut, rule, (codes, &layer.in_proj_x), x)?;
-        let z = self.counted(TracePoint::InProjOut, rule, (codes, &layer.in_proj_z), z)?;
-        if x.dtype() != z.dtype() {
+        let (x_point, z_point) = match x.out.dtype() == z.out.dtype() {
+            true => (TracePoint::InProjOut, TracePoint::InProjOut),
+            false => (TracePoint::InProjX, TracePoint::InProjZ),
+        };
+        let x = self.counted(x_point, rule, (codes, &layer.in_proj_x), x)?;
+        let z = self.counted(z_point, rule, (codes, &layer.in_proj_z), z)?;
+        if x_point != z_point {
             let x = self.show(TracePoint::InProjX, x)?;
             let z = self.show(TracePoint::InProjZ, z)?;
             return Ok((x, z));

@@ -4,7 +4,7 @@ use super::Run;
 use super::columns::columns;
 use crate::arith::function::Function;
 use crate::arith::saturate::Status;
-use crate::datapath::Phase;
+use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::mode::{Precision, ScanInput, Stream};
 use crate::plan::ScaleUse;
