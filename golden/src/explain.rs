@@ -9,7 +9,7 @@
 //! | transposed, shifted, blocks swapped, multiplied by a constant | [`crate::layout`] |
 //!
 //! Mismatches are grouped by output, over all cases or blocks. A hypothesis explains the net number
-//! of mismatches that it removes from a group.
+//! of mismatches that it removes from a group; those that it makes elsewhere count against it.
 
 pub mod scales;
 mod trace;
@@ -47,6 +47,10 @@ pub struct Finding {
     pub explains: usize,
     /// `explains` over all mismatches of the group.
     pub share: f64,
+    /// Net share of the mismatches of the whole file that are gone with it; `None` where the group is
+    /// judged by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_all: Option<f64>,
 }
 
 /// Findings shown of a group.
@@ -91,6 +95,14 @@ impl Findings {
     }
 
     fn add(&mut self, change: String, remaining: usize) {
+        self.push(change, remaining, None);
+    }
+
+    fn add_of_all(&mut self, change: String, remaining: usize, of_all: f64) {
+        self.push(change, remaining, Some(of_all));
+    }
+
+    fn push(&mut self, change: String, remaining: usize, of_all: Option<f64>) {
         let explains = self.mismatched.saturating_sub(remaining);
         let share = explains as f64 / self.mismatched as f64;
         if share >= MIN_SHARE {
@@ -98,12 +110,15 @@ impl Findings {
                 change,
                 explains,
                 share,
+                of_all,
             });
         }
     }
 
     fn rank(mut self, group: String) -> Explanation {
-        self.found.sort_by_key(|f| std::cmp::Reverse(f.explains));
+        let of_all = |f: &Finding| f.of_all.unwrap_or(0.0);
+        self.found
+            .sort_by(|a, b| (b.explains.cmp(&a.explains)).then(of_all(b).total_cmp(&of_all(a))));
         self.found.truncate(SHOWN);
         Explanation {
             group,

@@ -2,6 +2,8 @@
 //! first.
 
 use ndarray::{Array1, Array2, Array3, Axis};
+use scalescope_golden::attribute::Severity;
+use scalescope_golden::attribute::diagnose::diagnose;
 use scalescope_golden::check::{CheckOptions, check};
 use scalescope_golden::check_op::{Case, Change, Inputs, Part, Vectors, check_op};
 use scalescope_golden::explain::scales::{FACTORS, ScaleHypothesis, hypotheses};
@@ -17,6 +19,7 @@ use scalescope_sim::arith::requant::{Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::{
@@ -449,5 +452,65 @@ fn traces() {
         assert_eq!(explained[0].group, point);
         assert_eq!(explained[0].findings[0].change, words, "{}", explained[0]);
         assert_eq!(explained[0].findings[0].share, 1.0);
+    }
+}
+
+/// A scale that is stale in every block: `check --explain` and `attribute` name the use that is wrong, in
+/// every tensor that it alters, and nothing else before it.
+#[test]
+fn a_stale_scale_in_every_block_is_one_cause_for_both_engines() {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let profile = Profile::get("exact").unwrap();
+    let tokens = Array2::from_shape_fn((1, 24), |(_, t)| (97 * t * t + 13 * t) as u32 % 8192);
+    let options = CheckOptions {
+        keep: true,
+        ..CheckOptions::default()
+    };
+    for (mode, scale, points) in [
+        ("0", "scan_dt", &["ssm_y", "ssm_state"][..]),
+        ("0", "scan_u", &["ssm_y", "ssm_state"]),
+        ("0", "scan_b", &["ssm_y", "ssm_state"]),
+        ("3", "in_proj_out", &["in_proj_z"]),
+        ("3-grid", "conv_in", &["conv_in_scale"]),
+    ] {
+        let fault: Fault = format!("stale-scale@site={scale},factor=2")
+            .parse()
+            .unwrap();
+        let mode = table.get(mode).unwrap();
+        let mut recorder = Recorder::new(Selection::default());
+        Datapath::with_faults(&model, mode, &profile, &[fault])
+            .unwrap()
+            .prefill(&tokens.row(0).to_vec(), LogitRows::None, &mut recorder)
+            .unwrap();
+        // Scales would tell; a dump has none.
+        let mut trace = TraceFile::from_recorders(tokens.clone(), [recorder]).unwrap();
+        trace.scales.clear();
+        let path = Datapath::new(&model, mode, &profile).unwrap();
+        let report = check(&path, &trace, &options).unwrap();
+        let explained = explain_trace((&model, mode, &profile), &trace, &options, &report).unwrap();
+        let groups: Vec<&str> = explained.iter().map(|e| e.group.as_str()).collect();
+        assert_eq!(groups, points, "{} {scale}", mode.name);
+        for explanation in &explained {
+            let first = &explanation.findings[0];
+            let words = format!("scale: {scale} times 2");
+            assert_eq!((&first.change, first.share), (&words, 1.0), "{explanation}");
+        }
+        let found = diagnose(&model, mode, &trace, std::slice::from_ref(&profile)).unwrap();
+        let first = &found.findings[0];
+        let named = first.fault.as_deref().unwrap_or_default();
+        let site = format!("site={scale},factor=2");
+        assert_eq!(first.severity, Severity::Error);
+        assert!(
+            named.contains(&site),
+            "{} {scale}: {:?}",
+            mode.name,
+            found.findings
+        );
+        let wrong = found
+            .findings
+            .iter()
+            .filter(|f| f.severity == Severity::Error);
+        assert_eq!(wrong.count(), 1, "{:?}", found.findings);
     }
 }

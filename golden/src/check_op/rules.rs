@@ -4,7 +4,9 @@ use scalescope_sim::arith::real::RealRules;
 use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
-use scalescope_sim::profile::{Arithmetic, ConvForm, ScanFormula, ScanOrder, StepRules};
+use scalescope_sim::profile::{
+    Arithmetic, ConvForm, QuantizerRule, ScanFormula, ScanOrder, StepRules,
+};
 use std::fmt;
 
 /// One rule that could be another one.
@@ -176,6 +178,29 @@ impl Change {
             Change::Requantize(_) => "requantization",
             Change::Norm(_) => "norm",
             Change::LinearOrder(_) | Change::Linear(_) => "linear",
+        }
+    }
+
+    /// The part of an arithmetic that it changes, as profile files write it.
+    pub fn path(self) -> &'static str {
+        match self {
+            Change::ConvOutput(_) | Change::ConvForm(_) | Change::ConvReal(_) => "conv",
+            Change::State(_)
+            | Change::ScanFormula(_)
+            | Change::ScanOrder(_)
+            | Change::ScanReal(_) => "scan",
+            Change::HadamardOverflow(_) | Change::HadamardRounding(_) => "hadamard",
+            Change::Requantize(_) => "requantize",
+            Change::Norm(_) => "norm_out",
+            Change::LinearOrder(_) | Change::Linear(_) => "linear",
+        }
+    }
+
+    /// The one quantizer that it is about, where its step makes more than what that quantizer makes.
+    pub fn quantizer(self) -> Option<QuantizerRule> {
+        match self {
+            Change::State(_) => Some(QuantizerRule::SsmState),
+            _ => None,
         }
     }
 

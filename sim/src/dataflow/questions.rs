@@ -198,6 +198,15 @@ impl TracePoint {
         }
     }
 
+    /// What its columns consist of, side by side; nothing if they are one.
+    pub fn parts(self) -> &'static [Columns] {
+        match self {
+            TracePoint::InProjOut => &[Columns::X, Columns::Z],
+            TracePoint::XProjOut => &[Columns::Dt, Columns::B, Columns::C],
+            _ => &[],
+        }
+    }
+
     /// The name under which reports speak of some columns of this tensor, in every mode alike: x and z
     /// apart, one name for the convolution's output.
     pub fn site(self, columns: Columns) -> TracePoint {

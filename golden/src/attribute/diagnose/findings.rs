@@ -6,6 +6,7 @@ use super::search::Scene;
 use crate::attribute::candidate::{Candidate, Lie, Misread, Reading};
 use crate::attribute::replay::Score;
 use crate::attribute::{Finding, Severity};
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
 use std::collections::BTreeSet;
 
@@ -158,10 +159,24 @@ pub(super) fn in_every_block(causes: Vec<Finding>, score: &Score) -> Vec<Finding
                 },
                 share: all.iter().map(|f| f.share).sum::<f64>().min(1.0),
                 evidence: format!("in each of {} blocks; {}", all.len(), finding.evidence),
-                fault: None,
+                fault: same_fault(&all),
                 ..finding.clone()
             });
         }
     }
     out
+}
+
+/// The one fault of all blocks, if it is the same in each.
+fn same_fault(all: &[&Finding]) -> Option<String> {
+    let everywhere = |finding: &Finding| {
+        let fault: Fault = finding.fault.as_deref()?.parse().ok()?;
+        Some(Fault {
+            layer: None,
+            ..fault
+        })
+    };
+    let first = everywhere(all[0])?;
+    let same = all.iter().all(|finding| everywhere(finding) == Some(first));
+    same.then(|| first.to_string())
 }
