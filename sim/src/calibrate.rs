@@ -290,6 +290,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::synthetic::{Shape, float_model};
     use crate::progress;
+    #[cfg(feature = "sample")]
     use crate::sample;
     use crate::trace::{Recorder, Selection};
     use half::f16;
@@ -399,6 +400,7 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "sample")]
     #[test]
     fn the_reference_s_scales_where_they_depend_on_single_tokens() {
         // In block 0 the normed embedding and in_proj's output are functions of the token alone. The

@@ -48,6 +48,7 @@ pub mod profile;
 pub mod progress;
 pub mod quant;
 mod random;
+#[cfg(feature = "sample")]
 pub mod sample;
 pub mod score;
 pub mod step;

@@ -8,16 +8,10 @@ use crate::checkpoint::recipe::Recipe;
 use crate::checkpoint::{hf, scales};
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Checkpoint, FloatModel, Model};
+use scalescope_sample::{CONFIG, PROMPTS, SCALES, TEXTS, TOKENIZER, WEIGHTS};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
-
-static CONFIG: &[u8] = include_bytes!("../sample/config.json");
-static WEIGHTS: &[u8] = include_bytes!("../sample/model.safetensors");
-static TOKENIZER: &[u8] = include_bytes!("../sample/tokenizer.json");
-static SCALES: &[u8] = include_bytes!("../sample/scales.json");
-static TEXTS: &str = include_str!("../sample/text.jsonl");
-static PROMPTS: &str = include_str!("../sample/prompts.jsonl");
 
 /// The checkpoint as it was trained, not folded.
 ///

@@ -40,7 +40,7 @@ fn rcp_is_correct_rounding_plus_the_measured_correction() {
 #[test]
 fn rsq_is_correct_rounding_plus_the_measured_correction() {
     for (parity, key) in [(0u32, "even"), (1, "odd")] {
-        let packed: Vec<u8> = npz::read("rsq_corrections_h200.npz", key);
+        let packed: Vec<u8> = npz::read("tests/data/rsq_corrections_h200.npz", key);
         assert_eq!(packed.len(), 1 << 21);
         let wrong: usize = (0..1u32 << 21)
             .into_par_iter()
@@ -80,7 +80,7 @@ fn rsq_is_correct_rounding_plus_the_measured_correction() {
 }
 
 fn sample(key: &str) -> Vec<f32> {
-    npz::read("samples_h200.npz", key)
+    npz::read("tests/data/samples_h200.npz", key)
 }
 
 /// Compares bit for bit; returns how many differ.

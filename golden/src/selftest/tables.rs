@@ -6,7 +6,7 @@ use crate::npz::{Array, NpzReader};
 use scalescope_sim::arith::sfu;
 use scalescope_sim::error::{Result, SimError};
 
-static CORRECTIONS: &[u8] = include_bytes!("../../../sim/tests/data/mufu_corrections_h200.npz");
+static CORRECTIONS: &[u8] = include_bytes!("../../data/sfu/mufu_corrections_h200.npz");
 
 /// Bits of a coefficient that are flipped: C0 has 26, C1 16, C2 10.
 const BITS: [u32; 3] = [26, 16, 10];

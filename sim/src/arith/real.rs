@@ -2,7 +2,9 @@
 //! mean in a step. Steps are generic over [`RealMath`]; [`RealRules`] is the data that names one.
 
 use super::elementary;
+use crate::isa::{Kernel, dispatch};
 use serde::{Deserialize, Serialize};
+use std::marker::PhantomData;
 
 /// Channels side by side where steps work on channels.
 pub const LANES: usize = 16;
@@ -83,9 +85,7 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn softplus_slice(values: &mut [f32]) {
         if !Self::on_lanes(Slices::Softplus(values)) {
-            for v in values {
-                *v = Self::softplus(*v);
-            }
+            one_by_one::<Self>(Slices::Softplus(values));
         }
     }
 
@@ -93,9 +93,7 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn silu_slice(values: &mut [f32]) {
         if !Self::on_lanes(Slices::Silu(values)) {
-            for v in values {
-                *v = Self::times_sigmoid(*v, *v);
-            }
+            one_by_one::<Self>(Slices::Silu(values));
         }
     }
 
@@ -103,9 +101,7 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn times_sigmoid_slice(n: &mut [f32], z: &[f32]) {
         if !Self::on_lanes(Slices::TimesSigmoid(n, z)) {
-            for (n, z) in n.iter_mut().zip(z) {
-                *n = Self::times_sigmoid(*n, *z);
-            }
+            one_by_one::<Self>(Slices::TimesSigmoid(n, z));
         }
     }
 
@@ -113,10 +109,47 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn decays(alpha: &Lanes, delta: &[Lanes], decay: &mut [Lanes]) {
         if !Self::on_lanes(Slices::Decays(alpha, delta, decay)) {
-            let alpha = *alpha;
-            for (decay, delta) in decay.iter_mut().zip(delta) {
-                for e in 0..LANES {
-                    decay[e] = Self::exp_neg(Self::mul(alpha[e], delta[e]));
+            one_by_one::<Self>(Slices::Decays(alpha, delta, decay));
+        }
+    }
+}
+
+/// Computes `slices` value by value. Not inlined: exp and log1p in every loop of every step would be
+/// most of the program, and of the time to compile it.
+#[inline(never)]
+fn one_by_one<R: RealMath>(slices: Slices) {
+    dispatch(OneByOne::<R>(slices, PhantomData));
+}
+
+struct OneByOne<'a, R>(Slices<'a>, PhantomData<R>);
+
+impl<R: RealMath> Kernel for OneByOne<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        match self.0 {
+            Slices::Softplus(values) => {
+                for v in values {
+                    *v = R::softplus(*v);
+                }
+            }
+            Slices::Silu(values) => {
+                for v in values {
+                    *v = R::times_sigmoid(*v, *v);
+                }
+            }
+            Slices::TimesSigmoid(n, z) => {
+                for (n, z) in n.iter_mut().zip(z) {
+                    *n = R::times_sigmoid(*n, *z);
+                }
+            }
+            Slices::Decays(alpha, delta, decay) => {
+                let alpha = *alpha;
+                for (decay, delta) in decay.iter_mut().zip(delta) {
+                    for e in 0..LANES {
+                        decay[e] = R::exp_neg(R::mul(alpha[e], delta[e]));
+                    }
                 }
             }
         }

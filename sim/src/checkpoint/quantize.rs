@@ -324,6 +324,7 @@ mod tests {
         assert!(rows.row(1).all(|v| v == f16::ZERO));
     }
 
+    #[cfg(feature = "sample")]
     #[test]
     fn only_folded_models_with_matching_scales() {
         let model = crate::sample::float_checkpoint();

@@ -137,6 +137,7 @@ mod tests {
         (bits(-40)..bits(10)).into_par_iter().for_each(survives);
     }
 
+    #[cfg(feature = "sample")]
     #[test]
     fn refusals_name_layer_and_key() {
         let good = to_json(&crate::sample::activation_scales());

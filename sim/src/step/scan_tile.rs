@@ -263,8 +263,9 @@ fn flat_mut(tokens: &mut [Lanes], count: usize) -> &mut [f32] {
     tokens[..count].as_flattened_mut()
 }
 
-/// `[channels, N]` to `[N]` vectors of channels; lanes beyond the channels keep what they have.
-#[inline(always)]
+/// `[channels, N]` to `[N]` vectors of channels; lanes beyond the channels keep what they have. Moves
+/// only, and so one copy does for every instruction set.
+#[inline(never)]
 fn to_lanes(rows: &[f32], lanes: &mut [Lanes]) {
     let n = lanes.len();
     #[cfg(target_arch = "x86_64")]
@@ -280,7 +281,7 @@ fn to_lanes(rows: &[f32], lanes: &mut [Lanes]) {
 }
 
 /// The way back.
-#[inline(always)]
+#[inline(never)]
 fn from_lanes(lanes: &[Lanes], rows: &mut [f32]) {
     let n = lanes.len();
     #[cfg(target_arch = "x86_64")]

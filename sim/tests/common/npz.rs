@@ -1,14 +1,12 @@
-//! Arrays from the npz files in `sim/tests/data`.
+//! Arrays from npz files of measurements.
 
 use npyz::npz::NpzArchive;
 use npyz::{Deserialize, NpyFile};
 use std::path::Path;
 
-/// One array of a file in `sim/tests/data`, flattened.
+/// One array of a file, flattened; its path begins at this crate.
 pub fn read<T: Deserialize>(file: &str, key: &str) -> Vec<T> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let mut archive = NpzArchive::open(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
     let array: NpyFile<_> = archive
         .by_name(key)
@@ -20,7 +18,7 @@ pub fn read<T: Deserialize>(file: &str, key: &str) -> Vec<T> {
 /// The measured corrections of the special-function unit, -1, 0 or 1 for each of the 2^23
 /// mantissas. Four 2-bit codes to a byte, lowest bits first, code = correction + 1.
 pub fn corrections(key: &str) -> Vec<i8> {
-    let packed: Vec<u8> = read("mufu_corrections_h200.npz", key);
+    let packed: Vec<u8> = read("../golden/data/sfu/mufu_corrections_h200.npz", key);
     assert_eq!(packed.len(), 1 << 21);
     let mut codes = Vec::with_capacity(1 << 23);
     for byte in packed {

@@ -124,19 +124,22 @@ pub(super) fn panel<T: Tile, E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> S
     let beside = job.bytes(columns.end, PANEL);
     let share = (beside.len().div_ceil(rows.div_ceil(T::ROWS))).next_multiple_of(LINE);
     let mut beside = beside.chunks(share.max(1));
-    let tiles = x.words.as_flattened().chunks_exact(tile);
+    let mut tiles = (x.words.as_flattened().chunks_exact(tile)).zip(x.starts.chunks(T::ROWS));
     let (mut now, mut before) = acc.split_at_mut(T::ROWS);
     let mut finish = Finish::new(job, p, &[], x.first, staged);
     let mut status = Status::default();
-    for (words, starts) in tiles.zip(x.starts.chunks(T::ROWS)) {
-        prefetch(beside.next().unwrap_or(&[]));
-        T::multiply(words, panel, starts, now, || finish.piece());
+    loop {
+        let next = tiles.next();
+        if let Some((words, starts)) = next {
+            prefetch(beside.next().unwrap_or(&[]));
+            T::multiply(words, panel, starts, now, || finish.piece());
+        }
         let next_row = finish.next_row();
         status += finish.rest();
+        let Some((_, starts)) = next else { break };
         (now, before) = (before, now);
         finish = Finish::new(job, p, &before[..starts.len()], next_row, staged);
     }
-    status += finish.rest();
     PANEL_AND_SUMS.set(room);
     status
 }
@@ -203,25 +206,20 @@ impl<'a, 'j, E: Epilogue> Finish<'a, 'j, E> {
         self.row + self.acc.len()
     }
 
-    /// Turns the next sums into outputs.
+    /// Turns the next sums into outputs: of whole rows many at once. One place calls the epilogue, which
+    /// is long and copied to each.
     #[inline(always)]
     fn piece(&mut self) {
         let (acc, out) = (&self.acc[self.done..], &mut self.staged[self.done..]);
-        let (epilogue, columns) = (self.job.epilogue, || self.columns.clone());
-        let width = self.columns.len();
-        match (acc.first_chunk::<PIECE>(), out.first_chunk_mut::<PIECE>()) {
-            (Some(acc), Some(out)) if width == PANEL => {
-                let (acc, out) = (acc.as_flattened(), out.as_flattened_mut());
-                self.status += epilogue.finish(columns(), acc, out);
-                self.done += PIECE;
-            }
-            _ => {
-                for (acc, out) in acc.iter().zip(out).take(PIECE) {
-                    self.status += epilogue.finish(columns(), &acc[..width], &mut out[..width]);
-                    self.done += 1;
-                }
-            }
-        }
+        let (rows, width) = match self.columns.len() {
+            PANEL => (acc.len().min(PIECE), PANEL),
+            width => (acc.len().min(1), width),
+        };
+        let count = rows * width;
+        let (acc, out) = (acc.as_flattened(), out.as_flattened_mut());
+        let (epilogue, columns) = (self.job.epilogue, self.columns.clone());
+        self.status += epilogue.finish(columns, &acc[..count], &mut out[..count]);
+        self.done += rows;
     }
 
     /// Turns what is left into outputs, and hands all of them over.
