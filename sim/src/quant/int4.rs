@@ -214,10 +214,18 @@ impl<'m> Int4Weight<'m> {
             .as_slice()
             .expect("weights are row-major");
         let row = self.source.nibbles.ncols();
+        let groups = self.dim().1 / GROUP;
         Nibbles {
             bytes: &bytes[self.rows.start * row..self.rows.end * row],
             tables: &self.tables,
-            groups: self.dim().1 / GROUP,
+            scales: self.source.groups.as_ref().map(|scales| {
+                let scales = scales.as_slice().expect("scales are row-major");
+                (
+                    &scales[self.rows.start * groups..self.rows.end * groups],
+                    self.rule,
+                )
+            }),
+            groups,
         }
     }
 
