@@ -12,7 +12,7 @@ use scalescope_sim::checkpoint::quantize::{FourBits, to_int4};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::model::Model;
-use scalescope_sim::profile::{LinearStep, Profile};
+use scalescope_sim::profile::Profile;
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ fn bits_words(found: &Bits) -> String {
     for w in &found.weights {
         rows.add_row([
             w.layer.to_string(),
-            step_name(w.step).to_owned(),
+            w.step.name().to_owned(),
             format!("{:.1}", w.bytes_saved as f64 / 1024.0),
             format!("{:.6}", w.kl_rise.mean),
             format!("{:.6}", w.kl_rise.se),
@@ -156,15 +156,6 @@ fn bits_words(found: &Bits) -> String {
         ]);
     }
     out + &table_text(&rows)
-}
-
-fn step_name(step: LinearStep) -> &'static str {
-    match step {
-        LinearStep::InProj => "in_proj",
-        LinearStep::XProj => "x_proj",
-        LinearStep::DtProj => "dt_proj",
-        LinearStep::OutProj => "out_proj",
-    }
 }
 
 fn words(found: &Recommendations) -> String {

@@ -61,15 +61,22 @@ pub enum LinearStep {
 }
 
 impl LinearStep {
-    /// The step of a name: `in_proj`, ….
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "in_proj" => Some(Self::InProj),
-            "x_proj" => Some(Self::XProj),
-            "dt_proj" => Some(Self::DtProj),
-            "out_proj" => Some(Self::OutProj),
-            _ => None,
+    /// The four, in the order of the data.
+    pub const ALL: [LinearStep; 4] = [Self::InProj, Self::XProj, Self::DtProj, Self::OutProj];
+
+    /// The name: `in_proj`, ….
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InProj => "in_proj",
+            Self::XProj => "x_proj",
+            Self::DtProj => "dt_proj",
+            Self::OutProj => "out_proj",
         }
+    }
+
+    /// The step of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|step| step.name() == name)
     }
 }
 

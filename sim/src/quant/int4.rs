@@ -196,6 +196,11 @@ impl<'m> Int4Weight<'m> {
         &self.source
     }
 
+    /// How its codes become INT8.
+    pub fn rule(&self) -> Dequantize {
+        self.rule
+    }
+
     /// Outputs and inputs.
     pub fn dim(&self) -> (usize, usize) {
         (self.rows.len(), self.source.dim().1)

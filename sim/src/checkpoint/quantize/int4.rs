@@ -105,13 +105,13 @@ pub fn to_int4(model: &mut QuantizedModel, float: &FloatModel, which: &FourBits)
         .par_iter()
         .map(|(i, step)| {
             let layer = &float.layers[*i];
-            let (name, weight) = match step {
-                LinearStep::InProj => ("in_proj", &layer.in_proj),
-                LinearStep::XProj => ("x_proj", &layer.x_proj),
-                LinearStep::OutProj => ("out_proj", &layer.out_proj),
+            let weight = match step {
+                LinearStep::InProj => &layer.in_proj,
+                LinearStep::XProj => &layer.x_proj,
+                LinearStep::OutProj => &layer.out_proj,
                 LinearStep::DtProj => unreachable!("not one of `FOUR_BIT_STEPS`"),
             };
-            int4(&format!("layers.{i}.{name}.weight"), weight)
+            int4(&format!("layers.{i}.{}.weight", step.name()), weight)
         })
         .collect();
     let made: Vec<Int4Tensor> = made.into_iter().collect::<Result<_>>()?;
