@@ -8,6 +8,7 @@ use scalescope_golden::npz::read_npy;
 use scalescope_sim::calibrate::{CalibrationOptions, calibrate, calibrate_head};
 use scalescope_sim::checkpoint::load::{Loaded, load_with_notes};
 use scalescope_sim::checkpoint::quantize::Ends;
+use scalescope_sim::checkpoint::quantize::FourBits;
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::checkpoint::{fold, hf, quantize, scales};
 use scalescope_sim::datapath::{Datapath, check_tokens};
@@ -172,15 +173,25 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     })
 }
 
-/// A model of random weights; it is its own float model, rotated by construction.
+/// A model of random weights; it is its own float model, rotated by construction. Of four bits where the
+/// name ends so.
 fn synthetic_subject(name: &str, args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
-    let shape = Shape::named(name)?;
+    let bits = name.rsplit_once('-').filter(|(_, bits)| *bits == "w4a8");
+    let shape = Shape::named(bits.map_or(name, |(shape, _)| shape))?;
     let mut model = Model::default();
-    if modes.iter().any(ModeSpec::needs_quantized) {
-        model.quantized = Some(Arc::new(synthetic::quantized_model(shape)));
-    }
-    if modes.iter().any(ModeSpec::needs_float) {
+    if bits.is_some() || modes.iter().any(ModeSpec::needs_float) {
         model.float = Some(Arc::new(synthetic::float_model(shape)));
+    }
+    if modes.iter().any(ModeSpec::needs_quantized) {
+        let mut quantized = synthetic::quantized_model(shape);
+        if let (Some((_, bits)), Some(float)) = (bits, &model.float) {
+            let bits: FourBits = bits.parse().expect("matched above");
+            quantize::to_int4(&mut quantized, float, &bits)?;
+        }
+        model.quantized = Some(Arc::new(quantized));
+    }
+    if !modes.iter().any(ModeSpec::needs_float) {
+        model.float = None;
     }
     Ok(Subject {
         model,

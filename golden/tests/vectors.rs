@@ -90,6 +90,67 @@ fn four_bit_linears_are_reproduced_by_the_kernels_rules_only() {
     }
 }
 
+/// A path that a variable names, for data that are not in the repository.
+fn path_of(variable: &str) -> PathBuf {
+    let path = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} names no file"));
+    PathBuf::from(path)
+}
+
+#[test]
+#[ignore = "data outside the repository: W4A8_MODEL=FOLDER W4A8_TRACE=FILE.npz cargo test -p scalescope-golden --test vectors -- --ignored"]
+fn a_w4a8_model_of_quamba_is_reproduced_step_by_step_and_as_it_flows() {
+    use scalescope_sim::checkpoint::load::{Loaded, load};
+    use scalescope_sim::model::Model;
+    let Loaded::Quantized(quantized) = load(&path_of("W4A8_MODEL")).unwrap() else {
+        panic!("a quantized model")
+    };
+    let model = Model {
+        quantized: Some(quantized.into()),
+        ..Model::default()
+    };
+    let trace = TraceFile::read(path_of("W4A8_TRACE")).unwrap();
+    let table = ModeTable::default();
+    let deployed = Profile::get("deployed").unwrap();
+    let path = Datapath::new(&model, table.get("0").unwrap(), &deployed).unwrap();
+    for feed in [Feed::Local, Feed::Cumulative] {
+        let options = CheckOptions {
+            feed,
+            ..CheckOptions::default()
+        };
+        let report = check(&path, &trace, &options).unwrap();
+        println!("{feed:?}: {}, given {}", report.summary, report.given());
+        assert_eq!(report.exit_code(), 0, "{}", report.summary);
+        let forgiven = report.summary.points.iter().map(|p| p.within_tolerance);
+        assert_eq!(forgiven.sum::<usize>(), 0);
+    }
+}
+
+#[test]
+#[ignore = "data outside the repository: W4A8_MODEL=FOLDER W4A8_FLOAT=FOLDER W4A8_SCALES=FILE cargo test -p scalescope-golden --test vectors -- --ignored"]
+fn quantizing_gives_every_bit_of_a_w4a8_model_of_quamba() {
+    use scalescope_sim::checkpoint::load::{Loaded, load};
+    use scalescope_sim::checkpoint::quantize::{Ends, quantize, to_int4};
+    use scalescope_sim::checkpoint::recipe::Recipe;
+    use scalescope_sim::checkpoint::{fold, hf, scales};
+    let Loaded::Quantized(theirs) = load(&path_of("W4A8_MODEL")).unwrap() else {
+        panic!("a quantized model")
+    };
+    let float = hf::read(&path_of("W4A8_FLOAT")).unwrap();
+    let float = fold::fold(float, &Recipe::QUAMBA).unwrap();
+    let scales = scales::read(&path_of("W4A8_SCALES")).unwrap();
+    let mut ours = quantize(&float, &scales, &Recipe::QUAMBA, Ends::F16).unwrap();
+    to_int4(&mut ours, &float, &"w4a8".parse().unwrap()).unwrap();
+    for (i, (ours, theirs)) in ours.layers.iter().zip(&theirs.layers).enumerate() {
+        assert!(ours.in_proj == theirs.in_proj, "block {i}, in_proj");
+        assert!(ours.x_proj == theirs.x_proj, "block {i}, x_proj");
+        assert!(ours.out_proj == theirs.out_proj, "block {i}, out_proj");
+        assert!(ours == theirs, "block {i}");
+    }
+    assert_eq!(ours.layers.len(), theirs.layers.len());
+    assert!(ours.embedding == theirs.embedding && ours.norm_f == theirs.norm_f);
+    assert!(ours.head == theirs.head);
+}
+
 #[test]
 fn mode_0_is_reproduced_step_by_step_and_as_it_flows() {
     let trace = golden("mode_0_len171.npz");

@@ -27,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use adopt::{Amendment, Part};
 pub use block::{ConvHistory, LayerState};
+pub use parts::FourBitWeight;
 pub(crate) use prepare::{Layer, Rows};
 
 /// Which rows of logits a prefill computes.

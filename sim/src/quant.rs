@@ -207,3 +207,9 @@ impl From<QTensor> for QWeight {
         Self::Int8(weight)
     }
 }
+
+impl From<Int4Tensor> for QWeight {
+    fn from(weight: Int4Tensor) -> Self {
+        Self::Int4(weight)
+    }
+}

@@ -2,15 +2,19 @@
 //! asked for: `cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored`.
 //! (`scalescope crosscheck` compares whole models.)
 
+use ndarray::s;
 use rayon::prelude::*;
+use scalescope_sim::arith::int4::Dequantize;
+use scalescope_sim::checkpoint::quantize::to_int4;
 use scalescope_sim::checkpoint::synthetic::{Shape, float_model, quantized_model};
 use scalescope_sim::cuda::{CudaDatapath, Device, Function, values};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::engine::Engine;
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::{MODES, ModeTable};
-use scalescope_sim::model::Model;
+use scalescope_sim::model::{Head, Model};
 use scalescope_sim::profile::{PROFILES, Profile};
+use scalescope_sim::quant::{Int4Tensor, QWeight, Scale};
 use scalescope_sim::trace::{Blind, Place, Probe, Recorder, Selection, Tensor, TracePoint};
 use std::sync::{Arc, OnceLock};
 
@@ -32,6 +36,38 @@ fn model(d_model: usize) -> Model {
         float: Some(float_model(shape).into()),
         original: None,
     }
+}
+
+/// A model whose linear weights have four bits, its head too.
+fn four_bit_model() -> Model {
+    let mut model = model(256);
+    let mut quantized = model.quantized.as_deref().unwrap().clone();
+    let float = model.float.as_deref().unwrap();
+    to_int4(&mut quantized, float, &"w4a8".parse().unwrap()).unwrap();
+    let QWeight::Int4(in_proj) = &quantized.layers[0].in_proj else {
+        panic!("not four bits")
+    };
+    let rows = ..quantized.config.vocab_size;
+    let groups = in_proj
+        .groups
+        .as_ref()
+        .unwrap()
+        .slice(s![rows, ..])
+        .to_owned();
+    let head = Int4Tensor::of_nibbles(
+        in_proj.nibbles.slice(s![rows, ..]).to_owned(),
+        // Some of them wrap.
+        Some(groups.mapv(|scale| scale * half::f16::from_f32(1.1))),
+        in_proj.channels[rows].to_vec(),
+    );
+    let head = head.unwrap();
+    assert!(head.overflows(Dequantize::WrappingFma) > 0);
+    quantized.head = Head::Quantized {
+        input: Scale::new(0.03).unwrap(),
+        weight: head.into(),
+    };
+    model.quantized = Some(quantized.into());
+    model
 }
 
 fn tokens(length: usize, seed: usize) -> Vec<u32> {
@@ -128,13 +164,14 @@ fn every_mode_and_profile_records_the_same_tensors_and_counters() {
     table.add_toml(&format!("{per_token}{real_state}")).unwrap();
     let mut wrong = Vec::new();
     // Widths that are not a multiple of any vector, and those that are.
-    for (d_model, lengths) in [
-        (64, &[1, 3, 129, 700][..]),
-        (48, &[37, 300]),
-        (12, &[5]),
-        (20, &[9]),
+    for (model, lengths) in [
+        (model(64), &[1, 3, 129, 700][..]),
+        (model(48), &[37, 300]),
+        (model(12), &[5]),
+        (model(20), &[9]),
+        (four_bit_model(), &[1, 37, 300]),
     ] {
-        let model = model(d_model);
+        let d_model = model.config().unwrap().d_model;
         for mode in table.rows() {
             for profile in PROFILES {
                 let path = || Datapath::new(&model, mode, profile).unwrap();

@@ -6,6 +6,7 @@ use half::f16;
 use ndarray::Array2;
 use scalescope_sim::arith::binary16::{from_f16, narrow, to_f16, widen};
 use scalescope_sim::arith::hadamard::HadamardSize;
+use scalescope_sim::arith::int4::Dequantize;
 use scalescope_sim::arith::real::{Ieee, LANES, RealMath};
 use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
@@ -123,8 +124,27 @@ fn int4_products() {
             let nibbles = Nibbles {
                 bytes: bytes.as_slice().unwrap(),
                 tables: &tables,
+                scales: None,
                 groups: k / 128,
             };
+            // Tables of scales, up to where weights wrap and saturate.
+            let scales: Vec<f16> = (0..tables.len())
+                .map(|_| f16::from_bits((random.next() % 0x4e00) as u16))
+                .collect();
+            for rule in Dequantize::ALL {
+                let tables: Vec<[i8; 16]> = scales.iter().map(|scale| rule.table(*scale)).collect();
+                let product = |scales| {
+                    let mut sums = Array2::zeros((l, n));
+                    let nibbles = Nibbles {
+                        tables: &tables,
+                        scales,
+                        ..nibbles
+                    };
+                    let _ = matmul_i8(&x, nibbles, &mut sums, &Sums);
+                    sums
+                };
+                assert_eq!(product(Some((&scales, rule))), product(None), "{rule:?}");
+            }
             let mut expanded = vec![0; n * k];
             nibbles.expand(0..n, &mut expanded);
             assert_eq!(expanded, weight.as_slice().unwrap());

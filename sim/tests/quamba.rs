@@ -10,7 +10,7 @@ use half::f16;
 use scalescope_sim::checkpoint::fold::fold;
 use scalescope_sim::checkpoint::info::info;
 use scalescope_sim::checkpoint::load::{Loaded, load, load_with_notes};
-use scalescope_sim::checkpoint::quantize::{Ends, quantize};
+use scalescope_sim::checkpoint::quantize::{Ends, quantize, to_int4};
 use scalescope_sim::checkpoint::recipe::Recipe;
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::checkpoint::tensor::Dtype;
@@ -194,6 +194,129 @@ fn rename(all: &mut Entries, from: &str, to: &str) {
     }
 }
 
+/// A model of one block whose rows are two groups of 128 and more, in four bits with its head.
+fn four_bits() -> QuantizedModel {
+    let shape = Shape {
+        name: "four bits",
+        n_layers: 1,
+        d_model: 256,
+        vocab_size: 1024,
+    };
+    let float = synthetic::float_model(shape);
+    let scales = synthetic::plausible_scales(&float.config);
+    let mut model = quantize(&float, &scales, &Recipe::QUAMBA, Ends::F16).unwrap();
+    to_int4(&mut model, &float, &"w4a8".parse().unwrap()).unwrap();
+    // in_proj is as large.
+    model.head = Head::Quantized {
+        input: Scale::new(HEAD_SCALE).unwrap(),
+        weight: model.layers[0].in_proj.clone(),
+    };
+    model
+}
+
+/// Its folder with other entries.
+fn edited_four_bits(edit: impl FnOnce(&mut Entries)) -> TempDir {
+    let dir = folder(&four_bits());
+    let path = dir.path().join("pytorch_model.bin");
+    let mut all = entries(&path);
+    edit(&mut all);
+    write_to(File::create(&path).unwrap(), "pytorch_model", &all).unwrap();
+    dir
+}
+
+#[test]
+fn four_bit_weights_are_written_and_read() {
+    let model = four_bits();
+    let dir = folder(&model);
+    let keys = lines(dir.path());
+    for (name, shape) in [
+        ("mixer.in_proj.weight I32", "[16, 2048]"),
+        ("mixer.in_proj.s_group F16", "[2, 1024]"),
+        ("mixer.in_proj.s_channel F32", "[1, 1024]"),
+        ("mixer.in_proj.workspace I32", "[256]"),
+        // 48 outputs, filled up.
+        ("mixer.x_proj.weight I32", "[32, 128]"),
+        ("mixer.x_proj.s_group F16", "[4, 64]"),
+        ("mixer.x_proj.s_channel F32", "[1, 64]"),
+        ("mixer.out_proj.input_scale F32", "[]"),
+        ("lm_head.weight I32", "[16, 2048]"),
+    ] {
+        let found = keys
+            .iter()
+            .any(|line| line.contains(&format!("{name} {shape} ")));
+        assert!(found, "{name} {shape}");
+    }
+    assert!(info(dir.path()).unwrap().kind.contains("W4A8"));
+    let (_, notes) = load_with_notes(dir.path()).unwrap();
+    assert!(notes.is_empty(), "{notes:?}");
+    assert!(loads_as(dir.path(), model.clone()));
+    // The same in the other format.
+    let file = dir.path().join("q.safetensors");
+    quantized::write(&file, &model).unwrap();
+    assert!(quantized::read(&file).unwrap() == model);
+    // Eight bits beside four.
+    let mut mixed = model;
+    mixed.head = tiny(int8_ends()).head;
+    says(quamba::write(dir.path(), &mixed), &["eight bits", "both"]);
+}
+
+#[test]
+fn four_bit_weights_that_do_not_fit_are_named() {
+    let key = |part: &str| format!("backbone.layers.0.mixer.{part}");
+    let edit_halves = |name: &str, at: usize, value: f16| {
+        edited_four_bits(|all| match get(all, name) {
+            Value::Tensor {
+                elements: Elements::F16(values),
+                ..
+            } => values.to_mut()[at] = value,
+            other => panic!("{other:?}"),
+        })
+    };
+    let groups = key("out_proj.s_group");
+    for value in [f16::NAN, f16::INFINITY] {
+        let dir = edit_halves(&groups, 3, value);
+        says(load(dir.path()), &[&groups, "finite"]);
+    }
+    // Output 63 of 48.
+    let groups = key("x_proj.s_group");
+    let dir = edit_halves(&groups, 63, f16::ONE);
+    says(load(dir.path()), &[&groups, "zeros", "48"]);
+    let channels = key("in_proj.s_channel");
+    for value in [0.0, f32::NAN, -1.0] {
+        let dir = edited_four_bits(|all| match get(all, &channels) {
+            Value::Tensor {
+                elements: Elements::F32(values),
+                ..
+            } => values.to_mut()[7] = value,
+            other => panic!("{other:?}"),
+        });
+        says(load(dir.path()), &[&channels, "positive, finite, normal"]);
+    }
+    let scale = key("in_proj.input_scale");
+    let dir = edited_four_bits(|all| put(all, &scale, 0.5));
+    says(
+        load(dir.path()),
+        &[&scale, "as the step before writes", "5e-1"],
+    );
+    let weight = key("out_proj.weight");
+    let dir = edited_four_bits(|all| match get(all, &weight) {
+        Value::Tensor { shape, strides, .. } => {
+            (*shape, *strides) = (vec![64, 256], vec![256, 1]);
+        }
+        other => panic!("{other:?}"),
+    });
+    says(load(dir.path()), &[&weight, "[32, 512]", "[64, 256]"]);
+    for part in ["weight", "s_group", "s_channel", "input_scale"] {
+        let key = key(&format!("x_proj.{part}"));
+        let dir = edited_four_bits(|all| all.retain(|(name, _)| *name != key));
+        says(load(dir.path()), &[&key, "no tensor of that name"]);
+        assert_eq!(info(dir.path()).unwrap().missing, [key]);
+    }
+    let key = key("x_proj.workspace");
+    let dir = edited_four_bits(|all| all.retain(|(name, _)| *name != key));
+    assert!(loads_as(dir.path(), four_bits()));
+}
+
 /// Puts a number into a tensor of one element, or in place of a Python float.
 fn put(all: &mut Entries, name: &str, value: f32) {
     match get(all, name) {
@@ -372,12 +495,13 @@ fn scales_that_are_none_or_disagree_are_named() {
     // An INT8 norm before a binary16 head.
     let key = "backbone.norm_f.output_scale";
     let dir = edited(Ends::F16, |all| all.push((key.into(), Value::Number(0.5))));
-    says(load(dir.path()), &[key, "an INT8 head", "binary16"]);
+    says(load(dir.path()), &[key, "a quantized head", "binary16"]);
 }
 
 #[test]
 fn other_kinds_are_told_apart_by_their_keys() {
     let kinds: [(&str, &str, &str); 3] = [
+        // Then with keys of its own missing, and others too many.
         (".in_proj.alpha", ".in_proj.s_channel", "W4A8"),
         (".in_proj.alpha", ".in_proj.scale", "W4A16"),
         ("dt_proj", "dt", "Mamba-2"),
@@ -390,7 +514,11 @@ fn other_kinds_are_told_apart_by_their_keys() {
             }
         });
         let name = dir.path().to_str().unwrap();
-        says(load(dir.path()), &[name, "W8A8", kind]);
+        let expected = match kind {
+            "W4A8" => "only keys of a W4A8 model",
+            _ => "W8A8",
+        };
+        says(load(dir.path()), &[name, expected, kind]);
         says(hf::read(dir.path()), &[name, "a float checkpoint", kind]);
         assert!(info(dir.path()).unwrap().kind.contains(kind));
     }

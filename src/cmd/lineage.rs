@@ -8,7 +8,7 @@ use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
 use scalescope_golden::lineage::{Lineage, Quantizer, Reader, lineage};
-use scalescope_sim::datapath::Datapath;
+use scalescope_sim::datapath::{Datapath, FourBitWeight};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
 use std::fmt::Write;
@@ -75,6 +75,10 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
     if let Some(layers) = &args.layers {
         lineage.quantizers.retain(|q| layers.contains(&q.layer));
     }
+    let mut four_bits = path.four_bit_weights();
+    if let Some(layers) = &args.layers {
+        four_bits.retain(|w| layers.contains(&w.layer));
+    }
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     if args.json {
         let mut json = serde_json::json!({
@@ -82,6 +86,9 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
             "tokens": tokens,
             "faults": faults,
         });
+        if !four_bits.is_empty() {
+            json["four_bit_weights"] = serde_json::json!(four_bits);
+        }
         super::check::merge(&mut json, serde_json::json!(lineage));
         print_json(&json);
     } else if args.dot {
@@ -95,7 +102,7 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
             faults_text(&faults),
             sequences.len()
         );
-        print(&(heading + &text(&lineage)));
+        print(&(heading + &text(&lineage) + &four_bits_text(&four_bits)));
     }
     Ok(match lineage.is_consistent() {
         true => Outcome::Success,
@@ -156,6 +163,32 @@ fn text(lineage: &Lineage) -> String {
          └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n",
     );
     out + &remarks(lineage)
+}
+
+/// A row for each weight of four bits; nothing if there is none.
+fn four_bits_text(weights: &[FourBitWeight]) -> String {
+    if weights.is_empty() {
+        return String::new();
+    }
+    let header = [
+        "block",
+        "four-bit weight",
+        "group scales",
+        "channel scales",
+        "beyond INT8",
+    ];
+    let mut rows = table(&header, 2);
+    let range = |[low, high]: [f32; 2]| format!("{low:.4e} to {high:.4e}");
+    for w in weights {
+        rows.add_row([
+            w.layer.to_string(),
+            w.step.name().to_owned(),
+            w.group_scale.map_or("none".into(), range),
+            range(w.channel_scale),
+            format!("{} of {}", w.overflows, w.weights),
+        ]);
+    }
+    format!("\n{}", table_text(&rows))
 }
 
 fn remarks(lineage: &Lineage) -> String {

@@ -8,6 +8,25 @@ use crate::quant::Scale;
 use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
+use serde::Serialize;
+
+/// A linear weight of four bits and its scales: `real = int8(code · group) · channel`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FourBitWeight {
+    /// The block.
+    pub layer: usize,
+    /// The step.
+    pub step: Step,
+    /// Codes.
+    pub weights: usize,
+    /// The smallest and the largest scale of a group, in INT8 steps a code; none where rows have no
+    /// groups.
+    pub group_scale: Option<[f32; 2]>,
+    /// The smallest and the largest scale of a row.
+    pub channel_scale: [f32; 2],
+    /// Weights that are not `rne(code · group)`: the profile's rule saturates or wraps them.
+    pub overflows: u64,
+}
 
 impl<'m> Datapath<'m> {
     /// The weights of a linear step; in_proj has two, x and z, other steps of a block none.
@@ -22,6 +41,32 @@ impl<'m> Datapath<'m> {
                 Vec::new()
             }
         }
+    }
+
+    /// Every linear weight of four bits, block by block.
+    pub fn four_bit_weights(&self) -> Vec<FourBitWeight> {
+        let steps = [Step::InProj, Step::XProj, Step::OutProj];
+        let all = (0..self.layers.len()).flat_map(|layer| steps.map(|step| (layer, step)));
+        let seen = all.filter_map(|(layer, step)| {
+            // Of in_proj, x and z are rows of one weight.
+            let weight = self.linear_weights(layer, step)[0].int4()?;
+            let source = weight.source();
+            let range = |values: &mut dyn Iterator<Item = f32>| {
+                values.fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], v| {
+                    [low.min(v), high.max(v)]
+                })
+            };
+            let groups = source.groups.as_ref();
+            Some(FourBitWeight {
+                layer,
+                step,
+                weights: source.dim().0 * source.dim().1,
+                group_scale: groups.map(|g| range(&mut g.iter().map(|s| f32::from(*s)))),
+                channel_scale: range(&mut source.channels.iter().map(|s| s.get())),
+                overflows: source.overflows(weight.rule()),
+            })
+        });
+        seen.collect()
     }
 
     /// The convolution's weight.

@@ -196,6 +196,11 @@ impl<'m> Int4Weight<'m> {
         &self.source
     }
 
+    /// How its codes become INT8.
+    pub fn rule(&self) -> Dequantize {
+        self.rule
+    }
+
     /// Outputs and inputs.
     pub fn dim(&self) -> (usize, usize) {
         (self.rows.len(), self.source.dim().1)
@@ -214,10 +219,18 @@ impl<'m> Int4Weight<'m> {
             .as_slice()
             .expect("weights are row-major");
         let row = self.source.nibbles.ncols();
+        let groups = self.dim().1 / GROUP;
         Nibbles {
             bytes: &bytes[self.rows.start * row..self.rows.end * row],
             tables: &self.tables,
-            groups: self.dim().1 / GROUP,
+            scales: self.source.groups.as_ref().map(|scales| {
+                let scales = scales.as_slice().expect("scales are row-major");
+                (
+                    &scales[self.rows.start * groups..self.rows.end * groups],
+                    self.rule,
+                )
+            }),
+            groups,
         }
     }
 

@@ -154,7 +154,6 @@ impl LinearWeight<'_> {
             }
             LinearWeight::Int4(weight) => {
                 pages::enlarge(weight.nibbles().bytes);
-                pages::enlarge(weight.nibbles().tables);
             }
             LinearWeight::Float { weight, .. } => {
                 pages::enlarge(weight.as_slice().unwrap_or(&[]));

@@ -104,12 +104,12 @@ pub fn to_int4(model: &mut QuantizedModel, float: &FloatModel, which: &FourBits)
         .par_iter()
         .map(|(i, step)| {
             let layer = &float.layers[*i];
-            let (name, weight) = match step {
-                Step::InProj => ("in_proj", &layer.in_proj),
-                Step::XProj => ("x_proj", &layer.x_proj),
-                _ => ("out_proj", &layer.out_proj),
+            let weight = match step {
+                Step::InProj => &layer.in_proj,
+                Step::XProj => &layer.x_proj,
+                _ => &layer.out_proj,
             };
-            int4(&format!("layers.{i}.{name}.weight"), weight)
+            int4(&format!("layers.{i}.{}.weight", step.name()), weight)
         })
         .collect();
     let made: Vec<Int4Tensor> = made.into_iter().collect::<Result<_>>()?;

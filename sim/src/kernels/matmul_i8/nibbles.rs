@@ -1,7 +1,9 @@
 //! Weights of four bits. They stay so in memory: half the bytes for a product of one row to read. A
-//! table of 16 INT8 weights for each group of 128 codes says what the codes are.
+//! table of 16 INT8 weights for each group of 128 codes says what the codes are. A product of one row,
+//! to which every byte counts, makes the tables from the scales of the groups where it can.
 
-use crate::arith::int4::GROUP;
+use crate::arith::int4::{Dequantize, GROUP};
+use half::f16;
 use std::ops::Range;
 
 /// Bytes of a group: the low halves are its first 64 codes, the high ones the other 64.
@@ -15,6 +17,8 @@ pub struct Nibbles<'a> {
     pub bytes: &'a [u8],
     /// N rows of K/128 tables; entry i of one is the INT8 weight of nibble i.
     pub tables: &'a [[i8; 16]],
+    /// What the tables were made from, if rows have groups: as many scales, all finite, and the rule.
+    pub scales: Option<(&'a [f16], Dequantize)>,
     /// K/128.
     pub groups: usize,
 }
@@ -26,16 +30,26 @@ impl<'a> Nibbles<'a> {
         (self.bytes.len() / row.max(1), self.groups * GROUP)
     }
 
-    /// The bytes and tables of some rows.
-    pub(super) fn rows(&self, rows: Range<usize>) -> (&'a [[u8; BYTES]], &'a [[i8; 16]]) {
+    /// Some rows.
+    pub(super) fn rows(&self, rows: Range<usize>) -> Self {
         let groups = rows.start * self.groups..rows.end * self.groups;
-        let bytes = self.bytes.as_chunks().0;
-        (&bytes[groups.clone()], &self.tables[groups])
+        Self {
+            bytes: &self.bytes[groups.start * BYTES..groups.end * BYTES],
+            tables: &self.tables[groups.clone()],
+            scales: self.scales.map(|(scales, rule)| (&scales[groups], rule)),
+            groups: self.groups,
+        }
+    }
+
+    /// The bytes of each group.
+    pub(super) fn chunks(&self) -> &'a [[u8; BYTES]] {
+        self.bytes.as_chunks().0
     }
 
     /// Some rows in INT8, one after another, into `out`.
     pub fn expand(&self, rows: Range<usize>, out: &mut [i8]) {
-        let (bytes, tables) = self.rows(rows);
+        let rows = self.rows(rows);
+        let (bytes, tables) = (rows.chunks(), rows.tables);
         let out = out.as_chunks_mut::<GROUP>().0;
         assert_eq!(bytes.len(), out.len());
         #[cfg(target_arch = "x86_64")]
