@@ -8,6 +8,13 @@ use std::path::Path;
 use std::process::Command;
 
 fn run(command: &mut Command) -> String {
+    let (good, text) = end(command);
+    assert!(good, "{command:?}\n{text}");
+    text
+}
+
+/// Whether a program ended well, and what it said.
+fn end(command: &mut Command) -> (bool, String) {
     let output = command
         .output()
         .unwrap_or_else(|e| panic!("{command:?}: {e}"));
@@ -16,12 +23,16 @@ fn run(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(output.status.success(), "{command:?}\n{text}");
-    text
+    (output.status.success(), text)
 }
 
 /// Compiles a testbench with parameters and simulates it in the folder of its vectors.
-fn simulate(folder: &Path, top: &str, sources: &[&str], parameters: &[(&str, usize)]) -> String {
+fn simulate(
+    folder: &Path,
+    top: &str,
+    sources: &[&str],
+    parameters: &[(&str, usize)],
+) -> (bool, String) {
     let rtl = Path::new(env!("CARGO_MANIFEST_DIR")).join("rtl");
     let binary = folder.join(format!("{top}.vvp"));
     let mut compile = Command::new("iverilog");
@@ -35,7 +46,21 @@ fn simulate(folder: &Path, top: &str, sources: &[&str], parameters: &[(&str, usi
         compile.arg(rtl.join(source));
     }
     run(&mut compile);
-    run(Command::new("vvp").arg(&binary).current_dir(folder))
+    end(Command::new("vvp").arg(&binary).current_dir(folder))
+}
+
+/// A simulation that passes, and fails with an exit code of its own once a file is a bit off.
+fn passes_and_notices(simulate: impl Fn() -> (bool, String), what: &str, file: &Path) {
+    let (good, found) = simulate();
+    println!("{found}");
+    assert!(good && found.contains(&format!("PASS {what}")), "{found}");
+    corrupt(file);
+    let (good, found) = simulate();
+    let words = what.split(':').next().expect("a name");
+    assert!(
+        !good && found.contains(&format!("FAIL {words}: 1 of")),
+        "{found}"
+    );
 }
 
 fn shape<'a>(manifest: &'a Manifest, name: &str) -> &'a [usize] {
@@ -88,14 +113,8 @@ fn exported_vectors_are_what_rtl_computes() {
                 ],
             )
         };
-        let found = requantize();
-        println!("{step}: {found}");
-        assert!(
-            found.contains(&format!("PASS requantize: {} words", out[0] * out[1])),
-            "{found}"
-        );
-        corrupt(&folder.join("out.hex"));
-        assert!(requantize().contains("FAIL requantize: 1 of"), "{step}");
+        let what = format!("requantize: {} words", out[0] * out[1]);
+        passes_and_notices(requantize, &what, &folder.join("out.hex"));
     }
     let (manifest, dt) = read("dt_proj");
     let (x, weight) = (shape(&manifest, "x"), shape(&manifest, "weight"));
@@ -112,11 +131,7 @@ fn exported_vectors_are_what_rtl_computes() {
             ],
         )
     };
-    let found = mac();
-    println!("dt_proj: {found}");
-    assert!(found.contains("PASS mac_lane"), "{found}");
-    corrupt(&dt.join("sum.hex"));
-    assert!(mac().contains("FAIL mac_lane: 1 of"));
+    passes_and_notices(mac, "mac_lane", &dt.join("sum.hex"));
     let (manifest, hadamard) = read("hadamard");
     let input = shape(&manifest, "input");
     let rotate = || {
@@ -132,11 +147,7 @@ fn exported_vectors_are_what_rtl_computes() {
             ],
         )
     };
-    let found = rotate();
-    println!("hadamard: {found}");
-    assert!(found.contains("PASS hadamard"), "{found}");
-    corrupt(&hadamard.join("rotated.hex"));
-    assert!(rotate().contains("FAIL hadamard: 1 of"));
+    passes_and_notices(rotate, "hadamard", &hadamard.join("rotated.hex"));
 }
 
 /// A device with the ports of a step's testbench, which gives the words of `NAME.device.hex` once its

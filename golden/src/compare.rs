@@ -226,7 +226,9 @@ impl PointResult {
                 )
             }),
             _ => {
-                return Err(SimError::value(self.key(), expected.dtype(), found.dtype()));
+                let expected = format!("{}, the reference's type", expected.dtype());
+                let found = format!("{} in the result", found.dtype());
+                return Err(SimError::value(self.key(), expected, found));
             }
         }
         Ok(())

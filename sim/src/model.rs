@@ -241,6 +241,9 @@ pub struct QuantizedLayer {
 /// A quantized model: the content of `quantized.safetensors`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedModel {
+    /// [`digest`](crate::checkpoint::identity::digest) of the float model it was made from, where that is
+    /// known.
+    pub float_digest: Option<String>,
     /// Shape.
     pub config: Config,
     /// `[V, M]`, folded.

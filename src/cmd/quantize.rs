@@ -1,11 +1,12 @@
 //! `scalescope quantize`: a float checkpoint to the quantized format.
 
 use crate::Outcome;
-use crate::input::{calibrated, calibration_sequences, read_tokenizer, self_calibrated};
+use crate::input::{calibrated, calibration_sequences, self_calibrated};
 use crate::output::print;
+use crate::tokenizer;
 use clap::Args;
 use scalescope_sim::calibrate::CalibrationOptions;
-use scalescope_sim::checkpoint::{fold, hf, quantize, quantized, scales};
+use scalescope_sim::checkpoint::{fold, hf, identity, quantize, quantized, scales};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::OwnText;
 use scalescope_sim::model::ActivationScales;
@@ -28,7 +29,8 @@ pub struct QuantizeArgs {
     /// Use these activation scales (JSON or a quantized file) instead of calibrating
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub scales: Option<PathBuf>,
-    /// Calibration text: .txt, .jsonl with `text`, or token ids in .npy
+    /// Calibration text: JSON lines with `text`, one text (cut into --samples of --length), or token ids
+    /// in .npy
     /// [default: text the model itself writes from --seed]
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
@@ -53,7 +55,8 @@ pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     check_output(args)?;
     let float = Arc::new(fold::fold(hf::read(&args.checkpoint)?)?);
     let (scales, origin) = activation_scales(args, &float)?;
-    let model = quantize::quantize(&float, &scales)?;
+    let mut model = quantize::quantize(&float, &scales)?;
+    model.float_digest = Some(identity::digest(&float));
     quantized::write(&args.output, &model)?;
     print(&format!(
         "{}: {} blocks, activation scales {origin}",
@@ -109,11 +112,16 @@ fn activation_scales(
     options.length = args.length.unwrap_or(options.length);
     let beside = args.checkpoint.join("tokenizer.json");
     let tokenizer = args.tokenizer.as_deref().unwrap_or(&beside);
-    let samples = calibration_sequences(file, || read_tokenizer(tokenizer))?;
+    let samples = calibration_sequences(file, &options, || tokenizer::read(tokenizer))?;
     let scales = calibrated(float, &samples, &options).map_err(|e| e.in_file(file))?;
-    let used = samples.len().min(options.samples);
+    let used = samples.iter().take(options.samples);
+    let tokens: usize = used.clone().map(|s| s.len().min(options.length)).sum();
     Ok((
         scales,
-        format!("calibrated on {used} sequences of {}", file.display()),
+        format!(
+            "calibrated on {} sequences ({tokens} tokens) of {}",
+            used.len(),
+            file.display()
+        ),
     ))
 }

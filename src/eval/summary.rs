@@ -126,6 +126,7 @@ pub struct LikelihoodPair {
     /// a − b; positive where a is better.
     pub difference: f64,
     /// Its standard error.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub stderr: f64,
     /// Interval and p-value.
     #[serde(flatten)]
@@ -133,6 +134,7 @@ pub struct LikelihoodPair {
     /// Corrected for the number of pairs.
     pub p_holm: f64,
     /// Smallest difference that this many samples show.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub detectable: f64,
     /// Samples that would show the observed difference, if it is real.
     pub samples_needed: Option<f64>,
@@ -152,8 +154,10 @@ pub struct Cost {
     /// Perplexity of `to` less that of `from`.
     pub perplexity: f64,
     /// 95 % interval, lower end, at the perplexity that `from` has here.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub low: f64,
     /// 95 % interval, upper end.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub high: f64,
 }
 

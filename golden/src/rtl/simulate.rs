@@ -56,53 +56,6 @@ pub fn simulate(step: &StepVectors) -> Result<Vec<Vector>> {
     }
 }
 
-/// The vectors of `found` that are not in `step` bit for bit: names, how many elements differ, and
-/// the first that does.
-pub fn differences(step: &StepVectors, found: &[Vector]) -> Result<Vec<Difference>> {
-    let mut differences = Vec::new();
-    for vector in found {
-        let expected = &step.get(&vector.name)?.array;
-        if expected.dtype() != vector.array.dtype() || expected.shape() != vector.array.shape() {
-            return Err(SimError::value(
-                &vector.name,
-                vector.array.describe(),
-                expected.describe(),
-            ));
-        }
-        let size = expected.dtype().item_size();
-        let (a, b) = (
-            super::words::bytes(expected),
-            super::words::bytes(&vector.array),
-        );
-        let words = a.chunks_exact(size).zip(b.chunks_exact(size));
-        let unlike: Vec<usize> = words
-            .enumerate()
-            .filter(|(_, (a, b))| a != b)
-            .map(|(i, _)| i)
-            .collect();
-        differences.push(Difference {
-            name: vector.name.clone(),
-            words: expected.len(),
-            mismatched: unlike.len(),
-            first: unlike.first().copied(),
-        });
-    }
-    Ok(differences)
-}
-
-/// How two arrays of words differ.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Difference {
-    /// The array.
-    pub name: String,
-    /// Its words.
-    pub words: usize,
-    /// Words that differ.
-    pub mismatched: usize,
-    /// The first of them, from 0.
-    pub first: Option<usize>,
-}
-
 struct Find<'a> {
     step: &'a StepVectors,
     profile: &'a Profile,

@@ -3,6 +3,7 @@
 use super::input::shown;
 use crate::error::{Result, SimError};
 use crate::model::Config;
+use crate::text;
 use serde_json::Value;
 use std::path::Path;
 
@@ -24,8 +25,8 @@ pub(crate) struct HfConfig {
 /// expand·hidden_size, `time_step_rank` ("auto") ⌈hidden_size/16⌉, `layer_norm_epsilon` 1e-5,
 /// tied head, conv bias, no linear bias.
 pub(crate) fn parse(path: &Path, json: &[u8]) -> Result<HfConfig> {
-    let json: Value = serde_json::from_slice(json)
-        .map_err(|e| SimError::file(path, "file", "JSON", shown(&e.to_string())))?;
+    let json: Value = text::from_json(json)
+        .map_err(|found| SimError::file(path, "file", "JSON", shown(&found)))?;
     from_json(json).map_err(|e| e.in_file(path))
 }
 

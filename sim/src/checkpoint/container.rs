@@ -57,6 +57,22 @@ impl<'a> Container<'a> {
         Container::parse(path, Bytes::Mapped(map))
     }
 
+    /// Whether a file is a safetensors file, by its first bytes; `named` (by its extension) where these
+    /// do not tell.
+    pub fn is_one(path: &Path, named: bool) -> Result<bool> {
+        use std::io::Read;
+        let mut start = Vec::new();
+        let mut file = open_regular(path)?.take(9);
+        file.read_to_end(&mut start)
+            .map_err(|e| SimError::io(path, e))?;
+        let is_header = |start: &[u8; 8]| u64::from_le_bytes(*start) <= MAX_HEADER as u64;
+        Ok(match start.split_first_chunk::<8>() {
+            Some((length, [b'{'])) if is_header(length) => true,
+            Some(([b'{', ..] | [0xef, 0xbb, 0xbf, ..], _)) => false,
+            _ => named,
+        })
+    }
+
     /// Checks bytes in memory; `name` stands for the path in errors.
     pub fn from_bytes(name: &Path, bytes: &'a [u8]) -> Result<Container<'a>> {
         Container::parse(name, Bytes::Borrowed(bytes))

@@ -8,6 +8,7 @@ use super::container::Container;
 use super::input::{in_layer, read_small, shown};
 use crate::error::{Result, SimError};
 use crate::model::{Config, FloatLayer, FloatModel};
+use crate::text;
 use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -74,7 +75,13 @@ struct Weights<'a> {
     shards: Option<BTreeMap<String, usize>>,
     /// What a missing tensor is reported against.
     path: PathBuf,
+    /// Whether the files are a base model's, saved by itself: no name has the prefix.
+    bare: bool,
 }
+
+/// What a model with a head has before the names of its base model's tensors. A base model that was saved
+/// by itself has no prefix.
+const PREFIX: &str = "backbone.";
 
 #[derive(Deserialize)]
 struct Index {
@@ -85,14 +92,15 @@ impl<'a> Weights<'a> {
     fn single(file: Container<'a>) -> Self {
         Self {
             path: file.path().to_path_buf(),
+            bare: is_bare(file.names().iter()),
             files: vec![file],
             shards: None,
         }
     }
 
     fn sharded(dir: &Path, index: &Path) -> Result<Self> {
-        let map = serde_json::from_slice::<Index>(&read_small(index, MAX_JSON)?)
-            .map_err(|e| SimError::file(index, "file", "a weight_map", shown(&e.to_string())))?
+        let map = text::from_json::<Index>(&read_small(index, MAX_JSON)?)
+            .map_err(|found| SimError::file(index, "file", "a weight_map", shown(&found)))?
             .weight_map;
         let mut files: Vec<Container<'a>> = Vec::new();
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
@@ -128,12 +136,22 @@ impl<'a> Weights<'a> {
         }
         Ok(Self {
             files,
+            bare: is_bare(map.keys()),
             shards: Some(shards),
             path: index.to_path_buf(),
         })
     }
 
+    /// A tensor's name in the files.
+    fn name<'n>(&self, name: &'n str) -> &'n str {
+        match name.strip_prefix(PREFIX) {
+            Some(rest) if self.bare => rest,
+            _ => name,
+        }
+    }
+
     fn file(&self, tensor: &str) -> Option<&Container<'a>> {
+        let tensor = self.name(tensor);
         match &self.shards {
             None => self.files.first().filter(|f| f.contains(tensor)),
             Some(shards) => shards.get(tensor).map(|n| &self.files[*n]),
@@ -142,10 +160,10 @@ impl<'a> Weights<'a> {
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<super::container::Tensor<'_>> {
         match self.file(name) {
-            Some(file) => file.tensor(name, shape),
+            Some(file) => file.tensor(self.name(name), shape),
             None => Err(SimError::file(
                 &self.path,
-                name,
+                self.name(name),
                 format_args!("a tensor of shape {shape:?}"),
                 "no tensor of that name",
             )),
@@ -168,10 +186,20 @@ impl<'a> Weights<'a> {
             config.n_layers
         );
         for file in &self.files {
-            file.refuse_others(|name| is_of(name, config, conv_bias), &expected)?;
+            let known = |name: &str| match self.bare && !name.starts_with("lm_head.") {
+                true => is_of(&format!("{PREFIX}{name}"), config, conv_bias),
+                false => is_of(name, config, conv_bias),
+            };
+            file.refuse_others(known, &expected)?;
         }
         Ok(())
     }
+}
+
+/// Whether these are the names of a base model that was saved by itself.
+fn is_bare<'n>(names: impl Iterator<Item = &'n String> + Clone) -> bool {
+    let prefixed = names.clone().any(|name| name.starts_with(PREFIX));
+    !prefixed && { names }.any(|name| name.starts_with("embedding"))
 }
 
 /// Whether a model of this shape has a tensor of that name. The name is taken apart: to make the names
@@ -203,7 +231,7 @@ const LAYER_TENSORS: [&str; 10] = [
 
 /// Whether a tensor's name is one of this format.
 pub(crate) fn is_checkpoint_tensor(name: &str) -> bool {
-    name.starts_with("backbone.")
+    name.starts_with(PREFIX) || name.contains(".mixer.")
 }
 
 fn layer_tensor(layer: usize, name: &str) -> String {

@@ -35,7 +35,10 @@ pub fn load(path: &Path) -> Result<Loaded> {
     if metadata.is_dir() {
         return hf::read(path).map(Loaded::Float);
     }
-    if path.extension().is_none_or(|e| e != "safetensors") {
+    let named = path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
+    if !Container::is_one(path, named)? {
         return Err(SimError::file(
             path,
             "model",

@@ -7,6 +7,7 @@
 //! | [`quantize`] | folded weights to INT8 |
 //! | [`quantized`] | the quantized format, `quantized.safetensors` |
 //! | [`scales`] | activation scales alone, as JSON |
+//! | [`identity`] | whether a quantized and a float model are one |
 //! | [`load`] | any of these by its path |
 //! | [`synthetic`] | random models of published shapes |
 
@@ -15,6 +16,7 @@ mod config;
 mod container;
 pub mod fold;
 pub mod hf;
+pub mod identity;
 mod input;
 pub mod load;
 pub mod quantize;

@@ -46,6 +46,7 @@ pub fn quantize(model: &FloatModel, scales: &[ActivationScales]) -> Result<Quant
         .map(|(layer, scales)| quantize_layer(layer, *scales))
         .collect();
     Ok(QuantizedModel {
+        float_digest: None,
         config: model.config.clone(),
         embedding: model.embedding.clone(),
         layers,

@@ -14,7 +14,8 @@
 //! | each I8 tensor's name + `_scale` | F32 | `[1]` |
 //! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
 //!
-//! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
+//! Metadata: `config`, the Hugging Face configuration as JSON; `format`, `int8-mamba`; and, where it is
+//! known, `float_sha256`, the [digest](super::identity::digest) of the float model it was made from.
 
 use super::config;
 use super::container::{Container, Tensor};
@@ -23,6 +24,7 @@ use crate::atomic;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
 use crate::quant::{QTensor, QVector, Scale};
+use crate::text;
 use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -33,6 +35,8 @@ use std::path::Path;
 
 /// The metadata value that marks a file as ours.
 pub const FORMAT: &str = "int8-mamba";
+/// The metadata key of the float model's digest.
+const FLOAT_DIGEST: &str = "float_sha256";
 
 /// Reads a quantized model from a file.
 ///
@@ -80,6 +84,7 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
         .map(|i| Layer { file, i }.read(&config))
         .collect();
     Ok(QuantizedModel {
+        float_digest: file.metadata(FLOAT_DIGEST).map(str::to_owned),
         embedding: table("embeddings.weight")?,
         head: table("lm_head.weight")?,
         norm_f: file.tensor("norm_f.weight", &[m])?.exact_f16()?,
@@ -237,11 +242,12 @@ pub fn write(path: &Path, model: &QuantizedModel) -> Result<()> {
 pub fn write_to(out: &mut impl Write, model: &QuantizedModel) -> io::Result<()> {
     let tensors = tensors(model);
     let mut header = Map::new();
-    let config = model.config.json.to_string();
-    header.insert(
-        "__metadata__".to_owned(),
-        json!({"config": config, "format": FORMAT}),
-    );
+    let config = text::python_json(&model.config.json);
+    let mut metadata = json!({"config": config, "format": FORMAT});
+    if let Some(digest) = &model.float_digest {
+        metadata[FLOAT_DIGEST] = json!(digest);
+    }
+    header.insert("__metadata__".to_owned(), metadata);
     let mut end = 0;
     for (name, (shape, data)) in &tensors {
         let start = end;

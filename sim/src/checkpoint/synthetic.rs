@@ -117,6 +117,7 @@ pub fn quantized_model(shape: Shape) -> QuantizedModel {
     let embedding = embedding(&config);
     let quantized = |(i, scales)| -> QuantizedLayer { quantize_layer(&layer(&config, i), scales) };
     QuantizedModel {
+        float_digest: None,
         head: embedding.clone(),
         embedding,
         layers: plausible_scales(&config)

@@ -73,9 +73,12 @@ pub fn conv_unit(
     };
     // From the sum to SiLU's input; one for all channels, or one for each.
     let to_input = |fraction: u32| -> Result<Vec<Requantizer>> {
-        let factors = per_sums(weight, s_x).into_iter();
+        let factors = per_sums(weight, s_x).into_iter().enumerate();
         factors
-            .map(|m| Requantizer::new(rules.scaling, m * 2f64.powi(fraction as i32), rule))
+            .map(|(c, m)| {
+                let made = Requantizer::new(rules.scaling, m * 2f64.powi(fraction as i32), rule);
+                made.map_err(|e| e.within(format_args!("channel {c}")))
+            })
             .collect()
     };
     let Some(unit) = unit else {
