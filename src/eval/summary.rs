@@ -8,6 +8,7 @@ use super::stats::{self, ALPHA, Estimate, POWER};
 use super::task::Task;
 use super::ties;
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::text;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -39,8 +40,8 @@ impl Report {
     ///
     /// A file that cannot be read, or something else in it.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
-        serde_json::from_str(&text)
+        let bytes = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
+        text::from_json(&bytes)
             .map_err(|e| SimError::file(path, "results", "what `scalescope eval --json` writes", e))
     }
 }

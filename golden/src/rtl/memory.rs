@@ -138,14 +138,9 @@ impl<'a> Iterator for Tokens<'a> {
                 self.take(length);
                 continue;
             }
-            let comments = ["//", "/*"].into_iter().filter_map(|c| self.rest.find(c));
-            let end = (self
-                .rest
-                .find(char::is_whitespace)
-                .into_iter()
-                .chain(comments))
-            .min();
-            let token = self.take(end.unwrap_or(self.rest.len()));
+            let word = self.rest.split_whitespace().next().unwrap_or("");
+            let comments = ["//", "/*"].into_iter().filter_map(|c| word.find(c));
+            let token = self.take(comments.min().unwrap_or(word.len()));
             return (!token.is_empty()).then_some((token, at));
         }
     }

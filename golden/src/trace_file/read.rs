@@ -7,6 +7,7 @@ use crate::value::Value;
 use ndarray::{Array2, ArrayD};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::Scale;
+use scalescope_sim::text;
 use scalescope_sim::trace::{Place, Selection, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -319,12 +320,9 @@ fn meta(name: &str, array: Array) -> Result<Meta> {
         return Err(SimError::value(name, "JSON in u8", words));
     };
     let (bytes, _) = bytes.into_raw_vec_and_offset();
-    serde_json::from_slice(&bytes).map_err(|e| {
-        SimError::value(
-            name,
-            "JSON with mode, profile, model as texts",
-            shown(&e.to_string()),
-        )
+    text::from_json(&bytes).map_err(|found| {
+        let expected = "JSON with mode, profile, model as texts";
+        SimError::value(name, expected, shown(&found))
     })
 }
 

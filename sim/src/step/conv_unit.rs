@@ -231,6 +231,12 @@ pub fn factors(
     Ok(found)
 }
 
+/// What each channel's bias adds to its register; `None` under f32 scaling, which adds it later.
+pub fn bias_terms(rules: &ConvRules, weight: &ConvWeight, s_x: Scale) -> Option<Vec<i64>> {
+    let term = |c| bias_term(rules, weight, s_x, c);
+    (rules.scaling != Scaling::F32).then(|| (0..weight.channels()).map(term).collect())
+}
+
 /// The bias as a term of the register: its own under integer scaling, none under f32.
 fn bias_term(rules: &ConvRules, weight: &ConvWeight, s_x: Scale, channel: usize) -> i64 {
     let per_sum = f64::from(weight.tap_scale(channel)) * f64::from(s_x.get());
