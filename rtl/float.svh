@@ -46,19 +46,23 @@ endfunction
 
 function automatic real from_f32(input [31:0] v);
     real magnitude;
+    reg [63:0] bits;
     begin
         if (v[30:23] == 0) magnitude = $bitstoreal(64'h36A0000000000000) * $itor(v[22:0]);
         else magnitude = $bitstoreal({1'b0, {3'd0, v[30:23]} + 11'd896, v[22:0], 29'd0});
-        from_f32 = v[31] ? -magnitude : magnitude;
+        bits = $realtobits(magnitude);
+        from_f32 = $bitstoreal({v[31], bits[62:0]});
     end
 endfunction
 
 function automatic real from_f16(input [15:0] v);
     real magnitude;
+    reg [63:0] bits;
     begin
         if (v[14:10] == 0) magnitude = $bitstoreal(64'h3E70000000000000) * $itor(v[9:0]);
         else magnitude = $bitstoreal({1'b0, {6'd0, v[14:10]} + 11'd1008, v[9:0], 42'd0});
-        from_f16 = v[15] ? -magnitude : magnitude;
+        bits = $realtobits(magnitude);
+        from_f16 = $bitstoreal({v[15], bits[62:0]});
     end
 endfunction
 

@@ -49,7 +49,7 @@ module tb_hadamard;
                 for (i = 0; i < SIZE; i = i + 1) row[i] = mixed[i];
             end
             for (i = 0; i < SIZE; i = i + 1)
-                if (^row[i] === 1'bx || row[i] !== rotated[t*SIZE + i]) begin
+                if ((row[i] ^ row[i]) !== 0 || row[i] !== rotated[t*SIZE + i]) begin
                     if (errors < 10) $display("rotated[%0d]: expected %h, found %h", t*SIZE + i, rotated[t*SIZE + i], row[i]);
                     errors = errors + 1;
                 end

@@ -26,7 +26,7 @@ module tb_mac_lane;
                 for (k = 0; k < LENGTH; k = k + 1) begin
                     a = x[t*LENGTH + k]; b = weight[n*LENGTH + k]; tick;
                 end
-                if (^wide === 1'bx || wide !== sum[t*OUTPUTS + n]) begin
+                if ((wide ^ wide) !== 0 || wide !== sum[t*OUTPUTS + n]) begin
                     if (errors < 10) $display("sum[%0d]: expected %h, found %h", t*OUTPUTS + n, sum[t*OUTPUTS + n], wide);
                     errors = errors + 1;
                 end

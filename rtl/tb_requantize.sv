@@ -23,7 +23,7 @@ module tb_requantize;
             f = (FACTORS == 1) ? 0 : i % COLUMNS;
             acc = sum[i]; m = multiplier[f]; s = shift[f][5:0];
             #1;
-            if (^q === 1'bx || q !== out[i]) begin
+            if ((q ^ q) !== 0 || q !== out[i]) begin
                 if (errors < 10) $display("out[%0d]: expected %h, found %h", i, out[i], q);
                 errors = errors + 1;
             end

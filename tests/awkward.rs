@@ -2,9 +2,7 @@
 //! refusal that names the thing. One reader serves all commands; what it does to every form is tested beside
 //! it (`src/texts/tests.rs`, `sim/src/text.rs`), here that no command goes around it.
 
-mod common;
-
-use common::{arg, checkpoint, refusal, run, scales, stdout};
+use crate::common::{arg, checkpoint, refusal, run, scales, stdout};
 use ndarray::ArrayD;
 use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use std::collections::BTreeMap;
@@ -152,10 +150,9 @@ fn every_form_of_a_text_is_the_same_text_to_every_command() {
             }
         }
     }
-    let eval: [&[&str]; 2] = [&["--task", "last-word"], &["--task", "perplexity"]];
-    for (task, (name, bytes)) in eval.into_iter().cycle().zip(&forms) {
-        let more = [task, &["--modes", "0,1", "--limit", "3"]].concat();
-        let want = answer(&bench, "eval", &more, "--data", &plain);
+    let more = ["--modes", "0,1", "--limit", "3"];
+    let want = answer(&bench, "eval", &more, "--data", &plain);
+    for (name, bytes) in &forms {
         let found = answer(&bench, "eval", &more, "--data", &bench.put(name, bytes));
         // What was passed over is counted.
         let counted: String = found
@@ -175,8 +172,8 @@ fn every_form_of_a_plain_text_is_the_same_text() {
     let bench = Bench::new();
     let text = "He went home.\n\nIt was late – very late.\nNobody saw \u{1f600} him.\n";
     let plain = bench.put("plain.txt", text.as_bytes());
-    let run = |path: &Path| answer(&bench, "run", &["--json", "--mode", "0"], "--file", path);
-    let want = run(&plain);
+    let read = |path: &Path| answer(&bench, "run", &["--json", "--mode", "0"], "--file", path);
+    let want = read(&plain);
     for (name, bytes) in [
         ("bom.txt", format!("\u{feff}{text}").into_bytes()),
         ("le.txt", utf16(text, u16::to_le_bytes)),
@@ -184,7 +181,7 @@ fn every_form_of_a_plain_text_is_the_same_text() {
         ("crlf.txt", text.replace('\n', "\r\n").into_bytes()),
         ("cr", text.replace('\n', "\r").into_bytes()),
     ] {
-        assert_eq!(run(&bench.put(name, &bytes)), want, "{name}");
+        assert_eq!(read(&bench.put(name, &bytes)), want, "{name}");
     }
     // Cut into the sequences asked for; fewer are said, with both numbers.
     let model = bench.model();
@@ -192,7 +189,7 @@ fn every_form_of_a_plain_text_is_the_same_text() {
         let mut args = vec!["run", "--json", "--mode", "0", "--file", arg(&plain)];
         args.extend(model.iter().map(String::as_str));
         args.extend(["--length", "20", "--limit", limit]);
-        let out = common::run(&args);
+        let out = run(&args);
         let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
         let lengths: Vec<u64> = (json["sequences"].as_array().unwrap().iter())
             .map(|s| s["tokens"].as_u64().unwrap())

@@ -15,6 +15,7 @@ mod faults;
 mod functions;
 mod identities;
 mod profiles;
+mod pruned;
 mod sample;
 mod scan_reference;
 mod sfu_measured;

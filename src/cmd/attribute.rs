@@ -240,7 +240,7 @@ fn costs_text(costs: &Costs, top: usize) -> String {
 }
 
 fn row(site: &SiteCost) -> Vec<String> {
-    let number = |m: Mean| format!("{:.6} ± {:.6}", m.mean, m.se);
+    let number = |m: Mean| format!("{m:.6}");
     let mut row = vec![
         site.layer.to_string(),
         site.step.to_owned(),
