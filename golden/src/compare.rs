@@ -226,9 +226,7 @@ impl PointResult {
                 )
             }),
             _ => {
-                let expected = format!("{}, the reference's type", expected.dtype());
-                let found = format!("{} in the result", found.dtype());
-                return Err(SimError::value(self.key(), expected, found));
+                return Err(SimError::value(self.key(), expected.dtype(), found.dtype()));
             }
         }
         Ok(())

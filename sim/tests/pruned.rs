@@ -12,6 +12,7 @@ use scalescope_sim::mode::ModeTable;
 use scalescope_sim::model::{FloatLayer, FloatModel, Model};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
+use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 
 const TOKENS: [u32; 9] = [1, 200, 3, 3, 90, 17, 255, 0, 128];
@@ -47,7 +48,10 @@ fn pruned(prune: impl Fn(&mut FloatLayer)) -> Model {
         ..Model::default()
     };
     let options = CalibrationOptions::default();
-    let scales = calibrate(&alone, &[TOKENS.to_vec()], &options, &|_| Ok(())).unwrap();
+    let scales = calibrate(&alone, &[TOKENS.to_vec()], &options, &|_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     Model {
         quantized: Some(Arc::new(quantize(&float, &scales).unwrap())),
         ..alone

@@ -75,17 +75,23 @@ fn plain(digits: &str) -> Option<String> {
 
 /// The value of a word, `Some(None)` where bits are unknown.
 fn word(token: &str, bits: usize) -> Option<Option<u64>> {
-    const UNKNOWN: [char; 5] = ['x', 'X', 'z', 'Z', '?'];
-    let digits = plain(&token.replace(UNKNOWN, "0"))?;
-    if token.contains(UNKNOWN) {
-        return Some(None);
+    let is_unknown = |d: char| matches!(d, 'x' | 'X' | 'z' | 'Z' | '?');
+    let digits = token.replace('_', "");
+    let good = |d: char| d.is_ascii_hexdigit() || is_unknown(d);
+    if digits.is_empty() || !digits.chars().all(good) {
+        return None;
     }
     let (wider, kept) = digits.split_at(digits.len().saturating_sub(bits / 4));
+    let zeros = wider.chars().all(|d| d == '0');
+    if kept.contains(is_unknown) {
+        return (zeros || wider.chars().all(is_unknown)).then_some(None);
+    }
     let value = u64::from_str_radix(kept, 16).ok()?;
     let negative = value >> (bits - 1) == 1;
-    let sign = |d: u8| negative && d.eq_ignore_ascii_case(&b'f');
-    let fits = wider.bytes().all(|d| d == b'0') || wider.bytes().all(sign);
-    fits.then_some(Some(value))
+    let sign = wider
+        .chars()
+        .all(|d| negative && d.eq_ignore_ascii_case(&'f'));
+    (zeros || sign).then_some(Some(value))
 }
 
 /// What is neither white space nor a comment, with its place. A comment that does not end is one too.
@@ -179,7 +185,7 @@ mod tests {
             for (i, (value, way, blank, known)) in words.iter().enumerate() {
                 let word = match known {
                     true => spelled(value & mask, bits, *way),
-                    false => "xZ?_0"[..bits / 8].to_owned(),
+                    false => "xZ?_0z1X"[..bits / 8].to_owned(),
                 };
                 let separator = between[*blank];
                 pieces.push((i as u64, format!("@{i:x}{separator}{word}{separator}\n")));
