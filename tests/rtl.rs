@@ -444,8 +444,9 @@ fn in_simulator(simulator: &str, folder: &Path, top: &str, sources: &[&str]) -> 
             Command::new(folder.join("verilated/reference"))
         }
     };
-    compile.args(sources).args(&modules);
-    run(&mut compile);
+    // By their whole path: `rtl/` has testbenches too.
+    compile.args(sources.iter().map(|source| folder.join(source)));
+    run(compile.args(&modules));
     end(simulate.current_dir(folder))
 }
 
