@@ -7,12 +7,15 @@ use scalescope::eval::samples::Samples;
 use scalescope::eval::summary::Report;
 use scalescope::eval::task::{Encode, Encoded, Task, UnitMaker};
 use scalescope::eval::text::text;
-use scalescope::input::{read_texts, read_token_file, read_tokenizer};
+use scalescope::input::read_token_file;
 use scalescope::report::eval::section;
 use scalescope::sweep::{engine::pareto, page::page, store::Store};
+use scalescope::texts::Texts;
+use scalescope::tokenizer;
 use scalescope_golden::npz::{read_npy, read_npz};
+use scalescope_golden::rtl::difference::differences;
 use scalescope_golden::rtl::manifest::StepVectors;
-use scalescope_golden::rtl::simulate::{differences, simulate};
+use scalescope_golden::rtl::simulate::simulate;
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::checkpoint::info::info;
 use scalescope_sim::checkpoint::load::load;
@@ -20,6 +23,7 @@ use scalescope_sim::checkpoint::torch::{OPENING_FACTOR, SHARING_FACTOR, TorchFil
 use scalescope_sim::checkpoint::{hf, quantized, scales};
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::profile::Profile;
+use std::path::Path;
 
 /// A reader, its name, and the most it may allocate at once for each byte it is given.
 pub struct Target {
@@ -110,7 +114,7 @@ pub const PROFILE: Target = target("profile", profile, 256);
 pub const VECTORS: Target = target("vectors", vectors, 256);
 pub const TOKENIZER: Target = target(
     "tokenizer",
-    |dir, data| drop(read_tokenizer(&dir.put("tokenizer.json", data))),
+    |dir, data| drop(tokenizer::read(&dir.put("tokenizer.json", data))),
     1024,
 );
 pub const PASSAGES: Target = target("passages", passages, 256);
@@ -226,7 +230,11 @@ fn passages(_: &mut Folder, data: &[u8]) {
             start: Some(0),
             task,
         };
-        drop(Dataset::read(data, None, &maker));
+        for name in ["a.jsonl", "a.txt"] {
+            if let Ok(texts) = Texts::parse(Path::new(name), data) {
+                drop(Dataset::new(&texts, &maker));
+            }
+        }
     }
 }
 
@@ -240,7 +248,7 @@ fn samples(dir: &mut Folder, data: &[u8]) {
 /// Token ids, and texts in JSON lines.
 fn tokens(dir: &mut Folder, data: &[u8]) {
     drop(read_token_file(&dir.put("t.npy", data)));
-    drop(read_texts(&dir.put("t.jsonl", data)));
+    drop(Texts::read(&dir.put("t.jsonl", data)));
 }
 
 /// What `eval --json` wrote, and what `report` makes of it.

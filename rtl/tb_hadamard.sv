@@ -49,13 +49,16 @@ module tb_hadamard;
                 for (i = 0; i < SIZE; i = i + 1) row[i] = mixed[i];
             end
             for (i = 0; i < SIZE; i = i + 1)
-                if (row[i] !== rotated[t*SIZE + i]) begin
+                if ((row[i] ^ row[i]) !== 0 || row[i] !== rotated[t*SIZE + i]) begin
                     if (errors < 10) $display("rotated[%0d]: expected %h, found %h", t*SIZE + i, rotated[t*SIZE + i], row[i]);
                     errors = errors + 1;
                 end
         end
         if (errors == 0) $display("PASS hadamard: %0d words", ROWS*SIZE);
-        else $display("FAIL hadamard: %0d of %0d words", errors, ROWS*SIZE);
+        else begin
+            $display("FAIL hadamard: %0d of %0d words", errors, ROWS*SIZE);
+            $fatal(1);
+        end
         $finish;
     end
 endmodule

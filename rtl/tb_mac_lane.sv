@@ -26,13 +26,16 @@ module tb_mac_lane;
                 for (k = 0; k < LENGTH; k = k + 1) begin
                     a = x[t*LENGTH + k]; b = weight[n*LENGTH + k]; tick;
                 end
-                if (wide !== sum[t*OUTPUTS + n]) begin
+                if ((wide ^ wide) !== 0 || wide !== sum[t*OUTPUTS + n]) begin
                     if (errors < 10) $display("sum[%0d]: expected %h, found %h", t*OUTPUTS + n, sum[t*OUTPUTS + n], wide);
                     errors = errors + 1;
                 end
             end
         if (errors == 0) $display("PASS mac_lane: %0d words", ROWS*OUTPUTS);
-        else $display("FAIL mac_lane: %0d of %0d words", errors, ROWS*OUTPUTS);
+        else begin
+            $display("FAIL mac_lane: %0d of %0d words", errors, ROWS*OUTPUTS);
+            $fatal(1);
+        end
         $finish;
     end
 endmodule

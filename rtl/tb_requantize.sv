@@ -23,13 +23,16 @@ module tb_requantize;
             f = (FACTORS == 1) ? 0 : i % COLUMNS;
             acc = sum[i]; m = multiplier[f]; s = shift[f][5:0];
             #1;
-            if (q !== out[i]) begin
+            if ((q ^ q) !== 0 || q !== out[i]) begin
                 if (errors < 10) $display("out[%0d]: expected %h, found %h", i, out[i], q);
                 errors = errors + 1;
             end
         end
         if (errors == 0) $display("PASS requantize: %0d words", DEPTH);
-        else $display("FAIL requantize: %0d of %0d words", errors, DEPTH);
+        else begin
+            $display("FAIL requantize: %0d of %0d words", errors, DEPTH);
+            $fatal(1);
+        end
         $finish;
     end
 endmodule

@@ -175,7 +175,7 @@ pub struct TextSource {
     /// Token ids, .npy of one or two dimensions
     #[arg(long, value_name = "FILE")]
     pub tokens: Option<PathBuf>,
-    /// Text file, or JSON lines with a `text` field (.jsonl)
+    /// Text file, or JSON lines with a `text` field
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 }
@@ -196,7 +196,7 @@ pub struct InputArgs {
     /// Where the tokens come from.
     #[command(flatten)]
     pub source: TextSource,
-    /// Keep at most this many sequences
+    /// Keep at most this many sequences; a text file is cut into so many of --length tokens
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,
     /// Keep at most this many tokens of each sequence

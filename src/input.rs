@@ -2,10 +2,14 @@
 
 use crate::cli::{FaultArgs, InputArgs, ModelArgs, TextSource};
 use crate::interrupt;
-use crate::output::progress;
+use crate::output::{note, progress};
+use crate::texts::{Form, Texts};
+use crate::tokenizer::{self, encode};
 use ndarray::Array2;
 use scalescope_golden::npz::read_npy;
+use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::calibrate::{CalibrationOptions, calibrate, calibrate_head};
+use scalescope_sim::checkpoint::identity::{self, ComparedBy};
 use scalescope_sim::checkpoint::load::{Loaded, load_with_notes};
 use scalescope_sim::checkpoint::quantize::Ends;
 use scalescope_sim::checkpoint::quantize::FourBits;
@@ -21,11 +25,11 @@ use scalescope_sim::profile::Profile;
 use scalescope_sim::quant::Scale;
 use scalescope_sim::sample;
 use scalescope_sim::trace::TracePoint;
-use std::cell::Cell;
+use std::fmt::Display;
 use std::fs;
-use std::panic::{self, AssertUnwindSafe};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use tokenizers::Tokenizer;
 
 /// A model, its name for headings, and where its tokenizer is.
@@ -156,15 +160,14 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
         }
         model.float = Some(float);
     }
-    if let (Some(quantized), Some(float)) = (&model.quantized, &model.float)
-        && !quantized.config.same_shape(&float.config)
+    if let (Some(quantized), Some(float), Some(dir)) = (&model.quantized, &model.float, &args.float)
     {
-        return Err(SimError::file(
-            path,
-            "configuration",
-            "the float model's",
-            "another shape",
-        ));
+        let by = identity::check_pair(quantized, float).map_err(|e| e.in_file(dir))?;
+        if by == ComparedBy::Embedding {
+            let what =
+                "remembers no float model; that of --float was compared by its embedding alone";
+            note(path.display(), what);
+        }
     }
     Ok(Subject {
         model,
@@ -229,9 +232,8 @@ impl Subject {
     /// The tokenizer, loaded.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.tokenizer {
-            TokenizerSource::BuiltIn => Tokenizer::from_bytes(sample::tokenizer_json())
-                .map_err(|e| SimError::value("built-in tokenizer", "a tokenizer", one_line(&e))),
-            TokenizerSource::File(path) => read_tokenizer(path),
+            TokenizerSource::BuiltIn => tokenizer::built_in(),
+            TokenizerSource::File(path) => tokenizer::read(path),
             TokenizerSource::Missing { beside } => Err(SimError::file(
                 beside,
                 "tokenizer",
@@ -270,10 +272,18 @@ impl Subject {
     /// input names nothing.
     pub fn sequences(&self, input: &InputArgs) -> Result<Option<Vec<Vec<u32>>>> {
         let vocab = self.model.config()?.vocab_size;
-        let Some((mut sequences, origin)) = read_source(&input.source, || self.tokenizer())? else {
+        let Some((mut sequences, origin, one_text)) =
+            read_source(&input.source, || self.tokenizer())?
+        else {
             return Ok(None);
         };
         if let Some(limit) = input.limit {
+            if let Some(length) = input.length.filter(|_| one_text) {
+                sequences = windows(&sequences, length.get(), limit.get());
+            }
+            if sequences.len() < limit.get() {
+                tell_fewer(&origin, "sequences", sequences.len(), limit.get());
+            }
             sequences.truncate(limit.get());
         }
         if sequences.is_empty() {
@@ -300,109 +310,93 @@ impl Subject {
     }
 }
 
-type Sequences = (Vec<Vec<u32>>, String);
+/// Sequences, what they are called, and whether they are one plain text.
+type Sequences = (Vec<Vec<u32>>, String, bool);
 
 fn read_source(
     source: &TextSource,
     tokenizer: impl Fn() -> Result<Tokenizer>,
 ) -> Result<Option<Sequences>> {
     if let Some(text) = &source.text {
-        return Ok(Some((encode(&tokenizer()?, &[text])?, "--text".into())));
+        return Ok(Some((
+            encode(&tokenizer()?, &[text])?,
+            "--text".into(),
+            false,
+        )));
     }
     if let Some(path) = &source.tokens {
-        return Ok(Some((read_token_file(path)?, path.display().to_string())));
+        return Ok(Some((
+            read_token_file(path)?,
+            path.display().to_string(),
+            false,
+        )));
     }
     if let Some(path) = &source.file {
-        let texts = read_texts(path)?;
-        return Ok(Some((
-            encode(&tokenizer()?, &texts)?,
-            path.display().to_string(),
-        )));
+        let (sequences, one_text) = read_file(path, tokenizer)?;
+        return Ok(Some((sequences, path.display().to_string(), one_text)));
     }
     Ok(None)
 }
 
-/// Sequences of a calibration file: `.npy` token ids, JSON lines, or text.
+/// Calibration samples of a file: `.npy` token ids, texts, or one text cut into as many samples of
+/// `length` tokens as are asked for. Says on stderr where there are fewer than asked.
 pub fn calibration_sequences(
     path: &Path,
+    options: &CalibrationOptions,
     tokenizer: impl Fn() -> Result<Tokenizer>,
 ) -> Result<Vec<Vec<u32>>> {
-    if path.extension().is_some_and(|e| e == "npy") {
-        return read_token_file(path);
+    let (mut sequences, one_text) = read_file(path, tokenizer)?;
+    if one_text {
+        sequences = windows(&sequences, options.length, options.samples);
     }
-    encode(&tokenizer()?, &read_texts(path)?)
+    let (found, asked) = (sequences.len(), options.samples);
+    if found < asked {
+        tell_fewer(path.display(), "samples", found, asked);
+    }
+    let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
+    if longest < options.length {
+        tell_fewer(
+            path.display(),
+            "tokens in its longest sample",
+            longest,
+            options.length,
+        );
+    }
+    Ok(sequences)
 }
 
-/// A tokenizer.json.
-///
-/// The `tokenizers` crate panics on some inconsistent files; such a panic is an error of the file too.
-pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let bytes = fs::read(path).map_err(|e| SimError::io(path, e))?;
-    let bad =
-        |found: String| SimError::file(path, "tokenizer", "a Hugging Face tokenizer.json", found);
-    match quietly(|| Tokenizer::from_bytes(bytes)) {
-        Some(read) => read.map_err(|e| bad(one_line(&e))),
-        None => Err(bad("one whose parts do not fit together".into())),
-    }
+/// A text in parts of `length` tokens, of which the last may be shorter; the first `count` of them.
+fn windows(text: &[Vec<u32>], length: usize, count: usize) -> Vec<Vec<u32>> {
+    let parts = text.iter().flat_map(|ids| ids.chunks(length.max(1)));
+    parts.take(count).map(<[u32]>::to_vec).collect()
 }
 
-/// Runs foreign code that may panic; `None` if it did. The panic prints nothing.
-fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
-    thread_local! { static QUIET: Cell<bool> = const { Cell::new(false) } }
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                before(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let done = panic::catch_unwind(AssertUnwindSafe(work));
-    QUIET.set(false);
-    done.ok()
+fn tell_fewer(file: impl Display, what: &str, found: usize, asked: usize) {
+    note(
+        file,
+        format_args!("{found} {what}, fewer than the {asked} asked for"),
+    );
 }
 
-/// Texts to ids, no special tokens added.
-pub fn encode(tokenizer: &Tokenizer, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
-    texts
-        .iter()
-        .map(|text| {
-            let encoding = tokenizer.encode(text.as_ref(), false).map_err(|e| {
-                SimError::value("text", "text the tokenizer can encode", one_line(&e))
-            })?;
-            Ok(encoding.get_ids().to_vec())
-        })
-        .collect()
+/// The sequences of a file of any kind, and whether they are one plain text.
+fn read_file(
+    path: &Path,
+    tokenizer: impl Fn() -> Result<Tokenizer>,
+) -> Result<(Vec<Vec<u32>>, bool)> {
+    if is_npy(path)? {
+        return Ok((read_token_file(path)?, false));
+    }
+    let texts = Texts::read(path)?;
+    let one_text = texts.form == Form::Plain;
+    Ok((encode(&tokenizer()?, &texts.usable(path)?)?, one_text))
 }
 
-/// A text file as one text, or the `text` fields of JSON lines.
-pub fn read_texts(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
-    if path.extension().is_none_or(|e| e != "jsonl") {
-        return Ok(vec![text]);
-    }
-    #[derive(serde::Deserialize)]
-    struct Line {
-        text: String,
-    }
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| {
-            serde_json::from_str::<Line>(line)
-                .map(|line| line.text)
-                .map_err(|e| {
-                    SimError::file(
-                        path,
-                        format_args!("line {}", i + 1),
-                        "a JSON object with a string `text`",
-                        e,
-                    )
-                })
-        })
-        .collect()
+fn is_npy(path: &Path) -> Result<bool> {
+    let io = |e| SimError::io(path, e);
+    let mut start = Vec::new();
+    let file = fs::File::open(path).map_err(io)?;
+    file.take(6).read_to_end(&mut start).map_err(io)?;
+    Ok(start == b"\x93NUMPY")
 }
 
 /// Token ids of an `.npy` of one dimension (a sequence) or two (`[B, L]`), any integer type.
@@ -441,10 +435,6 @@ pub fn rectangular(sequences: &[Vec<u32>]) -> Option<Array2<u32>> {
     }
     let flat = sequences.iter().flatten().copied().collect();
     Array2::from_shape_vec((sequences.len(), length), flat).ok()
-}
-
-fn one_line(error: &tokenizers::Error) -> String {
-    error.to_string().replace('\n', " ")
 }
 
 /// Activation scales from calibration on text the float model itself writes.
@@ -513,4 +503,22 @@ pub fn trace_points(names: &[String]) -> Result<Vec<TracePoint>> {
             })
         })
         .collect()
+}
+
+/// A trace; says on stderr which of its tensors lie in another type than their own.
+pub fn read_trace(path: &Path) -> Result<TraceFile> {
+    let trace = TraceFile::read(path)?;
+    for remark in &trace.remarks {
+        note(path.display(), remark);
+    }
+    Ok(trace)
+}
+
+/// Says on stderr that a trace's blocks are numbered from 1, if it is `equal` once they are numbered from 0.
+pub fn tell_numbered_from_1(path: &Path, trace: &TraceFile, equal: impl Fn(&TraceFile) -> bool) {
+    if trace.numbered_from_0().is_some_and(|from_0| equal(&from_0)) {
+        let what =
+            "its blocks are numbered from 1: with layer_01 as layer_00, and so on, all is equal";
+        note(path.display(), what);
+    }
 }

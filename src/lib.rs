@@ -21,6 +21,8 @@ mod interrupt;
 mod output;
 pub mod report;
 pub mod sweep;
+pub mod texts;
+pub mod tokenizer;
 
 use clap::Parser;
 use cli::{Cli, Command};

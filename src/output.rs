@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use scalescope_sim::error::{Result, SimError};
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::OnceLock;
 
@@ -19,6 +20,11 @@ pub fn print(text: &str) {
     if let Err(e) = done {
         let _ = LOST.set(e);
     }
+}
+
+/// Says something about an input on stderr, in one line.
+pub fn note(about: impl Display, what: impl Display) {
+    eprintln!("{about}: {what}");
 }
 
 /// Whether everything went to stdout. A reader that stopped reading (`| head`) is no error.

@@ -6,6 +6,7 @@ mod common;
 
 mod asic;
 mod attribution;
+mod awkward;
 mod check;
 mod cli;
 mod compare;

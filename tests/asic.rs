@@ -137,7 +137,21 @@ fn exported_vectors_are_checked() {
         text(&out),
     ]);
     assert_eq!(export.code, 0, "{}", export.stderr);
-    assert_eq!(run(&["check-export", text(&out)]).code, 0);
+    let alone = run(&["check-export", text(&out), "--no-dumps"]);
+    assert_eq!(alone.code, 0, "{}{}", alone.stdout, alone.stderr);
+    assert!(
+        alone
+            .stdout
+            .contains(", 0 words of dumps: every word is equal")
+    );
+    // Without a dump nothing of a device was verified.
+    let nothing = run(&["check-export", text(&out.join("conv"))]);
+    assert_eq!(nothing.code, 1);
+    assert!(
+        nothing.stdout.contains("out: no dump of a device"),
+        "{}",
+        nothing.stdout
+    );
     // A dump that differs, then a file that was altered.
     let words = std::fs::read_to_string(out.join("conv/out.hex")).unwrap();
     std::fs::write(out.join("conv/out.dump.hex"), &words).unwrap();
@@ -151,13 +165,75 @@ fn exported_vectors_are_checked() {
     let found = run(&["check-export", text(&out.join("conv"))]);
     assert_eq!(found.code, 1);
     assert!(found.stdout.contains("NOT EQUAL"), "{}", found.stdout);
+    // Under any name that says so, in any form; a dump of nothing is told.
+    for name in ["out_dump.hex", "OUT.dump.mem", "out.dump", "out.hex.dump"] {
+        std::fs::rename(out.join("conv/out.dump.hex"), out.join("conv").join(name)).unwrap();
+        let found = run(&["check-export", text(&out.join("conv"))]);
+        assert_eq!(found.code, 1, "{name}");
+        assert!(
+            found.stdout.contains(" words of dumps: NOT EQUAL")
+                && !found.stdout.contains(", 0 words")
+        );
+        std::fs::rename(out.join("conv").join(name), out.join("conv/out.dump.hex")).unwrap();
+    }
+    let dump = |contents: &str| {
+        std::fs::write(out.join("conv/out.dump.hex"), contents).unwrap();
+        run(&["check-export", text(&out.join("conv")), "--json"])
+    };
+    let row = |found: &Ended| -> serde_json::Value {
+        let json: serde_json::Value = serde_json::from_str(&found.stdout).unwrap();
+        json["folders"][0]["dumps"][0].clone()
+    };
+    for (contents, field, first) in [
+        (format!("{words}00\n"), "extra", words.lines().count()),
+        (
+            format!("{}/* */ @1 xX // {}", &words[..3], &words[5..]),
+            "unknown",
+            1,
+        ),
+        (words[3..].to_owned(), "missing", 0),
+    ] {
+        let found = dump(&contents);
+        let row = row(&found);
+        assert_eq!(
+            (found.code, &row[field]),
+            (1, &serde_json::json!(1)),
+            "{field}: {row}"
+        );
+        assert!(field == "missing" || row["first"] == first, "{row}");
+    }
+    let found = dump("00 0g");
+    assert_eq!(found.code, 2);
+    assert!(
+        found.stderr.contains("line 1, column 4"),
+        "{}",
+        found.stderr
+    );
+    // A checkout with other ends of lines is the same export.
+    std::fs::write(
+        out.join("conv/x.hex"),
+        std::fs::read_to_string(out.join("conv/x.hex"))
+            .unwrap()
+            .replace('\n', "\r\n"),
+    )
+    .unwrap();
+    assert_eq!(dump(&words.replace('\n', "\r\n")).code, 0);
+    std::fs::write(out.join("conv/y.dump.hex"), &words).unwrap();
+    let stray = run(&["check-export", text(&out.join("conv"))]);
+    assert_eq!(stray.code, 1);
+    assert!(
+        stray.stdout.contains("y.dump.hex: a dump of no array"),
+        "{}",
+        stray.stdout
+    );
+    std::fs::remove_file(out.join("conv/y.dump.hex")).unwrap();
     std::fs::remove_file(out.join("conv/out.dump.hex")).unwrap();
     let golden = text(&out.join("conv")).to_owned();
     let check = run(&["check", "--golden", &golden, "--cumulative"]);
     assert_eq!(check.code, 0, "{}{}", check.stdout, check.stderr);
     assert_eq!(run(&["compare", &golden, &golden]).code, 0);
     std::fs::write(out.join("conv/out.hex"), format!("{other}{}", &words[2..])).unwrap();
-    assert_eq!(run(&["check-export", &golden]).code, 1);
+    assert_eq!(run(&["check-export", &golden, "--no-dumps"]).code, 1);
     assert_eq!(run(&["check", "--golden", &golden, "--cumulative"]).code, 1);
     std::fs::write(out.join("conv/manifest.json"), "{}").unwrap();
     assert_eq!(run(&["check-export", &golden]).code, 2);

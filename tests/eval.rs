@@ -215,10 +215,14 @@ fn bad_lines_are_named_and_more_than_one_percent_fails() {
     assert!(text(&output.stderr).contains("line 100 (id 99): not a JSON object"));
     let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
     assert_eq!(report["settings"]["bad_lines"][0]["id"], 99);
-    fs::write(&data, format!("{good}nonsense\n\n\n{{\"text\": \"\"}}\n")).unwrap();
+    fs::write(
+        &data,
+        format!("{good}nonsense\n\n\n{{\"text\": \"\"}}\n[]\n"),
+    )
+    .unwrap();
     refused(&eval(&data, &["--modes", "0"]), "found 2 of 101");
     fs::write(&data, "\n").unwrap();
-    refused(&eval(&data, &["--modes", "0"]), "no lines");
+    refused(&eval(&data, &["--modes", "0"]), "expected a text, found");
     refused(&eval("no/such/file", &["--modes", "0"]), "no/such/file");
     refused(
         &eval(PASSAGES, &["--task", "perplexity", "--stride", "513"]),

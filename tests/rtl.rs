@@ -1,6 +1,7 @@
-//! The vectors of `scalescope export` in a simulator: our own RTL modules (`rtl/`) give the exported
-//! bits, and a corrupted vector is noticed. Needs Icarus Verilog (`apt-get install iverilog`), and so
-//! runs on request: `cargo test --test all rtl -- --ignored`.
+//! The vectors of `scalescope export` in two simulators: our own RTL modules (`rtl/`) give the exported
+//! bits, step by step and a whole block from end to end, and what is off is noticed. Needs Icarus Verilog and
+//! Verilator (`apt-get install iverilog verilator`), and so runs on request:
+//! `cargo test --test all rtl -- --ignored`.
 
 use scalescope_golden::rtl::manifest::{MANIFEST, Manifest, Role};
 use scalescope_golden::rtl::simulate::STEPS;
@@ -8,6 +9,13 @@ use std::path::Path;
 use std::process::Command;
 
 fn run(command: &mut Command) -> String {
+    let (good, text) = end(command);
+    assert!(good, "{command:?}\n{text}");
+    text
+}
+
+/// Whether a program ended well, and what it said.
+fn end(command: &mut Command) -> (bool, String) {
     let output = command
         .output()
         .unwrap_or_else(|e| panic!("{command:?}: {e}"));
@@ -16,12 +24,16 @@ fn run(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(output.status.success(), "{command:?}\n{text}");
-    text
+    (output.status.success(), text)
 }
 
 /// Compiles a testbench with parameters and simulates it in the folder of its vectors.
-fn simulate(folder: &Path, top: &str, sources: &[&str], parameters: &[(&str, usize)]) -> String {
+fn simulate(
+    folder: &Path,
+    top: &str,
+    sources: &[&str],
+    parameters: &[(&str, usize)],
+) -> (bool, String) {
     let rtl = Path::new(env!("CARGO_MANIFEST_DIR")).join("rtl");
     let binary = folder.join(format!("{top}.vvp"));
     let mut compile = Command::new("iverilog");
@@ -35,7 +47,21 @@ fn simulate(folder: &Path, top: &str, sources: &[&str], parameters: &[(&str, usi
         compile.arg(rtl.join(source));
     }
     run(&mut compile);
-    run(Command::new("vvp").arg(&binary).current_dir(folder))
+    end(Command::new("vvp").arg(&binary).current_dir(folder))
+}
+
+/// A simulation that passes, and fails with an exit code of its own once a file is a bit off.
+fn passes_and_notices(simulate: impl Fn() -> (bool, String), what: &str, file: &Path) {
+    let (good, found) = simulate();
+    println!("{found}");
+    assert!(good && found.contains(&format!("PASS {what}")), "{found}");
+    corrupt(file);
+    let (good, found) = simulate();
+    let words = what.split(':').next().expect("a name");
+    assert!(
+        !good && found.contains(&format!("FAIL {words}: 1 of")),
+        "{found}"
+    );
 }
 
 fn shape<'a>(manifest: &'a Manifest, name: &str) -> &'a [usize] {
@@ -88,14 +114,8 @@ fn exported_vectors_are_what_rtl_computes() {
                 ],
             )
         };
-        let found = requantize();
-        println!("{step}: {found}");
-        assert!(
-            found.contains(&format!("PASS requantize: {} words", out[0] * out[1])),
-            "{found}"
-        );
-        corrupt(&folder.join("out.hex"));
-        assert!(requantize().contains("FAIL requantize: 1 of"), "{step}");
+        let what = format!("requantize: {} words", out[0] * out[1]);
+        passes_and_notices(requantize, &what, &folder.join("out.hex"));
     }
     let (manifest, dt) = read("dt_proj");
     let (x, weight) = (shape(&manifest, "x"), shape(&manifest, "weight"));
@@ -112,11 +132,7 @@ fn exported_vectors_are_what_rtl_computes() {
             ],
         )
     };
-    let found = mac();
-    println!("dt_proj: {found}");
-    assert!(found.contains("PASS mac_lane"), "{found}");
-    corrupt(&dt.join("sum.hex"));
-    assert!(mac().contains("FAIL mac_lane: 1 of"));
+    passes_and_notices(mac, "mac_lane", &dt.join("sum.hex"));
     let (manifest, hadamard) = read("hadamard");
     let input = shape(&manifest, "input");
     let rotate = || {
@@ -132,11 +148,7 @@ fn exported_vectors_are_what_rtl_computes() {
             ],
         )
     };
-    let found = rotate();
-    println!("hadamard: {found}");
-    assert!(found.contains("PASS hadamard"), "{found}");
-    corrupt(&hadamard.join("rotated.hex"));
-    assert!(rotate().contains("FAIL hadamard: 1 of"));
+    passes_and_notices(rotate, "hadamard", &hadamard.join("rotated.hex"));
 }
 
 /// A device with the ports of a step's testbench, which gives the words of `NAME.device.hex` once its
@@ -214,32 +226,359 @@ fn generated_testbenches_judge_a_device() {
                 let words = folder.join(format!("{name}.hex"));
                 std::fs::copy(words, folder.join(format!("{name}.device.hex"))).unwrap();
             }
-            let judge = || {
+            let judge = |started_in: &Path| {
                 let mut compile = Command::new("iverilog");
                 compile.current_dir(&folder);
                 compile.args(["-g2012", "-Wall", "-o", "tb.vvp"]);
                 compile.args([&format!("tb_{step}.sv"), "device.sv"]);
                 let said = run(&mut compile);
                 assert!(!said.contains("warning"), "{step}: {said}");
-                run(Command::new("vvp").arg("tb.vvp").current_dir(&folder))
+                let mut simulate = Command::new("vvp");
+                simulate.arg(folder.join("tb.vvp"));
+                end(simulate.current_dir(started_in))
             };
             let checked = || {
                 let mut check = Command::new(env!("CARGO_BIN_EXE_scalescope"));
                 let output = check.arg("check-export").arg(&folder).output().unwrap();
                 output.status.code().unwrap()
             };
-            let found = judge();
+            let (good, found) = judge(&folder);
             println!("{step}: {found}");
-            assert!(found.contains(&format!("PASS {step}")), "{found}");
+            assert!(
+                good && found.contains(&format!("PASS {step}: {} ", outputs[0])),
+                "{found}"
+            );
             assert!(folder.join(format!("{}.dump.hex", outputs[0])).is_file());
             assert_eq!(checked(), 0, "{step}");
-            corrupt(&folder.join(format!("{}.device.hex", outputs[0])));
-            let found = judge();
+            let first = folder.join(format!("{}.device.hex", outputs[0]));
+            let words = std::fs::read_to_string(&first).unwrap();
+            corrupt(&first);
+            let (good, found) = judge(&folder);
             assert!(
-                found.contains(&format!("FAIL {step}: 1 mismatches")),
+                !good && found.contains(&format!("FAIL {step}: 1 mismatches")),
                 "{found}"
             );
             assert_eq!(checked(), 1, "{step}");
+            // Unknown bits are a mismatch; so is a simulation that found no words at all.
+            let unknown = "x".repeat(words.find('\n').unwrap());
+            std::fs::write(&first, words.replacen(&words[..unknown.len()], &unknown, 1)).unwrap();
+            let (good, found) = judge(&folder);
+            assert!(
+                !good && found.contains(&format!("FAIL {step}: 1 mismatches")),
+                "{found}"
+            );
+            assert_eq!(checked(), 1, "{step}");
+            std::fs::write(&first, words).unwrap();
+            let elsewhere = tempfile::tempdir().unwrap();
+            let (good, found) = judge(elsewhere.path());
+            assert!(
+                !good && found.contains("does not hold the words of the export"),
+                "{found}"
+            );
+            assert!(!found.contains("PASS"), "{found}");
+            // A word after the last one; no word at all.
+            let sound = std::fs::read_to_string(folder.join("device.sv")).unwrap();
+            let depth = |name: &str| shape(&manifest, name).iter().product::<usize>();
+            let limit = format!("{0}_at < {1}", outputs[0], depth(outputs[0]));
+            let more = sound.replace(
+                &limit,
+                &format!("{0}_at < {1}", outputs[0], depth(outputs[0]) + 1),
+            );
+            assert_ne!(sound, more);
+            std::fs::write(folder.join("device.sv"), more).unwrap();
+            let (good, found) = judge(&folder);
+            assert!(!good && found.contains("more than"), "{found}");
+            assert_eq!(checked(), 1, "{step}");
+            if step == "dt_proj" {
+                let silent = sound.replace(&limit, "0");
+                std::fs::write(folder.join("device.sv"), silent).unwrap();
+                let (good, found) = judge(&folder);
+                assert!(!good && found.contains("no more output after"), "{found}");
+                assert_eq!(checked(), 1, "{step}");
+            }
         }
     }
+}
+
+/// f32 bits of a number among the parameters.
+fn bits(manifest: &Manifest, name: &str) -> String {
+    let value = manifest.parameters[name].as_f64().unwrap() as f32;
+    format!("32'h{:08x}", value.to_bits())
+}
+
+/// The reference device of a step: a module `NAME` with the ports of the testbench around a device of `rtl/`,
+/// whose constants lie in `dir`.
+fn reference(manifest: &Manifest, name: &str, dir: &str) -> String {
+    let at = |array: &str, axis: usize| shape(manifest, array)[axis];
+    let has = |array: &str| manifest.arrays.iter().any(|a| a.name == array);
+    let (kind, parameters) = match manifest.step.as_str() {
+        "norm" => (
+            "norm",
+            vec![
+                ("ROWS", at("hidden", 0).to_string()),
+                ("WIDTH", at("hidden", 1).to_string()),
+                ("RESIDUAL", usize::from(has("residual")).to_string()),
+                ("EPS", bits(manifest, "eps")),
+                ("SCALE", bits(manifest, "output_scale")),
+                ("TIES_UP", "1".into()),
+            ],
+        ),
+        "conv" => (
+            "conv",
+            vec![
+                ("ROWS", at("out", 0).to_string()),
+                ("CHANNELS", at("out", 1).to_string()),
+                ("TAPS", at("weight", 1).to_string()),
+            ],
+        ),
+        "scan" => (
+            "scan",
+            vec![
+                ("ROWS", at("u", 0).to_string()),
+                ("CHANNELS", at("u", 1).to_string()),
+                ("STATES", at("b", 1).to_string()),
+                ("STATE_SCALE", bits(manifest, "state_scale")),
+            ],
+        ),
+        "hadamard" => (
+            "hadamard",
+            vec![
+                ("ROWS", at("y", 0).to_string()),
+                ("SIZE", at("y", 1).to_string()),
+                ("BASE", at("base", 0).to_string()),
+                ("STAGES", at("stage_shift", 0).to_string()),
+                ("SCALE", bits(manifest, "output_scale")),
+            ],
+        ),
+        _ => {
+            let half = manifest.parameters["output"] == "f16";
+            (
+                "linear",
+                vec![
+                    ("ROWS", at("x", 0).to_string()),
+                    ("LENGTH", at("x", 1).to_string()),
+                    ("OUTPUTS", at("weight", 0).to_string()),
+                    ("FACTORS", at("multiplier", 0).to_string()),
+                    ("HALF", usize::from(half).to_string()),
+                    ("WORD", if half { "16" } else { "8" }.into()),
+                ],
+            )
+        }
+    };
+    let parameters: Vec<String> = (parameters.iter())
+        .map(|(name, value)| format!(".{name}({value})"))
+        .collect();
+    let (mut ports, mut wires) = (Vec::new(), Vec::new());
+    for a in &manifest.arrays {
+        let way = match a.role {
+            Role::Input => "input",
+            Role::Expected => "output",
+            _ => continue,
+        };
+        ports.push(format!(
+            "{way} {0}_valid, {way} [{1}:0] {0}_data",
+            a.name,
+            a.bits - 1
+        ));
+        wires.push(format!(
+            ".{0}_valid({0}_valid), .{0}_data({0}_data)",
+            a.name
+        ));
+    }
+    format!(
+        "module {name}(input clk, input rst,\n  {});\n  {kind}_device #(.DIR(\"{dir}\"), {}) device (.clk(clk), .rst(rst),\n    {});\nendmodule\n",
+        ports.join(",\n  "),
+        parameters.join(", "),
+        wires.join(", "),
+    )
+}
+
+const MODULES: [&str; 11] = [
+    "mac_lane.sv",
+    "requantize.sv",
+    "requantize_wide.sv",
+    "function_table.sv",
+    "scan_lane.sv",
+    "norm_device.sv",
+    "linear_device.sv",
+    "conv_device.sv",
+    "scan_device.sv",
+    "hadamard_device.sv",
+    "hadamard_butterfly.sv",
+];
+
+/// Compiles a testbench in its folder with every module of `rtl/`, and simulates it there.
+fn in_simulator(simulator: &str, folder: &Path, top: &str, sources: &[&str]) -> (bool, String) {
+    let rtl = Path::new(env!("CARGO_MANIFEST_DIR")).join("rtl");
+    let modules = MODULES.map(|module| rtl.join(module));
+    let mut compile = Command::new(simulator);
+    compile.current_dir(folder);
+    let mut simulate = match simulator {
+        "iverilog" => {
+            compile
+                .args(["-g2012", "-s", top, "-o", "reference.vvp", "-I"])
+                .arg(&rtl);
+            let mut simulate = Command::new("vvp");
+            simulate.arg("reference.vvp");
+            simulate
+        }
+        _ => {
+            let include = format!("-I{}", rtl.display());
+            compile.args([
+                "--binary",
+                "--timing",
+                "-Wno-fatal",
+                "-Wno-WIDTH",
+                "-CFLAGS",
+                "-O0",
+            ]);
+            compile.args([
+                "--Mdir",
+                "verilated",
+                "-o",
+                "reference",
+                "--top-module",
+                top,
+            ]);
+            compile.arg(include);
+            Command::new(folder.join("verilated/reference"))
+        }
+    };
+    // By their whole path: `rtl/` has testbenches too.
+    compile.args(sources.iter().map(|source| folder.join(source)));
+    run(compile.args(&modules));
+    end(simulate.current_dir(folder))
+}
+
+/// Exports every step of a block, and puts the reference device beside each.
+fn exported(folder: &Path, length: &str) -> Vec<Manifest> {
+    run(Command::new(env!("CARGO_BIN_EXE_scalescope"))
+        .args([
+            "export",
+            "--layer",
+            "3",
+            "--profile",
+            "asic-int8",
+            "--length",
+            length,
+            "-o",
+        ])
+        .arg(folder));
+    let manifests = STEPS.iter().map(|step| {
+        let manifest = Manifest::read(&folder.join(step)).unwrap();
+        let device = reference(&manifest, &format!("scalescope_{step}"), "./");
+        std::fs::write(folder.join(step).join("reference.sv"), device).unwrap();
+        manifest
+    });
+    manifests.collect()
+}
+
+/// The exported testbench of every step passes our reference device in both simulators, its dumps are equal,
+/// and a constant that is a bit off fails it.
+fn every_step(simulator: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    for manifest in exported(folder.path(), "3") {
+        let step = &manifest.step;
+        let folder = folder.path().join(step);
+        let sources = [format!("tb_{step}.sv"), "reference.sv".into()];
+        let sources = sources.each_ref().map(String::as_str);
+        let judge = || in_simulator(simulator, &folder, &format!("tb_{step}"), &sources);
+        let (good, found) = judge();
+        println!("{simulator} {step}: {found}");
+        assert!(
+            good && found.contains(&format!("PASS {step}: ")),
+            "{simulator} {step}: {found}"
+        );
+        let mut check = Command::new(env!("CARGO_BIN_EXE_scalescope"));
+        run(check.arg("check-export").arg(&folder));
+        // The largest bit of a factor, or of a weight of the norm.
+        let constant = ["multiplier", "drive_multiplier", "weight"];
+        let constant = constant
+            .into_iter()
+            .find(|c| manifest.arrays.iter().any(|a| a.name == *c));
+        let file = folder.join(format!("{}.hex", constant.unwrap()));
+        let words = std::fs::read_to_string(&file).unwrap();
+        let other: String = words.lines().map(|_| "3f000001\n").collect();
+        std::fs::write(&file, other).unwrap();
+        let (good, found) = judge();
+        assert!(
+            !good && found.contains(&format!("FAIL {step}")),
+            "{simulator} {step}: {found}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs iverilog"]
+fn reference_devices_pass_every_exported_testbench_in_icarus() {
+    every_step("iverilog");
+}
+
+#[test]
+#[ignore = "needs verilator"]
+fn reference_devices_pass_every_exported_testbench_in_verilator() {
+    every_step("verilator");
+}
+
+/// A testbench of the whole block: its inputs go in at the norm, every step feeds the next, and what comes out
+/// (the residual stream, the hidden state, the scan's state) is compared word by word.
+fn block(manifests: &[Manifest]) -> String {
+    let of = |step: &str| manifests.iter().find(|m| m.step == step).unwrap();
+    let at = |step: &str, array: &str, axis: usize| shape(of(step), array)[axis];
+    let (l, m) = (at("norm", "hidden", 0), at("norm", "hidden", 1));
+    let (e, n, r) = (
+        at("scan", "u", 1),
+        at("scan", "b", 1),
+        at("dt_proj", "x", 1),
+    );
+    let taps = at("conv", "weight", 1);
+    format!(
+        "`timescale 1ns/1ps\nmodule tb_block;\n\
+         localparam L = {l}, M = {m}, E = {e}, N = {n}, R = {r}, HISTORY = {};\n{}endmodule\n",
+        (taps - 1) * e,
+        include_str!("../rtl/tb_block.svh"),
+    )
+}
+
+fn whole_block(simulator: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = exported(folder.path(), "3");
+    let devices: String = (manifests.iter())
+        .map(|m| reference(m, &format!("block_{}", m.step), &format!("{}/", m.step)))
+        .collect();
+    std::fs::write(folder.path().join("devices.sv"), devices).unwrap();
+    std::fs::write(folder.path().join("tb_block.sv"), block(&manifests)).unwrap();
+    let judge = || {
+        in_simulator(
+            simulator,
+            folder.path(),
+            "tb_block",
+            &["tb_block.sv", "devices.sv"],
+        )
+    };
+    let (good, found) = judge();
+    println!("{simulator}: {found}");
+    assert!(
+        good && found.contains("PASS block: "),
+        "{simulator}: {found}"
+    );
+    // One weight of the first step is off: the words at the end are.
+    corrupt(&folder.path().join("in_proj/weight.hex"));
+    let (good, found) = judge();
+    assert!(
+        !good && found.contains("FAIL block: "),
+        "{simulator}: {found}"
+    );
+}
+
+#[test]
+#[ignore = "needs iverilog"]
+fn a_block_of_reference_devices_is_the_simulators_in_icarus() {
+    whole_block("iverilog");
+}
+
+#[test]
+#[ignore = "needs verilator"]
+fn a_block_of_reference_devices_is_the_simulators_in_verilator() {
+    whole_block("verilator");
 }

@@ -64,6 +64,8 @@ pub struct CheckReport {
     pub given: Vec<Given>,
     /// Expected and found tensors of points with mismatches, when asked for.
     pub kept: BTreeMap<(Option<usize>, Place), Pairs>,
+    /// Tensors of the file that were read in another type than they lie in.
+    pub remarks: Vec<String>,
 }
 
 /// Expected and found tensors, one pair a sequence, with the scale of codes.
@@ -166,6 +168,7 @@ struct Found {
     scales: BTreeMap<At, PointResult>,
     given: BTreeMap<At, usize>,
     kept: BTreeMap<At, Pairs>,
+    remarks: BTreeSet<String>,
 }
 
 struct Check<'a> {
@@ -265,6 +268,7 @@ impl Check<'_> {
             scales,
             given,
             kept,
+            remarks,
         } = self.found;
         let mut places: BTreeSet<At> = BTreeSet::new();
         for points in &self.trace.sequences {
@@ -279,6 +283,7 @@ impl Check<'_> {
         places.sort_by_key(|(step, place)| (*step, place.layer.is_none(), *place));
         let mut report = CheckReport {
             kept,
+            remarks: remarks.into_iter().collect(),
             ..CheckReport::default()
         };
         for at in places {
@@ -334,12 +339,23 @@ impl Probe for Comparer<'_> {
         let at = (self.step, place);
         let expected = &self.points[&place];
         let (found, scale) = Value::from_tensor(value.clone());
+        // Codes in a float type are codes where the run has codes.
+        let codes = match found {
+            Value::I8(_) => expected.codes().map(Value::I8),
+            _ => None,
+        };
+        if codes.is_some() {
+            let dtype = expected.dtype();
+            let remark = format!("{}: INT8 codes in {dtype}: read as i8", self.key(place));
+            self.found.remarks.insert(remark);
+        }
+        let expected = codes.as_ref().unwrap_or(expected);
         let local = self.options.feed == Feed::Local;
         if local && !self.known.knows(place) {
             let exact = self.options.tolerances.of(place) == Tolerance::Exact;
             if expected.dim() != found.dim() || exact && expected.dtype() != found.dtype() {
                 let key = self.key(place);
-                return Err(SimError::value(key, found.describe(), expected.describe()));
+                return Err(unlike(key, &found.describe(), &expected.describe()));
             }
             *self.found.given.entry(at).or_default() += expected.elements().len();
         } else {
@@ -348,6 +364,9 @@ impl Probe for Comparer<'_> {
                 step: self.step,
                 ..PointResult::new(place, tolerance)
             });
+            if result.tolerance == Tolerance::Exact && expected.dtype() != found.dtype() {
+                return Err(unlike(self.key(place), found.dtype(), expected.dtype()));
+            }
             result.add_value(self.sequence, expected, &found)?;
             self.compare_scale(place, scale)?;
             if self.options.keep && self.found.results[&at].mismatched > 0 {
@@ -388,6 +407,15 @@ impl Comparer<'_> {
         let (x, y) = ([expected.get()], [found.get()]);
         result.add(&[self.sequence], &[1], Elements::F32(&x), Elements::F32(&y))
     }
+}
+
+/// A tensor of the file that is none of the run.
+fn unlike(key: String, run: &str, file: &str) -> SimError {
+    SimError::value(
+        key,
+        format_args!("{run}, as the run has it"),
+        format_args!("{file} in the file"),
+    )
 }
 
 /// The file's elements as the tensor they replace: codes keep its scale.

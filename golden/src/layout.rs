@@ -142,7 +142,9 @@ pub fn detect(
 /// `blocks` are the widths of known blocks of channels (`[E, E]` for x‖z, `[R, N, N]` for dt‖B‖C).
 /// Without them halves are tried, and a swap of any two equal blocks at the end.
 pub fn detect_in(expected: Side<'_>, found: Side<'_>, blocks: &[usize]) -> Vec<LayoutFinding> {
-    let (Some(x), Some(y)) = (Grid::new(expected), Grid::new(found)) else {
+    let is_codes = |side: &Side<'_>| matches!(side.elements, Elements::I8(_));
+    let codes = is_codes(&expected) && is_codes(&found);
+    let (Some(x), Some(y)) = (Grid::new(expected, codes), Grid::new(found, codes)) else {
         return Vec::new();
     };
     if x.values.len() != y.values.len() || x.values.is_empty() {
@@ -184,7 +186,12 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(side: Side<'_>) -> Option<Self> {
+    /// Codes are compared with codes as they are, with floats as the reals they stand for.
+    fn new(side: Side<'_>, codes: bool) -> Option<Self> {
+        let step = match (side.elements, side.scale) {
+            (Elements::I8(_), Some(scale)) if !codes => f64::from(scale.get()),
+            _ => 1.0,
+        };
         let shape = match *side.shape {
             [rows, columns] => [1, rows, columns],
             [b, rows, columns] => [b, rows, columns],
@@ -192,16 +199,15 @@ impl Grid {
         };
         let count = shape.iter().product::<usize>();
         (count == side.elements.len()).then(|| Self {
-            values: (0..count).map(|i| side.elements.get(i)).collect(),
+            values: (0..count).map(|i| step * side.elements.get(i)).collect(),
             shape,
-            codes: matches!(side.elements, Elements::I8(_)),
+            codes,
         })
     }
 
     /// Whether an element agrees with one of another array.
     fn agrees(&self, at: usize, other: &Grid, there: usize) -> bool {
-        let codes = self.codes && other.codes;
-        agree(codes, self.values[at], other.values[there])
+        agree(self.codes, self.values[at], other.values[there])
     }
 
     fn unravel(&self, at: usize) -> [usize; 3] {

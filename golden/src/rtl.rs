@@ -8,11 +8,17 @@
 //! | `manifest` | the manifest, writing and reading a folder |
 //! | `export` | the vectors of a step of a run |
 //! | `simulate` | a step from its vectors alone |
+//! | `memory` | the grammar of `$readmemh` |
+//! | `dumps` | what another simulator left beside the vectors |
+//! | `difference` | words against words, counted |
 //! | `testbench` | the self-checking SystemVerilog testbench |
 
+pub mod difference;
+pub mod dumps;
 pub mod export;
 mod int4;
 pub mod manifest;
+pub mod memory;
 pub mod simulate;
 pub mod testbench;
 pub mod words;

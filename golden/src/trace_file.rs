@@ -46,6 +46,8 @@ pub struct TraceFile {
     pub meta: Option<Meta>,
     /// Keys that were not understood, sorted.
     pub unknown: Vec<String>,
+    /// Tensors that lie in another type than their own and were read as their own, to be told.
+    pub remarks: Vec<String>,
 }
 
 /// One decode step.
@@ -96,6 +98,41 @@ pub fn in_data_order(places: impl IntoIterator<Item = Place>) -> Vec<Place> {
 }
 
 impl TraceFile {
+    /// The same trace with every block one lower; `None` if it has a block 0, or none at all.
+    pub fn numbered_from_0(&self) -> Option<Self> {
+        let steps = self.steps.iter().flat_map(|step| &step.sequences);
+        let places = self.sequences.iter().chain(steps).flat_map(|s| s.keys());
+        let layers: Vec<usize> = places.filter_map(|place| place.layer).collect();
+        if layers.is_empty() || layers.contains(&0) {
+            return None;
+        }
+        let lower = |place: &Place| Place {
+            layer: place.layer.map(|layer| layer - 1),
+            ..*place
+        };
+        let all = |points: &Points| -> Points {
+            points
+                .iter()
+                .map(|(place, value)| (lower(place), value.clone()))
+                .collect()
+        };
+        let sequences = |of: &[Points]| of.iter().map(all).collect();
+        Some(Self {
+            sequences: sequences(&self.sequences),
+            steps: (self.steps.iter())
+                .map(|step| Step {
+                    sequences: sequences(&step.sequences),
+                    ..step.clone()
+                })
+                .collect(),
+            scales: (self.scales.iter())
+                .filter(|(place, _)| place.layer != Some(0))
+                .map(|(place, scale)| (lower(place), *scale))
+                .collect(),
+            ..self.clone()
+        })
+    }
+
     /// A trace of recorded prefills: `tokens` is `[B, L]`, one recorder a row.
     pub fn from_recorders(
         tokens: Array2<u32>,

@@ -28,6 +28,20 @@ pub enum Elements<'a> {
 }
 
 impl Value {
+    /// The codes of floats that are INT8 codes in a float type: integers from −128 to 127, not all 0.
+    pub fn codes(&self) -> Option<Array2<i8>> {
+        fn of<T: Copy + Into<f64>>(values: &Array2<T>) -> Option<Array2<i8>> {
+            let code = |v: &T| (*v).into() == f64::from((*v).into() as i8);
+            let some = values.iter().any(|v| (*v).into() != 0.0);
+            (some && values.iter().all(code)).then(|| values.mapv(|v| v.into() as i8))
+        }
+        match self {
+            Value::I8(_) => None,
+            Value::F16(a) => of(a),
+            Value::F32(a) => of(a),
+        }
+    }
+
     /// Rows and columns.
     pub fn dim(&self) -> (usize, usize) {
         match self {

@@ -4,9 +4,10 @@
 use ndarray::array;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::npz::Array;
+use scalescope_golden::rtl::difference::differences;
 use scalescope_golden::rtl::export::export;
 use scalescope_golden::rtl::manifest::{Role, StepVectors};
-use scalescope_golden::rtl::simulate::{STEPS, differences, simulate};
+use scalescope_golden::rtl::simulate::{STEPS, simulate};
 use scalescope_golden::rtl::words::Format;
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::{Datapath, LogitRows};

@@ -88,6 +88,20 @@ impl SimError {
         }
     }
 
+    /// Names the part of the work that a [`SimError::Value`] is of: a block, a step, a row; other errors
+    /// pass through.
+    #[must_use]
+    pub fn within(self, part: impl Display) -> Self {
+        match self {
+            Self::Value {
+                item,
+                expected,
+                found,
+            } => Self::value(format_args!("{part}: {item}"), expected, found),
+            other => other,
+        }
+    }
+
     /// Names the file a [`SimError::Value`] came from; other errors pass through.
     #[must_use]
     pub fn in_file(self, path: impl AsRef<Path>) -> Self {

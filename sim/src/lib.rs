@@ -20,6 +20,7 @@
 //! | how wide its registers must be | [`headroom`] |
 //! | how far long work is | [`progress`] |
 //! | files that appear whole or not at all | [`mod@atomic`] |
+//! | the encoding of text files, the JSON that Python writes | [`mod@text`] |
 //! | where its time goes | [`mod@bench`] |
 //! | the same loops for every instruction set | [`isa`], [`kernels`] |
 
@@ -52,4 +53,5 @@ mod random;
 pub mod sample;
 pub mod score;
 pub mod step;
+pub mod text;
 pub mod trace;

@@ -4,6 +4,7 @@
 //! Source: the mode table of the specification; `docs/modes.md` shows the table, checked by a test.
 
 use crate::error::{Result, SimError};
+use crate::text;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::path::Path;
@@ -326,7 +327,7 @@ impl ModeTable {
     /// Adds the rows of a TOML file: `[mode."2-4d"]` with `base = "2-4"` and any fields of
     /// [`ModeSpec`] to override. A row named like an existing one overrides that row's fields.
     pub fn add_file(&mut self, path: &Path) -> Result<()> {
-        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        let text = text::read(path)?;
         self.add_toml(&text).map_err(|e| e.in_file(path))
     }
 

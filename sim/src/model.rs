@@ -354,6 +354,16 @@ pub enum Embedding {
     Rows(QRows),
 }
 
+impl Embedding {
+    /// The values of a row of the vocabulary.
+    pub fn row(&self, row: usize) -> Vec<f16> {
+        match self {
+            Embedding::F16(rows) => rows.row(row).to_vec(),
+            Embedding::Rows(rows) => rows.row(row).collect(),
+        }
+    }
+}
+
 /// What follows the last block of a quantized model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Head {
@@ -371,6 +381,9 @@ pub enum Head {
 /// A quantized model: the content of `quantized.safetensors`, or of a Quamba folder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedModel {
+    /// [`digest`](crate::checkpoint::identity::digest) of the float model it was made from, where that is
+    /// known.
+    pub float_digest: Option<String>,
     /// Shape.
     pub config: Config,
     /// Rows of the vocabulary.

@@ -20,6 +20,7 @@ use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
 use crate::mode::{Implementation, ModeSpec};
+use crate::text;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -233,12 +234,19 @@ pub const PROFILES: &[Profile] = &[
     },
 ];
 
+/// Whether a name is that of a profile file: it ends in `.toml`, or is no profile's and a file has it.
+fn is_file(name: &str) -> bool {
+    let known =
+        || PROFILES.iter().any(|p| p.name == name) || CHIP_PROFILES.iter().any(|(n, _)| *n == name);
+    name.to_ascii_lowercase().ends_with(".toml") || (!known() && Path::new(name).is_file())
+}
+
 impl Profile {
-    /// The profile of a name, or of a profile file (a name that ends in `.toml`).
+    /// The profile of a name, or of a profile file.
     pub fn get(name: &str) -> Result<Profile> {
-        if name.ends_with(".toml") {
+        if is_file(name) {
             let path = Path::new(name);
-            let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+            let text = text::read(path)?;
             return Profile::from_toml(name, &text).map_err(|e| e.in_file(path));
         }
         if let Some(profile) = PROFILES.iter().find(|profile| profile.name == name) {
@@ -254,8 +262,8 @@ impl Profile {
     /// The text of a profile file: the file's own, a built-in chip's, or one that only extends a
     /// built-in profile of kernels.
     pub fn text(name: &str) -> Result<String> {
-        if name.ends_with(".toml") {
-            return std::fs::read_to_string(name).map_err(|e| SimError::io(name, e));
+        if is_file(name) {
+            return text::read(Path::new(name));
         }
         if let Some((_, text)) = CHIP_PROFILES.iter().find(|(known, _)| *known == name) {
             return Ok((*text).to_owned());

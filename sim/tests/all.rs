@@ -16,6 +16,7 @@ mod faults;
 mod functions;
 mod identities;
 mod profiles;
+mod pruned;
 mod quamba;
 mod sample;
 mod scan_reference;

@@ -63,6 +63,83 @@ fn original_names_and_separate_heads_are_read() {
     assert!(hf::read(dir.path()).unwrap() == want);
 }
 
+/// A base model that was saved by itself, whole and in shards; a name of neither kind is refused still.
+#[test]
+fn a_base_model_has_no_prefix() {
+    let bare = |tensors: &mut Tensors| {
+        let names: Vec<String> = tensors.keys().cloned().collect();
+        for name in names {
+            let tensor = tensors.remove(&name).unwrap();
+            tensors.insert(name.trim_start_matches("backbone.").to_owned(), tensor);
+        }
+    };
+    assert!(edited(bare).unwrap() == tiny());
+    let model = tiny();
+    let (folder, mut tensors) = (tempfile::tempdir().unwrap(), hf_tensors(&model));
+    bare(&mut tensors);
+    let moved = LAYER1.trim_start_matches("backbone.");
+    write_shards(folder.path(), &model.config.json, &tensors, moved);
+    assert!(hf::read(folder.path()).unwrap() == model);
+    let mixed = edited(|tensors| {
+        bare(tensors);
+        let norm = tensors.remove("norm_f.weight").unwrap();
+        tensors.insert("backbone.norm_f.weight".into(), norm);
+    });
+    says(mixed, &["unexpected tensor"]);
+    says(
+        edited(|tensors| {
+            bare(tensors);
+            tensors.remove("norm_f.weight");
+        }),
+        &[": norm_f.weight: expected", "no tensor of that name"],
+    );
+}
+
+/// A configuration is the same in every encoding, whatever Python wrote into keys that are not read; and
+/// it is written out again as it was.
+#[test]
+fn a_configuration_is_read_as_python_wrote_it() {
+    let folder = dir(|_, _| {});
+    let path = folder.path().join("config.json");
+    let plain = std::fs::read_to_string(&path).unwrap();
+    let with = plain.replacen(
+        '{',
+        "{\"time_step_limit\": [0.0, Infinity], \"score\": NaN,",
+        1,
+    );
+    let utf16 = |text: &str| -> Vec<u8> {
+        let units = text.encode_utf16();
+        [0xfeff]
+            .into_iter()
+            .chain(units)
+            .flat_map(u16::to_le_bytes)
+            .collect()
+    };
+    for bytes in [
+        format!("\u{feff}{plain}").into_bytes(),
+        utf16(&plain),
+        plain.replace('\n', "\r\n").into_bytes(),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        assert!(hf::read(folder.path()).unwrap() == tiny());
+    }
+    std::fs::write(&path, &with).unwrap();
+    let read = hf::read(folder.path()).unwrap();
+    assert_eq!(read.layers, tiny().layers);
+    let again = scalescope_sim::text::python_json(&read.config.json);
+    assert!(
+        again.contains("\"time_step_limit\":[0.0,Infinity],\"score\":NaN"),
+        "{again}"
+    );
+    // A field that is read is refused by what it has.
+    let key = "layer_norm_epsilon";
+    assert!(plain.contains(key));
+    let mut json: Value = serde_json::from_str(&plain).unwrap();
+    json[key] = "EPS".into();
+    std::fs::write(&path, json.to_string().replace("\"EPS\"", "NaN")).unwrap();
+    says(hf::read(folder.path()), &[key, "expected a number", "NaN"]);
+}
+
 #[test]
 fn a_tied_head_may_be_stored_twice_but_not_differ() {
     let copy = |t: &mut Tensors| {

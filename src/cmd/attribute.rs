@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
-use crate::input::{Subject, faults, faults_text, load_subject, mode_table};
+use crate::input::{Subject, faults, faults_text, load_subject, mode_table, read_trace};
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
@@ -10,7 +10,6 @@ use scalescope_golden::attribute::diagnose::{Diagnosis, diagnose};
 use scalescope_golden::attribute::loss::{Mean, Text};
 use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};
-use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::ModeSpec;
@@ -85,7 +84,7 @@ fn dump(args: &AttributeArgs, path: &Path, mode: &ModeSpec) -> Result<Outcome> {
         Some(name) => vec![Profile::get(name)?],
         None => PROFILES.to_vec(),
     };
-    let trace = TraceFile::read(path)?;
+    let trace = read_trace(path)?;
     let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
     let found = diagnose(&subject.model, mode, &trace, &profiles).map_err(|e| e.in_file(path))?;
     if args.json {
@@ -241,7 +240,7 @@ fn costs_text(costs: &Costs, top: usize) -> String {
 }
 
 fn row(site: &SiteCost) -> Vec<String> {
-    let number = |m: Mean| format!("{:.6} ± {:.6}", m.mean, m.se);
+    let number = |m: Mean| format!("{m:.6}");
     let mut row = vec![
         site.layer.to_string(),
         site.step.to_owned(),

@@ -3,8 +3,10 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, ModelArgs};
 use crate::device::{DeviceArg, Devices};
-use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{print, print_json, table, table_text};
+use crate::input::{
+    faults, faults_text, load_subject, mode_table, read_trace, tell_numbered_from_1,
+};
+use crate::output::{note, print, print_json, table, table_text};
 use clap::Args;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
@@ -76,7 +78,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     }
     let faults = faults(&args.faults)?;
     let devices = Devices::open_one(&args.device)?;
-    let trace = TraceFile::read(&args.golden)?;
+    let trace = read_trace(&args.golden)?;
     let meta = trace.meta.clone().unwrap_or_default();
     let in_file = |e: SimError| e.in_file(&args.golden);
     let mode = match (&args.mode, &meta.mode) {
@@ -108,7 +110,17 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         tolerances,
         keep: args.explain,
     };
-    let report = check(&*engine, &trace, &options).map_err(in_file)?;
+    let report = check(&*engine, &trace, &options).map_err(in_file);
+    if !report.as_ref().is_ok_and(|report| report.exit_code() == 0) {
+        let equal = |from_0: &TraceFile| {
+            check(&*engine, from_0, &options).is_ok_and(|report| report.exit_code() == 0)
+        };
+        tell_numbered_from_1(&args.golden, &trace, equal);
+    }
+    let report = report?;
+    for remark in &report.remarks {
+        note(args.golden.display(), remark);
+    }
     let explanations = match args.explain {
         true => explain_trace((&subject.model, mode, &profile), &trace, &options, &report)?,
         false => Vec::new(),

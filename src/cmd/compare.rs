@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::cmd::check::merge;
+use crate::input::{read_trace, tell_numbered_from_1};
 use crate::output::{number, print, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
@@ -57,9 +58,18 @@ pub fn run(args: &CompareArgs) -> Result<Outcome> {
         common: args.common,
     };
     let metrics = metrics(args.metrics.as_deref())?;
-    let (a, b) = rayon::join(|| TraceFile::read(&args.a), || TraceFile::read(&args.b));
-    let comparison = compare_traces(&a?, &b?, &options)
+    let (a, b) = rayon::join(|| read_trace(&args.a), || read_trace(&args.b));
+    let (a, b) = (a?, b?);
+    let comparison = compare_traces(&a, &b, &options)
         .map_err(|e| e.in_file(format!("{} and {}", args.a.display(), args.b.display())))?;
+    if !comparison.is_equal() {
+        for (path, trace, other) in [(&args.a, &a, &b), (&args.b, &b, &a)] {
+            let equal = |from_0: &TraceFile| {
+                compare_traces(other, from_0, &options).is_ok_and(|c| c.is_equal())
+            };
+            tell_numbered_from_1(path, trace, equal);
+        }
+    }
     if args.json {
         let mut json = json!({ "a": args.a, "b": args.b, "metrics": METRICS });
         merge(&mut json, json!(comparison));
@@ -206,13 +216,26 @@ fn notes(comparison: &Comparison) -> Vec<String> {
         notes.push("\ntoken ids not compared: they are not in both files".into());
     }
     let first = comparison.points.iter().find(|point| !point.is_equal());
-    if let Some((key, first)) = first.and_then(|p| Some((p.key(), p.first.as_ref()?))) {
+    if let Some((point, first)) = first.and_then(|p| Some((p, p.first.as_ref()?))) {
+        let (x, y) = (&point.expected, &point.found);
         notes.push(format!(
-            "\nfirst difference: {key} {:?}: {} in A, {} in B",
-            first.index, first.expected, first.found
+            "\nfirst difference: {} {:?}: {} in A, {} in B",
+            point.key(),
+            first.index,
+            element(first.expected, x, y),
+            element(first.found, y, x)
         ));
     }
     notes
+}
+
+/// An element as its type has it; a code against a real as the real it stands for.
+fn element(value: f64, own: &Tensor, other: &Tensor) -> String {
+    let is_codes = |tensor: &Tensor| tensor.dtype.starts_with("i8");
+    match own.scale.filter(|_| is_codes(own) && !is_codes(other)) {
+        Some(scale) => format!("code {value}, {}", value as f32 * scale.get()),
+        None => value.to_string(),
+    }
 }
 
 fn csv(comparison: &Comparison) -> Result<String> {

@@ -130,7 +130,7 @@ fn tokens(args: &CrosscheckArgs, subject: &Subject) -> Result<[Vec<u32>; 2]> {
     let mut all = match subject.sequences(&args.source.whole())? {
         Some(sequences) => sequences.concat(),
         None if args.model.model.is_none() && args.model.synthetic.is_none() => {
-            crate::input::encode(&subject.tokenizer()?, &sample::texts())?.concat()
+            crate::tokenizer::encode(&subject.tokenizer()?, &sample::texts())?.concat()
         }
         None => {
             let vocabulary = subject.model.config()?.vocab_size;

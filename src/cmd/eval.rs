@@ -12,7 +12,8 @@ use crate::eval::task::{Task, Unit, UnitMaker};
 use crate::eval::text::text;
 use crate::input::{Subject, faults, load_subject, mode_table, select_modes};
 use crate::interrupt;
-use crate::output::{print, print_json, progress};
+use crate::output::{note, print, print_json, progress};
+use crate::texts::Texts;
 use clap::{Args, ValueEnum};
 use scalescope_sim::atomic;
 use scalescope_sim::checkpoint::recipe::Recipe;
@@ -58,7 +59,7 @@ pub struct EvalArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// JSON lines with a `text`
+    /// JSON lines with a `text`, or one text
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// What is asked of the model
@@ -80,7 +81,7 @@ pub struct EvalArgs {
     /// Where to run: cpu, cuda, cuda:I, or several as cuda:0,cuda:1 (needs the feature `cuda`)
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: DeviceArg,
-    /// Use at most this many lines
+    /// Use at most this many rows
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,
     /// last-word: longest input in tokens; the left end of longer ones is cut off
@@ -112,9 +113,6 @@ pub struct EvalArgs {
     pub json: Option<PathBuf>,
 }
 
-/// Unusable lines that are printed one by one.
-const SHOWN: usize = 20;
-
 pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let modes = select_modes(&known, &args.modes)?;
@@ -138,6 +136,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         data: Origin::of_bytes(&crate::eval::settings::last_part(&args.data), &bytes),
         limit: args.limit.map(Into::into),
         lines: data.lines,
+        blank_lines: data.blank,
         units: data.units.len(),
         bad_lines: data.bad,
         task,
@@ -269,27 +268,19 @@ fn read_data(args: &EvalArgs, subject: &Subject, task: Task, bytes: &[u8]) -> Re
         start,
         task,
     };
-    let data = Dataset::read(bytes, args.limit.map(Into::into), &maker);
-    for bad in data.bad.iter().take(SHOWN) {
-        eprintln!(
-            "{}: line {} (id {}): {}",
-            args.data.display(),
-            bad.id + 1,
-            bad.id,
-            bad.reason
-        );
+    let mut texts = Texts::parse(&args.data, bytes)?;
+    if let Some(limit) = args.limit {
+        let (found, asked) = (texts.rows.len(), limit.get());
+        if found < asked {
+            let fewer = format_args!("{found} rows, fewer than the {asked} asked for");
+            note(args.data.display(), fewer);
+        }
+        texts.truncate(asked);
     }
-    if data.bad.len() > SHOWN {
-        eprintln!("… and {} more lines", data.bad.len() - SHOWN);
-    }
-    let found =
-        |what: String| SimError::file(&args.data, "lines", "at most 1 % that cannot be used", what);
-    if data.too_bad() {
-        return Err(found(format!("{} of {}", data.bad.len(), data.lines)));
-    }
-    if data.units.is_empty() {
-        return Err(found("no lines at all".into()));
-    }
+    let data = Dataset::new(&texts, &maker);
+    texts.tell(&args.data);
+    let bad: Vec<(usize, &str)> = data.bad.iter().map(|b| (b.id, &*b.reason)).collect();
+    texts.judge(&args.data, &bad)?;
     Ok(data)
 }
 

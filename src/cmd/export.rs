@@ -83,7 +83,8 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
         let manifest = vectors.write(&folder, format)?;
         if matches!(format, Format::Hex | Format::Mem) {
             let file = folder.join(file_name(&manifest));
-            std::fs::write(&file, testbench(&manifest)).map_err(|e| SimError::io(&file, e))?;
+            std::fs::write(&file, testbench(&manifest, &vectors)?)
+                .map_err(|e| SimError::io(&file, e))?;
         }
         written.push((folder, manifest));
     }

@@ -2,16 +2,15 @@
 
 use crate::Outcome;
 use crate::cli::recipe;
-use crate::input::{
-    calibrated, calibrated_head, calibration_sequences, own_samples, read_tokenizer,
-};
+use crate::input::{calibrated, calibrated_head, calibration_sequences, own_samples};
 use crate::output::print;
+use crate::tokenizer;
 use clap::{Args, ValueEnum};
 use scalescope_sim::calibrate::CalibrationOptions;
 use scalescope_sim::checkpoint::load::{Loaded, load};
 use scalescope_sim::checkpoint::quantize::{Ends, FourBits};
 use scalescope_sim::checkpoint::recipe::Recipe;
-use scalescope_sim::checkpoint::{fold, hf, quamba, quantize, quantized, scales};
+use scalescope_sim::checkpoint::{fold, hf, identity, quamba, quantize, quantized, scales};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::OwnText;
 use scalescope_sim::model::{ActivationScales, FloatModel, Head};
@@ -69,7 +68,8 @@ pub struct QuantizeArgs {
     /// Use these activation scales (JSON or a quantized model) instead of calibrating
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub scales: Option<PathBuf>,
-    /// Calibration text: .txt, .jsonl with `text`, or token ids in .npy
+    /// Calibration text: JSON lines with `text`, one text (cut into --samples of --length), or token ids
+    /// in .npy
     /// [default: text the model itself writes from --seed]
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
@@ -100,6 +100,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     let mut model = quantize::quantize(&float, &scales, &args.recipe, ends)?;
     quantize::to_int4(&mut model, &float, &args.weights)
         .map_err(|e| e.in_file(&args.checkpoint))?;
+    model.float_digest = Some(identity::digest(&float));
     match args.format {
         Format::Safetensors => quantized::write(&args.output, &model)?,
         Format::Quamba => quamba::write(&args.output, &model)?,
@@ -159,12 +160,18 @@ fn samples(args: &QuantizeArgs, float: &Arc<FloatModel>) -> Result<Samples> {
     options.length = args.length.unwrap_or(options.length);
     let beside = args.checkpoint.join("tokenizer.json");
     let tokenizer = args.tokenizer.as_deref().unwrap_or(&beside);
-    let sequences = calibration_sequences(file, || read_tokenizer(tokenizer))?;
-    let used = sequences.len().min(options.samples);
+    let sequences = calibration_sequences(file, &options, || tokenizer::read(tokenizer))?;
+    let used = sequences.iter().take(options.samples);
+    let tokens: usize = used.clone().map(|s| s.len().min(options.length)).sum();
+    let origin = format!(
+        "{} sequences ({tokens} tokens) of {}",
+        used.len(),
+        file.display()
+    );
     Ok(Samples {
         sequences,
         options,
-        origin: format!("{used} sequences of {}", file.display()),
+        origin,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The paired bootstrap: samples are drawn with replacement, the same draw for every mode, so that
 //! what a difficult passage costs all modes alike cancels.
 
-use super::stats::ALPHA;
+use super::stats::{ALPHA, or_nan};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,7 @@ impl SplitMix64 {
 /// Weighted means of every mode in every resample.
 pub struct Resampled {
     modes: usize,
+    samples: usize,
     /// `[RESAMPLES][modes]`.
     means: Vec<f64>,
 }
@@ -43,9 +44,11 @@ pub struct Resampled {
 /// What the bootstrap says of a difference of two modes.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PairedDifference {
-    /// 95 % percentile interval, lower end.
+    /// 95 % percentile interval, lower end; NaN of one sample.
+    #[serde(deserialize_with = "or_nan")]
     pub low: f64,
     /// 95 % percentile interval, upper end.
+    #[serde(deserialize_with = "or_nan")]
     pub high: f64,
     /// Share of resamples that stray from the difference by at least its own size.
     pub p: f64,
@@ -77,12 +80,21 @@ pub fn resample(values: &[Vec<f64>], weights: &[f64], seed: u64) -> Resampled {
             }
             means.iter_mut().for_each(|mean| *mean /= weight);
         });
-    Resampled { modes, means }
+    Resampled {
+        modes,
+        samples: n,
+        means,
+    }
 }
 
 impl Resampled {
     /// The difference `a − b`, which was `observed` in the sample itself.
     pub fn difference(&self, a: usize, b: usize, observed: f64) -> PairedDifference {
+        // One sample is every resample of itself, and tells nothing of another.
+        if self.samples < 2 {
+            let (low, high, p) = (f64::NAN, f64::NAN, 1.0);
+            return PairedDifference { low, high, p };
+        }
         let mut differences: Vec<f64> = (self.means.chunks_exact(self.modes))
             .map(|means| means[a] - means[b])
             .collect();

@@ -5,6 +5,7 @@
 
 use super::settings::{Difference, Settings};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::text;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -76,6 +77,8 @@ impl Samples {
     /// Reads a file. A half-written end is left out, damage elsewhere is an error.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
+        let bytes = text::to_utf8(&bytes)
+            .map_err(|found| SimError::file(path, "text", "UTF-8 or UTF-16", found))?;
         Self::parse(path, &bytes)?.ok_or_else(|| {
             SimError::file(path, "line 1", "the settings of a run", "no complete line")
         })

@@ -106,8 +106,11 @@ pub struct Settings {
     pub data: Origin,
     /// Lines of it that were asked for.
     pub limit: Option<usize>,
-    /// Lines of it that were looked at.
+    /// Rows of it that were looked at.
     pub lines: usize,
+    /// Rows with a blank text, which were passed over.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blank_lines: usize,
     /// Units of all shards.
     pub units: usize,
     /// Lines that could not be used.
@@ -179,6 +182,10 @@ pub struct Difference {
     pub there: String,
 }
 
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
 fn name_of(mode: &serde_json::Value) -> String {
     mode["name"].as_str().unwrap_or_default().to_string()
 }
@@ -196,6 +203,7 @@ pub(crate) mod tests {
             data: origin("data"),
             limit: None,
             lines: units,
+            blank_lines: 0,
             units,
             bad_lines: vec![],
             task: Task::LastWord { max_length: 8 },

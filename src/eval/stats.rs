@@ -1,6 +1,6 @@
 //! Intervals and tests. Sources are named at each; `docs/eval.md` says what the output calls them.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal};
 
 /// Two-sided level of every interval and test.
@@ -22,13 +22,22 @@ pub fn z_interval() -> f64 {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Estimate {
     /// The number.
+    #[serde(deserialize_with = "or_nan")]
     pub value: f64,
-    /// Its standard error.
+    /// Its standard error; NaN (in JSON null) of one sample, which tells none.
+    #[serde(deserialize_with = "or_nan")]
     pub stderr: f64,
     /// 95 % interval, lower end.
+    #[serde(deserialize_with = "or_nan")]
     pub low: f64,
     /// 95 % interval, upper end.
+    #[serde(deserialize_with = "or_nan")]
     pub high: f64,
+}
+
+/// A number that JSON has as null where it is not finite.
+pub fn or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Estimate {

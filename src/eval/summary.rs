@@ -7,6 +7,7 @@ use super::settings::Settings;
 use super::stats::{self, ALPHA, Estimate, POWER};
 use super::ties;
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::text;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -38,8 +39,8 @@ impl Report {
     ///
     /// A file that cannot be read, or something else in it.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
-        serde_json::from_str(&text)
+        let bytes = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
+        text::from_json(&bytes)
             .map_err(|e| SimError::file(path, "results", "what `scalescope eval --json` writes", e))
     }
 }
@@ -125,6 +126,7 @@ pub struct LikelihoodPair {
     /// a − b; positive where a is better.
     pub difference: f64,
     /// Its standard error.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub stderr: f64,
     /// Interval and p-value.
     #[serde(flatten)]
@@ -132,6 +134,7 @@ pub struct LikelihoodPair {
     /// Corrected for the number of pairs.
     pub p_holm: f64,
     /// Smallest difference that this many samples show.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub detectable: f64,
     /// Samples that would show the observed difference, if it is real.
     pub samples_needed: Option<f64>,
@@ -151,8 +154,10 @@ pub struct Cost {
     /// Perplexity of `to` less that of `from`.
     pub perplexity: f64,
     /// 95 % interval, lower end, at the perplexity that `from` has here.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub low: f64,
     /// 95 % interval, upper end.
+    #[serde(deserialize_with = "stats::or_nan")]
     pub high: f64,
 }
 

@@ -21,6 +21,12 @@ pub fn text(report: &Report) -> String {
         let (bad, lines) = (settings.bad_lines.len(), settings.lines);
         out.push_str(&format!("{bad} of {lines} lines could not be used\n"));
     }
+    if settings.blank_lines > 0 {
+        out.push_str(&format!(
+            "{} blank rows were skipped\n",
+            settings.blank_lines
+        ));
+    }
     if settings.shard.count > 1 {
         let (index, count) = (settings.shard.index, settings.shard.count);
         out.push_str(&format!("shard {index}/{count} only\n"));
@@ -65,22 +71,13 @@ fn modes(report: &Report) -> String {
     header.extend(["KL", "agreement"]);
     let mut rows = table(&header, 1);
     for m in &report.modes {
-        let points = |v: f64| 100.0 * v;
         let mut row = vec![
             m.mode.clone(),
-            format!(
-                "{:.2} ± {:.2}",
-                points(m.accuracy.value),
-                points(m.accuracy.stderr)
-            ),
-            format!(
-                "{:.2}–{:.2}",
-                points(m.accuracy.low),
-                points(m.accuracy.high)
-            ),
+            with_error(100.0, 2, &m.accuracy),
+            interval(100.0, 2, &m.accuracy),
             or_dash(&m.tied.accuracy),
-            format!("{:.4} ± {:.4}", m.perplexity.value, m.perplexity.stderr),
-            interval(&m.perplexity),
+            with_error(1.0, 4, &m.perplexity),
+            interval(1.0, 4, &m.perplexity),
             or_dash(&m.tied.log_likelihood),
         ];
         if let Some(bits) = m.bits_per_byte {
@@ -89,7 +86,7 @@ fn modes(report: &Report) -> String {
         row.push(m.kl.map_or("-".into(), |v| format!("{v:.5}")));
         row.push(
             m.top1_agreement
-                .map_or("-".into(), |v| format!("{:.2} %", points(v))),
+                .map_or("-".into(), |v| format!("{:.2} %", 100.0 * v)),
         );
         rows.add_row(row);
     }
@@ -155,7 +152,10 @@ fn costs(costs: &[Cost]) -> String {
             cost.to.clone(),
             format!("{:.5}", cost.ratio),
             format!("{:+.4}", cost.perplexity),
-            format!("{:+.4} to {:+.4}", cost.low, cost.high),
+            match cost.low.is_nan() {
+                true => "-".into(),
+                false => format!("{:+.4} to {:+.4}", cost.low, cost.high),
+            },
         ]);
     }
     table_text(&rows)
@@ -212,6 +212,7 @@ fn likelihood_pairs(pairs: &[PairSummary]) -> String {
         let l = &pair.log_likelihood;
         let (difference, interval) = match pair.identical {
             true => ("identical".into(), "-".into()),
+            false if l.bootstrap.low.is_nan() => (format!("{:+.5}", l.difference), "-".into()),
             false => (
                 format!("{:+.5}", l.difference),
                 format!("{:+.5} to {:+.5}", l.bootstrap.low, l.bootstrap.high),
@@ -224,15 +225,29 @@ fn likelihood_pairs(pairs: &[PairSummary]) -> String {
             interval,
             p_value(l.bootstrap.p),
             p_value(l.p_holm),
-            format!("{:.5}", l.detectable),
+            match l.detectable.is_nan() {
+                true => "-".into(),
+                false => format!("{:.5}", l.detectable),
+            },
             needed(l.samples_needed),
         ]);
     }
     table_text(&rows)
 }
 
-fn interval(e: &Estimate) -> String {
-    format!("{:.4}–{:.4}", e.low, e.high)
+/// A number in some unit and its standard error, which one sample does not tell.
+fn with_error(unit: f64, digits: usize, e: &Estimate) -> String {
+    match e.stderr.is_nan() {
+        true => format!("{:.digits$}", unit * e.value),
+        false => format!("{:.digits$} ± {:.digits$}", unit * e.value, unit * e.stderr),
+    }
+}
+
+fn interval(unit: f64, digits: usize, e: &Estimate) -> String {
+    match e.low.is_nan() || e.high.is_nan() {
+        true => "-".into(),
+        false => format!("{:.digits$}–{:.digits$}", unit * e.low, unit * e.high),
+    }
 }
 
 fn or_dash(letters: &str) -> String {

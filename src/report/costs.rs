@@ -92,13 +92,8 @@ pub fn map(attribution: &Attribution) -> Markup {
 
 fn cell(site: &SiteCost) -> Markup {
     let title = format!(
-        "block {} {}: one off {:.5} ± {:.5}, one on {:.5} ± {:.5} nats a token",
-        site.layer,
-        site.site,
-        site.one_off_kl.mean,
-        site.one_off_kl.se,
-        site.one_on_kl.mean,
-        site.one_on_kl.se
+        "block {} {}: one off {:.5}, one on {:.5} nats a token",
+        site.layer, site.site, site.one_off_kl, site.one_on_kl
     );
     heat::shaded(site.share, &format!("{:.1}", 100.0 * site.share), &title)
 }

@@ -16,11 +16,13 @@ pub fn section(report: &Report) -> Markup {
     let rows = |of: fn(&ModeSummary) -> Estimate, tied: fn(&ModeSummary) -> &str| {
         let row = |mode: &ModeSummary| {
             let estimate = of(mode);
+            let known = |end: f64| if end.is_nan() { estimate.value } else { end };
             Interval {
                 name: mode.mode.clone(),
                 value: estimate.value,
-                low: estimate.low,
-                high: estimate.high,
+                // One sample has no interval.
+                low: known(estimate.low),
+                high: known(estimate.high),
                 tied: letters(tied(mode)),
             }
         };
@@ -53,6 +55,14 @@ pub fn section(report: &Report) -> Markup {
     }
 }
 
+/// An interval; one sample has none.
+fn range(low: f64, high: f64, show: fn(f64) -> String) -> String {
+    match low.is_nan() || high.is_nan() {
+        true => "–".into(),
+        false => format!("{} to {}", show(low), show(high)),
+    }
+}
+
 fn modes(report: &Report) -> Markup {
     let optional = |value: Option<f64>, show: fn(f64) -> String| value.map_or("–".into(), show);
     html! {
@@ -65,10 +75,10 @@ fn modes(report: &Report) -> Markup {
             tbody { @for mode in &report.modes { tr {
                 td .text { (mode.mode) }
                 td { (format!("{:.3}", mode.perplexity.value)) }
-                td { (format!("{:.2} to {:.2}", mode.perplexity.low, mode.perplexity.high)) }
+                td { (range(mode.perplexity.low, mode.perplexity.high, |v| format!("{v:.2}"))) }
                 td { (mode.tied.log_likelihood) }
                 td { (format!("{:.2} %", 100.0 * mode.accuracy.value)) }
-                td { (format!("{:.1} to {:.1} %", 100.0 * mode.accuracy.low, 100.0 * mode.accuracy.high)) }
+                td { (range(mode.accuracy.low, mode.accuracy.high, |v| format!("{:.1} %", 100.0 * v))) }
                 td { (mode.tied.accuracy) }
                 td { (optional(mode.kl, |v| format!("{v:.5}"))) }
                 td { (optional(mode.top1_agreement, |v| format!("{:.2} %", 100.0 * v))) }
@@ -100,7 +110,7 @@ fn pairs(report: &Report) -> Markup {
                 tr {
                     td .text { (pair.a) " – " (pair.b) }
                     td { (format!("{:+.4}", ll.difference)) }
-                    td { (format!("{:+.4} to {:+.4}", ll.bootstrap.low, ll.bootstrap.high)) }
+                    td { (range(ll.bootstrap.low, ll.bootstrap.high, |v| format!("{v:+.4}"))) }
                     td { (format!("{:.3}", ll.p_holm)) }
                     td { (needed(ll.samples_needed)) }
                     td .text { (verdict(pair, ll.p_holm)) }

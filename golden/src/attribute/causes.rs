@@ -82,12 +82,10 @@ fn applied_twice(
 
 fn finding(site: &SiteCost, counted: Option<&(Status, f64)>, clean: Option<f64>) -> Finding {
     let cost = format!(
-        "costs {:.1} % of the KL (off {:.5} ± {:.5}, on {:.5} ± {:.5})",
+        "costs {:.1} % of the KL (off {:.5}, on {:.5})",
         100.0 * site.share,
-        site.one_off_kl.mean,
-        site.one_off_kl.se,
-        site.one_on_kl.mean,
-        site.one_on_kl.se
+        site.one_off_kl,
+        site.one_on_kl
     );
     let mut finding = Finding {
         kind: "none",

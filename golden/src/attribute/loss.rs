@@ -61,6 +61,17 @@ pub struct Mean {
     pub se: f64,
 }
 
+/// With its error, which one position does not tell.
+impl std::fmt::Display for Mean {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digits = f.precision().unwrap_or(6);
+        match self.se.is_nan() {
+            true => write!(f, "{:.digits$}", self.mean),
+            false => write!(f, "{:.digits$} ± {:.digits$}", self.mean, self.se),
+        }
+    }
+}
+
 impl Mean {
     /// Of some numbers.
     pub fn of(values: impl Iterator<Item = f64> + Clone) -> Self {

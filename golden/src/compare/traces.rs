@@ -198,6 +198,7 @@ fn difference(
         || is_static(expected, x_take) != is_static(found, y_take);
     let x = take(expected, step, x_take, real);
     let y = take(found, step, y_take, real);
+    let (labels, x, y) = of_one_type(x, y);
     let tolerance = options.tolerances.set_for(pair.place);
     let mut out = Difference {
         step,
@@ -216,6 +217,7 @@ fn difference(
     } else {
         out.beyond_tolerance = out.compared();
     }
+    (out.expected.dtype, out.found.dtype) = labels;
     if out.beyond_tolerance > 0 {
         out.layouts = layouts(&out, &x, &y);
     }
@@ -228,6 +230,40 @@ fn difference(
         ));
     }
     Ok(out)
+}
+
+/// Codes in a float type, against codes, are codes, of the scale of the others if they have none. Also
+/// the types as they lie in the files.
+fn of_one_type(
+    x: Vec<Taken>,
+    y: Vec<Taken>,
+) -> ((&'static str, &'static str), Vec<Taken>, Vec<Taken>) {
+    let label = |taken: &[Taken]| taken[0].value.dtype();
+    let (x_type, y_type) = (label(&x), label(&y));
+    let codes = |floats: &[Taken], codes: &[Taken]| -> Option<Vec<Taken>> {
+        let scale = codes[0].scale;
+        let read = |taken: &Taken| {
+            let value = Value::I8(taken.value.codes()?);
+            let scale = taken.scale.or(scale);
+            Some(Taken { value, scale })
+        };
+        floats.iter().map(read).collect()
+    };
+    let stored = |dtype| match dtype {
+        "f16" => "i8 in f16",
+        _ => "i8 in f32",
+    };
+    let (read, label) = match (x_type, y_type) {
+        ("i8", "i8") => return ((x_type, y_type), x, y),
+        ("i8", _) => (codes(&y, &x), (x_type, stored(y_type))),
+        (_, "i8") => (codes(&x, &y), (stored(x_type), y_type)),
+        _ => (None, (x_type, y_type)),
+    };
+    match (read, x_type) {
+        (Some(read), "i8") => (label, x, read),
+        (Some(read), _) => (label, read, y),
+        (None, _) => ((x_type, y_type), x, y),
+    }
 }
 
 fn describe(taken: &[Taken], take: Take) -> Tensor {

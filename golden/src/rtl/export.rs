@@ -1,9 +1,10 @@
 //! The vectors of a step of a run: its tensors as the datapath shows them, its weights as the block
 //! holds them.
 
+use super::difference::differences;
 use super::int4;
 use super::manifest::{ProfileEntry, Role, StepVectors, Vector};
-use super::simulate::{STEPS, differences, simulate};
+use super::simulate::{STEPS, simulate};
 use crate::npz::Element;
 use crate::value::Value;
 use ndarray::{Array1, Array2, ArrayD, Axis, concatenate, s};
@@ -99,7 +100,7 @@ pub fn export(
             ..vector.clone()
         });
         let unlike = differences(&out, &[vector])?.pop();
-        if let Some(found) = unlike.filter(|d| d.mismatched > 0) {
+        if let Some(found) = unlike.filter(|d| !d.equal()) {
             return Err(SimError::value(
                 format_args!("{step} of block {layer}: {}", found.name),
                 "the step by itself to give the run's bits",

@@ -4,6 +4,7 @@ use super::words::{Format, read, write};
 use crate::npz::{Array, DType};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
+use scalescope_sim::text;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -58,7 +59,7 @@ pub struct Entry {
     /// The bits of that f32, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_bits: Option<String>,
-    /// sha256 of the file.
+    /// sha256 of the file; of memory files with lines that end in LF, as they are written.
     pub sha256: String,
 }
 
@@ -176,7 +177,7 @@ impl StepVectors {
                 packing: "one element a word".into(),
                 scale: vector.scale,
                 scale_bits: vector.scale.map(|s| format!("{:08x}", s.to_bits())),
-                sha256: digest(&path)?,
+                sha256: digest(&path, format)?,
                 file,
             })
         });
@@ -206,7 +207,7 @@ impl StepVectors {
         let mut vectors = Vec::new();
         for entry in &manifest.arrays {
             let file = folder.join(&entry.file);
-            if digest(&file)? != entry.sha256 {
+            if digest(&file, manifest.format)? != entry.sha256 {
                 altered.push(entry.file.clone());
             }
             vectors.push(Vector {
@@ -243,12 +244,14 @@ pub fn is_vectors(path: &Path) -> bool {
     folder_of(path).join(MANIFEST).is_file()
 }
 
-fn digest(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
-    Ok(Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect())
+/// The sha256 of a file. A checkout may have changed the ends of lines of a text, which changes no word.
+fn digest(path: &Path, format: Format) -> Result<String> {
+    let mut bytes = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
+    if matches!(format, Format::Hex | Format::Mem) {
+        bytes.retain(|byte| *byte != b'\r');
+    }
+    let digest = Sha256::digest(bytes);
+    Ok(digest.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 impl Manifest {
@@ -260,8 +263,8 @@ impl Manifest {
     /// elsewhere.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST);
-        let text = std::fs::read_to_string(&path).map_err(|e| SimError::io(&path, e))?;
-        let manifest: Manifest = serde_json::from_str(&text)
+        let bytes = std::fs::read(&path).map_err(|e| SimError::io(&path, e))?;
+        let manifest: Manifest = text::from_json(&bytes)
             .map_err(|e| SimError::file(&path, "manifest", "a manifest of vectors", e))?;
         let bad = |item: String, expected: String, found: String| {
             Err(SimError::file(&path, item, expected, found))

@@ -5,7 +5,7 @@ use super::int4;
 use super::manifest::{Role, StepVectors, Vector};
 use crate::npz::Element;
 use half::f16;
-use ndarray::{Array2, ArrayD, Ix1, Ix2};
+use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2};
 use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::FixedFactor;
 use scalescope_sim::arith::function::{Function, FunctionRule};
@@ -26,7 +26,7 @@ use scalescope_sim::step::norm::rms_norm;
 use scalescope_sim::step::rotate::{quantizer_factor, rotate, rotate_quantize};
 use scalescope_sim::step::rotate_unit::{IntegerRotation, rotate_tokens, rotate_unit};
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
-use scalescope_sim::step::scan_unit::unit_scan;
+use scalescope_sim::step::scan_unit::{constants, unit_scan};
 use scalescope_sim::trace::Tensor;
 
 /// The steps of a block that can be exported, in the order of the data.
@@ -55,53 +55,6 @@ pub fn simulate(step: &StepVectors) -> Result<Vec<Vector>> {
             &step.step,
         )),
     }
-}
-
-/// The vectors of `found` that are not in `step` bit for bit: names, how many elements differ, and
-/// the first that does.
-pub fn differences(step: &StepVectors, found: &[Vector]) -> Result<Vec<Difference>> {
-    let mut differences = Vec::new();
-    for vector in found {
-        let expected = &step.get(&vector.name)?.array;
-        if expected.dtype() != vector.array.dtype() || expected.shape() != vector.array.shape() {
-            return Err(SimError::value(
-                &vector.name,
-                vector.array.describe(),
-                expected.describe(),
-            ));
-        }
-        let size = expected.dtype().item_size();
-        let (a, b) = (
-            super::words::bytes(expected),
-            super::words::bytes(&vector.array),
-        );
-        let words = a.chunks_exact(size).zip(b.chunks_exact(size));
-        let unlike: Vec<usize> = words
-            .enumerate()
-            .filter(|(_, (a, b))| a != b)
-            .map(|(i, _)| i)
-            .collect();
-        differences.push(Difference {
-            name: vector.name.clone(),
-            words: expected.len(),
-            mismatched: unlike.len(),
-            first: unlike.first().copied(),
-        });
-    }
-    Ok(differences)
-}
-
-/// How two arrays of words differ.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Difference {
-    /// The array.
-    pub name: String,
-    /// Its words.
-    pub words: usize,
-    /// Words that differ.
-    pub mismatched: usize,
-    /// The first of them, from 0.
-    pub first: Option<usize>,
 }
 
 struct Find<'a> {
@@ -441,6 +394,14 @@ impl Find<'_> {
             .collect();
         let found = conv_unit::sums(&rules, &weight, &codes, s_x);
         out.push(sums("sum", found, rules.accumulator));
+        if let Some(terms) = conv_unit::bias_terms(&rules, &weight, s_x) {
+            let terms = ArrayD::from_shape_vec(vec![terms.len()], terms).expect("one axis");
+            let (low, high) = terms
+                .iter()
+                .fold((0, 0), |(l, h), v| (*v.min(&l), *v.max(&h)));
+            let bits = bits_for(low.into(), high.into());
+            out.push(integers("bias_sum", Role::Constant, terms, bits));
+        }
         for (name, fixed) in conv_unit::factors(&rules, &weight, s_x, s_out)? {
             out.extend(factors(name, Role::Constant, Some(&fixed)));
         }
@@ -511,6 +472,17 @@ impl Find<'_> {
                     ("silu", unit.silu, Function::Silu),
                 ] {
                     out.extend(table(name, rule, function));
+                }
+                if let Some(kept) = constants(unit, &weight, &inputs, Some(s_state))? {
+                    for (name, factor) in &kept.factors {
+                        out.extend(factors(name, Role::Constant, Some(&[*factor])));
+                    }
+                    let alpha = kept.alpha.mapv(|v| v as i32).into_dyn();
+                    out.push(made("alpha", Role::Constant, alpha));
+                    let bias = Array1::from_iter(kept.bias.iter().map(|v| *v as i32)).into_dyn();
+                    out.push(made("dt_bias_input", Role::Constant, bias));
+                    let step = ArrayD::from_elem(vec![1], kept.sum_step);
+                    out.push(made("sum_step", Role::Constant, step));
                 }
                 let done = unit_scan(unit, &weight, &inputs, Some(s_state))?;
                 (done.y, done.state)

@@ -1,10 +1,12 @@
 //! Arrays as words: two's complement or IEEE bits, of the width of their type, one element a word,
 //! row-major.
 
+use super::memory;
 use crate::npz::{Array, DType, Element, read_npy, write_npy};
 use half::f16;
 use ndarray::{ArrayD, IxDyn};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::text;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::Path;
@@ -115,15 +117,10 @@ pub fn write(path: &Path, array: &Array, format: Format) -> Result<()> {
     std::fs::write(path, contents).map_err(|e| SimError::io(path, e))
 }
 
-/// Reads an array that a manifest describes. Memory files may have comments (`//`), `_` between
-/// digits, several words a line, and the addresses that `$writememh` gives, if they count up from 0.
-/// Simulators write unknown bits as `x` or `z`; those are refused by line.
+/// Reads an array that a manifest describes. What simulators write is read whole ([`memory`]); an array of
+/// the export has every word, known and once.
 pub fn read(path: &Path, format: Format, dtype: DType, shape: &[usize]) -> Result<Array> {
     let depth: usize = shape.iter().product();
-    let words = |found: String| {
-        let expected = format!("{depth} words of {} bits", dtype.item_size() * 8);
-        SimError::file(path, "contents", expected, found)
-    };
     let data = match format {
         Format::Npy => {
             let array = read_npy(path)?;
@@ -136,45 +133,164 @@ pub fn read(path: &Path, format: Format, dtype: DType, shape: &[usize]) -> Resul
         }
         Format::Bin => std::fs::read(path).map_err(|e| SimError::io(path, e))?,
         Format::Hex | Format::Mem => {
-            let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
-            parse(path, &text, dtype)?
+            let bytes = std::fs::metadata(path)
+                .map_err(|e| SimError::io(path, e))?
+                .len();
+            if depth as u64 > bytes {
+                return Err(wrong_size(
+                    path,
+                    depth,
+                    dtype,
+                    Dump::read(path, dtype, 0)?.extra,
+                ));
+            }
+            let dump = Dump::read(path, dtype, depth)?;
+            if let Some(at) = dump.first_unknown {
+                let expected = format!("a known word of {} bits", 8 * dtype.item_size());
+                return Err(SimError::file(path, at, expected, "x or z"));
+            }
+            if dump.missing + dump.extra > 0 {
+                let found = depth - dump.missing + dump.extra;
+                return Err(wrong_size(path, depth, dtype, found));
+            }
+            let size = dtype.item_size();
+            let words = dump.words.iter().flatten();
+            words
+                .flat_map(|word| word.to_le_bytes().into_iter().take(size))
+                .collect()
         }
     };
+    let words = data.len().div_ceil(dtype.item_size());
     if depth.checked_mul(dtype.item_size()) != Some(data.len()) {
-        return Err(words(format!("{} bytes of words", data.len())));
+        return Err(wrong_size(path, depth, dtype, words));
     }
-    from_bytes(dtype, shape, &data).ok_or_else(|| words(format!("type {}", dtype.name())))
+    from_bytes(dtype, shape, &data)
+        .ok_or_else(|| SimError::file(path, "contents", "a known type", dtype.name()))
 }
 
-fn parse(path: &Path, text: &str, dtype: DType) -> Result<Vec<u8>> {
-    let size = dtype.item_size();
-    let mut data = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let bad = |expected: &str, found: &str| {
-            SimError::file(path, format_args!("line {}", number + 1), expected, found)
-        };
-        for word in line.split("//").next().unwrap_or("").split_whitespace() {
-            if let Some(address) = word.strip_prefix('@') {
-                if hexadecimal(address) != Some((data.len() / size) as u64) {
-                    return Err(bad("the address of the next word", word));
-                }
+fn wrong_size(path: &Path, depth: usize, dtype: DType, found: usize) -> SimError {
+    let expected = format!("{depth} words of {} bits", dtype.item_size() * 8);
+    SimError::file(path, "contents", expected, format_args!("{found} words"))
+}
+
+/// What a device gave for an array: as many words as it sent, known or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    /// The array's words; `None` where the dump has none or has unknown bits.
+    pub words: Vec<Option<u64>>,
+    /// Of these: words with unknown bits (`x`, `z`).
+    pub unknown: usize,
+    /// Of these: words that the dump does not have.
+    pub missing: usize,
+    /// Words beyond the array's.
+    pub extra: usize,
+    first_unknown: Option<memory::At>,
+}
+
+impl Dump {
+    /// Reads a dump of an array of `depth` words of a type. What the file holds decides how it is read:
+    /// NumPy, a memory file, or (named `.bin`) little-endian bytes.
+    ///
+    /// # Errors
+    ///
+    /// What no simulator writes, by line and column; a NumPy array of another kind of numbers.
+    pub fn read(path: &Path, dtype: DType, depth: usize) -> Result<Self> {
+        let data = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
+        let size = dtype.item_size();
+        if data.starts_with(b"\x93NUMPY") {
+            let array = read_npy(path)?;
+            let words = array_words(&array, dtype).ok_or_else(|| {
+                let expected = format!("{} or integers that fit it", dtype.name());
+                SimError::file(path, "array", expected, array.describe())
+            })?;
+            return Ok(Self::of(words.into_iter().map(Some), depth));
+        }
+        if path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("bin"))
+        {
+            let words = data
+                .chunks(size)
+                .map(|word| word.len() == size)
+                .zip(data.chunks(size));
+            let words = words.map(|(whole, word)| whole.then(|| little_endian_word(word)));
+            return Ok(Self::of(words, depth));
+        }
+        let text = text::decode(path, data)?;
+        let words = memory::parse(&text, 8 * size)
+            .map_err(|e| SimError::file(path, e.at, e.expected, e.found))?;
+        let mut dump = Self::of([], depth);
+        let mut given = vec![false; depth];
+        for word in words {
+            let place = usize::try_from(word.address).unwrap_or(usize::MAX);
+            let Some(slot) = dump.words.get_mut(place) else {
+                dump.extra += 1;
                 continue;
+            };
+            // A word given again replaces the one before, as when a simulator loads the file.
+            *slot = word.value;
+            given[place] = true;
+            if word.value.is_none() {
+                dump.first_unknown.get_or_insert(word.at);
             }
-            let digits = word.replace('_', "");
-            let fits = digits.trim_start_matches('0').len() <= 2 * size;
-            let value = hexadecimal(&digits)
-                .filter(|_| fits)
-                .ok_or_else(|| bad(&format!("a hexadecimal word of {} bits", 8 * size), word))?;
-            data.extend_from_slice(&value.to_le_bytes()[..size]);
+        }
+        dump.missing = given.iter().filter(|given| !**given).count();
+        dump.unknown = dump.words.iter().filter(|word| word.is_none()).count() - dump.missing;
+        Ok(dump)
+    }
+
+    /// Words one after another from the first.
+    fn of(words: impl IntoIterator<Item = Option<u64>>, depth: usize) -> Self {
+        let mut all: Vec<Option<u64>> = words.into_iter().collect();
+        let (extra, missing) = (
+            all.len().saturating_sub(depth),
+            depth.saturating_sub(all.len()),
+        );
+        all.truncate(depth);
+        let unknown = all.iter().filter(|word| word.is_none()).count();
+        all.resize(depth, None);
+        Self {
+            words: all,
+            unknown,
+            missing,
+            extra,
+            first_unknown: None,
         }
     }
-    Ok(data)
 }
 
-/// Digits alone; Rust's own parser takes a sign too.
-fn hexadecimal(digits: &str) -> Option<u64> {
-    let plain = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    plain.then(|| u64::from_str_radix(digits, 16).ok())?
+/// The words of an array, if it is of the type, or of integers that the type holds.
+fn array_words(array: &Array, dtype: DType) -> Option<Vec<u64>> {
+    let size = dtype.item_size();
+    if array.dtype() == dtype {
+        return Some(words_of(array));
+    }
+    let low = match dtype {
+        DType::I8 | DType::I16 | DType::I32 | DType::I64 => -1i128 << (8 * size - 1),
+        DType::U8 | DType::U32 => 0,
+        _ => return None,
+    };
+    let range = low..low + (1i128 << (8 * size));
+    let mask = u64::MAX >> (64 - 8 * size);
+    let words = array.to_i64()?.into_iter().map(|v| {
+        let fits = range.contains(&i128::from(v));
+        fits.then_some(v as u64 & mask)
+    });
+    words.collect()
+}
+
+fn little_endian_word(bytes: &[u8]) -> u64 {
+    let byte = |word, byte: &u8| word << 8 | u64::from(*byte);
+    bytes.iter().rev().fold(0, byte)
+}
+
+/// The words of an array of the export, in order.
+pub fn words_of(array: &Array) -> Vec<u64> {
+    let size = array.dtype().item_size();
+    bytes(array)
+        .chunks_exact(size)
+        .map(little_endian_word)
+        .collect()
 }
 
 #[cfg(test)]
@@ -214,31 +330,64 @@ mod tests {
     }
 
     #[test]
-    fn what_simulators_write_is_read_and_unknown_bits_are_refused() {
+    fn what_simulators_write_is_read_and_what_is_off_is_counted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.hex");
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
             read(&path, Format::Hex, DType::I8, &[3]).map_err(|e| e.to_string())
         };
+        let whole = array(&[-1i8, 1, 127]);
         assert_eq!(
             read("// dump\n@00000000\nff 0_1\n@2\n7F // last\n").unwrap(),
-            array(&[-1i8, 1, 127])
+            whole
+        );
+        assert_eq!(
+            read("\u{feff}@1 01 7f /* up */\r\n@0 ffffffff\r\n").unwrap(),
+            whole
         );
         for (text, part) in [
             (
-                "ff\nxx\n00\n",
-                "line 2: expected a hexadecimal word of 8 bits, found xx",
+                "ff\n x1\n00\n",
+                "line 2, column 2: expected a known word of 8 bits, found x or z",
             ),
-            ("ff\n1ff\n00\n", "line 2"),
             (
-                "ff\n@5\n00\n",
-                "line 2: expected the address of the next word",
+                "ff\n1ff\n00\n",
+                "line 2, column 1: expected a hexadecimal word of 8 bits, found 1ff",
             ),
-            ("ff\n00\n", "expected 3 words of 8 bits"),
+            ("ff\n@5\n00\n", "expected 3 words of 8 bits, found 2 words"),
+            ("ff\n00\n", "expected 3 words of 8 bits, found 2 words"),
+            ("0 0 0 0", "expected 3 words of 8 bits, found 4 words"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
+        let dump = |name: &str, contents: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, contents).unwrap();
+            let dump = Dump::read(&path, DType::I16, 3).unwrap();
+            (dump.words, dump.unknown, dump.missing, dump.extra)
+        };
+        assert_eq!(
+            dump("d.hex", b"ffff zz01"),
+            (vec![Some(65535), None, None], 1, 1, 0)
+        );
+        assert_eq!(
+            dump("d.hex", b"@3 1 @ffffffffffffffff 2"),
+            (vec![None; 3], 0, 3, 2)
+        );
+        assert_eq!(
+            dump("d.bin", b"\x01\0\xff\xff\x02"),
+            (vec![Some(1), Some(65535), None], 1, 0, 0)
+        );
+        let path = folder.path().join("d.npy");
+        write_npy(&path, &array(&[-1i64, 2, 3, 4])).unwrap();
+        let read = Dump::read(&path, DType::I16, 3).unwrap();
+        assert_eq!(
+            (read.words, read.extra),
+            (vec![Some(65535), Some(2), Some(3)], 1)
+        );
+        write_npy(&path, &array(&[40000i64])).unwrap();
+        assert!(Dump::read(&path, DType::I16, 3).is_err());
     }
 }

@@ -10,8 +10,9 @@ use scalescope_sim::checkpoint::tensor::Dtype;
 use scalescope_sim::checkpoint::torch::{Found, TorchFile};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::Scale;
+use scalescope_sim::text;
 use scalescope_sim::trace::{Place, Selection, TracePoint};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Sequences that a trace may have.
@@ -217,6 +218,18 @@ fn read(npz: &mut impl Arrays, selection: &Selection) -> Result<TraceFile> {
             .as_ref()
             .map(|(name, ids)| (name.clone(), ids.nrows())),
     );
+    let scaled: BTreeSet<Place> = (keys.keys())
+        .filter_map(|key| match key {
+            Key::Scale(place) => Some(*place),
+            _ => None,
+        })
+        .collect();
+    let mut remarks = Vec::new();
+    let mut own_type = |name: &str, place: Place, array| {
+        let (array, remark) = own_type(name, array, scaled.contains(&place))?;
+        remarks.extend(remark.map(|remark| format!("{name}: {remark}")));
+        Ok::<Array, SimError>(array)
+    };
     let mut prefill: Named<Place> = BTreeMap::new();
     let mut steps: BTreeMap<usize, (Vec<u32>, Named<Place>)> = BTreeMap::new();
     for (key, name) in keys {
@@ -232,11 +245,13 @@ fn read(npz: &mut impl Arrays, selection: &Selection) -> Result<TraceFile> {
                 steps.entry(step).or_default().0 = ids;
             }
             Key::Point(place) if selection.keeps(place) => {
-                let values = split(&name, place, npz.read(&name)?, &mut batch, false)?;
+                let array = own_type(&name, place, npz.read(&name)?)?;
+                let values = split(&name, place, array, &mut batch, false)?;
                 prefill.insert(place, (name, values));
             }
             Key::StepPoint(step, place) if selection.keeps(place) => {
-                let values = split(&name, place, npz.read(&name)?, &mut batch, true)?;
+                let array = own_type(&name, place, npz.read(&name)?)?;
+                let values = split(&name, place, array, &mut batch, true)?;
                 steps
                     .entry(step)
                     .or_default()
@@ -248,6 +263,7 @@ fn read(npz: &mut impl Arrays, selection: &Selection) -> Result<TraceFile> {
     }
     check_lengths(&prefill, tokens.as_ref().map(|(_, ids)| ids.ncols()))?;
     let batch = batch.0.map_or(0, |(_, batch)| batch);
+    trace.remarks = remarks;
     trace.tokens = tokens.map(|(_, ids)| ids);
     trace.sequences = transpose(prefill, batch);
     trace.steps = steps
@@ -340,14 +356,14 @@ fn ids(name: &str, array: &Array) -> Result<Vec<u32>> {
 
 fn scale(name: &str, array: Array) -> Result<Scale> {
     let words = array.describe();
-    match array {
-        Array::F32(a) if a.len() == 1 => {
-            let value = a.iter().next().copied().expect("one element");
-            Scale::new(value)
-                .map_err(|_| SimError::value(name, "a positive, finite, normal f32", value))
-        }
-        _ => Err(SimError::value(name, "one f32", words)),
-    }
+    let value = match &array {
+        Array::F32(a) if a.len() == 1 => a.first().copied(),
+        // NumPy's own numbers are f64; a scale that was f32 is f32 still.
+        Array::F64(a) if a.len() == 1 => narrowed(a).and_then(|a| a.first().copied()),
+        _ => None,
+    };
+    let value = value.ok_or_else(|| SimError::value(name, "one f32", words))?;
+    Scale::new(value).map_err(|_| SimError::value(name, "a positive, finite, normal f32", value))
 }
 
 fn meta(name: &str, array: Array) -> Result<Meta> {
@@ -356,13 +372,65 @@ fn meta(name: &str, array: Array) -> Result<Meta> {
         return Err(SimError::value(name, "JSON in u8", words));
     };
     let (bytes, _) = bytes.into_raw_vec_and_offset();
-    serde_json::from_slice(&bytes).map_err(|e| {
-        SimError::value(
-            name,
-            "JSON with mode, profile, model as texts",
-            shown(&e.to_string()),
-        )
+    text::from_json(&bytes).map_err(|found| {
+        let expected = "JSON with mode, profile, model as texts";
+        SimError::value(name, expected, shown(&found))
     })
+}
+
+/// The f32 of f64 that are f32, every one.
+fn narrowed(values: &ArrayD<f64>) -> Option<ArrayD<f32>> {
+    let exact = |v: &f64| f64::from(*v as f32) == *v || v.is_nan();
+    values.iter().all(exact).then(|| values.mapv(|v| v as f32))
+}
+
+/// An array in the type its tensor has: INT8 codes that lie in a wider type, or in floats beside a scale of
+/// their own, are codes; f64 that are f32 are f32. Also what is to be said of it.
+fn own_type(name: &str, array: Array, scaled: bool) -> Result<(Array, Option<String>)> {
+    let words = array.describe();
+    let expected = "i8, f16 or f32";
+    let codes_of =
+        |values: &mut dyn Iterator<Item = Option<i8>>| -> Option<Vec<i8>> { values.collect() };
+    let whole = |v: f64| (v == f64::from(v as i8)).then_some(v as i8);
+    let codes = match &array {
+        Array::I8(_) => return Ok((array, None)),
+        Array::U8(_) => {
+            let found = format!(
+                "{words}: bytes of codes, or codes with an offset? Both are i8 to be told apart"
+            );
+            return Err(SimError::value(name, expected, found));
+        }
+        Array::F16(a) if scaled => codes_of(&mut a.iter().map(|v| whole((*v).into()))),
+        Array::F32(a) if scaled => codes_of(&mut a.iter().map(|v| whole((*v).into()))),
+        Array::F64(a) => match narrowed(a) {
+            Some(single) if !scaled => {
+                let remark = format!("{words}, all of them f32: read as that");
+                return Ok((Array::F32(single), Some(remark)));
+            }
+            _ => codes_of(&mut a.iter().map(|v| whole(*v))),
+        },
+        Array::F16(_) | Array::F32(_) => None,
+        integers => {
+            let mut all = integers.integers().into_iter().flatten();
+            codes_of(&mut all.by_ref().map(|v| i8::try_from(v).ok()))
+        }
+    };
+    let is_float = matches!(array, Array::F16(_) | Array::F32(_));
+    match codes {
+        Some(codes) => {
+            let codes = ArrayD::from_shape_vec(array.shape(), codes).expect("a code an element");
+            Ok((
+                Array::I8(codes),
+                Some(format!("{words}, INT8 codes all of them: read as i8")),
+            ))
+        }
+        None if is_float => Ok((array, None)),
+        None => Err(SimError::value(
+            name,
+            expected,
+            format_args!("{words}, not all of them INT8 codes or f32"),
+        )),
+    }
 }
 
 /// One [`Value`] a sequence.

@@ -126,6 +126,11 @@ fn i32s(shape: &[usize]) -> Array {
     Array::I32(ArrayD::zeros(IxDyn(shape)))
 }
 
+/// Integers that are no codes.
+fn wide(shape: &[usize]) -> Array {
+    Array::I32(ArrayD::from_elem(IxDyn(shape), 300))
+}
+
 fn read_of(arrays: &[(&str, Array)]) -> Result<TraceFile> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.npz");
@@ -222,8 +227,8 @@ fn files_that_contradict_themselves_are_refused_by_name() {
             &[("prefill_tokens", i32s(&[1, 5])), ("tokens", i32s(&[1, 6]))],
         ),
         (
-            "layer_00/norm_out: expected i8, f16 or f32, found i32",
-            &[("layer_00/norm_out", i32s(&[1, 5, 8]))],
+            "layer_00/norm_out: expected i8, f16 or f32, found i32 [1, 5, 8], not all of them",
+            &[("layer_00/norm_out", wide(&[1, 5, 8]))],
         ),
         (
             "layer_00/norm_out: expected [B, L, channels]",

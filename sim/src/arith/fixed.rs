@@ -62,8 +62,8 @@ impl FixedFactor {
     ///
     /// # Errors
     ///
-    /// A factor that is not positive and finite, or so large or small that its shift leaves
-    /// −30 to 62.
+    /// A factor that is not positive and finite, or so large that its shift is below −30. One so small
+    /// that its shift would be above 62 has that shift and fewer bits, and is 0 in the end.
     pub fn new(scaling: Scaling, factor: f64) -> Result<Option<Self>> {
         let refused = |expected: &str| Err(SimError::value("multiplier", expected, factor));
         if !(factor.is_finite() && factor > 0.0) {
@@ -89,14 +89,17 @@ impl FixedFactor {
                 (1, i32::from(!up) - exponent, None)
             }
         };
-        match SHIFTS.contains(&shift) {
-            true => Ok(Some(Self {
-                multiplier,
-                shift,
-                first,
-            })),
-            false => refused("a factor whose shift is -30 to 62"),
+        if shift < *SHIFTS.start() {
+            return refused("a factor whose shift is -30 or more");
         }
+        // Below the last shift a multiplier has fewer bits, down to none: of a row of zeros every factor
+        // makes zeros.
+        let beyond = (shift - SHIFTS.end()).clamp(0, 63) as u32;
+        Ok(Some(Self {
+            multiplier: Rounding::NearestTiesAway.shift(multiplier.into(), beyond, 0) as i64,
+            shift: shift.min(*SHIFTS.end()),
+            first,
+        }))
     }
 
     /// The factor it stands for.
@@ -262,11 +265,44 @@ mod tests {
 
     #[test]
     fn impossible_factors_are_refused() {
-        for factor in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-30, 1e30] {
+        for factor in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e30] {
             let error = FixedFactor::new(SINGLE, factor).unwrap_err().to_string();
             assert!(error.starts_with("multiplier: expected a"), "{error}");
         }
         assert_eq!(FixedFactor::new(Scaling::F32, 0.5).unwrap(), None);
+    }
+
+    /// Below the last shift a factor loses bits, not its place: within half of 2^-62, whatever the form.
+    #[test]
+    fn small_factors_end_in_zero() {
+        let forms = [
+            SINGLE,
+            Scaling::Fixed {
+                bits: 32,
+                first: Some(Rounding::NearestTiesUp),
+            },
+            Scaling::PowerOfTwo,
+        ];
+        for scaling in forms {
+            for exponent in 20..=140 {
+                let factor = 1.37 * 2f64.powi(-exponent);
+                let fixed = FixedFactor::new(scaling, factor).unwrap().unwrap();
+                assert!(SHIFTS.contains(&fixed.shift), "{fixed:?}");
+                let near = match scaling {
+                    Scaling::PowerOfTwo => 0.5 * factor,
+                    _ => factor * 2f64.powi(-15),
+                };
+                let apart = (fixed.real() - factor).abs();
+                assert!(
+                    apart <= near.max(2f64.powi(-63)),
+                    "{scaling:?} {factor:e}: {fixed:?}"
+                );
+                assert_eq!(fixed.apply(0, Rounding::Floor, 0), 0);
+                assert_eq!(fixed.multiplier == 0, fixed.real() == 0.0);
+            }
+            let none = FixedFactor::new(scaling, f64::from(f32::MIN_POSITIVE)).unwrap();
+            assert_eq!(none.map(|f| f.multiplier), Some(0));
+        }
     }
 
     #[test]

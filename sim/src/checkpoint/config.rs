@@ -3,6 +3,7 @@
 use super::input::shown;
 use crate::error::{Result, SimError};
 use crate::model::Config;
+use crate::text;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -28,8 +29,8 @@ pub(crate) struct HfConfig {
 /// `mamba_ssm`, required: `d_model`, `n_layer`, `vocab_size`, which is rounded up to
 /// `pad_vocab_size_multiple` (8). In `ssm_cfg`: `d_state` 16, `d_conv` 4, `expand` 2, `dt_rank` ("auto").
 pub(crate) fn parse(path: &Path, json: &[u8]) -> Result<HfConfig> {
-    let json: Value = serde_json::from_slice(json)
-        .map_err(|e| SimError::file(path, "file", "JSON", shown(&e.to_string())))?;
+    let json: Value = text::from_json(json)
+        .map_err(|found| SimError::file(path, "file", "JSON", shown(&found)))?;
     from_json(json).map_err(|e| e.in_file(path))
 }
 

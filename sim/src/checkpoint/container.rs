@@ -5,7 +5,7 @@
 //! entries of one name, adds offsets near 2^64 with overflow, and refuses without a tensor's name.
 
 use super::bytes::Bytes;
-use super::input::shown;
+use super::input::{open_regular, shown};
 use super::tensor::{Dtype, Tensor, shown_shape};
 use crate::error::{Result, SimError};
 use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo};
@@ -29,6 +29,22 @@ impl<'a> Container<'a> {
     /// Maps a file and checks its header.
     pub fn open(path: &Path) -> Result<Container<'static>> {
         Container::parse(path, Bytes::map(path)?)
+    }
+
+    /// Whether a file is a safetensors file, by its first bytes; `named` (by its extension) where these
+    /// do not tell.
+    pub fn is_one(path: &Path, named: bool) -> Result<bool> {
+        use std::io::Read;
+        let mut start = Vec::new();
+        let mut file = open_regular(path)?.take(9);
+        file.read_to_end(&mut start)
+            .map_err(|e| SimError::io(path, e))?;
+        let is_header = |start: &[u8; 8]| u64::from_le_bytes(*start) <= MAX_HEADER as u64;
+        Ok(match start.split_first_chunk::<8>() {
+            Some((length, [b'{'])) if is_header(length) => true,
+            Some(([b'{', ..] | [0xef, 0xbb, 0xbf, ..], _)) => false,
+            _ => named,
+        })
     }
 
     /// Checks bytes in memory; `name` stands for the path in errors.

@@ -7,7 +7,7 @@ use super::container::Container;
 use super::input::{in_layer, read_small};
 use super::quamba;
 use super::tensor::{Dtype, Tensor};
-use super::weights::{File, MAX_JSON, Weights};
+use super::weights::{self, File, MAX_JSON, Weights};
 use crate::error::{Result, SimError};
 use crate::model::{Checkpoint, Config, FloatLayer, FloatModel};
 use half::f16;
@@ -157,7 +157,7 @@ pub(super) fn required(hf: &HfConfig) -> Vec<String> {
 
 /// Whether a tensor's name is one of this format.
 pub(crate) fn is_checkpoint_tensor(name: &str) -> bool {
-    name.starts_with("backbone.")
+    name.starts_with(weights::PREFIX) || name.contains(".mixer.")
 }
 
 fn layer_tensor(layer: usize, name: &str) -> String {

@@ -54,7 +54,10 @@ pub fn load_with_notes(path: &Path) -> Result<(Loaded, Vec<String>)> {
     if path.extension().is_some_and(|e| e == "bin") {
         return whole_folder("its weight file alone");
     }
-    if path.extension().is_none_or(|e| e != "safetensors") {
+    let named = path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
+    if !Container::is_one(path, named)? {
         return Err(SimError::file(
             path,
             "model",

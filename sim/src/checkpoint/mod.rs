@@ -9,6 +9,7 @@
 //! | [`recipe`] | rules of both that implementations differ in |
 //! | [`quantized`] | the quantized format, `quantized.safetensors` |
 //! | [`scales`] | activation scales alone, as JSON |
+//! | [`identity`] | whether a quantized and a float model are one |
 //! | [`load`] | any of these by its path |
 //! | [`info`] | what a path holds, in words |
 //! | [`torch`] | files of `torch.save` |
@@ -21,6 +22,7 @@ mod config;
 mod container;
 pub mod fold;
 pub mod hf;
+pub mod identity;
 pub mod info;
 mod input;
 pub mod load;

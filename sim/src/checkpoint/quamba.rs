@@ -137,6 +137,7 @@ pub(super) fn read(
         .map(|i| layer(file, kind, i, &config))
         .collect();
     let model = QuantizedModel {
+        float_digest: None,
         embedding: embedding(file, &config)?,
         norm_f: file.tensor(NORM_F, &[config.d_model])?.exact_f16()?,
         head: head(file, kind, &config)?,

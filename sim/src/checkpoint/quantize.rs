@@ -72,6 +72,7 @@ pub fn quantize(
         .map(|(layer, scales)| quantize_layer(layer, *scales, recipe))
         .collect();
     Ok(QuantizedModel {
+        float_digest: None,
         config: model.config.clone(),
         embedding: match ends {
             Ends::F16 => Embedding::F16(model.embedding.clone()),

@@ -20,7 +20,8 @@
 //! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
 //!
 //! A weight is in four bits if its type is U8; [`crate::quant::Int4Tensor`] says what its bytes are.
-//! Metadata: `config`, the configuration (of `transformers` or `mamba_ssm`) as JSON, and `format`, `int8-mamba`.
+//! Metadata: `config`, the configuration (of `transformers` or `mamba_ssm`) as JSON; `format`, `int8-mamba`; and, where
+//! it is known, `float_sha256`, the [digest](super::identity::digest) of the float model it was made from.
 
 use super::config;
 use super::container::Container;
@@ -32,6 +33,7 @@ use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, Embedding, Head, QRows, QuantizedLayer};
 use crate::model::{QuantizedModel, ScaleKey};
 use crate::quant::{Int4Tensor, QTensor, QVector, QWeight, Scale};
+use crate::text;
 use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -42,6 +44,8 @@ use std::path::Path;
 
 /// The metadata value that marks a file as ours.
 pub const FORMAT: &str = "int8-mamba";
+/// The metadata key of the float model's digest.
+const FLOAT_DIGEST: &str = "float_sha256";
 
 /// Reads a quantized model from a file.
 ///
@@ -91,6 +95,7 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
     let int8 = |name: &str| file.dtype(name) == Some(Dtype::I8);
     let int4 = |name: &str| file.dtype(name) == Some(Dtype::U8);
     Ok(QuantizedModel {
+        float_digest: file.metadata(FLOAT_DIGEST).map(str::to_owned),
         embedding: match int8(EMBEDDING) {
             true => Embedding::Rows(QRows {
                 codes: codes(file, EMBEDDING, [v, m])?,
@@ -332,11 +337,12 @@ pub fn write(path: &Path, model: &QuantizedModel) -> Result<()> {
 pub fn write_to(out: &mut impl Write, model: &QuantizedModel) -> io::Result<()> {
     let tensors = tensors(model);
     let mut header = Map::new();
-    let config = model.config.json.to_string();
-    header.insert(
-        "__metadata__".to_owned(),
-        json!({"config": config, "format": FORMAT}),
-    );
+    let config = text::python_json(&model.config.json);
+    let mut metadata = json!({"config": config, "format": FORMAT});
+    if let Some(digest) = &model.float_digest {
+        metadata[FLOAT_DIGEST] = json!(digest);
+    }
+    header.insert("__metadata__".to_owned(), metadata);
     let mut end = 0;
     for (name, (shape, data)) in &tensors {
         let start = end;

@@ -15,6 +15,7 @@ use crate::atomic;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, ScaleKey};
 use crate::quant::Scale;
+use crate::text;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -47,7 +48,10 @@ pub fn read(path: &Path) -> Result<Vec<ActivationScales>> {
             )),
         };
     }
-    if path.extension().is_some_and(|e| e == "safetensors") {
+    let named = path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
+    if Container::is_one(path, named)? {
         quantized::scales_from_container(&Container::open(path)?)
     } else {
         from_json(&read_small(path, MAX_JSON)?).map_err(|e| e.in_file(path))
@@ -60,12 +64,9 @@ pub fn read(path: &Path) -> Result<Vec<ActivationScales>> {
 ///
 /// One line with layer and key, expected and found.
 pub fn from_json(json: &[u8]) -> Result<Vec<ActivationScales>> {
-    let parsed: In = serde_json::from_slice(json).map_err(|e| {
-        SimError::value(
-            "file",
-            "{\"layers\":[{\"in_proj_input\":…},…]}",
-            shown(&e.to_string()),
-        )
+    let parsed: In = text::from_json(json).map_err(|found| {
+        let expected = "{\"layers\":[{\"in_proj_input\":…},…]}";
+        SimError::value("file", expected, shown(&found))
     })?;
     let layer = |(i, layer): (usize, BTreeMap<String, f32>)| {
         if let Some(key) = layer

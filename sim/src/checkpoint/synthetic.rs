@@ -120,6 +120,7 @@ pub fn quantized_model(shape: Shape) -> QuantizedModel {
         quantize_layer(&layer(&config, i), scales, &Recipe::GOLDEN)
     };
     QuantizedModel {
+        float_digest: None,
         head: Head::F16(embedding.clone()),
         embedding: Embedding::F16(embedding),
         layers: plausible_scales(&config)

@@ -6,6 +6,7 @@ use super::input::{read_small, shown};
 use super::tensor::{Dtype, Tensor, is_row_major};
 use super::torch::{Found, TorchFile};
 use crate::error::{Result, SimError};
+use crate::text;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -123,6 +124,18 @@ pub(super) struct Weights<'a> {
     shards: Option<BTreeMap<String, usize>>,
     /// What a missing tensor is reported against.
     path: PathBuf,
+    /// Whether the files are a base model's, saved by itself: no name has the prefix.
+    bare: bool,
+}
+
+/// What a model with a head has before the names of its base model's tensors. A base model that was saved
+/// by itself has no prefix.
+pub(super) const PREFIX: &str = "backbone.";
+
+/// Whether these are the names of a base model that was saved by itself.
+fn is_bare(names: &[String]) -> bool {
+    let prefixed = names.iter().any(|name| name.starts_with(PREFIX));
+    !prefixed && names.iter().any(|name| name.starts_with("embedding"))
 }
 
 #[derive(Deserialize)]
@@ -134,6 +147,7 @@ impl<'a> Weights<'a> {
     pub fn single(file: File<'a>) -> Self {
         Self {
             path: file.path().to_path_buf(),
+            bare: is_bare(&file.names()),
             files: vec![file],
             shards: None,
         }
@@ -164,8 +178,8 @@ impl<'a> Weights<'a> {
     }
 
     fn sharded(dir: &Path, index: &Path) -> Result<Weights<'static>> {
-        let map = serde_json::from_slice::<Index>(&read_small(index, MAX_JSON)?)
-            .map_err(|e| SimError::file(index, "file", "a weight_map", shown(&e.to_string())))?
+        let map = text::from_json::<Index>(&read_small(index, MAX_JSON)?)
+            .map_err(|found| SimError::file(index, "file", "a weight_map", shown(&found)))?
             .weight_map;
         let mut files: Vec<File<'static>> = Vec::new();
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
@@ -199,15 +213,26 @@ impl<'a> Weights<'a> {
             }
             shards.insert(tensor.clone(), number);
         }
+        let names: Vec<String> = map.keys().cloned().collect();
         Ok(Weights {
             files,
+            bare: is_bare(&names),
             shards: Some(shards),
             path: index.to_path_buf(),
         })
     }
 
+    /// A tensor's name in the files.
+    fn name<'n>(&self, name: &'n str) -> &'n str {
+        match name.strip_prefix(PREFIX) {
+            Some(rest) if self.bare => rest,
+            _ => name,
+        }
+    }
+
     /// The file of a tensor.
     pub fn file(&self, tensor: &str) -> Option<&File<'a>> {
+        let tensor = self.name(tensor);
         match &self.shards {
             None => self.files.first().filter(|f| f.contains(tensor)),
             Some(shards) => shards.get(tensor).map(|n| &self.files[*n]),
@@ -217,10 +242,10 @@ impl<'a> Weights<'a> {
     /// The tensor `name`, which must have exactly this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
         match self.file(name) {
-            Some(file) => file.tensor(name, shape),
+            Some(file) => file.tensor(self.name(name), shape),
             None => Err(SimError::file(
                 &self.path,
-                name,
+                self.name(name),
                 format_args!("a tensor of shape {shape:?}"),
                 "no tensor of that name",
             )),
@@ -229,13 +254,17 @@ impl<'a> Weights<'a> {
 
     /// Type of a tensor.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.file(name)?.dtype(name)
+        self.file(name)?.dtype(self.name(name))
     }
 
     /// Every tensor must be one that `known` recognises. A bias nobody reads, or a thirteenth layer of a
     /// model of twelve, would silently change what is computed.
     pub fn refuse_others(&self, known: impl Fn(&str) -> bool, expected: &str) -> Result<()> {
         for file in &self.files {
+            let known = |name: &String| match self.bare && !name.starts_with("lm_head.") {
+                true => known(&format!("{PREFIX}{name}")),
+                false => known(name),
+            };
             if let Some(name) = file.names().into_iter().find(|name| !known(name)) {
                 let found = "an unexpected tensor";
                 return Err(SimError::file(file.path(), shown(&name), expected, found));

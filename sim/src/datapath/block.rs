@@ -15,7 +15,7 @@ use crate::arith::accumulate::{Accumulated, Accumulator};
 use crate::arith::requant::QuantRule;
 use crate::dataflow::Phase;
 use crate::dataflow::Step;
-use crate::error::Result;
+use crate::error::{Result, SimError};
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
 use crate::profile::StepRules;
@@ -110,23 +110,27 @@ impl Run<'_, '_> {
         state: Option<LayerState>,
     ) -> Result<BlockOutput> {
         let before = state.unwrap_or_else(|| self.path.empty_layer_state(self.index));
+        let index = self.index;
+        let at = |step| move |e: SimError| e.within(format_args!("block {index}: {step}"));
         self.probe.enter(Step::Norm);
-        let (residual, norm_out) = self.norm(hidden, residual)?;
+        let (residual, norm_out) = self.norm(hidden, residual).map_err(at("norm"))?;
         self.probe.enter(Step::InProj);
-        let (x, z) = self.in_proj(&norm_out)?;
+        let (x, z) = self.in_proj(&norm_out).map_err(at("in_proj"))?;
         self.probe.enter(Step::Conv);
-        let (conv, conv_state) = self.conv(x, before.conv)?;
+        let (conv, conv_state) = self.conv(x, before.conv).map_err(at("conv"))?;
         self.probe.enter(Step::XProj);
-        let x_proj_out = self.x_proj(&conv)?;
+        let x_proj_out = self.x_proj(&conv).map_err(at("x_proj"))?;
         self.probe.enter(Step::DtProj);
-        let dt = self.dt_proj(&x_proj_out)?;
+        let dt = self.dt_proj(&x_proj_out).map_err(at("dt_proj"))?;
         self.probe.enter(Step::Scan);
         let u = self.scan_input(conv)?;
-        let (y, ssm) = self.scan(&u, &dt, &x_proj_out, &z, before.ssm)?;
+        let (y, ssm) = self
+            .scan(&u, &dt, &x_proj_out, &z, before.ssm)
+            .map_err(at("scan"))?;
         self.probe.enter(Step::Hadamard);
-        let rotated = self.rotate(&y)?;
+        let rotated = self.rotate(&y).map_err(at("hadamard"))?;
         self.probe.enter(Step::OutProj);
-        let hidden = self.out_proj(&rotated)?;
+        let hidden = self.out_proj(&rotated).map_err(at("out_proj"))?;
         Ok(BlockOutput {
             hidden,
             residual,

@@ -11,6 +11,19 @@ use ndarray::{Array2, ArrayView2};
 /// The largest multiple of a row's scale that a group has: 6 bits.
 const GROUP_STEPS: f64 = 63.0;
 
+/// The step of a tensor of zeros: that of every quantized file.
+const LEAST_STEP: f64 = 1e-5 / 127.0;
+
+/// The step of values whose largest is `own`. Zeros take that of the whole tensor: any step is theirs, and
+/// this one has the integer factors that its neighbours have.
+fn step(own: f64, whole: f64, top: f64) -> f64 {
+    match (own > 0.0, whole > 0.0) {
+        (true, _) => own / top,
+        (false, true) => whole / top,
+        (false, false) => LEAST_STEP,
+    }
+}
+
 fn largest<'a, T: Copy + Into<f64> + 'a>(values: impl IntoIterator<Item = &'a T>) -> f64 {
     let magnitudes = values.into_iter().map(|v| (*v).into().abs());
     magnitudes.fold(0.0, f64::max)
@@ -40,10 +53,12 @@ pub(super) fn linear(weight: ArrayView2<f16>, storage: &Storage) -> ScaledWeight
     let top = f64::from((1u32 << (storage.weight_bits - 1)) - 1);
     let code = |w: f16, step: f64| (f64::from(w) / step).round_ties_even().clamp(-top, top) as i8;
     let grid = storage.weight_scales;
-    let row_scale = |r: usize, steps: f64| scale(largest(weight.row(r)) / top / steps, grid);
+    let whole = largest(weight);
+    let row_scale =
+        |r: usize, steps: f64| scale(step(largest(weight.row(r)), whole, top) / steps, grid);
     match storage.weight_granularity {
         Granularity::Tensor => {
-            let scale = scale(largest(weight) / top, grid);
+            let scale = scale(step(whole, whole, top), grid);
             ScaledWeight {
                 codes: weight.mapv(|w| code(w, scale.get().into())),
                 scales: vec![scale],
@@ -86,15 +101,17 @@ pub(super) fn linear(weight: ArrayView2<f16>, storage: &Storage) -> ScaledWeight
 /// The convolution's weight `[E, K]` in INT8, with the model's own bias.
 pub(super) fn conv(values: &Array2<f16>, bias: &QVector, storage: &Storage) -> ConvWeight {
     let grid = storage.weight_scales;
+    let whole = largest(values);
     match storage.conv_granularity {
         ConvGranularity::Tensor => {
-            let scale = scale(largest(values) / 127.0, grid);
+            let scale = scale(step(whole, whole, 127.0), grid);
             let codes = values.mapv(|v| int8(v, scale));
             ConvWeight::int8(&QTensor { codes, scale }, bias)
         }
         ConvGranularity::Channel => {
             let rows = values.rows().into_iter();
-            let scales: Vec<Scale> = rows.map(|row| scale(largest(row) / 127.0, grid)).collect();
+            let step = |row| step(largest(row), whole, 127.0);
+            let scales: Vec<Scale> = rows.map(|row| scale(step(row), grid)).collect();
             let codes = Array2::from_shape_fn(values.dim(), |at| int8(values[at], scales[at.0]));
             ConvWeight::int8_channels(codes, scales, bias)
         }
@@ -103,7 +120,8 @@ pub(super) fn conv(values: &Array2<f16>, bias: &QVector, storage: &Storage) -> C
 
 /// A vector at a power-of-two scale.
 pub(super) fn vector(values: &[f32]) -> QVector {
-    let scale = scale(largest(values) / 127.0, ScaleGrid::PowerOfTwo);
+    let whole = largest(values);
+    let scale = scale(step(whole, whole, 127.0), ScaleGrid::PowerOfTwo);
     QVector {
         codes: values.iter().map(|v| int8(*v, scale)).collect(),
         scale,

@@ -73,9 +73,12 @@ pub fn conv_unit(
     };
     // From the sum to SiLU's input; one for all channels, or one for each.
     let to_input = |fraction: u32| -> Result<Vec<Requantizer>> {
-        let factors = per_sums(weight, s_x).into_iter();
+        let factors = per_sums(weight, s_x).into_iter().enumerate();
         factors
-            .map(|m| Requantizer::new(rules.scaling, m * 2f64.powi(fraction as i32), rule))
+            .map(|(c, m)| {
+                let made = Requantizer::new(rules.scaling, m * 2f64.powi(fraction as i32), rule);
+                made.map_err(|e| e.within(format_args!("channel {c}")))
+            })
             .collect()
     };
     let Some(unit) = unit else {
@@ -226,6 +229,12 @@ pub fn factors(
         found.extend(second.map(|factor| ("", vec![factor])));
     }
     Ok(found)
+}
+
+/// What each channel's bias adds to its register; `None` under f32 scaling, which adds it later.
+pub fn bias_terms(rules: &ConvRules, weight: &ConvWeight, s_x: Scale) -> Option<Vec<i64>> {
+    let term = |c| bias_term(rules, weight, s_x, c);
+    (rules.scaling != Scaling::F32).then(|| (0..weight.channels()).map(term).collect())
 }
 
 /// The bias as a term of the register: its own under integer scaling, none under f32.

@@ -127,15 +127,13 @@ fn requantizers(
         LinearOutput::Int8(scale) => f64::from(scale.get()),
         LinearOutput::F16 | LinearOutput::F32 => 1.0,
     };
-    let pairs = s_in
-        .iter()
-        .flat_map(|s_in| weights.iter().map(move |s_w| (s_in, s_w)));
-    pairs
-        .map(|(s_in, s_w)| {
-            let factor = f64::from(s_in.get()) * f64::from(s_w.get()) / to;
-            Requantizer::new(rule.scaling, factor, rule.output)
-        })
-        .collect()
+    let all = (0..s_in.len()).flat_map(|t| (0..weights.len()).map(move |n| (t, n)));
+    all.map(|(t, n)| {
+        let factor = f64::from(s_in[t].get()) * f64::from(weights[n].get()) / to;
+        let made = Requantizer::new(rule.scaling, factor, rule.output);
+        made.map_err(|e| e.within(format_args!("token {t}, row {n}")))
+    })
+    .collect()
 }
 
 /// The requantizers of a product: those of each row, and in a row of each output.

@@ -27,7 +27,7 @@ mod float;
 
 use super::scan::{ScanInputs, ScanWeight, Source};
 use crate::arith::accumulate::Accumulated;
-use crate::arith::fixed::{Requantizer, random};
+use crate::arith::fixed::{FixedFactor, Requantizer, random};
 use crate::arith::function::{Function, Inputs, Unit};
 use crate::arith::lfsr::Lfsr;
 use crate::arith::real::{Ieee, RealMath};
@@ -113,11 +113,7 @@ pub fn unit_scan(
     inputs: &ScanInputs,
     calibrated: Option<Scale>,
 ) -> Result<UnitScan> {
-    let functions = Functions {
-        softplus: unit.softplus.unit(Function::Softplus),
-        exp: unit.exp.unit(Function::Exp),
-        silu: unit.silu.unit(Function::Silu),
-    };
+    let functions = Functions::of(unit);
     match unit.state {
         StateFormat::F32 | StateFormat::F16 => {
             let half = unit.state == StateFormat::F16;
@@ -132,10 +128,59 @@ pub fn unit_scan(
     }
 }
 
+/// What hardware with a fixed-point state keeps of the weights and scales of a scan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constants {
+    /// Integer factors by what they lead to: `drive_` (δ·u·B to the state), `skip_` (D·u to the sum),
+    /// `softplus_` (dt to its input), `silu_` (z to its input). Those of f32 scaling and of exact functions
+    /// are left out.
+    pub factors: Vec<(&'static str, FixedFactor)>,
+    /// −A, `[E, N]`, in units of 2^-12.
+    pub alpha: Array2<i64>,
+    /// dt's bias, E, in units of softplus's input.
+    pub bias: Vec<i64>,
+    /// The real value of one unit of the state.
+    pub state_step: f64,
+    /// The real value of one unit of the sum.
+    pub sum_step: f32,
+}
+
+/// The constants of a scan; `None` where the state is a float.
+///
+/// # Errors
+///
+/// As [`unit_scan`].
+pub fn constants(
+    unit: &ScanUnit,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+    calibrated: Option<Scale>,
+) -> Result<Option<Constants>> {
+    let StateFormat::Fixed {
+        register, guard, ..
+    } = unit.state
+    else {
+        return Ok(None);
+    };
+    let functions = Functions::of(unit);
+    let alu = Fixed::new(unit, register, guard, weight, inputs, calibrated, functions)?;
+    Ok(Some(alu.constants(weight, inputs)))
+}
+
 struct Functions {
     softplus: Option<Arc<Unit>>,
     exp: Option<Arc<Unit>>,
     silu: Option<Arc<Unit>>,
+}
+
+impl Functions {
+    fn of(unit: &ScanUnit) -> Self {
+        Self {
+            softplus: unit.softplus.unit(Function::Softplus),
+            exp: unit.exp.unit(Function::Exp),
+            silu: unit.silu.unit(Function::Silu),
+        }
+    }
 }
 
 /// An input over the tokens of a call.

@@ -1,6 +1,6 @@
 //! A scan whose numbers are integers throughout; the table in `scan_unit` lists their grids.
 
-use super::{Alu, Channel, Functions, Lane, ScanSeen, gate, state_step};
+use super::{Alu, Channel, Constants, Functions, Lane, ScanSeen, gate, state_step};
 use crate::arith::accumulate::Accumulator;
 use crate::arith::fixed::Requantizer;
 use crate::arith::function::Unit;
@@ -11,6 +11,7 @@ use crate::error::{Result, SimError};
 use crate::profile::unit::ScanUnit;
 use crate::quant::Scale;
 use crate::step::scan::{ScanInputs, ScanWeight, Source};
+use ndarray::Array2;
 use std::sync::Arc;
 
 /// Fraction bits of α, and of δ and the decay where their function is exact.
@@ -121,6 +122,32 @@ impl Fixed {
             to_softplus,
             to_silu,
         })
+    }
+
+    /// What hardware keeps of the weights and scales.
+    pub fn constants(&self, weight: &ScanWeight, inputs: &ScanInputs) -> Constants {
+        let factors = [
+            ("drive_", Some(&self.drive)),
+            ("skip_", Some(&self.skip)),
+            ("softplus_", self.to_softplus.as_ref()),
+            ("silu_", self.to_silu.as_ref()),
+        ];
+        let fixed = |(name, r): (&'static str, Option<&Requantizer>)| Some((name, r?.fixed()?));
+        let fraction =
+            |unit: &Option<Arc<Unit>>| unit.as_ref().map_or(0, |u| u.rule().input_fraction);
+        let one = 2f64.powi(-i32::from(fraction(&self.functions.softplus)));
+        let alpha = Array2::from_shape_fn((weight.channels(), weight.states()), |(c, s)| {
+            self.alpha(weight.exact_alpha(c)(s))
+        });
+        Constants {
+            factors: factors.into_iter().filter_map(fixed).collect(),
+            alpha,
+            bias: (0..weight.channels())
+                .map(|c| Self::on_grid(Channel::of(inputs, weight, c).bias.into(), one))
+                .collect(),
+            state_step: self.step,
+            sum_step: self.sum_step as f32,
+        }
     }
 
     /// A real number on a grid of `unit`, ties to even.
