@@ -11,6 +11,7 @@ mod checkpoint_corruption;
 mod checkpoint_hf;
 mod checkpoint_reference;
 mod correct_rounding;
+mod dataflow;
 mod faults;
 mod functions;
 mod identities;

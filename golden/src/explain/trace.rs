@@ -153,6 +153,7 @@ fn scale_touches(key: ScaleKey) -> &'static [TracePoint] {
         ScaleKey::InProjInput => &[P::NormOut, P::InProjOut, P::InProjX, P::InProjZ],
         ScaleKey::InProjOutput => &[P::InProjOut, P::ConvOut, P::ConvOutF32, P::SsmY],
         ScaleKey::XProjInput => &[P::ConvOut, P::XProjIn, P::XProjOut, P::SsmU, P::SsmY],
+        ScaleKey::XProjInputMax => &[P::SsmU],
         ScaleKey::XProjOutput => &[P::XProjOut, P::DtProjOut, P::SsmY],
         ScaleKey::DtProjOutput => &[P::DtProjOut, P::SsmY],
         ScaleKey::SsmState => &[P::SsmState, P::SsmStateOut, P::SsmY],

@@ -10,6 +10,7 @@
 //! | [`saturate`] | integer to INT8, and the counters of what did not fit |
 //! | [`accumulate`] | sums of products in registers of a chosen width |
 //! | [`requant`] | accumulator or real number to a grid: scale orders, quotients, [`requant::QuantRule`] |
+//! | [`quantizer`] | quantizers with several segments, policies for what lies beyond |
 //! | [`binary16`] | f32 to binary16 and back |
 //! | [`real`] | f32 operations and functions of an arithmetic: flush, exp, log1p, division, SiLU, softplus |
 //! | [`elementary`] | correctly rounded exp and log1p |
@@ -23,6 +24,7 @@ pub mod fixed;
 pub mod function;
 pub mod hadamard;
 pub mod lfsr;
+pub mod quantizer;
 pub mod real;
 pub mod requant;
 pub mod round;

@@ -12,7 +12,7 @@
 //! | `layers.{i}.out_proj.weight` | I8 | `[M, E]` |
 //! | `layers.{i}.ssm.A_log`, `….D`, `….dt_bias` | I8 | `[E, N]`, `[E]`, `[E]` |
 //! | each I8 tensor's name + `_scale` | F32 | `[1]` |
-//! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
+//! | `layers.{i}.scales.{key}`, seven keys, and `x_proj_input_max` where there is one | F32 | `[1]` |
 //!
 //! Metadata: `config`, the Hugging Face configuration as JSON, and `format`, `int8-mamba`.
 
@@ -133,7 +133,9 @@ fn is_of(name: &str, config: &Config) -> bool {
         return false;
     };
     let known = match tensor.strip_prefix("scales.") {
-        Some(key) => ScaleKey::ALL.iter().any(|known| known.name() == key),
+        Some(key) => ScaleKey::WITH_OPTIONAL
+            .iter()
+            .any(|known| known.name() == key),
         None => {
             let codes = tensor.strip_suffix("_scale").unwrap_or(tensor);
             tensor == "norm.weight" || CODES.contains(&codes)
@@ -183,7 +185,12 @@ impl<'a> Layer<'a> {
     }
 
     fn scales(&self) -> Result<ActivationScales> {
-        ActivationScales::from_fn(|key| self.scale(&format!("scales.{}", key.name())))
+        let name = |key: ScaleKey| format!("scales.{}", key.name());
+        let max = name(ScaleKey::XProjInputMax);
+        let there = self.file.contains(&format!("layers.{}.{max}", self.i));
+        let max = there.then(|| self.scale(&max)).transpose()?;
+        let scales = ActivationScales::from_fn(|key| self.scale(&name(key)))?;
+        Ok(scales.with_max(max))
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
@@ -359,6 +366,10 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
         }
         for key in ScaleKey::ALL {
             add(scale_tensor(i, key), &[1], Data::Scale(l.scales.get(key)));
+        }
+        if let Some(max) = l.scales.x_proj_input_max {
+            let name = scale_tensor(i, ScaleKey::XProjInputMax);
+            add(name, &[1], Data::Scale(max));
         }
     }
     all
