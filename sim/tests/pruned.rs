@@ -54,7 +54,9 @@ fn pruned(prune: impl Fn(&mut FloatLayer)) -> Model {
     })
     .unwrap();
     Model {
-        quantized: Some(Arc::new(quantize(&float, &scales, &Recipe::GOLDEN, Ends::F16).unwrap())),
+        quantized: Some(Arc::new(
+            quantize(&float, &scales, &Recipe::GOLDEN, Ends::F16).unwrap(),
+        )),
         ..alone
     }
 }
@@ -112,11 +114,7 @@ fn tensors_of_zeros_run_in_every_profile_and_stay_zero() {
             |l| l.out_proj.fill(ZERO),
             Some(TracePoint::OutProjOut),
         ),
-        (
-            "D, just above zero",
-            |l| l.d.fill(6e-8),
-            None,
-        ),
+        ("D, just above zero", |l| l.d.fill(6e-8), None),
     ];
     let profiles = profiles();
     for (name, prune, zero) in cases {

@@ -292,7 +292,10 @@ fn layer(file: &TorchFile<'_>, kind: Kind, i: usize, c: &Config) -> Result<Quant
     let scales = ActivationScales::from_fn(|key| match key {
         ScaleKey::InProjInput => scaled("norm.output_scale"),
         ScaleKey::InProjOutput => same("mixer.conv1d.input_scale", &scan("z_scale")),
-        ScaleKey::XProjInput => same("mixer.conv1d.output_scale", &scan("u_scale")),
+        // The second scale is no part of these folders, and is not asked for.
+        ScaleKey::XProjInput | ScaleKey::XProjInputMax => {
+            same("mixer.conv1d.output_scale", &scan("u_scale"))
+        }
         ScaleKey::XProjOutput => same(&scan("B_scale"), &scan("C_scale")),
         ScaleKey::DtProjOutput => scaled(&scan("dt_scale")),
         ScaleKey::SsmState => scaled(&scan("ssm_state_scale")),

@@ -16,7 +16,7 @@ use crate::arith::requant::QuantRule;
 use crate::dataflow::Phase;
 use crate::dataflow::Step;
 use crate::error::{Result, SimError};
-use crate::mode::{ConvInput, Implementation, Precision};
+use crate::mode::{ConvInput, Implementation, Precision, Projected, RouteA};
 use crate::plan::ScaleUse;
 use crate::profile::StepRules;
 use crate::profile::unit::ActivationGranularity;
@@ -58,6 +58,13 @@ struct Run<'a, 'm> {
     index: usize,
     phase: Phase,
     probe: &'a mut dyn Probe,
+}
+
+/// What the convolution's output becomes.
+struct Routed {
+    x_proj_out: Tensor,
+    dt: Tensor,
+    u: Tensor,
 }
 
 impl Datapath<'_> {
@@ -111,26 +118,21 @@ impl Run<'_, '_> {
     ) -> Result<BlockOutput> {
         let before = state.unwrap_or_else(|| self.path.empty_layer_state(self.index));
         let index = self.index;
-        let at = |step| move |e: SimError| e.within(format_args!("block {index}: {step}"));
+        let at = |step| within(index, step);
         self.probe.enter(Step::Norm);
-        let (residual, norm_out) = self.norm(hidden, residual).map_err(at("norm"))?;
+        let (residual, norm_out) = self.norm(hidden, residual).map_err(at(Step::Norm))?;
         self.probe.enter(Step::InProj);
-        let (x, z) = self.in_proj(&norm_out).map_err(at("in_proj"))?;
+        let (x, z) = self.in_proj(&norm_out).map_err(at(Step::InProj))?;
         self.probe.enter(Step::Conv);
-        let (conv, conv_state) = self.conv(x, before.conv).map_err(at("conv"))?;
-        self.probe.enter(Step::XProj);
-        let x_proj_out = self.x_proj(&conv).map_err(at("x_proj"))?;
-        self.probe.enter(Step::DtProj);
-        let dt = self.dt_proj(&x_proj_out).map_err(at("dt_proj"))?;
-        self.probe.enter(Step::Scan);
-        let u = self.scan_input(conv)?;
+        let (conv, conv_state) = self.conv(x, before.conv).map_err(at(Step::Conv))?;
+        let Routed { x_proj_out, dt, u } = self.routes(conv)?;
         let (y, ssm) = self
             .scan(&u, &dt, &x_proj_out, &z, before.ssm)
-            .map_err(at("scan"))?;
+            .map_err(at(Step::Scan))?;
         self.probe.enter(Step::Hadamard);
-        let rotated = self.rotate(&y).map_err(at("hadamard"))?;
+        let rotated = self.rotate(&y).map_err(at(Step::Hadamard))?;
         self.probe.enter(Step::OutProj);
-        let hidden = self.out_proj(&rotated).map_err(at("out_proj"))?;
+        let hidden = self.out_proj(&rotated).map_err(at(Step::OutProj))?;
         Ok(BlockOutput {
             hidden,
             residual,
@@ -139,6 +141,30 @@ impl Run<'_, '_> {
                 ssm,
             },
         })
+    }
+
+    /// Both routes out of the convolution, up to the scan.
+    fn routes(&mut self, conv: Tensor) -> Result<Routed> {
+        let (route_a, early) = match self.layer.mode.x_proj_from {
+            RouteA::Conv => (conv, None),
+            RouteA::U => {
+                self.probe.enter(Step::Scan);
+                let u = self.scan_input(conv)?;
+                (u.clone(), Some(u))
+            }
+        };
+        self.probe.enter(Step::XProj);
+        let at = |step| within(self.index, step);
+        let (x_proj, dt_proj) = (at(Step::XProj), at(Step::DtProj));
+        let x_proj_out = self.x_proj(&route_a).map_err(x_proj)?;
+        self.probe.enter(Step::DtProj);
+        let dt = self.dt_proj(&x_proj_out).map_err(dt_proj)?;
+        self.probe.enter(Step::Scan);
+        let u = match early {
+            Some(u) => u,
+            None => self.scan_input(route_a)?,
+        };
+        Ok(Routed { x_proj_out, dt, u })
     }
 
     /// The rules this block follows where the mode names an implementation.
@@ -186,8 +212,23 @@ impl Run<'_, '_> {
 
     /// Quantizes an FP32 tensor between steps, which modes do in PyTorch.
     fn requantize(&mut self, point: TracePoint, values: &Array2<f32>, by: ScaleUse) -> QTensor {
+        self.quantize(point, values, by, self.requantizer())
+    }
+
+    /// The rule of quantizers between steps.
+    fn requantizer(&self) -> QuantRule {
         let rule = self.rules(Implementation::Torch).requantize;
-        self.quantize(point, values, by, rule)
+        self.layer.mode.requantize(rule)
+    }
+
+    /// An FP32 output of a projection: as it is, or on its grid.
+    fn projected(&mut self, point: TracePoint, real: Tensor, by: ScaleUse) -> Tensor {
+        match (real, self.layer.mode.projected) {
+            (Tensor::F32(real), Projected::Grid) => {
+                Tensor::F32(self.requantize(point, &real, by).dequantize())
+            }
+            (as_it_is, _) => as_it_is,
+        }
     }
 
     /// Whether the inputs of in_proj and out_proj have a scale for each token.
@@ -227,6 +268,11 @@ impl Run<'_, '_> {
         );
         real
     }
+}
+
+/// Names the step of an error.
+fn within(index: usize, step: Step) -> impl Fn(SimError) -> SimError {
+    move |e| e.within(format_args!("block {index}: {}", step.name()))
 }
 
 fn f32_of(value: Tensor) -> Array2<f32> {

@@ -184,7 +184,16 @@ pub(super) fn prepare_layer<'m>(
         let scales = ActivationScales::from_fn(|key| {
             Ok::<_, SimError>(on_grid(calibrated.get(key), profile))
         })?;
-        Some(ScalePlan::new(&scales))
+        if mode.needs_second_scale() && calibrated.x_proj_input_max.is_none() {
+            return Err(SimError::value(
+                format_args!("mode {}: scale x_proj_input_max of block {i}", mode.name),
+                "a second calibrated scale (calibrate anew: `scalescope quantize CHECKPOINT -o q.safetensors`)",
+                "a model without it",
+            ));
+        }
+        let max = calibrated.x_proj_input_max;
+        let max = max.map(|scale| on_grid(scale, profile));
+        Some(ScalePlan::new(&scales.with_max(max)))
     } else {
         None
     };
