@@ -32,9 +32,13 @@ fn modes_lists_the_table() {
         .collect();
     assert_eq!(
         names,
-        ["0", "1", "2-0", "2-1", "2-2", "2-3", "2-4", "3", "3-grid"]
+        [
+            "0", "1", "2-0", "2-1", "2-2", "2-3", "2-4", "3", "3-f16", "3-grid", "4", "5-0", "5-1",
+            "5-2", "5-3", "5-4", "5-6", "5-7", "6-0", "6-1", "6-2", "6-3", "6-4"
+        ]
     );
     assert_eq!(rows[7]["conv_in"], "dynamic-tensor");
+    assert_eq!(rows[13]["u_quantizer"], "keep");
     let text = stdout(&["modes"]);
     assert!(text.contains("conv_out") && text.contains("3-grid"));
 }

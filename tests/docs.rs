@@ -1,10 +1,11 @@
 //! The tables in the documents are made from the code. A table that no longer says what the code
 //! does fails here; `SCALESCOPE_UPDATE_DOCS=1 cargo test --test all docs` writes them anew.
 
+use scalescope_sim::arith::quantizer::QUANTIZERS;
 use scalescope_sim::checkpoint::quantize::{Ends, quantize};
 use scalescope_sim::checkpoint::recipe::Recipe;
 use scalescope_sim::fault::FAULTS;
-use scalescope_sim::mode::MODES;
+use scalescope_sim::mode::{MODES, ModeSpec, families};
 use scalescope_sim::model::Model;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::{ARITHMETICS, CHIP_PROFILES, PROFILES, Profile};
@@ -51,39 +52,69 @@ fn markdown(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Str
 fn cell(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
+        Value::Null => "–".into(),
         other => other.to_string(),
     }
 }
 
+/// The fields of a mode as tables show them.
+fn fields(mode: &ModeSpec) -> Vec<(String, String)> {
+    let row = serde_json::to_value(mode).unwrap();
+    let fields = row.as_object().unwrap().iter();
+    let fields = fields.filter(|(name, _)| *name != "name" && *name != "summary");
+    fields
+        .map(|(name, value)| (name.clone(), cell(value)))
+        .collect()
+}
+
+/// One table a family of modes: the first whole, the others where a mode differs from the first one of all.
+fn fields_by_family() -> String {
+    let mut text = String::new();
+    let usual = fields(&MODES[0]);
+    for (i, (title, modes)) in families().enumerate() {
+        let mut header = vec!["field"];
+        header.extend(modes.iter().map(|mode| &*mode.name));
+        let columns: Vec<_> = modes.iter().map(fields).collect();
+        let shown = usual.iter().enumerate();
+        let shown = shown.filter(|(f, own)| i == 0 || columns.iter().any(|c| c[*f] != **own));
+        let rows = shown.map(|(f, (name, _))| {
+            let cells = columns.iter().map(|column| column[f].1.clone());
+            [format!("`{name}`")].into_iter().chain(cells).collect()
+        });
+        write!(text, "\n**{title}**\n\n{}", markdown(&header, rows)).unwrap();
+    }
+    text
+}
+
 #[test]
 fn modes() {
-    let rows: Vec<Value> = MODES
-        .iter()
-        .map(|m| serde_json::to_value(m).unwrap())
-        .collect();
-    let fields: Vec<&String> = rows[0].as_object().unwrap().keys().collect();
-    let mut header = vec!["field"];
-    header.extend(MODES.iter().map(|m| &*m.name));
-    let table = markdown(
-        &header,
-        fields
+    check("docs/modes.md", "fields", &fields_by_family());
+    let rows = families().flat_map(|(title, modes)| {
+        let modes = modes
             .iter()
-            .filter(|f| *f != &"name" && *f != &"summary")
-            .map(|field| {
-                let mut row = vec![format!("`{field}`")];
-                row.extend(rows.iter().map(|r| cell(&r[field.as_str()])));
-                row
-            }),
-    );
-    check("docs/modes.md", "fields", &table);
-    let summaries = markdown(
-        &["mode", "what it does"],
-        MODES
-            .iter()
-            .map(|m| vec![format!("`{}`", m.name), m.summary.to_string()]),
-    );
+            .map(|m| vec![format!("`{}`", m.name), m.summary.to_string()]);
+        [vec![String::new(), format!("**{title}**")]]
+            .into_iter()
+            .chain(modes)
+    });
+    let summaries = markdown(&["mode", "what it does"], rows);
     check("docs/modes.md", "summaries", &summaries);
     check("README.md", "modes", &summaries);
+    let quantizers = QUANTIZERS.iter().map(|q| {
+        let modes = MODES.iter().filter(|m| m.u_quantizer.as_ref() == Some(q));
+        let modes: Vec<String> = modes.map(|m| format!("`{}`", m.name)).collect();
+        vec![
+            format!("`{}`", q.name),
+            q.word_bits().to_string(),
+            modes.join(", "),
+        ]
+    });
+    let header = ["quantizer", "bits of a code word", "modes"];
+    check(
+        "docs/modes.md",
+        "quantizers",
+        &markdown(&header, quantizers),
+    );
 }
 
 #[test]
@@ -117,14 +148,21 @@ fn arithmetics_and_profiles() {
             out
         })
         .collect();
-    for (i, (path, _)) in flat[0].iter().enumerate().filter(|(_, (p, _))| p != "name") {
+    // A rule that only some arithmetics state has a dash in the others.
+    let most = flat.iter().max_by_key(|rules| rules.len()).unwrap();
+    for (path, _) in most.iter().filter(|(p, _)| p != "name") {
         let mut row = vec![format!("`{path}`")];
         for arithmetic in &flat {
-            assert_eq!(&arithmetic[i].0, path);
-            row.push(arithmetic[i].1.clone());
+            let own = arithmetic.iter().find(|(own, _)| own == path);
+            row.push(own.map_or("–".into(), |(_, rule)| rule.clone()));
         }
         rules.push(row);
     }
+    let stated = rules
+        .iter()
+        .map(|row| row.iter().skip(1).filter(|cell| *cell != "–").count());
+    let all: usize = flat.iter().map(|rules| rules.len() - 1).sum();
+    assert_eq!(stated.sum::<usize>(), all, "a rule is in no row");
     let mut header = vec!["rule"];
     header.extend(ARITHMETICS.iter().map(|a| a.name.as_ref()));
     check(

@@ -16,7 +16,7 @@ use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::{Datapath, LogitRows};
-use scalescope_sim::fault::{Defect, FAULTS, Fault, RoundingRule, ScaleSite};
+use scalescope_sim::fault::{Defect, FAULTS, Fault, RoundingRule, ScaleSite, ScanParameter};
 use scalescope_sim::mode::{MODES, ModeSpec};
 use scalescope_sim::model::{Model, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
@@ -112,6 +112,9 @@ fn draw(kind: &str, dice: &mut Dice, uses: bool) -> Fault {
         "conv-history-loss" => Defect::ConvHistoryLoss,
         "hadamard-wrap" => Defect::HadamardWrap,
         "swapped-bc" => Defect::SwappedBc,
+        "missing-scale" => Defect::MissingScale {
+            site: ScanParameter::ALog,
+        },
         "stale-scale" => {
             let strength = 1.25 * (dice.unit() * 3f64.log2()).exp2();
             let factor = match dice.below(2) {

@@ -54,6 +54,13 @@ pub const OBSERVED: [(ScaleKey, TracePoint, Observer); 7] = [
     (ScaleKey::OutProjInput, TracePoint::HadOut, Observer::MinMax),
 ];
 
+/// The observer of the scale that a model may lack, at the same point as `x_proj_input`'s.
+pub const OBSERVED_MAX: (ScaleKey, TracePoint, Observer) = (
+    ScaleKey::XProjInputMax,
+    TracePoint::ConvOutF32,
+    Observer::Percentile { alpha: 1.0 },
+);
+
 /// What calibration may be told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CalibrationOptions {
@@ -109,8 +116,8 @@ impl CalibrationOptions {
     }
 }
 
-/// One sample's statistics of one block, in the order of [`OBSERVED`].
-type Statistics = [f32; OBSERVED.len()];
+/// One sample's statistics of one block, in the order of [`OBSERVED`]; the last is [`OBSERVED_MAX`]'s.
+type Statistics = [f32; OBSERVED.len() + 1];
 
 /// Takes the statistics of one sample as its tensors pass.
 struct Observing<'a> {
@@ -144,6 +151,10 @@ impl Probe for Observing<'_> {
                 let found = "NaN or infinity";
                 return Err(SimError::value(place, "finite activations", found));
             }
+        }
+        if place.point == OBSERVED_MAX.1 {
+            let statistic = OBSERVED_MAX.2.statistic(values);
+            self.layers[layer][OBSERVED.len()] = statistic.expect("finite, as was seen");
         }
         Ok(())
     }
@@ -247,7 +258,7 @@ pub fn calibrate(
         let tokens = &samples[sample][..samples[sample].len().min(options.length)];
         let mut probe = Observing {
             options,
-            layers: vec![[f32::NAN; OBSERVED.len()]; datapath.config().n_layers],
+            layers: vec![[f32::NAN; OBSERVED.len() + 1]; datapath.config().n_layers],
         };
         datapath
             .prefill(tokens, LogitRows::None, &mut probe)
@@ -260,15 +271,18 @@ pub fn calibrate(
     let per_sample = in_order(samples.len(), observe)?;
     (0..datapath.config().n_layers)
         .map(|layer| {
-            ActivationScales::from_fn(|key| {
-                let at = OBSERVED.iter().position(|(k, ..)| *k == key);
-                let at = at.expect("every key is observed");
-                let observer = options.observer(key);
+            let scale = |at: usize, observer: Observer| {
                 let w_max = per_sample.iter().fold(None, |w_max, statistics| {
                     Some(observer.fold(w_max, statistics[layer][at]))
                 });
                 Scale::from_absmax(w_max.unwrap_or(0.0), LEAST_SCALE)
-            })
+            };
+            let scales = ActivationScales::from_fn(|key| {
+                let at = OBSERVED.iter().position(|(k, ..)| *k == key);
+                scale(at.expect("every key is observed"), options.observer(key))
+            })?;
+            let max = scale(OBSERVED.len(), OBSERVED_MAX.2)?;
+            Ok(scales.with_max(Some(max)))
         })
         .collect()
 }

@@ -156,9 +156,13 @@ impl Columns {
         }
     }
 
-    /// Which they are, of a tensor of `width` columns.
+    /// Which they are, of a tensor of `width` columns: B‖C without dt has 2N.
     pub fn range(self, config: &Config, width: usize) -> Range<usize> {
-        let (e, r, n) = (config.d_inner, config.dt_rank, config.d_state);
+        let (e, n) = (config.d_inner, config.d_state);
+        let r = match width == 2 * n {
+            true => 0,
+            false => config.dt_rank,
+        };
         match self {
             Columns::All => 0..width,
             Columns::X => 0..e,
@@ -182,6 +186,8 @@ pub enum Dim {
     /// x‖z.
     TwoE,
     N,
+    /// B‖C.
+    TwoN,
     K,
     /// dt‖B‖C, R + 2N.
     XProj,
@@ -198,6 +204,7 @@ impl Dim {
             Dim::E => config.d_inner,
             Dim::TwoE => 2 * config.d_inner,
             Dim::N => config.d_state,
+            Dim::TwoN => 2 * config.d_state,
             Dim::K => config.d_conv,
             Dim::XProj => config.x_proj_width(),
             Dim::V => config.vocab_size,
@@ -213,6 +220,7 @@ impl Dim {
             Dim::E => "E",
             Dim::TwoE => "2E",
             Dim::N => "N",
+            Dim::TwoN => "2N",
             Dim::K => "K",
             Dim::XProj => "R+2N",
             Dim::V => "V",
@@ -357,11 +365,17 @@ pub enum Field {
     X,
     Z,
     ConvIn,
+    ConvInQuotient,
     ConvOut,
+    XProjFrom,
     XProjIn,
     XProjOut,
     DtProjOut,
+    Projected,
+    ScanBc,
     U,
+    UQuantizer,
+    RequantizeRounding,
     State,
     Stream,
     HadOut,
@@ -383,9 +397,10 @@ pub struct Row {
     pub reads: Vec<Read>,
     /// How it is stored.
     pub format: Format,
-    /// What makes its codes; `None` where it has none, or where codes are handed on.
+    /// What makes its codes, or puts an FP32 tensor on their grid; `None` where there are none, or where codes
+    /// are handed on.
     pub quantizer: Option<Quantizer>,
-    /// A scale that lays out a register inside the step, though the output is not on its grid.
+    /// A scale that lays out a register inside the step, or of values beyond the quantizer's codes.
     pub register_scale: Option<ScaleUse>,
     /// The rules it is made by; `None` where there is one way only.
     pub rule: Option<Rule>,

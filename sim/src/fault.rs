@@ -10,7 +10,7 @@ mod parse;
 use crate::arith::accumulate::{AccOverflow, Accumulator};
 use crate::arith::requant::{QuantRule, Quotient};
 use crate::arith::round::Rounding;
-use crate::dataflow::{Block, Columns, Row, Step};
+use crate::dataflow::{Block, Columns, Row, Step, Weight};
 use crate::model::ScaleKey;
 use crate::plan::ScaleUse;
 use crate::profile::QuantizerRule;
@@ -42,6 +42,11 @@ pub enum Defect {
         site: ScaleSite,
         /// What it is multiplied with.
         factor: f32,
+    },
+    /// Codes of a parameter of the scan are taken for real values.
+    MissingScale {
+        /// The parameter.
+        site: ScanParameter,
     },
     /// The scan takes C for B and B for C.
     SwappedBc,
@@ -89,6 +94,32 @@ impl ScaleSite {
         match self {
             ScaleSite::Key(key) => key,
             ScaleSite::Use(scale_use) => scale_use.key(),
+        }
+    }
+}
+
+/// A parameter of the scan that is stored as codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ScanParameter {
+    /// A = −exp(A_log).
+    ALog,
+    /// The skip connection.
+    D,
+    /// The bias of dt.
+    DtBias,
+}
+
+impl ScanParameter {
+    /// Every one.
+    pub const ALL: [ScanParameter; 3] =
+        [ScanParameter::ALog, ScanParameter::D, ScanParameter::DtBias];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScanParameter::ALog => "A_log",
+            ScanParameter::D => "D",
+            ScanParameter::DtBias => "dt_bias",
         }
     }
 }
@@ -229,6 +260,10 @@ fn sums() -> Vec<&'static str> {
     Step::SUMS.map(Step::name).to_vec()
 }
 
+fn scan_parameters() -> Vec<&'static str> {
+    ScanParameter::ALL.map(ScanParameter::name).to_vec()
+}
+
 fn scale_sites() -> Vec<&'static str> {
     let keys = ScaleKey::ALL.into_iter().map(ScaleKey::name);
     keys.chain(ScaleUse::ALL.into_iter().map(ScaleUse::name))
@@ -276,6 +311,12 @@ pub const FAULTS: &[FaultModel] = &[
             },
         ],
         example: "stale-scale@layer=3,site=x_proj_input,factor=1.7",
+    },
+    FaultModel {
+        name: "missing-scale",
+        effect: "codes of a parameter of the scan are taken for real values, as a published mode does with A_log: A = −exp(q)",
+        parameters: &[LAYER, choice("site", scan_parameters, "A_log")],
+        example: "missing-scale@layer=2,site=A_log",
     },
     FaultModel {
         name: "swapped-bc",
@@ -328,6 +369,7 @@ impl Defect {
             Defect::ConvHistoryLoss => "conv-history-loss",
             Defect::HadamardWrap => "hadamard-wrap",
             Defect::StaleScale { .. } => "stale-scale",
+            Defect::MissingScale { .. } => "missing-scale",
             Defect::SwappedBc => "swapped-bc",
             Defect::Transposed { .. } => "transposed",
             Defect::Rounding { .. } => "rounding",
@@ -342,6 +384,7 @@ impl Defect {
             Defect::ConvDoubleInputScale | Defect::ConvHistoryLoss => "conv",
             Defect::HadamardWrap => "had_out",
             Defect::StaleScale { site, .. } => site.key().name(),
+            Defect::MissingScale { site } => site.name(),
             Defect::SwappedBc => "x_proj_out",
             Defect::Transposed { site } => site.name(),
             Defect::Rounding { site, .. } => site.name(),
@@ -358,6 +401,11 @@ impl Defect {
                 block.made_by_rule(Step::Conv.rule())
             }
             Defect::HadamardWrap => block.quantized_by(QuantizerRule::HadOut),
+            Defect::MissingScale { .. } => {
+                let rows = block.rows().iter();
+                let reading = rows.filter(|row| row.weights.contains(&Weight::Scan));
+                reading.map(|row| row.point).collect()
+            }
             Defect::SwappedBc => {
                 let swapped = |row: &&Row| {
                     let mut reads = row.reads.iter();
@@ -399,6 +447,7 @@ impl fmt::Display for Fault {
                 write!(f, ",site={name},factor={factor}")
             }
             Defect::Transposed { site } => write!(f, ",site={}", site.name()),
+            Defect::MissingScale { site } => write!(f, ",site={}", site.name()),
             Defect::Rounding { site, rule } => {
                 write!(f, ",site={},rule={}", site.name(), rule.name())
             }

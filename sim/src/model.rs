@@ -209,7 +209,7 @@ fn narrow_matrix(values: Array2<f32>, item: &str) -> Result<Array2<f16>> {
     Ok(Array2::from_shape_vec(dim, narrowed).expect("as many values"))
 }
 
-/// The seven calibrated activation scales of a block. Keys: datapath specification, section 3.
+/// The calibrated activation scales of a block: seven, and one that few modes need. Keys: datapath specification, section 3.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ActivationScales {
     /// Normed hidden state, in_proj's input.
@@ -226,6 +226,9 @@ pub struct ActivationScales {
     pub ssm_state: Scale,
     /// Rotated y: Hadamard output, out_proj's input.
     pub out_proj_input: Scale,
+    /// conv+SiLU output with the quantile 1, for values beyond `x_proj_input`; files before it lack it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_proj_input_max: Option<Scale>,
 }
 
 /// Names of the calibrated scales, in file order.
@@ -240,10 +243,11 @@ pub enum ScaleKey {
     DtProjOutput,
     SsmState,
     OutProjInput,
+    XProjInputMax,
 }
 
 impl ScaleKey {
-    /// Every key.
+    /// Every key that all models have.
     pub const ALL: [ScaleKey; 7] = [
         ScaleKey::InProjInput,
         ScaleKey::InProjOutput,
@@ -252,6 +256,18 @@ impl ScaleKey {
         ScaleKey::DtProjOutput,
         ScaleKey::SsmState,
         ScaleKey::OutProjInput,
+    ];
+
+    /// Every key, the one that a model may lack last.
+    pub const WITH_OPTIONAL: [ScaleKey; 8] = [
+        ScaleKey::InProjInput,
+        ScaleKey::InProjOutput,
+        ScaleKey::XProjInput,
+        ScaleKey::XProjOutput,
+        ScaleKey::DtProjOutput,
+        ScaleKey::SsmState,
+        ScaleKey::OutProjInput,
+        ScaleKey::XProjInputMax,
     ];
 
     /// The name in files: `in_proj_input`, ….
@@ -264,12 +280,13 @@ impl ScaleKey {
             ScaleKey::DtProjOutput => "dt_proj_output",
             ScaleKey::SsmState => "ssm_state",
             ScaleKey::OutProjInput => "out_proj_input",
+            ScaleKey::XProjInputMax => "x_proj_input_max",
         }
     }
 }
 
 impl ActivationScales {
-    /// Builds the set from a function of the key.
+    /// Builds the set from a function of the key, without the scale that a model may lack.
     pub fn from_fn<E>(mut f: impl FnMut(ScaleKey) -> Result<Scale, E>) -> Result<Self, E> {
         Ok(Self {
             in_proj_input: f(ScaleKey::InProjInput)?,
@@ -279,10 +296,20 @@ impl ActivationScales {
             dt_proj_output: f(ScaleKey::DtProjOutput)?,
             ssm_state: f(ScaleKey::SsmState)?,
             out_proj_input: f(ScaleKey::OutProjInput)?,
+            x_proj_input_max: None,
         })
     }
 
-    /// The scale of a key.
+    /// The set with a scale for values beyond `x_proj_input`.
+    #[must_use]
+    pub fn with_max(self, x_proj_input_max: Option<Scale>) -> Self {
+        Self {
+            x_proj_input_max,
+            ..self
+        }
+    }
+
+    /// The scale of a key; of one that is lacking, `x_proj_input`, whose values it would hold.
     pub fn get(&self, key: ScaleKey) -> Scale {
         match key {
             ScaleKey::InProjInput => self.in_proj_input,
@@ -292,6 +319,7 @@ impl ActivationScales {
             ScaleKey::DtProjOutput => self.dt_proj_output,
             ScaleKey::SsmState => self.ssm_state,
             ScaleKey::OutProjInput => self.out_proj_input,
+            ScaleKey::XProjInputMax => self.x_proj_input_max.unwrap_or(self.x_proj_input),
         }
     }
 }

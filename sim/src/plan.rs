@@ -27,6 +27,8 @@ pub enum ScaleUse {
     XProjIn,
     /// Quantizer of an FP32 conv output, or of a round trip, on route B (u).
     ScanUQuant,
+    /// Quantizer of u beyond the codes of the first scale.
+    ScanUMax,
     /// The scan dequantizes u.
     ScanU,
     /// x_proj's requantizer.
@@ -55,7 +57,7 @@ pub enum ScaleUse {
 
 impl ScaleUse {
     /// Every use, in the order of the datapath.
-    pub const ALL: [ScaleUse; 20] = [
+    pub const ALL: [ScaleUse; 21] = [
         ScaleUse::NormOut,
         ScaleUse::InProjIn,
         ScaleUse::InProjOut,
@@ -64,6 +66,7 @@ impl ScaleUse {
         ScaleUse::XProjQuant,
         ScaleUse::XProjIn,
         ScaleUse::ScanUQuant,
+        ScaleUse::ScanUMax,
         ScaleUse::ScanU,
         ScaleUse::XProjOut,
         ScaleUse::DtProjIn,
@@ -89,6 +92,7 @@ impl ScaleUse {
             ScaleUse::XProjQuant => "x_proj_quant",
             ScaleUse::XProjIn => "x_proj_in",
             ScaleUse::ScanUQuant => "scan_u_quant",
+            ScaleUse::ScanUMax => "scan_u_max",
             ScaleUse::ScanU => "scan_u",
             ScaleUse::XProjOut => "x_proj_out",
             ScaleUse::DtProjIn => "dt_proj_in",
@@ -124,6 +128,7 @@ impl ScaleUse {
             | ScaleUse::XProjIn
             | ScaleUse::ScanUQuant
             | ScaleUse::ScanU => ScaleKey::XProjInput,
+            ScaleUse::ScanUMax => ScaleKey::XProjInputMax,
             ScaleUse::XProjOut | ScaleUse::DtProjIn | ScaleUse::ScanB | ScaleUse::ScanC => {
                 ScaleKey::XProjOutput
             }
@@ -142,6 +147,7 @@ impl ScaleUse {
                 | ScaleUse::ConvOut
                 | ScaleUse::XProjQuant
                 | ScaleUse::ScanUQuant
+                | ScaleUse::ScanUMax
                 | ScaleUse::XProjOut
                 | ScaleUse::DtProjOut
                 | ScaleUse::StateOut

@@ -66,6 +66,7 @@ const EXACT_RULES: StepRules = StepRules {
         accumulator: Accumulator::I32,
         scaling: Scaling::F32,
         silu: FunctionRule::Exact,
+        silu_form: SiluForm::Quotient,
         form: ConvForm::IntegerSum,
         input_scale: InputScale::Once,
         history: TapHistory::Kept,
@@ -74,6 +75,7 @@ const EXACT_RULES: StepRules = StepRules {
     scan: ScanRules {
         real: RealRules::CorrectlyRounded,
         formula: ScanFormula::Fused,
+        sum: SumOrder::Ascending,
         order: ScanOrder::Sequential,
         state: QuantRule::HALF_AWAY,
         unit: None,
@@ -92,28 +94,53 @@ pub const EXACT: Arithmetic = Arithmetic {
     dequantize: Dequantize::Saturate,
 };
 
-const TORCH_RULES: StepRules = StepRules {
+const TORCH_CPU_RULES: StepRules = StepRules {
     conv: ConvRules {
+        silu_form: SiluForm::Product,
         output: QuantRule::NEAREST_EVEN,
         ..EXACT_RULES.conv
     },
     scan: ScanRules {
         formula: ScanFormula::Separate,
+        sum: SumOrder::EightLanes,
         state: QuantRule::NEAREST_EVEN,
         ..EXACT_RULES.scan
     },
     ..EXACT_RULES
 };
 
-/// What PyTorch computes, with the two choices it leaves to the device fixed: sums over n = 0, 1, …
-/// and correctly rounded exp and log1p. Linears and Hadamard are never PyTorch steps; their rules
-/// here are `exact`'s.
+const TORCH_RULES: StepRules = StepRules {
+    conv: ConvRules {
+        real: RealRules::CudaLibm,
+        output: QuantRule::NEAREST_EVEN_RECIPROCAL,
+        ..TORCH_CPU_RULES.conv
+    },
+    scan: ScanRules {
+        real: RealRules::CudaLibm,
+        sum: SumOrder::Halves,
+        ..TORCH_CPU_RULES.scan
+    },
+    requantize: QuantRule::NEAREST_EVEN_RECIPROCAL,
+    ..TORCH_CPU_RULES
+};
+
+/// What PyTorch computes on an NVIDIA GPU. Linears and Hadamard are never PyTorch steps; their rules here are
+/// `exact`'s. Source: PyTorch scalars and PyTorch scan specifications.
 pub const TORCH: Arithmetic = Arithmetic {
     name: Cow::Borrowed("torch"),
     prefill: TORCH_RULES,
     decode: TORCH_RULES,
     final_norm: FinalNorm::RoundedOnce,
     dequantize: Dequantize::Saturate,
+};
+
+/// What PyTorch computes on a CPU with AVX2 or AVX-512. Its exp and log1p, which were not measured, are taken
+/// as correctly rounded.
+pub const TORCH_CPU: Arithmetic = Arithmetic {
+    name: Cow::Borrowed("torch-cpu"),
+    prefill: TORCH_CPU_RULES,
+    decode: TORCH_CPU_RULES,
+    final_norm: FinalNorm::RoundedOnce,
 };
 
 /// The deployed CUDA kernels, bit for bit.
@@ -128,6 +155,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             accumulator: Accumulator::I32,
             scaling: Scaling::F32,
             silu: FunctionRule::Exact,
+            silu_form: SiluForm::Quotient,
             form: ConvForm::IntegerSum,
             input_scale: InputScale::Once,
             history: TapHistory::Kept,
@@ -136,6 +164,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
         scan: ScanRules {
             real: RealRules::SpecialFunctionUnit,
             formula: ScanFormula::Fused,
+            sum: SumOrder::Ascending,
             order: ScanOrder::WarpBlock,
             state: QuantRule::HALF_AWAY_RECIPROCAL,
             unit: None,
@@ -152,6 +181,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
             accumulator: Accumulator::I32,
             scaling: Scaling::F32,
             silu: FunctionRule::Exact,
+            silu_form: SiluForm::Quotient,
             form: ConvForm::TapChain,
             input_scale: InputScale::Once,
             history: TapHistory::Kept,
@@ -160,6 +190,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
         scan: ScanRules {
             real: RealRules::SpecialFunctionUnitSubnormal,
             formula: ScanFormula::Grouped,
+            sum: SumOrder::Ascending,
             order: ScanOrder::Sequential,
             state: QuantRule::SCALED_QUOTIENT,
             unit: None,
@@ -172,7 +203,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
 };
 
 /// Every arithmetic.
-pub const ARITHMETICS: &[Arithmetic] = &[EXACT, TORCH, CUDA_FAST];
+pub const ARITHMETICS: &[Arithmetic] = &[EXACT, TORCH, TORCH_CPU, CUDA_FAST];
 
 /// Maps the implementations a mode names to arithmetics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -218,10 +249,17 @@ pub const PROFILES: &[Profile] = &[
     Profile {
         name: Cow::Borrowed("torch"),
         summary: Cow::Borrowed(
-            "correctly rounded kernels around PyTorch's scan and requantizations",
+            "correctly rounded kernels around PyTorch's scan and requantizations as a GPU runs them",
         ),
         cuda: EXACT,
         torch: TORCH,
+        storage: Storage::MODEL,
+    },
+    Profile {
+        name: Cow::Borrowed("torch-cpu"),
+        summary: Cow::Borrowed("the same as a CPU runs them"),
+        cuda: EXACT,
+        torch: TORCH_CPU,
         storage: Storage::MODEL,
     },
     Profile {

@@ -55,6 +55,8 @@ pub enum TracePoint {
     XProjOut,
     /// dt before its bias; `[L, E]`.
     DtProjOut,
+    /// B‖C as the scan reads them, where they are quantized after dt was projected; `[L, 2N]`.
+    SsmBc,
     /// The scan's main input; `[L, E]`.
     SsmU,
     /// State before the token (decode); `[E, N]`.
@@ -99,6 +101,7 @@ impl TracePoint {
         TracePoint::XProjIn,
         TracePoint::XProjOut,
         TracePoint::DtProjOut,
+        TracePoint::SsmBc,
         TracePoint::SsmU,
         TracePoint::SsmStateIn,
         TracePoint::SsmY,
@@ -132,6 +135,7 @@ impl TracePoint {
             TracePoint::XProjIn => "x_proj_in",
             TracePoint::XProjOut => "x_proj_out",
             TracePoint::DtProjOut => "dt_proj_out",
+            TracePoint::SsmBc => "ssm_bc",
             TracePoint::SsmU => "ssm_u",
             TracePoint::SsmStateIn => "ssm_state_in",
             TracePoint::SsmY => "ssm_y",

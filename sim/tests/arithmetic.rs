@@ -32,7 +32,9 @@ fn divided(rule: Rounding, n: i128, shift: u32, random: u16) -> i128 {
     let (floor, rest) = (n.div_euclid(d), n.rem_euclid(d));
     let up = match rule {
         Rounding::NearestTiesToEven => 2 * rest > d || (2 * rest == d && floor % 2 != 0),
-        Rounding::NearestTiesAway => 2 * rest > d || (2 * rest == d && n > 0),
+        Rounding::NearestTiesAway | Rounding::HalfAwayByAdding => {
+            2 * rest > d || (2 * rest == d && n > 0)
+        }
         Rounding::NearestTiesUp => 2 * rest >= d,
         Rounding::Floor => false,
         Rounding::Ceil => rest != 0,
@@ -50,6 +52,8 @@ fn rounded(rule: Rounding, v: f32) -> f64 {
     match rule {
         Rounding::NearestTiesToEven => v.round_ties_even(),
         Rounding::NearestTiesAway => (v.abs() + 0.5).floor().copysign(v),
+        // The sum is one of f32.
+        Rounding::HalfAwayByAdding => f64::from((v.abs() + 0.5) as f32).floor().copysign(v),
         Rounding::NearestTiesUp => (v + 0.5).floor(),
         Rounding::Floor => v.floor(),
         Rounding::Ceil => v.ceil(),
@@ -320,6 +324,11 @@ proptest! {
                         Quotient::Divide => v / s.get(),
                         Quotient::ApproxReciprocal => v * sfu::rcp(s.get()),
                         Quotient::ScaledApproxDivision => sfu::diva(v * 100.0, s.get() * 100.0),
+                        Quotient::RoundedReciprocal => v * f64::from(s.get()).recip() as f32,
+                        Quotient::DivideInHalf => f32::from(f16::from_f32(v / s.get())),
+                        Quotient::RoundedReciprocalInHalf => {
+                            f32::from(f16::from_f32(v * f64::from(s.get()).recip() as f32))
+                        }
                     };
                     let integer = rounding.round_at(units, random(&mut lfsr));
                     prop_assert_eq!(*code, overflow.to_i8(integer), "{:?} {}", rule, v);

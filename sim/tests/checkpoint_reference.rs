@@ -43,7 +43,11 @@ fn written() -> Vec<u8> {
 #[test]
 fn the_sample_model_is_the_reference_file_to_the_last_bit() {
     let (want, bytes) = (reference(), written());
-    let got = digests(&bytes);
+    let mut got = digests(&bytes);
+    let all = got.clone();
+    // One scale a block is scalescope's own.
+    got.retain(|name, _| !name.ends_with("scales.x_proj_input_max"));
+    assert_eq!(all.len() - got.len(), 12);
     assert_eq!(want.len(), 315);
     assert!(want.keys().eq(got.keys()));
     for (name, want) in &want {
@@ -52,7 +56,7 @@ fn the_sample_model_is_the_reference_file_to_the_last_bit() {
     // One bit of the last tensor.
     let mut broken = bytes;
     *broken.last_mut().unwrap() ^= 1;
-    assert_ne!(digests(&broken), got);
+    assert_ne!(digests(&broken), all);
 }
 
 #[test]

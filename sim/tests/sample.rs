@@ -86,3 +86,24 @@ fn its_own_text_calibrates_it_nearly_as_well_as_books() {
         assert!((0.97..1.03).contains(&ratio), "{calibrated_on}: {ratio}");
     }
 }
+
+/// The scale for values beyond `x_proj_input`, which the books' calibration did not keep, is calibrated on the
+/// passages.
+#[test]
+fn the_second_scale_is_calibrated_on_the_passages() {
+    let model = sample::model();
+    let samples: Vec<Vec<u32>> = tokens(&sample::texts());
+    let options = CalibrationOptions::default();
+    let scales = calibrate(&model, &samples, &options, &progress::ignore).unwrap();
+    let max: Vec<f32> = (scales.iter())
+        .map(|layer| layer.x_proj_input_max.unwrap().get())
+        .collect();
+    let stored = sample::activation_scales();
+    let stored: Vec<Option<f32>> = (stored.iter())
+        .map(|layer| layer.x_proj_input_max.map(|scale| scale.get()))
+        .collect();
+    assert_eq!(stored, max.iter().copied().map(Some).collect::<Vec<_>>());
+    for (layer, max) in sample::activation_scales().iter().zip(max) {
+        assert!(max > layer.x_proj_input.get());
+    }
+}

@@ -5,7 +5,7 @@ use crate::input::mode_table;
 use crate::output::{print, print_json, table, table_text};
 use clap::Args;
 use scalescope_sim::error::Result;
-use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::mode::{FAMILIES, ModeSpec};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ pub fn run(args: &ModesArgs) -> Result<Outcome> {
         return Ok(Outcome::Success);
     }
     let mut out = text(modes.rows());
-    out.push_str("\nby name only, `all` does not mean them\n");
+    out.push_str("by name only, `all` does not mean them\n");
     for row in modes.references() {
         out.push_str(&format!("{:<8}{}\n", format!("{} ", row.name), row.summary));
     }
@@ -35,32 +35,52 @@ pub fn run(args: &ModesArgs) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-/// A column for each mode, a row for each field; the fields come from the table itself.
+/// A table for each family: a column for each mode, a row for each field in which one of them differs from
+/// the first mode of all. The fields come from the modes themselves.
 fn text(rows: &[ModeSpec]) -> String {
-    let rows: Vec<serde_json::Map<String, Value>> = rows
-        .iter()
-        .map(|row| match serde_json::to_value(row) {
-            Ok(Value::Object(fields)) => fields,
-            _ => unreachable!("a mode is a struct"),
-        })
-        .collect();
+    let fields = |row: &ModeSpec| match serde_json::to_value(row) {
+        Ok(Value::Object(fields)) => fields,
+        _ => unreachable!("a mode is a struct"),
+    };
     let cell = |value: &Value| match value {
         Value::String(s) => s.clone(),
+        Value::Null => "-".to_owned(),
         other => other.to_string(),
     };
-    let mut header = vec!["tensor or step"];
-    header.extend(rows.iter().map(|row| row["name"].as_str().unwrap_or("")));
-    let mut fields = table(&header, usize::MAX);
-    for field in rows[0].keys().filter(|k| *k != "name" && *k != "summary") {
-        let mut line = vec![field.clone()];
-        line.extend(rows.iter().map(|row| cell(&row[field])));
-        fields.add_row(line);
-    }
-    let mut text = table_text(&fields);
-    text.push('\n');
-    for row in &rows {
-        let (name, summary) = (cell(&row["name"]), cell(&row["summary"]));
-        text.push_str(&format!("{name:<8}{summary}\n"));
+    let usual = fields(&rows[0]);
+    let mut text = String::new();
+    let (mut rest, mut first) = (rows, true);
+    let own = ("From files", rows.len());
+    for (title, count) in FAMILIES.iter().copied().chain([own]) {
+        let (family, others) = rest.split_at(count.min(rest.len()));
+        rest = others;
+        if family.is_empty() {
+            continue;
+        }
+        let columns: Vec<_> = family.iter().map(fields).collect();
+        let mut header = vec!["tensor or step"];
+        header.extend(family.iter().map(|row| &*row.name));
+        let mut shown = table(&header, usize::MAX);
+        for (field, usual) in usual
+            .iter()
+            .filter(|(k, _)| *k != "name" && *k != "summary")
+        {
+            if first || columns.iter().any(|column| column[field] != *usual) {
+                let cells = columns.iter().map(|column| cell(&column[field]));
+                shown.add_row([field.clone()].into_iter().chain(cells));
+            }
+        }
+        let more = if first {
+            ""
+        } else {
+            ", where they differ from the first"
+        };
+        text.push_str(&format!("{title}{more}\n\n{}\n", table_text(&shown)));
+        for row in family {
+            text.push_str(&format!("{:<8}{}\n", format!("{} ", row.name), row.summary));
+        }
+        text.push('\n');
+        first = false;
     }
     text
 }

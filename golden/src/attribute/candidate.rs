@@ -5,7 +5,7 @@ use super::replay::{from_columns, swapped, to_columns, turned};
 use crate::value::Value;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
 use scalescope_sim::dataflow::{Block, Step};
-use scalescope_sim::fault::{Defect, Fault, RoundingRule, ScaleSite};
+use scalescope_sim::fault::{Defect, Fault, RoundingRule, ScaleSite, ScanParameter};
 use scalescope_sim::model::{Config, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::QuantizerRule;
@@ -135,6 +135,7 @@ impl Candidate {
                 Defect::ConvDoubleInputScale
                 | Defect::ConvHistoryLoss
                 | Defect::HadamardWrap
+                | Defect::MissingScale { .. }
                 | Defect::SwappedBc => 0,
                 Defect::Rounding { .. } => 1,
                 Defect::Transposed { .. } => 2,
@@ -208,6 +209,9 @@ pub fn discrete(layer: usize) -> Vec<Candidate> {
         Defect::ConvHistoryLoss,
         Defect::HadamardWrap,
         Defect::SwappedBc,
+        Defect::MissingScale {
+            site: ScanParameter::ALog,
+        },
     ];
     for site in QuantizerRule::ALL {
         for rule in RoundingRule::ALL {

@@ -5,7 +5,7 @@ use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::profile::{
-    Arithmetic, ConvForm, QuantizerRule, ScanFormula, ScanOrder, StepRules,
+    Arithmetic, ConvForm, QuantizerRule, ScanFormula, ScanOrder, StepRules, SumOrder,
 };
 use std::fmt;
 
@@ -22,6 +22,8 @@ pub enum Change {
     State(Part),
     /// The scan's formula.
     ScanFormula(ScanFormula),
+    /// The scan's sum over states.
+    ScanSum(SumOrder),
     /// The scan's association over time.
     ScanOrder(ScanOrder),
     /// The scan's operations and functions.
@@ -84,6 +86,7 @@ impl fmt::Display for Part {
             Part::Overflow(Overflow::Wrap) => "wrap",
             Part::Rounding(Rounding::NearestTiesToEven) => "ties to even",
             Part::Rounding(Rounding::NearestTiesAway) => "ties away from zero",
+            Part::Rounding(Rounding::HalfAwayByAdding) => "a half added in f32",
             Part::Rounding(Rounding::NearestTiesUp) => "ties up",
             Part::Rounding(Rounding::Floor) => "rounding down",
             Part::Rounding(Rounding::Ceil) => "rounding up",
@@ -91,16 +94,17 @@ impl fmt::Display for Part {
             Part::Rounding(Rounding::Stochastic(_)) => "stochastic rounding",
             Part::Quotient(Quotient::Divide) => "division",
             Part::Quotient(Quotient::ApproxReciprocal) => "multiplication by the reciprocal",
+            Part::Quotient(Quotient::RoundedReciprocal) => {
+                "multiplication by the rounded reciprocal"
+            }
+            Part::Quotient(Quotient::DivideInHalf) => "division, rounded to binary16",
+            Part::Quotient(Quotient::RoundedReciprocalInHalf) => {
+                "multiplication by the rounded reciprocal, rounded to binary16"
+            }
             Part::Quotient(Quotient::ScaledApproxDivision) => "scaled approximate division",
         })
     }
 }
-
-const REAL: [RealRules; 3] = [
-    RealRules::CorrectlyRounded,
-    RealRules::SpecialFunctionUnit,
-    RealRules::SpecialFunctionUnitSubnormal,
-];
 
 impl Change {
     /// Every change that a table of rules knows, those that change nothing included. Of changes
@@ -120,6 +124,7 @@ impl Change {
         }
         all.extend(ScaleOrder::ALL.map(Change::LinearOrder));
         all.extend([ConvForm::IntegerSum, ConvForm::TapChain].map(Change::ConvForm));
+        all.extend(SumOrder::ALL.map(Change::ScanSum));
         all.extend([ScanOrder::Sequential, ScanOrder::WarpBlock].map(Change::ScanOrder));
         all.extend(
             [
@@ -129,8 +134,8 @@ impl Change {
             ]
             .map(Change::ScanFormula),
         );
-        all.extend(REAL.map(Change::ConvReal));
-        all.extend(REAL.map(Change::ScanReal));
+        all.extend(RealRules::ALL.map(Change::ConvReal));
+        all.extend(RealRules::ALL.map(Change::ScanReal));
         all
     }
 
@@ -151,6 +156,7 @@ impl Change {
             Change::ConvReal(real) => conv.real = real,
             Change::State(part) => part.apply(&mut scan.state),
             Change::ScanFormula(formula) => scan.formula = formula,
+            Change::ScanSum(sum) => scan.sum = sum,
             Change::ScanOrder(order) => scan.order = order,
             Change::ScanReal(real) => scan.real = real,
             Change::HadamardOverflow(overflow) => step.hadamard.overflow = overflow,
@@ -173,7 +179,10 @@ impl Change {
         match self {
             Change::ConvOutput(_) | Change::ConvForm(_) | Change::ConvReal(_) => "conv",
             Change::State(_) => "state",
-            Change::ScanFormula(_) | Change::ScanOrder(_) | Change::ScanReal(_) => "scan",
+            Change::ScanFormula(_)
+            | Change::ScanSum(_)
+            | Change::ScanOrder(_)
+            | Change::ScanReal(_) => "scan",
             Change::HadamardOverflow(_) | Change::HadamardRounding(_) => "Hadamard",
             Change::Requantize(_) => "requantization",
             Change::Norm(_) => "norm",
@@ -224,6 +233,7 @@ impl Change {
             Change::ConvReal(_) => Change::ConvReal(conv.real),
             Change::State(part) => Change::State(part.of(scan.state)),
             Change::ScanFormula(_) => Change::ScanFormula(scan.formula),
+            Change::ScanSum(_) => Change::ScanSum(scan.sum),
             Change::ScanOrder(_) => Change::ScanOrder(scan.order),
             Change::ScanReal(_) => Change::ScanReal(scan.real),
             Change::HadamardOverflow(_) => Change::HadamardOverflow(step.hadamard.overflow),
@@ -250,6 +260,7 @@ impl Change {
         let real = |real| match real {
             RealRules::CorrectlyRounded => "correctly rounded functions",
             RealRules::SpecialFunctionUnit => "special-function unit, subnormals flushed",
+            RealRules::CudaLibm => "CUDA's exp and log1p without fast math",
             RealRules::SpecialFunctionUnitSubnormal => "special-function unit, subnormals kept",
         };
         match self {
@@ -262,6 +273,9 @@ impl Change {
             Change::HadamardRounding(rounding) => return Part::Rounding(rounding).to_string(),
             Change::ConvForm(ConvForm::IntegerSum) => "integer sum and one fma",
             Change::ConvForm(ConvForm::TapChain) => "fma tap by tap",
+            Change::ScanSum(SumOrder::Ascending) => "sum over states in order",
+            Change::ScanSum(SumOrder::Halves) => "sum over states by halves",
+            Change::ScanSum(SumOrder::EightLanes) => "sum over states in eight lanes",
             Change::ScanOrder(ScanOrder::Sequential) => "sequential scan",
             Change::ScanOrder(ScanOrder::WarpBlock) => "block scan",
             Change::ScanFormula(ScanFormula::Fused) => "prefill kernel's formula (fma)",

@@ -11,6 +11,7 @@
 //! | [`accumulate`] | sums of products in registers of a chosen width |
 //! | [`requant`] | accumulator or real number to a grid: scale orders, quotients, [`requant::QuantRule`] |
 //! | [`int4`] | four-bit codes to INT8 weights, and real weights to codes |
+//! | [`quantizer`] | quantizers with several segments, policies for what lies beyond |
 //! | [`binary16`] | f32 to binary16 and back |
 //! | [`real`] | f32 operations and functions of an arithmetic: flush, exp, log1p, division, SiLU, softplus |
 //! | [`elementary`] | correctly rounded exp and log1p |
@@ -25,6 +26,7 @@ pub mod function;
 pub mod hadamard;
 pub mod int4;
 pub mod lfsr;
+pub mod quantizer;
 pub mod real;
 pub mod requant;
 pub mod round;

@@ -164,9 +164,22 @@ pub enum RealRules {
     CorrectlyRounded,
     /// Special-function unit, subnormals flushed to zero: [`CudaFast`](super::sfu::CudaFast).
     SpecialFunctionUnit,
+    /// IEEE operations, subnormals kept, and CUDA's exp and log1p without fast math:
+    /// [`CudaLibm`](super::sfu::CudaLibm).
+    CudaLibm,
     /// Special-function unit with subnormals kept and scaled division:
     /// [`CudaSubnormal`](super::sfu::CudaSubnormal).
     SpecialFunctionUnitSubnormal,
+}
+
+impl RealRules {
+    /// Every set.
+    pub const ALL: [RealRules; 4] = [
+        RealRules::CorrectlyRounded,
+        RealRules::SpecialFunctionUnit,
+        RealRules::CudaLibm,
+        RealRules::SpecialFunctionUnitSubnormal,
+    ];
 }
 
 /// Correctly rounded operations: IEEE 754 arithmetic, and exp and log1p whose every result is the

@@ -1,10 +1,12 @@
 //! Accumulator or real number to a grid.
 
+use super::binary16::from_f16;
 pub use super::binary16::to_f16;
 use super::lfsr::Lfsr;
 use super::round::Rounding;
 use super::saturate::{Overflow, Status, Tally, low_byte, magnitude};
 use super::sfu;
+use crate::error::Result;
 use crate::isa::{Kernel, dispatch};
 use crate::quant::{Acc, Multiplier, Scale};
 use rayon::prelude::*;
@@ -54,15 +56,128 @@ pub enum Quotient {
     ApproxReciprocal,
     /// `diva(v ⊗ 100, s ⊗ 100)`: the decode kernel's scaled approximate division.
     ScaledApproxDivision,
+    /// `v ⊗ f32(1/s)`, the reciprocal taken in f64 and rounded once: an f32 tensor over a Python number in
+    /// PyTorch on a GPU. Source: PyTorch scalars specification.
+    RoundedReciprocal,
+    /// `f16(v / s)`: a binary16 tensor over a Python number in PyTorch on a CPU.
+    DivideInHalf,
+    /// `f16(v ⊗ f32(1/s))`: the same on a GPU.
+    RoundedReciprocalInHalf,
 }
 
 impl Quotient {
     /// Every rule.
-    pub const ALL: [Quotient; 3] = [
+    pub const ALL: [Quotient; 6] = [
         Quotient::Divide,
         Quotient::ApproxReciprocal,
         Quotient::ScaledApproxDivision,
+        Quotient::RoundedReciprocal,
+        Quotient::DivideInHalf,
+        Quotient::RoundedReciprocalInHalf,
     ];
+
+    /// The rule whose quotient is rounded to binary16, as PyTorch rounds that of a binary16 tensor.
+    #[must_use]
+    pub fn in_half(self) -> Self {
+        match self {
+            Quotient::Divide => Quotient::DivideInHalf,
+            Quotient::RoundedReciprocal => Quotient::RoundedReciprocalInHalf,
+            other => other,
+        }
+    }
+
+    /// What values meet of a scale that a device is given: its reciprocal where the quotient is a product with a
+    /// rounded one, else the scale.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn factor(self, scale: Divisor) -> f32 {
+        match (self, self.by(scale)) {
+            (Quotient::RoundedReciprocal, By::Product(factor)) | (_, By::ProductInHalf(factor)) => {
+                factor
+            }
+            _ => scale.to_f32(),
+        }
+    }
+
+    /// What the rule needs of a scale, taken once.
+    #[inline(always)]
+    pub(super) fn by(self, scale: Divisor) -> By {
+        let s = scale.to_f32();
+        let reciprocal = (1.0 / scale.0) as f32;
+        match self {
+            Quotient::Divide => By::Quotient(s),
+            Quotient::ApproxReciprocal => By::Product(sfu::rcp(s)),
+            Quotient::ScaledApproxDivision => By::Scaled(s * 100.0),
+            Quotient::RoundedReciprocal => By::Product(reciprocal),
+            Quotient::DivideInHalf => By::QuotientInHalf(s),
+            Quotient::RoundedReciprocalInHalf => By::ProductInHalf(reciprocal),
+        }
+    }
+}
+
+/// A scale as a quotient meets it: PyTorch keeps one that is a Python number in f64, and a scale found at run
+/// time (`x.abs().max().item() / 127`) was never an f32.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Divisor(f64);
+
+impl Divisor {
+    /// Checks that `value` can be a scale, in f32 as well.
+    pub fn new(value: f64) -> Result<Self> {
+        Scale::new(value as f32)?;
+        Ok(Self(value))
+    }
+
+    /// The f64 value.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+
+    /// A tensor's f32, known to be one.
+    pub(super) fn of_f32(scale: f32) -> Self {
+        Self(scale.into())
+    }
+
+    /// The step of a grid that has this many of them.
+    pub(crate) fn steps(self, step: f64) -> Self {
+        Self(self.0 * step)
+    }
+
+    /// Rounded to f32.
+    #[inline(always)]
+    pub fn to_f32(self) -> f32 {
+        self.0 as f32
+    }
+}
+
+impl From<Scale> for Divisor {
+    #[inline(always)]
+    fn from(scale: Scale) -> Self {
+        Self(scale.get().into())
+    }
+}
+
+/// A quotient rule with its scale.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum By {
+    Quotient(f32),
+    Product(f32),
+    Scaled(f32),
+    QuotientInHalf(f32),
+    ProductInHalf(f32),
+}
+
+impl By {
+    /// `v` in units of the scale.
+    #[inline(always)]
+    pub(super) fn of(self, v: f32) -> f32 {
+        let half = |v: f32| from_f16(to_f16(v));
+        match self {
+            By::Quotient(s) => v / s,
+            By::Product(reciprocal) => v * reciprocal,
+            By::Scaled(s) => sfu::diva(v * 100.0, s),
+            By::QuotientInHalf(s) => half(v / s),
+            By::ProductInHalf(reciprocal) => half(v * reciprocal),
+        }
+    }
 }
 
 /// A rule that turns real numbers into INT8 codes: quotient, rounding, overflow.
@@ -94,6 +209,11 @@ impl QuantRule {
         quotient: Quotient::ApproxReciprocal,
         ..QuantRule::HALF_AWAY
     };
+    /// `rne8(v ⊗ f32(1/s))`: PyTorch on a GPU, with a scale that is a Python number.
+    pub const NEAREST_EVEN_RECIPROCAL: QuantRule = QuantRule {
+        quotient: Quotient::RoundedReciprocal,
+        ..QuantRule::NEAREST_EVEN
+    };
     /// `rne8(diva(v ⊗ 100, s ⊗ 100))`: the state between tokens of the CUDA decode kernel.
     pub const SCALED_QUOTIENT: QuantRule = QuantRule {
         quotient: Quotient::ScaledApproxDivision,
@@ -102,23 +222,19 @@ impl QuantRule {
 
     /// `v` in units of `scale`.
     #[inline(always)]
-    fn in_units(self, v: f32, scale: Scale) -> f32 {
-        match self.quotient {
-            Quotient::Divide => v / scale.get(),
-            Quotient::ApproxReciprocal => v * sfu::rcp(scale.get()),
-            Quotient::ScaledApproxDivision => sfu::diva(v * 100.0, scale.get() * 100.0),
-        }
+    pub fn in_units(self, v: f32, scale: impl Into<Divisor>) -> f32 {
+        self.quotient.by(scale.into()).of(v)
     }
 
     /// `v` in units of `scale`, rounded, before it is made to fit INT8.
     #[inline(always)]
-    pub fn integer(self, v: f32, scale: Scale) -> f32 {
+    pub fn integer(self, v: f32, scale: impl Into<Divisor>) -> f32 {
         self.rounding.round(self.in_units(v, scale))
     }
 
     /// The code of `v`.
     #[inline(always)]
-    pub fn quantize(self, v: f32, scale: Scale) -> i8 {
+    pub fn quantize(self, v: f32, scale: impl Into<Divisor>) -> i8 {
         self.overflow.to_i8(self.integer(v, scale))
     }
 
@@ -126,14 +242,15 @@ impl QuantRule {
     fn quantize_at_positions(
         self,
         values: &[f32],
-        scale: Scale,
+        scale: Divisor,
         codes: &mut [i8],
         mut lfsr: Lfsr,
     ) -> Status {
+        let by = self.quotient.by(scale);
         let mut tally = Tally::of(self.overflow);
         for (v, code) in values.iter().zip(codes) {
             let random = lfsr.next_bits();
-            let integer = self.rounding.round_at(self.in_units(*v, scale), random);
+            let integer = self.rounding.round_at(by.of(*v), random);
             tally.add(integer);
             *code = self.overflow.to_i8(integer);
         }
@@ -144,10 +261,11 @@ impl QuantRule {
     pub fn quantize_part(
         self,
         values: &[f32],
-        scale: Scale,
+        scale: impl Into<Divisor>,
         codes: &mut [i8],
         position: usize,
     ) -> Status {
+        let scale = scale.into();
         match self.rounding.lfsr() {
             Some(lfsr) => {
                 let lfsr = lfsr.at(position as u64);
@@ -158,10 +276,16 @@ impl QuantRule {
     }
 
     /// Quantizes `values` into `codes` (same length) and counts what did not fit.
-    pub fn quantize_slice(self, values: &[f32], scale: Scale, codes: &mut [i8]) -> Status {
+    pub fn quantize_slice(
+        self,
+        values: &[f32],
+        scale: impl Into<Divisor>,
+        codes: &mut [i8],
+    ) -> Status {
         /// Values that are worth a thread of their own.
         const TASK: usize = 1 << 15;
         assert_eq!(values.len(), codes.len());
+        let scale = scale.into();
         let quantize = |(values, codes)| {
             dispatch(QuantizeSlice {
                 rule: self,
@@ -187,7 +311,7 @@ impl QuantRule {
 struct QuantizeSlice<'a> {
     rule: QuantRule,
     values: &'a [f32],
-    scale: Scale,
+    scale: Divisor,
     codes: &'a mut [i8],
 }
 
@@ -196,18 +320,13 @@ impl Kernel for QuantizeSlice<'_> {
 
     #[inline(always)]
     fn run(self) -> Status {
-        // What does not depend on the element is taken once, outside the loop.
-        let s = self.scale.get();
-        match self.rule.quotient {
-            Quotient::Divide => self.codes_of(|v| v / s),
-            Quotient::ApproxReciprocal => {
-                let reciprocal = sfu::rcp(s);
-                self.codes_of(|v| v * reciprocal)
-            }
-            Quotient::ScaledApproxDivision => {
-                let s = s * 100.0;
-                self.codes_of(|v| sfu::diva(v * 100.0, s))
-            }
+        // Each form in a loop of its own: a choice inside would keep it from becoming vectors.
+        match self.rule.quotient.by(self.scale) {
+            By::Quotient(s) => self.codes_of(|v| By::Quotient(s).of(v)),
+            By::Product(s) => self.codes_of(|v| By::Product(s).of(v)),
+            By::Scaled(s) => self.codes_of(|v| By::Scaled(s).of(v)),
+            By::QuotientInHalf(s) => self.codes_of(|v| By::QuotientInHalf(s).of(v)),
+            By::ProductInHalf(s) => self.codes_of(|v| By::ProductInHalf(s).of(v)),
         }
     }
 }
@@ -263,12 +382,13 @@ pub(crate) fn codes_of<T: Copy>(
         tally.status(values.len(), overflow)
     }
     use Overflow::{Saturate, Wrap};
-    use Rounding::{NearestTiesAway, NearestTiesToEven};
+    use Rounding::{HalfAwayByAdding, NearestTiesAway, NearestTiesToEven};
     // The rules of the kernels are constants in copies of the loop of their own: a choice inside would
     // keep it from becoming vectors.
     match (rounding, overflow) {
         (NearestTiesToEven, Saturate) => by(NearestTiesToEven, Saturate, in_units, values, codes),
         (NearestTiesAway, Saturate) => by(NearestTiesAway, Saturate, in_units, values, codes),
+        (HalfAwayByAdding, Saturate) => by(HalfAwayByAdding, Saturate, in_units, values, codes),
         (NearestTiesAway, Wrap) => by(NearestTiesAway, Wrap, in_units, values, codes),
         _ => by(rounding, overflow, in_units, values, codes),
     }

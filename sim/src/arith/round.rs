@@ -15,7 +15,10 @@ macro_rules! shifted {
         let half: $integer = 1 << (shift - 1);
         let up = match $rule {
             Rounding::NearestTiesToEven => rest > half || (rest == half && floor & 1 == 1),
-            Rounding::NearestTiesAway => rest > half || (rest == half && v > 0),
+            // Integers add their half exactly: both rules are one here.
+            Rounding::NearestTiesAway | Rounding::HalfAwayByAdding => {
+                rest > half || (rest == half && v > 0)
+            }
             Rounding::NearestTiesUp => rest >= half,
             Rounding::Floor => false,
             Rounding::Ceil => rest > 0,
@@ -41,6 +44,10 @@ pub enum Rounding {
     /// To the nearest integer, a tie away from zero (`rha`): truncation of `v ± 0.5` with that
     /// addition rounded toward zero, so that 0.49999997 gives 0.
     NearestTiesAway,
+    /// ⌊v ⊕ ½⌋ for v ≥ 0, ⌈v ⊖ ½⌉ below, where the sum is rounded to f32 as every sum is: half away from
+    /// zero but for 0.49999997, which gives 1, and odd integers from 2^23 on, which move by one. PyTorch
+    /// code writes it for the `roundf` it lacks.
+    HalfAwayByAdding,
     /// To the nearest integer, a tie up: ⌊v + ½⌋, which an adder and a shift make.
     NearestTiesUp,
     /// Down: ⌊v⌋, an arithmetic shift.
@@ -56,9 +63,10 @@ pub enum Rounding {
 
 impl Rounding {
     /// Every rule that needs no position.
-    pub const ALL: [Rounding; 6] = [
+    pub const ALL: [Rounding; 7] = [
         Rounding::NearestTiesToEven,
         Rounding::NearestTiesAway,
+        Rounding::HalfAwayByAdding,
         Rounding::NearestTiesUp,
         Rounding::Floor,
         Rounding::Ceil,
@@ -82,6 +90,8 @@ impl Rounding {
             // Adding 0.5 toward zero and truncating is exact round-half-away for every f32: below
             // 2^23 the sum keeps its half bit, above it v is an integer already.
             Rounding::NearestTiesAway => v.round(),
+            Rounding::HalfAwayByAdding if v >= 0.0 => (v + 0.5).floor(),
+            Rounding::HalfAwayByAdding => (v - 0.5).ceil(),
             // v − ⌊v⌋ is exact.
             Rounding::NearestTiesUp => v.floor() + f32::from(u8::from(v - v.floor() >= 0.5)),
             Rounding::Floor => v.floor(),
@@ -155,6 +165,27 @@ mod tests {
             assert_eq!(Rounding::NearestTiesToEven.round(v), even, "{v} to even");
             assert_eq!(Rounding::NearestTiesAway.round(v), away, "{v} away");
         }
+    }
+
+    /// Where adding a half is not rounding half away.
+    #[test]
+    fn a_half_added_in_f32_is_rounded() {
+        let rule = Rounding::HalfAwayByAdding;
+        for (v, want) in [
+            (0.499_999_97, 1.0),
+            (0.499_999_94, 0.0),
+            (0.5, 1.0),
+            (1.5, 2.0),
+            (2.499_999_8, 2.0),
+            (8_388_609.0, 8_388_610.0),
+            (8_388_610.0, 8_388_610.0),
+            (0.0, 0.0),
+            (f32::INFINITY, f32::INFINITY),
+        ] {
+            assert_eq!(rule.round(v), want, "{v}");
+            assert_eq!(rule.round(-v), -want, "-{v}");
+        }
+        assert!(rule.round(f32::NAN).is_nan());
     }
 
     /// The definition with integers only: |v| = m·2^e, add half a unit, drop the fraction.

@@ -98,6 +98,17 @@ pub struct Status {
     pub wrapped: u64,
     /// Largest magnitude before it was made to fit, in codes.
     pub peak: f32,
+    /// Values in each segment of a quantizer that has several, and after them those beyond; zeros of one that has
+    /// one grid.
+    #[serde(skip_serializing_if = "no_segments")]
+    pub segments: [u64; SEGMENTS],
+}
+
+/// Segments of a quantizer at most, what lies beyond included.
+pub const SEGMENTS: usize = 4;
+
+fn no_segments(segments: &[u64; SEGMENTS]) -> bool {
+    *segments == [0; SEGMENTS]
 }
 
 impl Status {
@@ -112,6 +123,7 @@ impl Status {
             saturated,
             wrapped,
             peak,
+            segments: [0; SEGMENTS],
         }
     }
 
@@ -143,6 +155,9 @@ impl AddAssign for Status {
         self.saturated += other.saturated;
         self.wrapped += other.wrapped;
         self.peak = self.peak.max(other.peak);
+        for (count, more) in self.segments.iter_mut().zip(other.segments) {
+            *count += more;
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! | [`ex2`], [`rcp`] | the unit itself: quadratic interpolation in a table, truncated | everything below |
 //! | [`rsq`] | the unit's 1/√x | the norm after the last block |
 //! | [`exp_fast`], [`log1p_fast`] | fast-math `expf`, `log1pf`, subnormals flushed | [`CudaFast`] |
+//! | [`exp_libm`], [`log1p_libm`] | CUDA's `expf`, `log1pf` without fast math | [`CudaLibm`] |
 //! | [`exp2a`], [`expa`], [`diva`], [`loga`] | the same functions with subnormals kept | [`CudaSubnormal`] |
 //!
 //! No function here branches, reads outside its table or calls another crate: loops over them
@@ -14,7 +15,7 @@
 mod math;
 pub(crate) mod tables;
 
-pub use math::{CudaFast, CudaSubnormal, Fast};
+pub use math::{CudaFast, CudaLibm, CudaSubnormal, Fast};
 
 use std::hint::select_unpredictable as select;
 
@@ -213,7 +214,33 @@ pub fn exp_fast(x: f32) -> f32 {
     ex2(flush(flush(x) * LOG2_E))
 }
 
-/// Of the polynomial in [`log1p_fast`], highest degree first.
+/// 1/(252·log 2), nearest f32: steps of [`exp_libm`] in [0, 1].
+pub(crate) const LOG2_E_252ND: f32 = f32::from_bits(0x3BBB_989D);
+/// Steps of [`exp_libm`]: exponents from −126 to 126.
+pub(crate) const EXPONENTS: f32 = 252.0;
+/// 1.5·2^23 + 1: adding it leaves an integer in the low bits, one above zero.
+pub(crate) const TO_EXPONENT: f32 = 12_582_913.0;
+/// log2(e) − [`LOG2_E`], nearest f32.
+pub(crate) const LOG2_E_LOW: f32 = f32::from_bits(0x32A5_7060);
+
+/// CUDA's `expf` without fast math: 2^n·ex2(x·log2 e − n) with n the floor of the exponent plus a half, in
+/// [−126, 126]. For every f32, within 2 ulp, subnormal results kept. Source: PyTorch scan specification.
+#[inline(always)]
+pub fn exp_libm(x: f32) -> f32 {
+    let t = x.mul_add(LOG2_E_252ND, 0.5);
+    let t = select(t >= 0.0, t, 0.0);
+    let t = select(t <= 1.0, t, 1.0);
+    // 252·t + 1.5·2^23 + 1 rounded down: the nearest sum, one lower where it lies above the exact one.
+    let nearest = t.mul_add(EXPONENTS, TO_EXPONENT);
+    let above = t.mul_add(EXPONENTS, TO_EXPONENT - nearest) < 0.0;
+    let down = nearest - select(above, 1.0, 0.0);
+    // Up to here every sum of integers is exact.
+    let n = down - (TO_EXPONENT + 126.0);
+    let r = x.mul_add(LOG2_E_LOW, x.mul_add(LOG2_E, -n));
+    ex2(r) * f32::from_bits(down.to_bits() << 23)
+}
+
+/// Of the polynomial in [`log1p_libm`], highest degree first.
 pub(crate) const LOG1P_COEFFICIENTS: [u32; 9] = [
     0xBD39_BF78,
     0x3DD8_0012,
@@ -233,7 +260,13 @@ pub(crate) const LOG1P_COEFFICIENTS: [u32; 9] = [
 pub fn log1p_fast(a: f32) -> f32 {
     // Only operands of the first step can be subnormal: from there on every value is zero, normal,
     // or a product too small to change the sum it is added to. So one flush suffices.
-    let a = flush(a);
+    log1p_libm(flush(a))
+}
+
+/// CUDA's `log1pf` without fast math, for a ≥ 0 and NaN, monotone, within 0.9 ulp: [`log1p_fast`] with
+/// subnormals kept. Source: PyTorch scan specification.
+#[inline(always)]
+pub fn log1p_libm(a: f32) -> f32 {
     // a + 1 rounded toward zero: the nearest sum, one lower where it lies above the exact one.
     // The error of a sum is an f32 and this sequence gives it (Knuth).
     let sum = a + 1.0;

@@ -17,7 +17,7 @@
 //! | `in_proj.weight`, `x_proj.weight`, `out_proj.weight` or `lm_head.weight` in four bits | U8 | `[out, in/2]` |
 //! | its name + `_groups`, where a row has more than 128 codes | F16 | `[out, in/128]` |
 //! | its name + `_channels` | F32 | `[out]` |
-//! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
+//! | `layers.{i}.scales.{key}`, seven keys, and `x_proj_input_max` where there is one | F32 | `[1]` |
 //!
 //! A weight is in four bits if its type is U8; [`crate::quant::Int4Tensor`] says what its bytes are.
 //! Metadata: `config`, the configuration (of `transformers` or `mamba_ssm`) as JSON, and `format`, `int8-mamba`.
@@ -157,7 +157,9 @@ fn is_of(name: &str, config: &Config) -> bool {
         return false;
     };
     let known = match tensor.strip_prefix("scales.") {
-        Some(key) => ScaleKey::ALL.iter().any(|known| known.name() == key),
+        Some(key) => ScaleKey::WITH_OPTIONAL
+            .iter()
+            .any(|known| known.name() == key),
         None => {
             let without = |suffixes: &[&str]| {
                 let mut stripped = suffixes.iter().filter_map(|s| tensor.strip_suffix(s));
@@ -281,7 +283,12 @@ impl<'a> Layer<'a> {
     }
 
     fn scales(&self) -> Result<ActivationScales> {
-        ActivationScales::from_fn(|key| self.scale(&format!("scales.{}", key.name())))
+        let name = |key: ScaleKey| format!("scales.{}", key.name());
+        let max = name(ScaleKey::XProjInputMax);
+        let there = self.file.contains(&format!("layers.{}.{max}", self.i));
+        let max = there.then(|| self.scale(&max)).transpose()?;
+        let scales = ActivationScales::from_fn(|key| self.scale(&name(key)))?;
+        Ok(scales.with_max(max))
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
@@ -472,6 +479,10 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
         }
         for key in ScaleKey::ALL {
             add(scale_tensor(i, key), &[1], Data::Scale(l.scales.get(key)));
+        }
+        if let Some(max) = l.scales.x_proj_input_max {
+            let name = scale_tensor(i, ScaleKey::XProjInputMax);
+            add(name, &[1], Data::Scale(max));
         }
     }
     all

@@ -4,7 +4,7 @@
 //! {"layers":[{"in_proj_input":0.03,"in_proj_output":0.1, …}, …]}
 //! ```
 //!
-//! Seven keys a layer, in model order. A number is printed with the fewest digits that read back
+//! Seven keys a layer and, since there is one, `x_proj_input_max`; in model order. A number is printed with the fewest digits that read back
 //! to the same f32.
 
 use super::container::Container;
@@ -70,16 +70,16 @@ pub fn from_json(json: &[u8]) -> Result<Vec<ActivationScales>> {
     let layer = |(i, layer): (usize, BTreeMap<String, f32>)| {
         if let Some(key) = layer
             .keys()
-            .find(|k| ScaleKey::ALL.iter().all(|key| key.name() != *k))
+            .find(|k| ScaleKey::WITH_OPTIONAL.iter().all(|key| key.name() != *k))
         {
             let item = format!("layers[{i}].{}", shown(key));
             return Err(SimError::value(
                 item,
-                "one of the seven scale keys",
+                "one of the eight scale keys",
                 "an unknown key",
             ));
         }
-        ActivationScales::from_fn(|key| {
+        let read = |key: ScaleKey| {
             let item = || format!("layers[{i}].{}", key.name());
             let expected = "a positive, finite, normal f32";
             match layer.get(key.name()) {
@@ -87,7 +87,13 @@ pub fn from_json(json: &[u8]) -> Result<Vec<ActivationScales>> {
                 Some(value) => Scale::new(*value)
                     .map_err(|_| SimError::value(item(), expected, format_args!("{value:e}"))),
             }
-        })
+        };
+        let max = ScaleKey::XProjInputMax;
+        let max = layer
+            .contains_key(max.name())
+            .then(|| read(max))
+            .transpose()?;
+        Ok(ActivationScales::from_fn(read)?.with_max(max))
     };
     parsed.layers.into_iter().enumerate().map(layer).collect()
 }

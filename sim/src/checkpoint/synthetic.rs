@@ -144,9 +144,12 @@ pub fn plausible_scales(config: &Config) -> Vec<ActivationScales> {
         ScaleKey::DtProjOutput => 3.0, // dt_proj keeps it
         ScaleKey::SsmState => 0.6,     // √(δ/2) · B · u with the largest δ
         ScaleKey::OutProjInput => 1.8, // u · SiLU(z), normal after the rotation
+        ScaleKey::XProjInputMax => 9.0,
     };
-    let set = ActivationScales::from_fn(|key| Scale::from_absmax(absmax(key), 1e-6));
-    vec![set.expect("constants in range"); config.n_layers]
+    let scale = |key| Scale::from_absmax(absmax(key), 1e-6);
+    let max = scale(ScaleKey::XProjInputMax).expect("a constant in range");
+    let set = ActivationScales::from_fn(scale).expect("constants in range");
+    vec![set.with_max(Some(max)); config.n_layers]
 }
 
 /// Index of a tensor within its layer; part of its seed, so never to be renumbered.

@@ -51,6 +51,7 @@ impl Source {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Quantizer {
+    /// Of a quotient that is a product, the reciprocal.
     pub scale: f32,
     pub quotient: i32,
     pub rounding: i32,
@@ -105,6 +106,7 @@ pub struct Conv {
     pub length: i32,
     pub form: i32,
     pub scales_each: i32,
+    pub silu_product: i32,
 }
 
 /// A selective scan over sequences.
@@ -125,8 +127,40 @@ pub struct Scan {
     pub channels: i32,
     pub states: i32,
     pub length: i32,
+    pub sum: i32,
     pub y: Sink,
     pub after: Sink,
+}
+
+/// A segment of a quantizer.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Segment {
+    pub scale: f32,
+    pub step: f32,
+    pub low: f32,
+    pub high: f32,
+    pub offset: f32,
+    pub end: f32,
+    pub is_signed: i32,
+    pub until: i32,
+}
+
+/// A quantizer with segments.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Segments {
+    pub segments: [Segment; 3],
+    pub base_scale: f32,
+    pub base_step: f32,
+    pub beyond_scale: f32,
+    pub beyond_step: f32,
+    pub edge: f32,
+    pub highest: f32,
+    pub count: i32,
+    pub quotient: i32,
+    pub rounding: i32,
+    pub beyond: i32,
 }
 
 /// What a quantizer counted.
@@ -145,4 +179,6 @@ macro_rules! args {
         unsafe impl Arg for $of {}
     )* };
 }
-args!(i32, i64, f32, u64, Source, Sink, LinearI8, Conv, Scan);
+args!(
+    i32, i64, f32, u64, Source, Sink, LinearI8, Conv, Scan, Segments
+);

@@ -18,7 +18,7 @@ use crate::dataflow::Phase;
 use crate::dataflow::Step;
 use crate::datapath::Layer;
 use crate::error::Result;
-use crate::mode::{Implementation, Precision};
+use crate::mode::{Implementation, Precision, Projected, RouteA};
 use crate::model::Config;
 use crate::plan::ScaleUse;
 use crate::profile::{FinalNorm, StepRules};
@@ -46,11 +46,24 @@ pub struct Extent {
 /// Counters of quantizers, read when a run is over: reading one would wait for the device.
 pub struct Counts {
     slots: Option<Arc<Buffer>>,
-    pending: Vec<(Place, usize, Overflow)>,
+    pending: Vec<Pending>,
+    /// Slots given out.
+    used: usize,
 }
 
-/// Quantizers of a block, at most.
-const QUANTIZERS: usize = 12;
+/// What a slot, or three of them, will hold.
+struct Pending {
+    place: Place,
+    values: usize,
+    overflow: Overflow,
+    /// Whether two slots more count the values of segments.
+    segments: bool,
+}
+
+/// Slots of the quantizers of a block, at most.
+const SLOTS: usize = 16;
+/// Slots that a quantizer with segments has.
+const SEGMENTED: usize = 3;
 
 impl Counts {
     /// Counters for a run through `layers` blocks, if the probe asks for them.
@@ -58,7 +71,7 @@ impl Counts {
         let slots = match probe.counts() {
             true => {
                 // One more for the final norm.
-                let bytes = (layers * QUANTIZERS + 1) * size_of::<Counted>();
+                let bytes = (layers * SLOTS + 1) * size_of::<Counted>();
                 let buffer = device.allocate(bytes)?;
                 device.zero(&buffer, bytes)?;
                 Some(buffer)
@@ -68,14 +81,35 @@ impl Counts {
         Ok(Self {
             slots,
             pending: Vec::new(),
+            used: 0,
         })
     }
 
     /// Where a quantizer of `values` values counts; 0 for nowhere.
     pub(super) fn slot(&mut self, place: Place, values: usize, overflow: Overflow) -> Pointer {
+        self.give(Pending {
+            place,
+            values,
+            overflow,
+            segments: false,
+        })
+    }
+
+    /// Where a quantizer with segments counts; 0 for nowhere.
+    fn segmented_slot(&mut self, place: Place, values: usize) -> Pointer {
+        self.give(Pending {
+            place,
+            values,
+            overflow: Overflow::Saturate,
+            segments: true,
+        })
+    }
+
+    fn give(&mut self, pending: Pending) -> Pointer {
         let Some(slots) = &self.slots else { return 0 };
-        let at = self.pending.len() * size_of::<Counted>();
-        self.pending.push((place, values, overflow));
+        let at = self.used * size_of::<Counted>();
+        self.used += if pending.segments { SEGMENTED } else { 1 };
+        self.pending.push(pending);
         slots.pointer() + at as u64
     }
 
@@ -84,13 +118,22 @@ impl Counts {
         let Some(slots) = self.slots else {
             return Ok(());
         };
-        let counted: Vec<Counted> = slots
-            .device()
-            .download(slots.pointer(), self.pending.len())?;
-        for ((place, values, overflow), counted) in self.pending.into_iter().zip(counted) {
-            let peak = f32::from_bits(counted.peak);
-            let status = Status::counted(values, counted.overflows, peak, overflow);
-            probe.count(place, status);
+        let counted: Vec<Counted> = slots.device().download(slots.pointer(), self.used)?;
+        let mut counted = &counted[..];
+        for pending in self.pending {
+            let (first, rest) = counted.split_first().expect("as many as were given out");
+            let peak = f32::from_bits(first.peak);
+            let mut status =
+                Status::counted(pending.values, first.overflows, peak, pending.overflow);
+            counted = rest;
+            if pending.segments {
+                let (segments, rest) = rest.split_at(SEGMENTED - 1);
+                status
+                    .segments
+                    .copy_from_slice(bytemuck::cast_slice(segments));
+                counted = rest;
+            }
+            probe.count(pending.place, status);
         }
         Ok(())
     }
@@ -169,12 +212,24 @@ impl Run<'_, '_> {
         let (x, z) = self.in_proj(&norm_out)?;
         self.enter(Step::Conv)?;
         let (conv, conv_state) = self.conv(x, before.map(|s| &s.conv))?;
+        // Route B comes first where route A begins at its end.
+        let (route_a, early) = match self.layer.mode.x_proj_from {
+            RouteA::Conv => (conv, None),
+            RouteA::U => {
+                self.enter(Step::Scan)?;
+                let u = self.scan_input(conv)?;
+                (u.clone(), Some(u))
+            }
+        };
         self.enter(Step::XProj)?;
-        let x_proj_out = self.x_proj(&conv)?;
+        let x_proj_out = self.x_proj(&route_a)?;
         self.enter(Step::DtProj)?;
         let dt = self.dt_proj(&x_proj_out)?;
         self.enter(Step::Scan)?;
-        let u = self.scan_input(conv)?;
+        let u = match early {
+            Some(u) => u,
+            None => self.scan_input(route_a)?,
+        };
         let (y, ssm) = self.scan(&u, &dt, &x_proj_out, &z, before.map(|s| &s.ssm))?;
         self.enter(Step::Hadamard)?;
         let rotated = self.rotate(&y)?;
@@ -252,8 +307,25 @@ impl Run<'_, '_> {
 
     /// Quantizes a real tensor between steps, which modes do in PyTorch.
     fn requantize(&mut self, point: TracePoint, values: &Matrix, by: ScaleUse) -> Result<Matrix> {
-        let rule = self.rules(Implementation::Torch).requantize;
+        let rule = self.requantizer();
         self.quantize(point, values, by, rule)
+    }
+
+    /// The rule of quantizers between steps.
+    fn requantizer(&self) -> QuantRule {
+        let rule = self.rules(Implementation::Torch).requantize;
+        self.layer.mode.requantize(rule)
+    }
+
+    /// An FP32 output of a projection: as it is, or on its grid.
+    fn projected(&mut self, point: TracePoint, out: Matrix, by: ScaleUse) -> Result<Matrix> {
+        match (out.kind, self.layer.mode.projected) {
+            (Kind::F32, Projected::Grid) => {
+                let codes = self.requantize(point, &out, by)?;
+                convert::real(&codes, Some(self.scale(by)))
+            }
+            _ => Ok(out),
+        }
     }
 
     fn norm(&mut self, hidden: &Matrix, residual: Option<Matrix>) -> Result<(Matrix, Matrix)> {

@@ -26,6 +26,7 @@ const PTX: &[(&str, &str)] = &[
     ("rotate", include_str!("ptx/rotate.ptx")),
     ("scan_block", include_str!("ptx/scan_block.ptx")),
     ("scan_sequential", include_str!("ptx/scan_sequential.ptx")),
+    ("segments", include_str!("ptx/segments.ptx")),
 ];
 
 /// Shared memory that a kernel gets without asking.

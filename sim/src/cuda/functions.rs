@@ -5,7 +5,7 @@ use crate::arith::binary16::{from_f16, to_f16};
 use crate::arith::real::{Ieee, RealMath};
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
-use crate::arith::sfu::{self, CudaFast, CudaSubnormal};
+use crate::arith::sfu::{self, CudaFast, CudaLibm, CudaSubnormal};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -29,11 +29,15 @@ pub enum Function {
     SoftplusFast,
     SiluFast,
     SiluSubnormal,
+    ExpLibm,
+    Log1pLibm,
+    SiluLibm,
+    HalfAwayByAdding,
 }
 
 impl Function {
     /// Every function.
-    pub const ALL: [Function; 16] = [
+    pub const ALL: [Function; 20] = [
         Function::Exp,
         Function::Log1p,
         Function::Ex2,
@@ -50,12 +54,16 @@ impl Function {
         Function::SoftplusFast,
         Function::SiluFast,
         Function::SiluSubnormal,
+        Function::ExpLibm,
+        Function::Log1pLibm,
+        Function::SiluLibm,
+        Function::HalfAwayByAdding,
     ];
 
     /// Whether its definition covers `x`: the fast logarithms are defined where the steps use them.
     pub fn covers(self, x: f32) -> bool {
         match self {
-            Function::Log1pFast => x >= 0.0,
+            Function::Log1pFast | Function::Log1pLibm => x >= 0.0,
             Function::Loga => x >= 1.0,
             // `rsq` is modelled for normal numbers.
             Function::Rsq => x.is_normal() && x > 0.0,
@@ -84,6 +92,10 @@ impl Function {
             Function::SoftplusFast => CudaFast::softplus(x),
             Function::SiluFast => CudaFast::times_sigmoid(x, x),
             Function::SiluSubnormal => CudaSubnormal::times_sigmoid(x, x),
+            Function::ExpLibm => sfu::exp_libm(x),
+            Function::Log1pLibm => sfu::log1p_libm(x),
+            Function::SiluLibm => CudaLibm::times_sigmoid(x, x),
+            Function::HalfAwayByAdding => code(Rounding::HalfAwayByAdding, Overflow::Saturate),
         }
     }
 }

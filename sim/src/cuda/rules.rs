@@ -9,10 +9,11 @@ use crate::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
+use crate::mode::ModeSpec;
 use crate::profile::unit::{HadamardForm, Storage};
 use crate::profile::{
     Arithmetic, ConvForm, ConvRules, FinalNorm, HadamardRules, InputScale, LinearRule, Profile,
-    ScanFormula, ScanOrder, ScanRules, StepRules, TapHistory,
+    ScanFormula, ScanOrder, ScanRules, StepRules, SumOrder, TapHistory,
 };
 use crate::quant::Scale;
 
@@ -45,6 +46,9 @@ mod numbers {
             Quotient::Divide => Some(0),
             Quotient::ApproxReciprocal => Some(1),
             Quotient::ScaledApproxDivision => Some(2),
+            Quotient::RoundedReciprocal => Some(3),
+            Quotient::DivideInHalf => Some(4),
+            Quotient::RoundedReciprocalInHalf => Some(5),
             _ => None,
         }
     }
@@ -53,6 +57,7 @@ mod numbers {
         match rule {
             Rounding::NearestTiesToEven => Some(0),
             Rounding::NearestTiesAway => Some(1),
+            Rounding::HalfAwayByAdding => Some(2),
             _ => None,
         }
     }
@@ -78,7 +83,17 @@ mod numbers {
         match rule {
             RealRules::CorrectlyRounded => Some("correctly_rounded"),
             RealRules::SpecialFunctionUnit => Some("unit"),
+            RealRules::CudaLibm => Some("libm"),
             RealRules::SpecialFunctionUnitSubnormal => Some("unit_subnormal"),
+            _ => None,
+        }
+    }
+
+    pub fn sum(rule: SumOrder) -> Option<i32> {
+        match rule {
+            SumOrder::Ascending => Some(0),
+            SumOrder::Halves => Some(1),
+            SumOrder::EightLanes => Some(2),
             _ => None,
         }
     }
@@ -131,13 +146,28 @@ pub fn scan(rules: ScanRules) -> &'static str {
     numbers::scan(rules).expect(CHECKED)
 }
 
+/// Number of the order of the sum over states.
+pub fn sum(rules: ScanRules) -> i32 {
+    numbers::sum(rules.sum).expect(CHECKED)
+}
+
+/// Numbers of a quantizer's quotient, rounding and overflow.
+pub fn quantizer_numbers(rule: QuantRule) -> [i32; 3] {
+    [
+        numbers::quotient(rule.quotient).expect(CHECKED),
+        numbers::rounding(rule.rounding).expect(CHECKED),
+        numbers::overflow(rule.overflow).expect(CHECKED),
+    ]
+}
+
 /// A quantizer of a rule and a scale, counting at `status` (0 for nowhere).
 pub fn quantizer(rule: QuantRule, scale: Scale, status: Pointer) -> Quantizer {
+    let [quotient, rounding, overflow] = quantizer_numbers(rule);
     Quantizer {
-        scale: scale.get(),
-        quotient: numbers::quotient(rule.quotient).expect(CHECKED),
-        rounding: numbers::rounding(rule.rounding).expect(CHECKED),
-        overflow: numbers::overflow(rule.overflow).expect(CHECKED),
+        scale: rule.quotient.factor(scale.into()),
+        quotient,
+        rounding,
+        overflow,
         status,
     }
 }
@@ -174,6 +204,27 @@ pub fn check_profile(profile: &Profile) -> Result<()> {
     match *storage == Storage::MODEL {
         true => Ok(()),
         false => Err(refused(&profile.name, storage)),
+    }
+}
+
+/// Checks that kernels have every rule that a mode itself states.
+///
+/// # Errors
+///
+/// The first rule they lack, by name.
+pub fn check_mode(mode: &ModeSpec) -> Result<()> {
+    let own = mode.u_quantizer.as_ref();
+    let roundings = [own.map(|q| q.rounding), mode.requantize_rounding];
+    for rounding in roundings.into_iter().flatten() {
+        if numbers::rounding(rounding).is_none() {
+            return Err(refused(&format!("of mode {}", mode.name), rounding));
+        }
+    }
+    match own.and_then(|q| q.quotient) {
+        Some(quotient) if numbers::quotient(quotient).is_none() => {
+            Err(refused(&format!("of mode {}", mode.name), quotient))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -233,6 +284,8 @@ fn check(arithmetic: &Arithmetic) -> Result<()> {
             accumulator,
             scaling,
             silu,
+            // Both have kernels.
+            silu_form: _,
             form,
             input_scale,
             history,
@@ -247,6 +300,7 @@ fn check(arithmetic: &Arithmetic) -> Result<()> {
         known(numbers::form(*form).is_some(), form)?;
         known(numbers::real(scan.real).is_some(), &scan.real)?;
         known(numbers::scan(*scan).is_some(), scan)?;
+        known(numbers::sum(scan.sum).is_some(), scan)?;
         known(scan.unit.is_none(), scan)?;
         let HadamardRules {
             form,

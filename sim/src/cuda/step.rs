@@ -7,6 +7,7 @@ pub mod linear;
 pub mod norm;
 pub mod rotate;
 pub mod scan;
+pub mod segments;
 
 /// Blocks of threads for a number of elements.
 fn blocks(elements: usize, threads: u32) -> u32 {

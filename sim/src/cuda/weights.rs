@@ -239,6 +239,7 @@ impl Weights {
     /// Uploads a prepared block. Errors on rules without a kernel.
     pub fn upload(device: &Arc<Device>, layer: &Layer) -> Result<Self> {
         rules::check_profile(&layer.profile)?;
+        rules::check_mode(&layer.mode)?;
         let scan = layer.profile.arithmetic(layer.mode.scan);
         Ok(Self {
             norm: device.upload(&layer.norm)?,

@@ -4,7 +4,9 @@ use super::{
     Block, Choices, Columns, Dim, Field, Format, Origin, Phase, Quantizer, Read, Row, Rule, Step,
     Weight,
 };
-use crate::mode::{ConvInput, Implementation, Precision, ScanInput, Stream, XOutput};
+use crate::mode::{
+    ConvInput, Implementation, Precision, Projected, RouteA, ScanBc, ScanInput, Stream, XOutput,
+};
 use crate::plan::ScaleUse as U;
 use crate::trace::TracePoint as P;
 
@@ -123,9 +125,21 @@ impl Block {
         table.norm();
         let (x, z) = table.in_proj();
         let conv = table.conv(&x);
-        let x_proj_out = table.x_proj(&conv);
+        // Route B comes first where route A begins at its end.
+        let (x_proj_out, u) = match table.choices.mode.x_proj_from {
+            RouteA::Conv => (table.x_proj(&conv), None),
+            RouteA::U => {
+                let u = table.scan_input(&conv);
+                (table.x_proj(&u), Some(u))
+            }
+        };
         let dt = table.dt_proj(&x_proj_out);
-        table.scan(&conv, &dt, &x_proj_out, &z);
+        let u = match u {
+            Some(u) => u,
+            None => table.scan_input(&conv),
+        };
+        let bc = table.scan_bc(&x_proj_out);
+        table.scan(&u, &dt, &bc, &z);
         table.out_proj();
         table.head();
         Block {
@@ -281,8 +295,12 @@ impl Table<'_> {
                 .into_iter()
                 .chain(kept.filter(|_| whole));
             let made = Row {
-                rule: rule(Implementation::Cuda, "conv_in").filter(|_| !dynamic),
-                fields: &[Field::ConvIn, Field::X],
+                // A scale that is found at run time is found, and used, by PyTorch.
+                rule: match dynamic {
+                    true => rule(Implementation::Torch, "requantize"),
+                    false => rule(Implementation::Cuda, "conv_in"),
+                },
+                fields: &[Field::ConvIn, Field::ConvInQuotient, Field::X],
                 ..conv(
                     P::ConvIn,
                     [Dim::L, Dim::E],
@@ -363,7 +381,12 @@ impl Table<'_> {
         let step =
             |point, width, format, reads| row(point, Step::XProj, [Dim::L, width], format, reads);
         let codes = conv.codes_at(U::XProjIn).is_some();
-        let fields = &[Field::ConvOut, Field::XProjIn];
+        let fields = &[
+            Field::ConvOut,
+            Field::XProjFrom,
+            Field::XProjIn,
+            Field::RequantizeRounding,
+        ];
         let input = match (codes, mode.x_proj_in) {
             (true, Precision::Int8) | (false, Precision::Float) => None,
             (true, Precision::Float) => Some(Row {
@@ -384,21 +407,35 @@ impl Table<'_> {
         let input = input.map(|row| self.push(row));
         let input = input.as_ref().unwrap_or(conv).all(U::XProjIn);
         let format = format(mode.x_proj_out, U::XProjOut);
-        self.push(Row {
+        let row = Row {
             rule: rule(Implementation::Cuda, Step::XProj.rule()),
             weights: &[Weight::XProj],
-            fields: &[Field::Weights, Field::XProjIn, Field::XProjOut],
+            fields: &[
+                Field::Weights,
+                Field::XProjFrom,
+                Field::XProjIn,
+                Field::XProjOut,
+                Field::Projected,
+                Field::RequantizeRounding,
+            ],
             ..step(P::XProjOut, Dim::XProj, format, vec![input])
-        })
+        };
+        let row = self.projected(row, input.scale.is_none(), U::XProjOut);
+        self.push(row)
     }
 
     fn dt_proj(&mut self, x_proj_out: &Row) -> Row {
         let dt = x_proj_out.columns(Columns::Dt, U::DtProjIn);
         let format = format(self.choices.mode.dt_proj_out, U::DtProjOut);
-        self.push(Row {
+        let made = Row {
             rule: rule(Implementation::Cuda, Step::DtProj.rule()),
             weights: &[Weight::DtProj],
-            fields: &[Field::Weights, Field::DtProjOut],
+            fields: &[
+                Field::Weights,
+                Field::DtProjOut,
+                Field::Projected,
+                Field::RequantizeRounding,
+            ],
             ..row(
                 P::DtProjOut,
                 Step::DtProj,
@@ -406,13 +443,52 @@ impl Table<'_> {
                 format,
                 vec![dt],
             )
+        };
+        let made = self.projected(made, dt.scale.is_none(), U::DtProjOut);
+        self.push(made)
+    }
+
+    /// A projection whose product or output is FP32: PyTorch quantizes, if anything does.
+    fn projected(&self, row: Row, real_input: bool, by: U) -> Row {
+        let grid = row.format == Format::F32 && self.choices.mode.projected == Projected::Grid;
+        let quantizes = grid || real_input && row.quantizer.is_some();
+        Row {
+            quantizer: match grid {
+                true => Some(Quantizer::Static(by)),
+                false => row.quantizer,
+            },
+            rule: match quantizes {
+                true => rule(Implementation::Torch, "requantize"),
+                false => row.rule,
+            },
+            ..row
+        }
+    }
+
+    /// B and C as the scan reads them.
+    fn scan_bc(&mut self, x_proj_out: &Row) -> Row {
+        let late = self.choices.mode.scan_bc == ScanBc::Int8;
+        if !late || x_proj_out.format != Format::F32 {
+            return x_proj_out.clone();
+        }
+        let reads = [Columns::B, Columns::C].map(|part| read(P::XProjOut, part, None));
+        let format = Format::Int8(U::XProjOut);
+        self.push(Row {
+            rule: rule(Implementation::Torch, "requantize"),
+            fields: &[Field::XProjOut, Field::ScanBc, Field::RequantizeRounding],
+            ..row(
+                P::SsmBc,
+                Step::Scan,
+                [Dim::L, Dim::TwoN],
+                format,
+                reads.to_vec(),
+            )
         })
     }
 
-    /// Route B, and the scan.
-    fn scan(&mut self, conv: &Row, dt: &Row, x_proj_out: &Row, z: &Half) {
+    /// Route B. Returns u.
+    fn scan_input(&mut self, conv: &Row) -> Row {
         let mode = self.choices.mode;
-        let decode = self.phase == Phase::Decode;
         let codes = conv.codes_at(U::ScanU).is_some();
         let as_it_is = read(conv.point, Columns::All, None);
         let (format_of_u, quantized, input) = match (codes, mode.u) {
@@ -422,14 +498,37 @@ impl Table<'_> {
                 (Format::Int8(U::ScanUQuant), true, conv.all(U::ScanU))
             }
         };
-        let scan = |point, shape, format, reads| row(point, Step::Scan, shape, format, reads);
-        let u = scan(P::SsmU, [Dim::L, Dim::E], format_of_u, vec![input]);
-        let u = self.push(Row {
-            quantizer: u.quantizer.filter(|_| quantized),
-            rule: rule(Implementation::Torch, "requantize").filter(|_| quantized),
-            fields: &[Field::ConvOut, Field::U],
+        let on_grids = mode.u_quantizer.is_some() && format_of_u == Format::F32;
+        let u = row(
+            P::SsmU,
+            Step::Scan,
+            [Dim::L, Dim::E],
+            format_of_u,
+            vec![input],
+        );
+        let quantizer = match on_grids {
+            true => Some(Quantizer::Static(U::ScanUQuant)),
+            false => u.quantizer.filter(|_| quantized),
+        };
+        self.push(Row {
+            quantizer,
+            register_scale: mode.needs_second_scale().then_some(U::ScanUMax),
+            rule: rule(Implementation::Torch, "requantize").filter(|_| quantized || on_grids),
+            fields: &[
+                Field::ConvOut,
+                Field::U,
+                Field::UQuantizer,
+                Field::RequantizeRounding,
+            ],
             ..u
-        });
+        })
+    }
+
+    /// The scan.
+    fn scan(&mut self, u: &Row, dt: &Row, bc: &Row, z: &Half) {
+        let mode = self.choices.mode;
+        let decode = self.phase == Phase::Decode;
+        let scan = |point, shape, format, reads| row(point, Step::Scan, shape, format, reads);
         let state_format = format(mode.state, U::StateOut);
         let before = decode.then(|| {
             self.push(Row {
@@ -446,10 +545,10 @@ impl Table<'_> {
         let mut reads = vec![
             u.all(U::ScanU),
             dt.all(U::ScanDt),
-            x_proj_out.columns(Columns::B, U::ScanB),
+            bc.columns(Columns::B, U::ScanB),
         ];
         reads.extend(before.as_ref().map(|b| b.all(U::StateIn)));
-        let gated = [x_proj_out.columns(Columns::C, U::ScanC), z.read(U::ScanZ)];
+        let gated = [bc.columns(Columns::C, U::ScanC), z.read(U::ScanZ)];
         let scanned = |point, shape, format, reads| Row {
             rule: rule(mode.scan, Step::Scan.rule()),
             weights: &[Weight::Scan],

@@ -1,7 +1,7 @@
 //! Questions to the table: what a scale or a rule can alter, which codes reach which reader, what
 //! stands for a tensor that a mode does not make.
 
-use super::{Block, Columns, Field, Origin, Phase, Quantizer, Read, Row, Step, Weight};
+use super::{Block, Columns, Field, Format, Origin, Phase, Quantizer, Read, Row, Step, Weight};
 use crate::mode::{Implementation, ModeSpec};
 use crate::plan::ScaleUse;
 use crate::profile::{Profile, QuantizerRule};
@@ -118,6 +118,10 @@ impl Block {
             let Some(quantizer) = row.quantizer else {
                 continue;
             };
+            // What is FP32 already is dequantized by nobody.
+            if row.format == Format::F32 {
+                continue;
+            }
             let mut from = vec![(row.point, Columns::All)];
             // A state is handed on from token to token without end.
             let mut handed = vec![row.point];
@@ -172,7 +176,8 @@ impl TracePoint {
             P::ConvIn => &[(P::InProjX, All), (P::InProjOut, X)],
             P::ConvOut => &[(P::ConvOutF32, All)],
             P::ConvOutF32 => &[(P::ConvOut, All)],
-            P::XProjIn => &[(P::ConvOut, All), (P::ConvOutF32, All)],
+            P::XProjIn => &[(P::ConvOut, All), (P::ConvOutF32, All), (P::SsmU, All)],
+            P::SsmBc => &[(P::XProjOut, All)],
             P::HiddenIn
             | P::ResidualIn
             | P::ResidualOut
@@ -246,6 +251,7 @@ impl TracePoint {
             | P::XProjIn
             | P::XProjOut
             | P::DtProjOut
+            | P::SsmBc
             | P::SsmU
             | P::SsmY
             | P::HadOut
@@ -297,17 +303,23 @@ impl Weight {
 
 impl Field {
     /// Every field, in the order of the data.
-    pub const ALL: [Field; 16] = [
+    pub const ALL: [Field; 22] = [
         Field::Weights,
         Field::NormOut,
         Field::X,
         Field::Z,
         Field::ConvIn,
+        Field::ConvInQuotient,
         Field::ConvOut,
+        Field::XProjFrom,
         Field::XProjIn,
         Field::XProjOut,
         Field::DtProjOut,
+        Field::Projected,
+        Field::ScanBc,
         Field::U,
+        Field::UQuantizer,
+        Field::RequantizeRounding,
         Field::State,
         Field::Stream,
         Field::HadOut,
@@ -324,11 +336,17 @@ impl Field {
             Field::X => "x",
             Field::Z => "z",
             Field::ConvIn => "conv_in",
+            Field::ConvInQuotient => "conv_in_quotient",
             Field::ConvOut => "conv_out",
+            Field::XProjFrom => "x_proj_from",
             Field::XProjIn => "x_proj_in",
             Field::XProjOut => "x_proj_out",
             Field::DtProjOut => "dt_proj_out",
+            Field::Projected => "projected",
+            Field::ScanBc => "scan_bc",
             Field::U => "u",
+            Field::UQuantizer => "u_quantizer",
+            Field::RequantizeRounding => "requantize_rounding",
             Field::State => "state",
             Field::Stream => "stream",
             Field::HadOut => "had_out",
@@ -353,7 +371,17 @@ impl Field {
             Field::U => Some(P::SsmU),
             Field::State => Some(P::SsmState),
             Field::HadOut => Some(P::HadOut),
-            Field::Weights | Field::Stream | Field::Conv | Field::Scan | Field::Rotated => None,
+            Field::Weights
+            | Field::ConvInQuotient
+            | Field::XProjFrom
+            | Field::Projected
+            | Field::ScanBc
+            | Field::UQuantizer
+            | Field::RequantizeRounding
+            | Field::Stream
+            | Field::Conv
+            | Field::Scan
+            | Field::Rotated => None,
         }
     }
 
@@ -362,10 +390,16 @@ impl Field {
         match self {
             Field::NormOut => Step::Norm,
             Field::Weights | Field::X | Field::Z => Step::InProj,
-            Field::ConvIn | Field::ConvOut | Field::Conv => Step::Conv,
-            Field::XProjIn | Field::XProjOut => Step::XProj,
+            Field::ConvIn | Field::ConvInQuotient | Field::ConvOut | Field::Conv => Step::Conv,
+            Field::XProjFrom | Field::XProjIn | Field::XProjOut | Field::Projected => Step::XProj,
             Field::DtProjOut => Step::DtProj,
-            Field::U | Field::State | Field::Stream | Field::Scan => Step::Scan,
+            Field::ScanBc
+            | Field::U
+            | Field::UQuantizer
+            | Field::RequantizeRounding
+            | Field::State
+            | Field::Stream
+            | Field::Scan => Step::Scan,
             Field::HadOut | Field::Rotated => Step::Hadamard,
         }
     }
@@ -383,7 +417,17 @@ impl Field {
             Field::U => Some(ScaleUse::ScanUQuant),
             Field::State => Some(ScaleUse::StateOut),
             Field::HadOut => Some(ScaleUse::HadOut),
-            Field::Weights | Field::Stream | Field::Conv | Field::Scan | Field::Rotated => None,
+            Field::Weights
+            | Field::ConvInQuotient
+            | Field::XProjFrom
+            | Field::Projected
+            | Field::ScanBc
+            | Field::UQuantizer
+            | Field::RequantizeRounding
+            | Field::Stream
+            | Field::Conv
+            | Field::Scan
+            | Field::Rotated => None,
         }
     }
 
@@ -395,11 +439,17 @@ impl Field {
             Field::X => mode.x = other.x,
             Field::Z => mode.z = other.z,
             Field::ConvIn => mode.conv_in = other.conv_in,
+            Field::ConvInQuotient => mode.conv_in_quotient = other.conv_in_quotient,
             Field::ConvOut => mode.conv_out = other.conv_out,
+            Field::XProjFrom => mode.x_proj_from = other.x_proj_from,
             Field::XProjIn => mode.x_proj_in = other.x_proj_in,
             Field::XProjOut => mode.x_proj_out = other.x_proj_out,
             Field::DtProjOut => mode.dt_proj_out = other.dt_proj_out,
+            Field::Projected => mode.projected = other.projected,
+            Field::ScanBc => mode.scan_bc = other.scan_bc,
             Field::U => mode.u = other.u,
+            Field::UQuantizer => mode.u_quantizer.clone_from(&other.u_quantizer),
+            Field::RequantizeRounding => mode.requantize_rounding = other.requantize_rounding,
             Field::State => mode.state = other.state,
             Field::Stream => mode.stream = other.stream,
             Field::HadOut => mode.had_out = other.had_out,

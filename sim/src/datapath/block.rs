@@ -16,7 +16,7 @@ use crate::arith::requant::QuantRule;
 use crate::dataflow::Phase;
 use crate::dataflow::Step;
 use crate::error::Result;
-use crate::mode::{ConvInput, Implementation, Precision};
+use crate::mode::{ConvInput, Implementation, Precision, Projected, RouteA};
 use crate::plan::ScaleUse;
 use crate::profile::StepRules;
 use crate::profile::unit::ActivationGranularity;
@@ -58,6 +58,13 @@ struct Run<'a, 'm> {
     index: usize,
     phase: Phase,
     probe: &'a mut dyn Probe,
+}
+
+/// What the convolution's output becomes.
+struct Routed {
+    x_proj_out: Tensor,
+    dt: Tensor,
+    u: Tensor,
 }
 
 impl Datapath<'_> {
@@ -116,12 +123,7 @@ impl Run<'_, '_> {
         let (x, z) = self.in_proj(&norm_out)?;
         self.probe.enter(Step::Conv);
         let (conv, conv_state) = self.conv(x, before.conv)?;
-        self.probe.enter(Step::XProj);
-        let x_proj_out = self.x_proj(&conv)?;
-        self.probe.enter(Step::DtProj);
-        let dt = self.dt_proj(&x_proj_out)?;
-        self.probe.enter(Step::Scan);
-        let u = self.scan_input(conv)?;
+        let Routed { x_proj_out, dt, u } = self.routes(conv)?;
         let (y, ssm) = self.scan(&u, &dt, &x_proj_out, &z, before.ssm)?;
         self.probe.enter(Step::Hadamard);
         let rotated = self.rotate(&y)?;
@@ -135,6 +137,28 @@ impl Run<'_, '_> {
                 ssm,
             },
         })
+    }
+
+    /// Both routes out of the convolution, up to the scan.
+    fn routes(&mut self, conv: Tensor) -> Result<Routed> {
+        let (route_a, early) = match self.layer.mode.x_proj_from {
+            RouteA::Conv => (conv, None),
+            RouteA::U => {
+                self.probe.enter(Step::Scan);
+                let u = self.scan_input(conv)?;
+                (u.clone(), Some(u))
+            }
+        };
+        self.probe.enter(Step::XProj);
+        let x_proj_out = self.x_proj(&route_a)?;
+        self.probe.enter(Step::DtProj);
+        let dt = self.dt_proj(&x_proj_out)?;
+        self.probe.enter(Step::Scan);
+        let u = match early {
+            Some(u) => u,
+            None => self.scan_input(route_a)?,
+        };
+        Ok(Routed { x_proj_out, dt, u })
     }
 
     /// The rules this block follows where the mode names an implementation.
@@ -182,8 +206,23 @@ impl Run<'_, '_> {
 
     /// Quantizes an FP32 tensor between steps, which modes do in PyTorch.
     fn requantize(&mut self, point: TracePoint, values: &Array2<f32>, by: ScaleUse) -> QTensor {
+        self.quantize(point, values, by, self.requantizer())
+    }
+
+    /// The rule of quantizers between steps.
+    fn requantizer(&self) -> QuantRule {
         let rule = self.rules(Implementation::Torch).requantize;
-        self.quantize(point, values, by, rule)
+        self.layer.mode.requantize(rule)
+    }
+
+    /// An FP32 output of a projection: as it is, or on its grid.
+    fn projected(&mut self, point: TracePoint, real: Tensor, by: ScaleUse) -> Tensor {
+        match (real, self.layer.mode.projected) {
+            (Tensor::F32(real), Projected::Grid) => {
+                Tensor::F32(self.requantize(point, &real, by).dequantize())
+            }
+            (as_it_is, _) => as_it_is,
+        }
     }
 
     /// Whether the inputs of in_proj and out_proj have a scale for each token.

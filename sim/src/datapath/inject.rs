@@ -72,6 +72,7 @@ fn edit(layer: &mut Layer, defect: Defect) -> Result<()> {
                 }
             }
         }
+        Defect::MissingScale { site } => layer.scan = layer.scan.without_scale(site),
         Defect::SwappedBc => std::mem::swap(&mut layer.columns.b, &mut layer.columns.c),
         Defect::Transposed { site } => layer.transposed.extend(site.names()),
         Defect::Rounding { site, rule } => each_rules(layer, |rules| {

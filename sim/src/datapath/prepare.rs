@@ -184,7 +184,18 @@ pub(super) fn prepare_layer<'m>(
         let scales = ActivationScales::from_fn(|key| {
             Ok::<_, SimError>(on_grid(calibrated.get(key), profile))
         })?;
-        Some(ScalePlan::new(&scales))
+        if mode.needs_second_scale() && calibrated.x_proj_input_max.is_none() {
+            return Err(SimError::value(
+                format_args!("mode {}: scale x_proj_input_max of block {i}", mode.name),
+                "a second calibrated scale (calibrate anew: `scalescope quantize CHECKPOINT -o q.safetensors`)",
+                "a model without it",
+            ));
+        }
+        let max = calibrated.x_proj_input_max.map(|scale| match grid {
+            ScaleGrid::Calibrated => scale,
+            ScaleGrid::PowerOfTwo => storage::activation_scale(scale, grid),
+        });
+        Some(ScalePlan::new(&scales.with_max(max)))
     } else {
         None
     };

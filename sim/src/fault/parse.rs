@@ -1,6 +1,6 @@
 //! `name@key=value,…` to a [`Fault`].
 
-use super::{Defect, FAULTS, Fault, FaultModel, RoundingRule, ScaleSite, Values};
+use super::{Defect, FAULTS, Fault, FaultModel, RoundingRule, ScaleSite, ScanParameter, Values};
 use crate::arith::accumulate::{AccOverflow, Accumulator};
 use crate::dataflow::Step;
 use crate::error::{Result, SimError};
@@ -33,6 +33,9 @@ impl FromStr for Fault {
             "stale-scale" => Defect::StaleScale {
                 site: given.scale_site()?,
                 factor: given.factor()?,
+            },
+            "missing-scale" => Defect::MissingScale {
+                site: given.one_of("site", ScanParameter::ALL, ScanParameter::name)?,
             },
             "transposed" => Defect::Transposed {
                 site: given.one_of("site", TracePoint::buffers(), TracePoint::name)?,

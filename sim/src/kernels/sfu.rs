@@ -10,8 +10,8 @@
 
 use crate::arith::real::Slices;
 use crate::arith::sfu::{
-    HIDDEN, INFINITY, LN_2, LOG1P_COEFFICIENTS, LOG2_E, LOGA_COEFFICIENTS, MANTISSA, NAN, SIGN,
-    tables,
+    EXPONENTS, HIDDEN, INFINITY, LN_2, LOG1P_COEFFICIENTS, LOG2_E, LOG2_E_252ND, LOG2_E_LOW,
+    LOGA_COEFFICIENTS, MANTISSA, NAN, SIGN, TO_EXPONENT, tables,
 };
 use crate::isa::Isa;
 use std::arch::x86_64::*;
@@ -247,11 +247,10 @@ on_lanes! {
         ex2_scaled(_mm512_mul_ps(x, _mm512_set1_ps(factor * TO_FIXED)))
     }
 
-    /// [`crate::arith::sfu::log1p_fast`].
-    fn log1p_fast(a: __m512) -> __m512 {
+    /// [`crate::arith::sfu::log1p_libm`].
+    fn log1p_libm(a: __m512) -> __m512 {
         let [first, rest @ ..] = LOG1P_COEFFICIENTS;
         let one = _mm512_set1_ps(1.0);
-        let a = flush(a);
         let sum = _mm512_add_ps(a, one);
         let back = _mm512_sub_ps(sum, a);
         let error = _mm512_add_ps(
@@ -275,6 +274,33 @@ on_lanes! {
         // Zeros, infinities, NaN.
         let unchanged = _mm512_fpclass_ps_mask::<0x9F>(a);
         _mm512_mask_mov_ps(result, unchanged, a)
+    }
+
+    /// [`crate::arith::sfu::exp_libm`].
+    fn exp_libm(x: __m512) -> __m512 {
+        let of = |v: f32| _mm512_set1_ps(v);
+        let t = _mm512_fmadd_ps(x, of(LOG2_E_252ND), of(0.5));
+        // The second operand where the first is NaN.
+        let t = _mm512_min_ps(_mm512_max_ps(t, of(0.0)), of(1.0));
+        const DOWN: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+        let down = _mm512_fmadd_round_ps::<DOWN>(t, of(EXPONENTS), of(TO_EXPONENT));
+        let n = _mm512_sub_ps(down, of(TO_EXPONENT + 126.0));
+        let r = _mm512_fmadd_ps(x, of(LOG2_E_LOW), _mm512_fmsub_ps(x, of(LOG2_E), n));
+        let power = _mm512_slli_epi32::<23>(_mm512_castps_si512(down));
+        _mm512_mul_ps(ex2_product(r, 1.0), _mm512_castsi512_ps(power))
+    }
+
+    /// `softplus` of [`crate::arith::sfu::CudaLibm`].
+    fn softplus_libm(x: __m512) -> __m512 {
+        let soft = log1p_libm(exp_libm(x));
+        let large = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(20.0));
+        _mm512_mask_mov_ps(soft, large, x)
+    }
+
+    /// `times_sigmoid` of [`crate::arith::sfu::CudaLibm`].
+    fn times_sigmoid_libm(n: __m512, z: __m512) -> __m512 {
+        let minus = _mm512_xor_ps(z, _mm512_set1_ps(-0.0));
+        _mm512_div_ps(n, _mm512_add_ps(_mm512_set1_ps(1.0), exp_libm(minus)))
     }
 
     /// [`crate::arith::sfu::exp2a`].
@@ -317,7 +343,7 @@ on_lanes! {
 
     /// `softplus` of [`crate::arith::sfu::CudaFast`].
     fn softplus_fast(x: __m512) -> __m512 {
-        let soft = log1p_fast(ex2_product(x, LOG2_E));
+        let soft = log1p_libm(flush(ex2_product(x, LOG2_E)));
         let large = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(20.0));
         _mm512_mask_mov_ps(soft, large, x)
     }
@@ -342,6 +368,15 @@ slices! {
     fn expa_slice(values, x) = expa(x);
     /// `softplus` of [`crate::arith::sfu::CudaSubnormal`] of each value.
     fn softplus_subnormal_slice(values, x) = softplus_subnormal(x);
+    /// [`crate::arith::sfu::exp_libm`] of each value.
+    #[cfg(test)]
+    fn exp_libm_slice(values, x) = exp_libm(x);
+    /// `softplus` of [`crate::arith::sfu::CudaLibm`] of each value.
+    fn softplus_libm_slice(values, x) = softplus_libm(x);
+    /// `times_sigmoid(value, z)` of [`crate::arith::sfu::CudaLibm`] for each pair.
+    fn times_sigmoid_libm_slice(values, n, z: z_lanes) = times_sigmoid_libm(n, z_lanes);
+    /// `times_sigmoid(value, value)` of [`crate::arith::sfu::CudaLibm`] of each value.
+    fn silu_libm_slice(values, x) = times_sigmoid_libm(x, x);
     /// `softplus` of [`crate::arith::sfu::CudaFast`] of each value.
     fn softplus_fast_slice(values, x) = softplus_fast(x);
     /// `times_sigmoid(value, z)` of [`crate::arith::sfu::CudaFast`] for each pair.
@@ -386,6 +421,24 @@ pub(super) fn decays_subnormal(alpha: &[f32; 16], delta: &[[f32; 16]], decay: &m
     }
 }
 
+/// `exp_neg(alpha ⊗ delta)` of [`crate::arith::sfu::CudaLibm`], likewise.
+///
+/// # Safety
+///
+/// As above.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn decays_libm(alpha: &[f32; 16], delta: &[[f32; 16]], decay: &mut [[f32; 16]]) {
+    // SAFETY: 16 values each.
+    unsafe {
+        let alpha = _mm512_loadu_ps(alpha.as_ptr());
+        let minus = _mm512_xor_ps(alpha, _mm512_set1_ps(-0.0));
+        for (delta, decay) in delta.iter().zip(decay) {
+            let product = _mm512_mul_ps(minus, _mm512_loadu_ps(delta.as_ptr()));
+            _mm512_storeu_ps(decay.as_mut_ptr(), exp_libm(product));
+        }
+    }
+}
+
 /// Computes `slices` as [`crate::arith::sfu::Fast`] does, if the machine can.
 pub(crate) fn fast<const FLUSHED: bool>(slices: Slices) -> bool {
     if Isa::current() < Isa::Avx512Vbmi {
@@ -399,6 +452,23 @@ pub(crate) fn fast<const FLUSHED: bool>(slices: Slices) -> bool {
             Slices::TimesSigmoid(n, z) => times_sigmoid_fast_slice(n, z),
             Slices::Decays(alpha, delta, decay) if FLUSHED => decays_fast(alpha, delta, decay),
             Slices::Decays(..) => return false,
+        }
+    }
+    true
+}
+
+/// Computes `slices` as [`crate::arith::sfu::CudaLibm`] does, if the machine can.
+pub(crate) fn libm(slices: Slices) -> bool {
+    if Isa::current() < Isa::Avx512Vbmi {
+        return false;
+    }
+    // SAFETY: the instruction set was found.
+    unsafe {
+        match slices {
+            Slices::Softplus(values) => softplus_libm_slice(values),
+            Slices::Silu(values) => silu_libm_slice(values),
+            Slices::TimesSigmoid(n, z) => times_sigmoid_libm_slice(n, z),
+            Slices::Decays(alpha, delta, decay) => decays_libm(alpha, delta, decay),
         }
     }
     true
@@ -424,7 +494,7 @@ pub(crate) fn subnormal(slices: Slices) -> bool {
 mod tests {
     use super::*;
     use crate::arith::real::RealMath;
-    use crate::arith::sfu::{self, CudaFast, CudaSubnormal, Fast};
+    use crate::arith::sfu::{self, CudaFast, CudaLibm, CudaSubnormal, Fast};
 
     fn has_lanes() -> bool {
         let found = Isa::available().contains(&Isa::Avx512Vbmi);
@@ -495,10 +565,19 @@ mod tests {
     }
 
     #[test]
+    fn exp_libm_on_lanes() {
+        if has_lanes() {
+            // SAFETY: looked for.
+            check(|v| unsafe { exp_libm_slice(v) }, sfu::exp_libm);
+        }
+    }
+
+    #[test]
     fn softplus_on_lanes() {
         if has_lanes() {
             // SAFETY: looked for.
             check(|v| unsafe { softplus_fast_slice(v) }, CudaFast::softplus);
+            check(|v| unsafe { softplus_libm_slice(v) }, CudaLibm::softplus);
             check(
                 |v| unsafe { softplus_subnormal_slice(v) },
                 CudaSubnormal::softplus,
@@ -523,6 +602,20 @@ mod tests {
                 },
                 |z| CudaFast::times_sigmoid(0.3, z),
             );
+            check(
+                // SAFETY: looked for.
+                |v| unsafe { silu_libm_slice(v) },
+                |v| CudaLibm::times_sigmoid(v, v),
+            );
+            check(
+                // SAFETY: looked for.
+                |v| unsafe {
+                    let z = v.to_vec();
+                    v.fill(0.3);
+                    times_sigmoid_libm_slice(v, &z)
+                },
+                |z| CudaLibm::times_sigmoid(0.3, z),
+            );
         }
     }
 
@@ -546,6 +639,9 @@ mod tests {
             // SAFETY: looked for above.
             unsafe { decays_subnormal(&alpha, &delta, &mut got) };
             same(&alpha, &delta, &got, |a, d| sfu::expa(-(a * d)));
+            // SAFETY: looked for above.
+            unsafe { decays_libm(&alpha, &delta, &mut got) };
+            same(&alpha, &delta, &got, |a, d| sfu::exp_libm(-(a * d)));
         }
     }
 

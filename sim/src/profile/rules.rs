@@ -128,6 +128,29 @@ pub enum ScanOrder {
     WarpBlock,
 }
 
+/// The order of the sum over states, `Σ_n x_n ⊗ C_n`, of the formula that rounds products before it adds them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SumOrder {
+    /// n = 0, 1, ….
+    #[default]
+    Ascending,
+    /// `v ← v[0..h] ⊕ v[h..2h]` with h = N/2, N/4, …, 1: PyTorch on a GPU, measured for N of 4 to 64. An N that is
+    /// no power of two is taken as padded to one; from N = 128 on PyTorch's order is another, not known.
+    Halves,
+    /// Eight running sums over n mod 8, then those in order: PyTorch on a CPU, measured for N = 16.
+    EightLanes,
+}
+
+impl SumOrder {
+    /// Every order.
+    pub const ALL: [SumOrder; 3] = [SumOrder::Ascending, SumOrder::Halves, SumOrder::EightLanes];
+
+    fn is_ascending(&self) -> bool {
+        *self == SumOrder::Ascending
+    }
+}
+
 /// Rules of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -136,6 +159,9 @@ pub struct ScanRules {
     pub real: RealRules,
     /// Formula.
     pub formula: ScanFormula,
+    /// The sum over states, where the formula is [`ScanFormula::Separate`].
+    #[serde(skip_serializing_if = "SumOrder::is_ascending")]
+    pub sum: SumOrder,
     /// Association over time.
     pub order: ScanOrder,
     /// Real state to INT8.
@@ -166,6 +192,23 @@ pub enum TapHistory {
     LostEvery8,
 }
 
+/// How SiLU is made of the sigmoid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiluForm {
+    /// `v / (1 ⊕ exp(−v))`.
+    #[default]
+    Quotient,
+    /// `v ⊗ (1 / (1 ⊕ exp(−v)))`: PyTorch code that writes `x * torch.sigmoid(x)`.
+    Product,
+}
+
+impl SiluForm {
+    fn is_quotient(&self) -> bool {
+        *self == SiluForm::Quotient
+    }
+}
+
 /// Rules of a convolution with SiLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -178,6 +221,9 @@ pub struct ConvRules {
     pub scaling: Scaling,
     /// SiLU of an integer sum.
     pub silu: FunctionRule,
+    /// SiLU of a real sum.
+    #[serde(skip_serializing_if = "SiluForm::is_quotient")]
+    pub silu_form: SiluForm,
     /// How taps meet scales.
     pub form: ConvForm,
     /// How often the input scale is applied.

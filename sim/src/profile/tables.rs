@@ -16,6 +16,7 @@ use serde::Deserialize;
 pub(super) enum RoundingName {
     NearestTiesToEven,
     NearestTiesAway,
+    HalfAwayByAdding,
     NearestTiesUp,
     Floor,
     Ceil,
@@ -28,6 +29,7 @@ impl RoundingName {
         match self {
             RoundingName::NearestTiesToEven => Rounding::NearestTiesToEven,
             RoundingName::NearestTiesAway => Rounding::NearestTiesAway,
+            RoundingName::HalfAwayByAdding => Rounding::HalfAwayByAdding,
             RoundingName::NearestTiesUp => Rounding::NearestTiesUp,
             RoundingName::Floor => Rounding::Floor,
             RoundingName::Ceil => Rounding::Ceil,

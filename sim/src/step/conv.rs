@@ -4,7 +4,7 @@
 use crate::arith::real::{Ieee, RealMath, RealRules};
 use crate::arith::requant::QuantRule;
 use crate::arith::saturate::Status;
-use crate::arith::sfu::{CudaFast, CudaSubnormal};
+use crate::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
 use crate::error::Result;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::ConvForm;
@@ -284,6 +284,37 @@ pub fn conv_silu(
     out
 }
 
+/// `v ⊗ (1 / (1 ⊕ exp(−v)))` of each value: [`crate::profile::SiluForm::Product`].
+pub fn silu_product(real: RealRules, values: &mut [f32]) {
+    struct Products<'a, R>(&'a mut [f32], std::marker::PhantomData<R>);
+    impl<R: RealMath> Kernel for Products<'_, R> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run(self) {
+            let mut sigmoid = [0.0; 256];
+            for values in self.0.chunks_mut(sigmoid.len()) {
+                let sigmoid = &mut sigmoid[..values.len()];
+                sigmoid.fill(1.0);
+                R::times_sigmoid_slice(sigmoid, values);
+                for (v, sigmoid) in values.iter_mut().zip(sigmoid) {
+                    *v = R::mul(*v, *sigmoid);
+                }
+            }
+        }
+    }
+    fn of<R: RealMath>(values: &mut [f32]) {
+        let parts = values.par_chunks_mut(1 << 14);
+        parts.for_each(|part| dispatch(Products::<R>(part, std::marker::PhantomData)));
+    }
+    match real {
+        RealRules::CorrectlyRounded => of::<Ieee>(values),
+        RealRules::SpecialFunctionUnit => of::<CudaFast>(values),
+        RealRules::CudaLibm => of::<CudaLibm>(values),
+        RealRules::SpecialFunctionUnitSubnormal => of::<CudaSubnormal>(values),
+    }
+}
+
 /// [`conv_silu`] with its quantizer, a few rows at a time: the FP32 values stay in the cache.
 pub fn conv_silu_quantize(
     real: RealRules,
@@ -315,6 +346,7 @@ impl Conv<'_> {
         match real {
             RealRules::CorrectlyRounded => self.run_in::<Ieee>(rows),
             RealRules::SpecialFunctionUnit => self.run_in::<CudaFast>(rows),
+            RealRules::CudaLibm => self.run_in::<CudaLibm>(rows),
             RealRules::SpecialFunctionUnitSubnormal => self.run_in::<CudaSubnormal>(rows),
         }
     }

@@ -16,7 +16,7 @@ use crate::arith::function::{Function, Inputs};
 use crate::arith::real::{Ieee, RealMath, RealRules};
 use crate::arith::requant::QuantRule;
 use crate::arith::saturate::Status;
-use crate::arith::sfu::{CudaFast, CudaSubnormal};
+use crate::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
 use crate::error::Result;
 use crate::profile::{ConvForm, ConvRules};
 use crate::quant::{QTensor, Scale};
@@ -242,6 +242,7 @@ fn fma(real: RealRules, a: f32, b: f32, c: f32) -> f32 {
     match real {
         RealRules::CorrectlyRounded => Ieee::fma(a, b, c),
         RealRules::SpecialFunctionUnit => CudaFast::fma(a, b, c),
+        RealRules::CudaLibm => CudaLibm::fma(a, b, c),
         RealRules::SpecialFunctionUnitSubnormal => CudaSubnormal::fma(a, b, c),
     }
 }
@@ -251,6 +252,7 @@ fn silu_of(real: RealRules, v: f32) -> f32 {
     match real {
         RealRules::CorrectlyRounded => Ieee::times_sigmoid(v, v),
         RealRules::SpecialFunctionUnit => CudaFast::times_sigmoid(v, v),
+        RealRules::CudaLibm => CudaLibm::times_sigmoid(v, v),
         RealRules::SpecialFunctionUnitSubnormal => CudaSubnormal::times_sigmoid(v, v),
     }
 }

@@ -1,11 +1,11 @@
 //! Dynamic quantization: the scale comes from the data at run time.
 //! Source: the modes specification, mode 3.
 
-use crate::arith::requant::QuantRule;
+use crate::arith::requant::{Divisor, QuantRule};
 use crate::arith::saturate::Status;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::unit::ScaleGrid;
-use crate::quant::{QTensor, Scale, dequantize_slice};
+use crate::quant::{Scale, dequantize_slice};
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -74,9 +74,14 @@ pub fn tokens(values: &Array2<f32>, grid: ScaleGrid, rule: QuantRule) -> (Dynami
     (DynamicTensor { codes, scales }, status)
 }
 
-/// `max|x|/127`; 1 if all zero. (A scale that would be subnormal becomes the smallest normal f32.)
-fn dynamic_scale(values: &[f32]) -> Scale {
-    scale_of(dispatch(Absmax { values }), ScaleGrid::Calibrated)
+/// `max|x|/127` as PyTorch has it, a Python number in f64; 1 if all zero. (A scale that would be subnormal in f32
+/// becomes the smallest normal f32.)
+fn dynamic_scale(values: &[f32]) -> Divisor {
+    let scale = match dispatch(Absmax { values }) {
+        0.0 => 1.0,
+        absmax => (f64::from(absmax) / 127.0).clamp(f32::MIN_POSITIVE.into(), f32::MAX.into()),
+    };
+    Divisor::new(scale).expect("clamped to the normal range")
 }
 
 /// The largest magnitude; NaN counts as none.
@@ -98,32 +103,28 @@ impl Kernel for Absmax<'_> {
     }
 }
 
-/// Quantizes a tensor with one scale: `q = rne8(x / s_d)`.
-pub fn per_tensor(values: &Array2<f32>) -> DynamicTensor {
-    let scale = dynamic_scale(values.as_slice().expect("activations are row-major"));
-    let (q, _) = QTensor::quantize(values, scale, QuantRule::NEAREST_EVEN);
-    DynamicTensor {
-        codes: q.codes,
-        scales: vec![scale],
-    }
+/// Quantizes a tensor by a rule with one scale.
+pub fn per_tensor(values: &Array2<f32>, rule: QuantRule) -> (DynamicTensor, Status) {
+    groups(values, values.len().max(1), rule)
 }
 
-/// Quantizes each row (token) with its own scale.
-pub fn per_token(values: &Array2<f32>) -> DynamicTensor {
-    let columns = values.ncols();
+/// Quantizes each row (token) by a rule with its own scale.
+pub fn per_token(values: &Array2<f32>, rule: QuantRule) -> (DynamicTensor, Status) {
+    groups(values, values.ncols(), rule)
+}
+
+/// Quantizes each group of `size` values with the scale of the group.
+fn groups(values: &Array2<f32>, size: usize, rule: QuantRule) -> (DynamicTensor, Status) {
     let mut codes = Array2::zeros(values.dim());
-    let rows = values.as_slice().expect("activations are row-major");
+    let values = values.as_slice().expect("activations are row-major");
     let out = codes.as_slice_mut().expect("fresh arrays are row-major");
-    let scales = rows
-        .chunks_exact(columns)
-        .zip(out.chunks_exact_mut(columns))
-        .map(|(row, codes)| {
-            let scale = dynamic_scale(row);
-            let _ = QuantRule::NEAREST_EVEN.quantize_slice(row, scale, codes);
-            scale
-        })
-        .collect();
-    DynamicTensor { codes, scales }
+    let (mut scales, mut status) = (Vec::new(), Status::default());
+    for (i, (values, codes)) in values.chunks(size).zip(out.chunks_mut(size)).enumerate() {
+        let scale = dynamic_scale(values);
+        status += rule.quantize_part(values, scale, codes, i * size);
+        scales.push(Scale::new(scale.to_f32()).expect("clamped to the normal range"));
+    }
+    (DynamicTensor { codes, scales }, status)
 }
 
 #[cfg(test)]
@@ -134,10 +135,10 @@ mod tests {
     #[test]
     fn the_largest_value_is_code_127_and_zero_has_scale_one() {
         let x = array![[0.5, -2.0], [0.0, 0.0], [0.25, 0.25]];
-        let tensor = per_tensor(&x);
+        let (tensor, _) = per_tensor(&x, QuantRule::NEAREST_EVEN);
         assert_eq!(tensor.scales, [Scale::new(2.0 / 127.0).unwrap()]);
         assert_eq!(tensor.codes.row(0).to_vec(), [32, -127]);
-        let token = per_token(&x);
+        let (token, _) = per_token(&x, QuantRule::NEAREST_EVEN);
         assert_eq!(token.scales[1].get(), 1.0);
         assert_eq!(token.codes.row(1).to_vec(), [0, 0]);
         assert_eq!(token.codes.row(2).to_vec(), [127, 127]);

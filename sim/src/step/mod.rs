@@ -23,6 +23,7 @@ pub mod scan;
 mod scan_block;
 mod scan_formula;
 mod scan_sequential;
+mod scan_sum;
 #[allow(unsafe_code)] // threads write disjoint parts of one array
 mod scan_tile;
 pub mod scan_unit;

@@ -10,17 +10,19 @@
 //! | `scan` | inputs, weights, dispatch |
 //! | `scan_formula` | the three formulas |
 //! | `scan_tile` | a tile on its way through time: loading, functions, gate |
-//! | `scan_sequential`, `scan_block`, `scan_update` | the orders of the recurrence |
+//! | `scan_sequential`, `scan_sum`, `scan_block`, `scan_update` | the orders of the recurrence |
 
 use super::scan_block::BlockScan;
 use super::scan_formula::{Formula, Fused, Grouped, Separate};
 use super::scan_sequential::SequentialScan;
+use super::scan_sum::SummedScan;
 use super::scan_tile::{Recurrence, Scratch, Tile};
 use super::scan_update::GroupedUpdate;
 use crate::arith::real::{Ieee, LANES, Lanes, RealMath, RealRules, lanes};
 use crate::arith::requant::QuantRule;
 use crate::arith::saturate::Status;
-use crate::arith::sfu::{CudaFast, CudaSubnormal};
+use crate::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
+use crate::fault::ScanParameter;
 use crate::isa::{Kernel, dispatch};
 use crate::kernels::columns::SplitColumns;
 use crate::profile::{ScanFormula, ScanOrder, ScanRules};
@@ -140,7 +142,7 @@ pub struct ScanWeight {
     states: usize,
     /// exp(A_log), the N vectors of each tile of channels one after another, of each [`RealRules`]
     /// that has run; lanes without a channel are zero.
-    alpha: [OnceLock<Vec<Lanes>>; 3],
+    alpha: [OnceLock<Vec<Lanes>>; RealRules::ALL.len()],
 }
 
 impl ScanWeight {
@@ -179,6 +181,21 @@ impl ScanWeight {
             states: n,
             alpha: Default::default(),
         }
+    }
+
+    /// The parameters with the codes of one of them for real values, scale 1 (a fault).
+    #[must_use]
+    pub fn without_scale(&self, site: ScanParameter) -> Self {
+        let mut without = Self {
+            alpha: Default::default(),
+            ..self.clone()
+        };
+        *match site {
+            ScanParameter::ALog => &mut without.a_log_scale,
+            ScanParameter::D => &mut without.d_scale,
+            ScanParameter::DtBias => &mut without.dt_bias_scale,
+        } = 1.0;
+        without
     }
 
     /// D and dt_bias of the channels from `first` on, dequantized.
@@ -373,6 +390,7 @@ fn scan(
     match rules.real {
         RealRules::CorrectlyRounded => scan_in::<Ieee>(rules, weight, inputs, y, state),
         RealRules::SpecialFunctionUnit => scan_in::<CudaFast>(rules, weight, inputs, y, state),
+        RealRules::CudaLibm => scan_in::<CudaLibm>(rules, weight, inputs, y, state),
         RealRules::SpecialFunctionUnitSubnormal => {
             scan_in::<CudaSubnormal>(rules, weight, inputs, y, state)
         }
@@ -388,16 +406,16 @@ fn scan_in<R: RealMath>(
 ) -> Status {
     match (rules.formula, rules.order) {
         (ScanFormula::Fused, ScanOrder::Sequential) => {
-            tiles::<R, Fused, SequentialScan>(weight, inputs, rules.real, y, state)
+            tiles::<R, Fused, SequentialScan>(rules, weight, inputs, y, state)
         }
         (ScanFormula::Fused, ScanOrder::WarpBlock) => {
-            tiles::<R, Fused, BlockScan>(weight, inputs, rules.real, y, state)
+            tiles::<R, Fused, BlockScan>(rules, weight, inputs, y, state)
         }
         (ScanFormula::Separate, _) => {
-            tiles::<R, Separate, SequentialScan>(weight, inputs, rules.real, y, state)
+            tiles::<R, Separate, SummedScan>(rules, weight, inputs, y, state)
         }
         (ScanFormula::Grouped, _) => {
-            tiles::<R, Grouped, GroupedUpdate>(weight, inputs, rules.real, y, state)
+            tiles::<R, Grouped, GroupedUpdate>(rules, weight, inputs, y, state)
         }
     }
 }
@@ -405,9 +423,9 @@ fn scan_in<R: RealMath>(
 /// Runs every tile of channels, one stretch of time after another: a tile reads a quarter of each line
 /// of the cache, and its neighbours find the rest there.
 fn tiles<R, F, O>(
+    rules: &ScanRules,
     weight: &ScanWeight,
     inputs: &ScanInputs,
-    rules: RealRules,
     y: Outputs,
     state: States,
 ) -> Status
@@ -420,7 +438,8 @@ where
     const TASK: usize = 1 << 13;
     let (e, n, l) = (weight.channels(), weight.states(), inputs.u.rows());
     let (b, c) = (inputs.b.real::<R>(), inputs.c.real::<R>());
-    let alpha = weight.alpha::<R>(rules);
+    let alpha = weight.alpha::<R>(rules.real);
+    let terms = O::terms(rules.sum, n);
     let mut status = Status::default();
     let stretch = STRETCH.next_multiple_of(O::chunk(l));
     for from in (0..l).step_by(stretch) {
@@ -429,7 +448,7 @@ where
             .into_par_iter()
             .with_min_len((TASK / (tokens.len() * n * LANES)).max(1))
             .map_init(
-                || Scratch::new(O::scratch(l), n),
+                || Scratch::new(O::scratch(l), n, &terms),
                 |scratch, tile| {
                     let first = tile * LANES;
                     dispatch(Channels::<R, F, O> {
@@ -439,6 +458,7 @@ where
                             b: &b,
                             c: &c,
                             alpha: &alpha[tile * n..][..n],
+                            terms: &terms,
                             first,
                             width: LANES.min(e - first),
                             y: &y,

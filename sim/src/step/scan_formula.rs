@@ -76,7 +76,7 @@ impl<R: RealMath> Formula<R> for Separate {
     }
     #[inline(always)]
     fn first_output(_: f32, _: f32) -> f32 {
-        // The neutral element of addition, so that the sum starts with its first term.
+        // The sum starts with its first term.
         -0.0
     }
     #[inline(always)]

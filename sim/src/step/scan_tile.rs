@@ -7,6 +7,7 @@
 
 use super::scan::{Outputs, ScanInputs, ScanWeight, States};
 use super::scan_formula::Formula;
+use super::scan_sum::Term;
 use crate::arith::binary16::to_f16;
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 use crate::arith::saturate::Status;
@@ -15,6 +16,7 @@ use crate::kernels::columns::SplitColumns;
 use crate::kernels::lines::Lines;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::transpose;
+use crate::profile::SumOrder;
 use half::f16;
 
 /// A tile of channels: what it reads and where it writes.
@@ -27,6 +29,8 @@ pub(super) struct Tile<'a> {
     pub c: &'a [f32],
     /// exp(A_log) of these channels, `[N]`.
     pub alpha: &'a [Lanes],
+    /// The sum over states, where it has an order of its own.
+    pub terms: &'a [Term],
     /// The first channel.
     pub first: usize,
     /// Channels, at most [`LANES`].
@@ -55,6 +59,8 @@ pub(super) struct Scratch {
     pub decay: Lines<f32, LANES>,
     /// What enters that state, token by token (block scan).
     pub input: Lines<f32, LANES>,
+    /// Partial sums over states, token by token, one below the other.
+    pub sums: Lines<f32, LANES>,
     /// The states, `[N]`.
     pub state: Lines<f32, LANES>,
     /// The states as tensors have them, `[channels, N]`.
@@ -62,11 +68,12 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub fn new(tokens: usize, states: usize) -> Self {
+    pub fn new(tokens: usize, states: usize, terms: &[Term]) -> Self {
         let zeros = |count| Lines::new(0.0, count);
         // In memory in this order, most often: what is written lies below what is read with it, so that
         // a read never has the low address bits of a write just made, for which it would have to wait.
         let (out, decay, input) = (zeros(tokens), zeros(tokens.max(states)), zeros(tokens));
+        let depth = deepest(terms);
         Self {
             out,
             decay,
@@ -76,10 +83,23 @@ impl Scratch {
             delta: zeros(tokens),
             skip: zeros(tokens),
             bias: zeros(tokens),
+            sums: zeros(tokens * depth),
             state: zeros(states),
             rows: vec![0.0; LANES * states],
         }
     }
+}
+
+/// Partial sums that lie on the stack at once.
+fn deepest(terms: &[Term]) -> usize {
+    let mut depth = 0;
+    let depths = terms.iter().map(|term| {
+        depth += 1;
+        let there = depth;
+        depth -= term.merges;
+        there
+    });
+    depths.max().unwrap_or(0)
 }
 
 /// An order of the recurrence.
@@ -89,6 +109,11 @@ pub(super) trait Recurrence<R: RealMath, F: Formula<R>> {
 
     /// Tokens that a scratch must hold.
     fn scratch(length: usize) -> usize;
+
+    /// The sum over N states in an order; empty where the recurrence adds states up as it goes.
+    fn terms(_: SumOrder, _: usize) -> Vec<Term> {
+        Vec::new()
+    }
 
     /// Moves the states through the tokens `first..first + tokens` and adds them to the outputs.
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, tokens: usize, length: usize);

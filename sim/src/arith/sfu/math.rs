@@ -1,6 +1,8 @@
 //! The f32 operations of the CUDA kernels, whose functions are those of the special-function unit.
 
-use super::{LOG2_E, diva, ex2, exp_fast, expa, flush, log1p_fast, loga, rcp};
+use super::{
+    LOG2_E, diva, ex2, exp_fast, exp_libm, expa, flush, log1p_fast, log1p_libm, loga, rcp,
+};
 use crate::arith::real::RealMath;
 #[cfg(target_arch = "x86_64")]
 use crate::{arith::real::Slices, kernels};
@@ -53,6 +55,50 @@ impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
     #[inline(always)]
     fn on_lanes(slices: Slices) -> bool {
         kernels::sfu::fast::<FLUSHED>(slices)
+    }
+}
+
+/// The arithmetic of PyTorch on a GPU: IEEE operations with subnormals kept, and CUDA's own exp and log1p
+/// without fast math. Source: PyTorch scan specification.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaLibm;
+
+impl RealMath for CudaLibm {
+    type OfResults = Self;
+
+    #[inline(always)]
+    fn mul(a: f32, b: f32) -> f32 {
+        a * b
+    }
+    #[inline(always)]
+    fn add(a: f32, b: f32) -> f32 {
+        a + b
+    }
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn div(n: f32, d: f32) -> f32 {
+        n / d
+    }
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        exp_libm(x)
+    }
+    #[inline(always)]
+    fn exp_neg(x: f32) -> f32 {
+        exp_libm(-x)
+    }
+    #[inline(always)]
+    fn log1p(a: f32) -> f32 {
+        log1p_libm(a)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn on_lanes(slices: Slices) -> bool {
+        kernels::sfu::libm(slices)
     }
 }
 

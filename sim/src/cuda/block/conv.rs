@@ -37,7 +37,9 @@ impl Run<'_, '_> {
             None => None,
             Some(rows) => {
                 let all = last_rows(&x, before, taps, batch, length, taps - 1 + length)?;
-                let quantized = dynamic::quantize(&all, rows)?;
+                let rule = self.rules(Implementation::Torch).requantize;
+                let rule = self.layer.mode.conv_in_quotient.of(rule);
+                let quantized = dynamic::quantize(&all, rows, rule)?;
                 self.show_dynamic(&quantized)?;
                 Some(quantized)
             }

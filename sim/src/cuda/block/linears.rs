@@ -10,6 +10,7 @@ use crate::cuda::step::linear::{kind, linear, linear_into};
 use crate::error::Result;
 use crate::mode::{Implementation, Precision, Stream, XOutput};
 use crate::plan::ScaleUse;
+use crate::profile::LinearRule;
 use crate::step::linear::LinearOutput;
 use crate::trace::TracePoint;
 use std::ops::Range;
@@ -77,21 +78,34 @@ impl Run<'_, '_> {
         }
         let input = made_here.as_ref().unwrap_or(conv);
         let s_in = self.input_scale(input, ScaleUse::XProjIn);
-        let rule = self.rules(Implementation::Cuda).linear.x_proj;
+        let rule = self.projection(self.rules(Implementation::Cuda).linear.x_proj, input);
         let output = self.linear_output(mode.x_proj_out, ScaleUse::XProjOut);
         let status = self.linear_status(TracePoint::XProjOut, input.rows, output);
         let out = linear(input, s_in, &self.weights.x_proj, rule, output, status)?;
+        let out = self.projected(TracePoint::XProjOut, out, ScaleUse::XProjOut)?;
         self.show(TracePoint::XProjOut, &out)?;
         Ok(out)
+    }
+
+    /// A projection's rule for its input: an FP32 product is PyTorch's, and so is its quantizer.
+    fn projection(&self, rule: LinearRule, input: &Matrix) -> LinearRule {
+        match input.kind {
+            Kind::F32 => LinearRule {
+                output: self.requantizer(),
+                ..rule
+            },
+            _ => rule,
+        }
     }
 
     pub(super) fn dt_proj(&mut self, x_proj_out: &Matrix) -> Result<Matrix> {
         let dt = part(x_proj_out, &self.layer.columns.dt);
         let s_in = self.input_scale(&dt, ScaleUse::DtProjIn);
-        let rule = self.rules(Implementation::Cuda).linear.dt_proj;
+        let rule = self.projection(self.rules(Implementation::Cuda).linear.dt_proj, &dt);
         let output = self.linear_output(self.layer.mode.dt_proj_out, ScaleUse::DtProjOut);
         let status = self.linear_status(TracePoint::DtProjOut, dt.rows, output);
         let out = linear(&dt, s_in, &self.weights.dt_proj, rule, output, status)?;
+        let out = self.projected(TracePoint::DtProjOut, out, ScaleUse::DtProjOut)?;
         self.show(TracePoint::DtProjOut, &out)?;
         Ok(out)
     }

@@ -136,10 +136,9 @@ DEVICE float horner(float x, float p, const uint32_t (&coefficients)[N]) {
     return p;
 }
 
-DEVICE float log1p_fast(float a) {
+DEVICE float log1p_libm(float a) {
     const uint32_t coefficients[8] = {0x3DD80012, 0xBE0778E0, 0x3E146475, 0xBE2A68DD,
                                       0x3E4CAF9E, 0xBE800042, 0x3EAAAAE6, 0xBF000000};
-    a = flush(a);
     uint32_t toward_zero = __float_as_uint(__fadd_rz(a, 1.0f));
     uint32_t e = (toward_zero - 0x3F400000) & 0xFF800000;
     float m = __uint_as_float(__float_as_uint(a) - e);
@@ -150,6 +149,17 @@ DEVICE float log1p_fast(float a) {
     float result = __fmaf_rn(k, ln_2(), log);
     bool unchanged = a == 0.0f || (__float_as_uint(a) & 0x7F800000) == 0x7F800000;
     return unchanged ? a : result;
+}
+
+DEVICE float log1p_fast(float a) { return log1p_libm(flush(a)); }
+
+DEVICE float exp_libm(float x) {
+    const float to_exponent = 12582913.0f;
+    float t = __saturatef(__fmaf_rn(x, __uint_as_float(0x3BBB989D), 0.5f));
+    float down = __fmaf_rd(t, 252.0f, to_exponent);
+    float n = __fsub_rn(down, to_exponent + 126.0f);
+    float r = __fmaf_rn(x, __uint_as_float(0x32A57060), __fmaf_rn(x, log2_e(), -n));
+    return __fmul_rn(ex2_unit(r), __uint_as_float(__float_as_uint(down) << 23));
 }
 
 DEVICE float expa(float x) {
@@ -179,7 +189,7 @@ DEVICE float loga(float s) {
     return (bits & 0x7F800000) == 0x7F800000 ? s : result;
 }
 
-// ---- the three sets of operations ----------------------------------------------------------------
+// ---- the four sets of operations ----------------------------------------------------------------
 
 /// Correctly rounded, subnormals kept: `RealRules::CorrectlyRounded`.
 struct Ieee {
@@ -202,6 +212,18 @@ struct CudaFast {
     static DEVICE float exp(float x) { return ex2_unit(mul_ftz(x, log2_e())); }
     static DEVICE float exp_neg(float x) { return ex2_unit(mul_ftz(x, -log2_e())); }
     static DEVICE float log1p(float a) { return log1p_fast(a); }
+    static constexpr bool threshold = true;
+};
+
+/// PyTorch's operations on a GPU: `RealRules::CudaLibm`.
+struct CudaLibm {
+    static DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
+    static DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
+    static DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+    static DEVICE float div(float n, float d) { return __fdiv_rn(n, d); }
+    static DEVICE float exp(float x) { return exp_libm(x); }
+    static DEVICE float exp_neg(float x) { return exp_libm(-x); }
+    static DEVICE float log1p(float a) { return log1p_libm(a); }
     static constexpr bool threshold = true;
 };
 

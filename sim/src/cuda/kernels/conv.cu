@@ -24,6 +24,8 @@ struct Conv {
     const float *bias;
     float weight_scale, bias_scale;
     int taps, channels, length, form, scales_each;
+    /// Whether SiLU is x times its sigmoid, else a quotient.
+    int silu_product;
 };
 
 /// Element of the window of token t at tap k.
@@ -63,7 +65,8 @@ DEVICE void conv_general(const Conv &conv, const Sink &out, long long rows) {
                 v = R::fma(w, window(conv, sequence, t, k, c), v);
             }
         }
-        out.store(row, c, times_sigmoid<R>(v, v), divisor, tally);
+        float y = conv.silu_product ? R::mul(v, times_sigmoid<R>(1.0f, v)) : times_sigmoid<R>(v, v);
+        out.store(row, c, y, divisor, tally);
     }
     out.quantizer.finish(tally);
 }
@@ -154,6 +157,9 @@ extern "C" __global__ void conv_silu_correctly_rounded(Conv conv, Sink out, long
 }
 extern "C" __global__ void conv_silu_unit(Conv conv, Sink out, long long rows) {
     conv_general<CudaFast>(conv, out, rows);
+}
+extern "C" __global__ void conv_silu_libm(Conv conv, Sink out, long long rows) {
+    conv_general<CudaLibm>(conv, out, rows);
 }
 extern "C" __global__ void conv_silu_unit_subnormal(Conv conv, Sink out, long long rows) {
     conv_general<CudaSubnormal>(conv, out, rows);

@@ -37,6 +37,9 @@ extern "C" __global__ void decay_rates_correctly_rounded(const float *a, float s
 extern "C" __global__ void decay_rates_unit(const float *a, float s, float *o, int n) {
     decay_rates_in<CudaFast>(a, s, o, n);
 }
+extern "C" __global__ void decay_rates_libm(const float *a, float s, float *o, int n) {
+    decay_rates_in<CudaLibm>(a, s, o, n);
+}
 extern "C" __global__ void decay_rates_unit_subnormal(const float *a, float s, float *o, int n) {
     decay_rates_in<CudaSubnormal>(a, s, o, n);
 }
@@ -63,6 +66,10 @@ extern "C" __global__ void function_values(int function, const float *x, float *
     case 13: y[i] = softplus<CudaFast>(v); break;
     case 14: y[i] = times_sigmoid<CudaFast>(v, v); break;
     case 15: y[i] = times_sigmoid<CudaSubnormal>(v, v); break;
+    case 16: y[i] = exp_libm(v); break;
+    case 17: y[i] = log1p_libm(v); break;
+    case 18: y[i] = times_sigmoid<CudaLibm>(v, v); break;
+    case 19: y[i] = (float)to_code(SATURATE, to_integer(HALF_AWAY_BY_ADDING, v)); break;
     default: y[i] = 0.0f;
     }
 }

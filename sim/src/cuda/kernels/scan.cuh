@@ -13,6 +13,8 @@ struct Scan {
     const float *d, *dt_bias;
     float d_scale, dt_bias_scale;
     int channels, states, length;
+    /// The order of the sum over states, where products are rounded before they are added.
+    int sum;
     /// Gated output `[B·L, E]`, and the state after the last token, `[B·E, N]`.
     Sink y, after;
 };
@@ -43,14 +45,12 @@ struct Fused {
     static DEVICE float gate(float out, float z) { return times_sigmoid<R>(R::mul(out, z), z); }
 };
 
-/// PyTorch's formula: every operation rounded on its own.
+/// PyTorch's formula: every operation rounded on its own; the sum over states is apart.
 template <class R>
 struct Separate {
     static DEVICE float dt(float scale, float dt, float bias) { return R::add(R::mul(dt, scale), bias); }
-    static DEVICE float first_output(float, float) { return -0.0f; }
     static DEVICE float input(float b, float delta, float u) { return R::mul(R::mul(delta, b), u); }
     static DEVICE float update(float decay, float x, float in) { return R::add(R::mul(decay, x), in); }
-    static DEVICE float accumulate(float x, float c, float out) { return R::add(out, R::mul(x, c)); }
     static DEVICE float last_output(float out, float skip, float u) { return R::add(out, R::mul(u, skip)); }
     static DEVICE float gate(float out, float z) { return R::mul(out, times_sigmoid<R>(z, z)); }
 };

@@ -1,5 +1,6 @@
 // The recurrence token after token, with a sum over states in order (prefill and decode) or in groups
-// (decode): the twin of sim/src/step/{scan_sequential,scan_update}.rs.
+// (decode) or of products that are rounded first: the twin of
+// sim/src/step/{scan_sequential,scan_update,scan_sum}.rs.
 #include "scan.cuh"
 
 /// Tokens whose values lie in shared memory at once, and threads for the states of a few channels.
@@ -34,9 +35,37 @@ DEVICE float sum_in_groups(float *x, const float *c, int states) {
     return x[0];
 }
 
+enum SumOrder { ASCENDING = 0, HALVES = 1, EIGHT_LANES = 2 };
+
+/// The sum of the products, each rounded. Overwrites x.
+template <class R>
+DEVICE float sum_of_products(float *x, const float *c, int states, int order) {
+    for (int n = 0; n < states; ++n) x[n] = R::mul(x[n], c[n]);
+    int left = states;
+    if (order == HALVES) {
+        int half = 1;
+        while (half < states) half *= 2;
+        for (half /= 2; half > 0; half /= 2) {
+            for (int i = 0; i < half; ++i)
+                if (i + half < left) x[i] = R::add(x[i], x[i + half]);
+            left = min(left, half);
+        }
+        return x[0];
+    }
+    if (order == EIGHT_LANES) {
+        left = min(states, 8);
+        for (int n = 8; n < states; ++n) x[n % 8] = R::add(x[n % 8], x[n]);
+    }
+    float sum = x[0];
+    for (int n = 1; n < left; ++n) sum = R::add(sum, x[n]);
+    return sum;
+}
+
+enum Sum { IN_ORDER, IN_GROUPS, OF_PRODUCTS };
+
 /// Thread (e, n) carries state n of channel e; between, threads are (token, channel). Shared memory:
 /// states `[CHUNK, C, N]`, δ and u `[CHUNK, C]`, B and C `[CHUNK, N]`, with C channels of a block.
-template <class R, class F, bool GROUPED>
+template <class R, class F, Sum SUM>
 DEVICE void scan_in(const Scan &p) {
     extern __shared__ float shared[];
     int states = p.states, width = max(1, THREADS / states);
@@ -82,8 +111,10 @@ DEVICE void scan_in(const Scan &p) {
             float skip = R::mul(p.d_scale, p.d[e]), u = u_all[i], out;
             float *x = x_all + i * states;
             const float *c = c_all + t * states;
-            if constexpr (GROUPED) {
+            if constexpr (SUM == IN_GROUPS) {
                 out = sum_in_groups<R, F>(x, c, states);
+            } else if constexpr (SUM == OF_PRODUCTS) {
+                out = sum_of_products<R>(x, c, states, p.sum);
             } else {
                 out = sum_in_order<R, F>(x, c, states, skip, u);
             }
@@ -98,16 +129,19 @@ DEVICE void scan_in(const Scan &p) {
     p.after.quantizer.finish(tally);
 }
 
-#define SCAN(name, R, F, GROUPED)                                                    \
+#define SCAN(name, R, F, SUM)                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS) scan_##name(Scan p) {      \
-        scan_in<R, F<R>, GROUPED>(p);                                                \
+        scan_in<R, F<R>, SUM>(p);                                                    \
     }
-SCAN(fused_correctly_rounded, Ieee, Fused, false)
-SCAN(fused_unit, CudaFast, Fused, false)
-SCAN(fused_unit_subnormal, CudaSubnormal, Fused, false)
-SCAN(separate_correctly_rounded, Ieee, Separate, false)
-SCAN(separate_unit, CudaFast, Separate, false)
-SCAN(separate_unit_subnormal, CudaSubnormal, Separate, false)
-SCAN(grouped_correctly_rounded, Ieee, Grouped, true)
-SCAN(grouped_unit, CudaFast, Grouped, true)
-SCAN(grouped_unit_subnormal, CudaSubnormal, Grouped, true)
+SCAN(fused_correctly_rounded, Ieee, Fused, IN_ORDER)
+SCAN(fused_unit, CudaFast, Fused, IN_ORDER)
+SCAN(fused_libm, CudaLibm, Fused, IN_ORDER)
+SCAN(fused_unit_subnormal, CudaSubnormal, Fused, IN_ORDER)
+SCAN(separate_correctly_rounded, Ieee, Separate, OF_PRODUCTS)
+SCAN(separate_unit, CudaFast, Separate, OF_PRODUCTS)
+SCAN(separate_libm, CudaLibm, Separate, OF_PRODUCTS)
+SCAN(separate_unit_subnormal, CudaSubnormal, Separate, OF_PRODUCTS)
+SCAN(grouped_correctly_rounded, Ieee, Grouped, IN_GROUPS)
+SCAN(grouped_unit, CudaFast, Grouped, IN_GROUPS)
+SCAN(grouped_libm, CudaLibm, Grouped, IN_GROUPS)
+SCAN(grouped_unit_subnormal, CudaSubnormal, Grouped, IN_GROUPS)

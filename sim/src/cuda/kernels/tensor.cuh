@@ -22,13 +22,23 @@ struct Source {
     }
 };
 
-enum Quotient { DIVIDE = 0, APPROX_RECIPROCAL = 1, SCALED_APPROX_DIVISION = 2 };
-enum Rounding { TIES_TO_EVEN = 0, TIES_AWAY = 1 };
+/// PRODUCT and PRODUCT_IN_HALF find the reciprocal in place of the scale.
+enum Quotient {
+    DIVIDE = 0,
+    APPROX_RECIPROCAL = 1,
+    SCALED_APPROX_DIVISION = 2,
+    PRODUCT = 3,
+    DIVIDE_IN_HALF = 4,
+    PRODUCT_IN_HALF = 5
+};
+enum Rounding { TIES_TO_EVEN = 0, TIES_AWAY = 1, HALF_AWAY_BY_ADDING = 2 };
 enum Overflow { SATURATE = 0, WRAP = 1 };
 
 /// To the nearest integer; NaN gives 0, values beyond i32 its ends.
 DEVICE int to_integer(int rounding, float v) {
     if (rounding == TIES_TO_EVEN) return __float2int_rn(v);
+    if (rounding == HALF_AWAY_BY_ADDING)
+        return __float2int_rz(v >= 0.0f ? floorf(__fadd_rn(v, 0.5f)) : ceilf(__fsub_rn(v, 0.5f)));
     return __float2int_rz(__fadd_rz(v, copysignf(0.5f, v)));
 }
 
@@ -56,7 +66,9 @@ struct Tally {
     /// Adds the counts of a whole warp to `status`. Rounding is monotone, so the largest magnitude
     /// may be rounded last.
     DEVICE void flush_warp(int rounding, Status *status) const {
-        float top = rounding == TIES_TO_EVEN ? rintf(peak) : truncf(__fadd_rz(peak, 0.5f));
+        float top = rounding == TIES_TO_EVEN ? rintf(peak)
+                    : rounding == TIES_AWAY  ? truncf(__fadd_rz(peak, 0.5f))
+                                             : floorf(__fadd_rn(peak, 0.5f));
         unsigned int count = __reduce_add_sync(0xFFFFFFFF, overflows);
         unsigned int most = __reduce_max_sync(0xFFFFFFFF, __float_as_uint(top));
         if ((threadIdx.x + threadIdx.y * blockDim.x) % 32 == 0) {
@@ -81,15 +93,24 @@ struct Quantizer {
     }
 
     DEVICE int8_t code(float v, float divisor, Tally &tally) const {
+        return grid(units(v, divisor), tally);
+    }
+
+    /// A value in units of the grid.
+    DEVICE float units(float v, float divisor) const {
         float q;
-        if (quotient == APPROX_RECIPROCAL) {
+        if (quotient == APPROX_RECIPROCAL || quotient == PRODUCT) {
             q = __fmul_rn(v, divisor);
+        } else if (quotient == PRODUCT_IN_HALF) {
+            q = from_f16(to_f16(__fmul_rn(v, divisor)));
+        } else if (quotient == DIVIDE_IN_HALF) {
+            q = from_f16(to_f16(__fdiv_rn(v, divisor)));
         } else if (quotient == SCALED_APPROX_DIVISION) {
             q = diva(__fmul_rn(v, 100.0f), divisor);
         } else {
             q = __fdiv_rn(v, divisor);
         }
-        return grid(q, tally);
+        return q;
     }
 
     /// The code of a value in units of the grid.

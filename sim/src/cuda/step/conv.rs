@@ -7,7 +7,7 @@ use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::rules;
 use crate::cuda::weights;
 use crate::error::Result;
-use crate::profile::{ConvForm, ConvRules};
+use crate::profile::{ConvForm, ConvRules, SiluForm};
 use crate::quant::Scale;
 
 const THREADS: u32 = 128;
@@ -61,11 +61,13 @@ pub fn conv_silu(
         length: window.length as i32,
         form: rules::form(rules.form),
         scales_each: window.scales.map_or(0, |s| s.rows / window.batch) as i32,
+        silu_product: i32::from(rules.silu_form == SiluForm::Product),
     };
     let aligned =
         channels.is_multiple_of(4) && x.stride().is_multiple_of(4) && x.pointer().is_multiple_of(4);
     let packed = rules.real == RealRules::SpecialFunctionUnit
         && rules.form == ConvForm::IntegerSum
+        && rules.silu_form == SiluForm::Quotient
         && args.x.of == Type::I8
         && args.codes != 0
         && args.scales == 0

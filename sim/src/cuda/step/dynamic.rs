@@ -1,8 +1,10 @@
 //! Dynamic quantization. Twin: `step/dynamic.rs`.
 
 use super::MAX_BLOCKS;
+use crate::arith::requant::QuantRule;
 use crate::cuda::device::Buffer;
 use crate::cuda::matrix::{Kind, Matrix};
+use crate::cuda::rules;
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -14,8 +16,8 @@ pub struct Dynamic {
     pub scales: Matrix,
 }
 
-/// Quantizes each group of `rows` rows with the scale absmax/127 of the group.
-pub fn quantize(values: &Matrix, rows: usize) -> Result<Dynamic> {
+/// Quantizes each group of `rows` rows by a rule with the scale absmax/127 of the group.
+pub fn quantize(values: &Matrix, rows: usize, rule: QuantRule) -> Result<Dynamic> {
     assert!(values.kind == Kind::F32 && values.is_contiguous() && values.rows.is_multiple_of(rows));
     let device = values.device();
     let groups = values.rows / rows;
@@ -38,7 +40,10 @@ pub fn quantize(values: &Matrix, rows: usize) -> Result<Dynamic> {
         &[&from, &peaks, &size],
     )?;
     let (codes, scales) = (out.codes.pointer(), out.scales.pointer());
-    let args: [&dyn crate::cuda::args::Arg; 5] = [&from, &peaks, &codes, &scales, &size];
+    let [quotient, rounding, overflow] = rules::quantizer_numbers(rule);
+    let args: [&dyn crate::cuda::args::Arg; 8] = [
+        &from, &peaks, &codes, &scales, &size, &quotient, &rounding, &overflow,
+    ];
     device.launch("dynamic", "quantize_dynamic", grid, THREADS, 0, &args)?;
     Ok(out)
 }

@@ -104,6 +104,7 @@ pub fn selective_scan(
         channels: channels as i32,
         states: states as i32,
         length: length as i32,
+        sum: rules::sum(*rules),
         y: out.y.sink(NO_QUANTIZER),
         after: out.state.sink(quantizer),
     };

@@ -3,7 +3,7 @@
 //! state. Each sequence gets the bits it would get alone.
 
 use super::super::{Datapath, State};
-use super::Run;
+use super::{Routed, Run};
 use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::quant::QTensor;
@@ -37,9 +37,7 @@ impl Datapath<'_> {
             rows.push(out);
         }
         let conv = stacked(&rows);
-        let x_proj_out = run.x_proj(&conv)?;
-        let dt = run.dt_proj(&x_proj_out)?;
-        let u = run.scan_input(conv)?;
+        let Routed { x_proj_out, dt, u } = run.routes(conv)?;
         rows.clear();
         for (i, state) in states.iter_mut().enumerate() {
             let (u, dt, z) = (row(&u, i), row(&dt, i), row(&z, i));

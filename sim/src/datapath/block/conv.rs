@@ -3,13 +3,14 @@
 use super::columns::{last_rows, stack, transposed};
 use super::{Run, f32_of};
 use crate::arith::function::Function;
+use crate::arith::requant::QuantRule;
 use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::mode::{ConvInput, Implementation, Precision};
 use crate::plan::ScaleUse;
-use crate::profile::{ConvRules, InputScale, TapHistory};
+use crate::profile::{ConvRules, InputScale, SiluForm, TapHistory};
 use crate::quant::{QTensor, Scale};
-use crate::step::conv::{ConvWindow, conv_silu, conv_silu_quantize, untiled};
+use crate::step::conv::{ConvWindow, conv_silu, conv_silu_quantize, silu_product, untiled};
 use crate::step::conv_unit;
 use crate::step::dynamic;
 use crate::trace::{Tensor, TracePoint};
@@ -74,6 +75,17 @@ impl Run<'_, '_> {
         Ok(match (window, self.layer.mode.conv_out) {
             (ConvWindow::Int8 { codes, scale }, precision) if unit => {
                 self.conv_unit(rules, codes, *scale, precision)?
+            }
+            (window, precision) if rules.silu_form == SiluForm::Product => {
+                let mut y = conv_silu(real, form, weight, window, false);
+                silu_product(real, y.as_slice_mut().expect("outputs are row-major"));
+                match precision {
+                    Precision::Int8 => {
+                        let (point, by) = (TracePoint::ConvOut, ScaleUse::ConvOut);
+                        Tensor::I8(self.quantize(point, &y, by, rules.output))
+                    }
+                    Precision::Float => Tensor::F32(y),
+                }
             }
             (window, Precision::Int8) => {
                 let (rule, scale) = (rules.output, self.scale(ScaleUse::ConvOut));
@@ -171,14 +183,21 @@ impl Run<'_, '_> {
                 };
                 let window = stack(history.slice(s![1.., ..]), &real);
                 let after = ConvHistory::Real(last_rows(&window, taps));
-                let dynamic = match self.layer.mode.conv_in {
-                    ConvInput::DynamicTensor => dynamic::per_tensor(&window),
-                    ConvInput::DynamicToken => dynamic::per_token(&window),
+                let rule = self.dynamic_rule();
+                let (dynamic, _) = match self.layer.mode.conv_in {
+                    ConvInput::DynamicTensor => dynamic::per_tensor(&window, rule),
+                    ConvInput::DynamicToken => dynamic::per_token(&window, rule),
                     _ => return Ok((ConvWindow::Real(window), after)),
                 };
                 Ok((self.show_dynamic(dynamic, real.nrows())?, after))
             }
         }
+    }
+
+    /// The rule of a quantizer whose scale is found at run time: PyTorch's, whose quotient has the type of x.
+    fn dynamic_rule(&self) -> QuantRule {
+        let rules = self.rules(Implementation::Torch);
+        self.layer.mode.conv_in_quotient.of(rules.requantize)
     }
 
     /// Shows what a dynamic quantizer made of the last `l` rows of a window.

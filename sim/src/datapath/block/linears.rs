@@ -61,7 +61,7 @@ impl Run<'_, '_> {
         Ok((columns(&both, &(0..e)), columns(&both, &(e..2 * e))))
     }
 
-    /// Route A: x_proj on the conv's output.
+    /// Route A: x_proj on the conv's output, or on u.
     pub(super) fn x_proj(&mut self, conv: &Tensor) -> Result<Tensor> {
         let mode = &self.layer.mode;
         let input = match (conv, mode.x_proj_in) {
@@ -82,7 +82,7 @@ impl Run<'_, '_> {
         };
         let input = input.as_ref().unwrap_or(conv);
         let s_in = self.input_scale(input, ScaleUse::XProjIn);
-        let rule = self.rules(Implementation::Cuda).linear.x_proj;
+        let rule = self.projection(self.rules(Implementation::Cuda).linear.x_proj, input);
         let output = self.linear_output(mode.x_proj_out, ScaleUse::XProjOut);
         let done = linear(input, s_in, &self.layer.x_proj, rule, output)?;
         let out = self.counted(
@@ -91,13 +91,25 @@ impl Run<'_, '_> {
             (input.codes(), &self.layer.x_proj),
             done,
         )?;
+        let out = self.projected(TracePoint::XProjOut, out, ScaleUse::XProjOut);
         self.show(TracePoint::XProjOut, out)
+    }
+
+    /// A projection's rule for its input: an FP32 product is PyTorch's, and so is its quantizer.
+    fn projection(&self, rule: LinearRule, input: &Tensor) -> LinearRule {
+        match input {
+            Tensor::F32(_) => LinearRule {
+                output: self.requantizer(),
+                ..rule
+            },
+            _ => rule,
+        }
     }
 
     pub(super) fn dt_proj(&mut self, x_proj_out: &Tensor) -> Result<Tensor> {
         let dt = columns(x_proj_out, &self.layer.columns.dt);
         let s_in = self.input_scale(&dt, ScaleUse::DtProjIn);
-        let rule = self.rules(Implementation::Cuda).linear.dt_proj;
+        let rule = self.projection(self.rules(Implementation::Cuda).linear.dt_proj, &dt);
         let output = self.linear_output(self.layer.mode.dt_proj_out, ScaleUse::DtProjOut);
         let done = linear(&dt, s_in, &self.layer.dt_proj, rule, output)?;
         let out = self.counted(
@@ -106,6 +118,7 @@ impl Run<'_, '_> {
             (dt.codes(), &self.layer.dt_proj),
             done,
         )?;
+        let out = self.projected(TracePoint::DtProjOut, out, ScaleUse::DtProjOut);
         self.show(TracePoint::DtProjOut, out)
     }
 

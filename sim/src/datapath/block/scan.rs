@@ -1,12 +1,13 @@
 //! Route B, the selective scan with its gate, and the recurrent state.
 
 use super::Run;
-use super::columns::columns;
+use super::columns::{columns, join_columns};
 use crate::arith::function::Function;
+use crate::arith::requant::Divisor;
 use crate::arith::saturate::Status;
 use crate::dataflow::Phase;
 use crate::error::Result;
-use crate::mode::{Precision, ScanInput, Stream};
+use crate::mode::{Precision, ScanBc, ScanInput, Stream};
 use crate::plan::ScaleUse;
 use crate::profile::ScanRules;
 use crate::profile::unit::{ScanUnit, StateFormat};
@@ -41,7 +42,46 @@ impl Run<'_, '_> {
                 Tensor::I8(self.requantize(TracePoint::SsmU, &real, ScaleUse::ScanUQuant))
             }
         };
+        let u = self.on_grids(u);
         self.show(TracePoint::SsmU, u)
+    }
+
+    /// FP32 u through the mode's quantizer. Tokens that are decoded belong to sequences of their own.
+    fn on_grids(&mut self, u: Tensor) -> Tensor {
+        let (quantizer, mut u) = match (&self.layer.mode.u_quantizer, u) {
+            (Some(quantizer), Tensor::F32(u)) => (quantizer, u),
+            (_, u) => return u,
+        };
+        let quotient = self.requantizer().quotient;
+        let [first, second] = [ScaleUse::ScanUQuant, ScaleUse::ScanUMax];
+        let [first, second] = [first, second].map(|by| Divisor::from(self.scale(by)));
+        let quantizer = quantizer.prepare(first, quotient, Some(second));
+        let together = match self.phase {
+            Phase::Prefill => u.len(),
+            Phase::Decode => u.ncols(),
+        };
+        let values = u.as_slice_mut().expect("activations are row-major");
+        let status = values.chunks_mut(together.max(1));
+        let status = status.map(|values| quantizer.quantize(values));
+        let status = status.fold(Status::default(), Status::plus);
+        self.probe.count(self.place(TracePoint::SsmU), status);
+        Tensor::F32(u)
+    }
+
+    /// B and C: columns of x_proj's output, or quantized after it.
+    fn scan_bc(&mut self, x_proj_out: &Tensor) -> Result<(Tensor, Tensor)> {
+        let b = columns(x_proj_out, &self.layer.columns.b);
+        let c = columns(x_proj_out, &self.layer.columns.c);
+        let (Tensor::F32(b), Tensor::F32(c), ScanBc::Int8) = (&b, &c, self.layer.mode.scan_bc)
+        else {
+            return Ok((b, c));
+        };
+        let point = TracePoint::SsmBc;
+        let [b, c] =
+            [b, c].map(|real| Tensor::I8(self.requantize(point, real, ScaleUse::XProjOut)));
+        let n = self.path.config.d_state;
+        let both = self.show(point, join_columns(&b, &c))?;
+        Ok((columns(&both, &(0..n)), columns(&both, &(n..2 * n))))
     }
 
     pub(super) fn scan(
@@ -52,8 +92,7 @@ impl Run<'_, '_> {
         z: &Tensor,
         before: Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        let b = columns(x_proj_out, &self.layer.columns.b);
-        let c = columns(x_proj_out, &self.layer.columns.c);
+        let (b, c) = self.scan_bc(x_proj_out)?;
         let before = match self.phase {
             Phase::Prefill => None,
             Phase::Decode => Some(self.show(TracePoint::SsmStateIn, before)?),
