@@ -235,7 +235,7 @@ pub(super) fn required(kind: Kind, config: &Config) -> Vec<String> {
         let mut of = parts(linear, linear_keys(kind, linear));
         // What kernels scribble on, and scales that short rows do not have.
         let short = inputs(config, linear) <= GROUP;
-        of.retain(|key| !key.ends_with(".workspace") && !(short && key.ends_with(".s_group")));
+        of.retain(|key| !(key.ends_with(".workspace") || short && key.ends_with(".s_group")));
         keys.extend(of);
     }
     keys.extend(parts("conv1d", &CONV));
@@ -382,7 +382,8 @@ fn linear(
     for (part, value) in [("a", a), ("alpha", a * scale.get())] {
         let key = format!("{name}.{part}");
         let found = file.number(&key)?;
-        if !((found - value).abs() <= NEAR * value) {
+        let apart = (found - value).abs();
+        if apart.is_nan() || apart > NEAR * value {
             let expected = format!("{value:e}, as the scales of its input, output and weight give");
             let found = format_args!("{found:e}");
             return Err(SimError::file(file.path(), key, expected, found));
