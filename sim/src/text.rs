@@ -57,7 +57,10 @@ pub fn to_utf8(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
         // Text does not begin with a NUL, nor has one after its first letter.
         [0, 0, ..] => Ok(Cow::Borrowed(bytes)),
         [_, 0, ..] => from_utf16(bytes, u16::from_le_bytes),
-        [0, _, ..] if bytes.len().is_multiple_of(2) && bytes.iter().skip(2).step_by(2).all(|b| *b == 0) => {
+        [0, _, ..]
+            if bytes.len().is_multiple_of(2)
+                && bytes.iter().skip(2).step_by(2).all(|b| *b == 0) =>
+        {
             from_utf16(bytes, u16::from_be_bytes)
         }
         _ => Ok(Cow::Borrowed(bytes)),

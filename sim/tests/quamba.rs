@@ -363,7 +363,7 @@ fn missing_and_surplus_keys_are_named() {
             &["pytorch_model.bin", &key, "no tensor of that name"],
         );
         let info = info(dir.path()).unwrap();
-        assert_eq!(info.missing, [key.clone()]);
+        assert_eq!(info.missing, std::slice::from_ref(&key));
         assert!(info.refusal.unwrap().contains(&key));
     }
     for key in [

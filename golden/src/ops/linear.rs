@@ -49,6 +49,7 @@ pub struct Linear {
 
 /// A linear step: what its weight is in.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // a handful of cases, moved once
 pub enum LinearCase {
     /// Eight bits.
     Int8(Linear),

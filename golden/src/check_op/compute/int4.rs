@@ -14,7 +14,10 @@ use scalescope_sim::trace::Tensor;
 pub(super) fn linear_case(case: &Int4Linear, rules: &Arithmetic, out: &mut Outputs) -> Result<()> {
     if let Some(weight) = &case.weight {
         // As files have codes of groups: plus 8.
-        let offset = weight.groups.is_some().then_some(LOWEST).unwrap_or(0);
+        let offset = match weight.groups.is_some() {
+            true => LOWEST,
+            false => 0,
+        };
         out.put_matrix("codes", weight.codes.t().mapv(|code| code - offset));
         if let Some(groups) = &weight.groups {
             out.put_matrix("s_group", groups.t().to_owned());
