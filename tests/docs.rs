@@ -4,6 +4,7 @@
 use scalescope_sim::arith::quantizer::QUANTIZERS;
 use scalescope_sim::checkpoint::quantize::{Ends, quantize};
 use scalescope_sim::checkpoint::recipe::Recipe;
+use scalescope_sim::dataflow::{Block, Columns, Dim, Origin, Phase, Read};
 use scalescope_sim::fault::FAULTS;
 use scalescope_sim::mode::{MODES, ModeSpec, families};
 use scalescope_sim::model::Model;
@@ -392,4 +393,74 @@ fn every_test_file_belongs_to_a_program() {
         }
         assert!(files > 10, "{}: {files}", package.display());
     }
+}
+
+/// A package's dependencies within the workspace, as its manifest has them.
+fn own_dependencies(manifest: &str) -> (String, Vec<String>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(manifest);
+    let manifest: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
+    let name = manifest["package"]["name"].as_str().unwrap().to_owned();
+    let dependencies = manifest.get("dependencies").and_then(|d| d.as_table());
+    let names = dependencies.into_iter().flat_map(|table| table.keys());
+    let own = names.filter(|name| name.starts_with("scalescope"));
+    (name, own.cloned().collect())
+}
+
+#[test]
+fn architecture() {
+    let manifests = [
+        "sim/sample/Cargo.toml",
+        "sim/Cargo.toml",
+        "golden/Cargo.toml",
+        "Cargo.toml",
+    ];
+    let rows = manifests.map(|manifest| {
+        let (name, own) = own_dependencies(manifest);
+        let folder = manifest
+            .trim_end_matches("Cargo.toml")
+            .trim_end_matches('/');
+        let folder = if folder.is_empty() { "." } else { folder };
+        vec![format!("`{name}`"), format!("`{folder}`"), own.join(", ")]
+    });
+    let packages = markdown(&["package", "folder", "stands on"], rows);
+    check("docs/architecture.md", "packages", &packages);
+
+    let block = Block::of(&MODES[0], &Profile::get("exact").unwrap(), Phase::Prefill);
+    let read = |read: &Read| {
+        let tensor = match read.from {
+            Origin::Here(point) => point.name().to_owned(),
+            Origin::BlockBefore(point) => format!("{} of the block before", point.name()),
+            Origin::TokenBefore(point) => format!("{} of the token before", point.name()),
+        };
+        let columns = match read.columns {
+            Columns::All => String::new(),
+            part => format!(" ({})", part.name()),
+        };
+        let scale = read
+            .scale
+            .map_or(String::new(), |s| format!(" by `{}`", s.name()));
+        format!("{tensor}{columns}{scale}")
+    };
+    let rows = block.rows().iter().filter(|row| row.shown).map(|row| {
+        let reads: Vec<String> = row.reads.iter().map(read).collect();
+        let [rows, columns] = row.shape.map(Dim::name);
+        vec![
+            format!("`{}`", row.point.name()),
+            row.step.name().to_owned(),
+            format!("{} [{rows}, {columns}]", row.format.dtype()),
+            reads.join(", "),
+            row.quantizer
+                .map_or(String::new(), |q| format!("`{}`", q.scale_use().name())),
+            row.rule.map_or(String::new(), |r| format!("`{}`", r.path)),
+        ]
+    });
+    let header = [
+        "tensor",
+        "step",
+        "type, shape",
+        "made from",
+        "quantizer",
+        "rules",
+    ];
+    check("docs/architecture.md", "dataflow", &markdown(&header, rows));
 }
