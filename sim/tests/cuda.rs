@@ -2,17 +2,21 @@
 //! asked for: `cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored`.
 //! (`scalescope crosscheck` compares whole models.)
 
-use ndarray::s;
+use half::f16;
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 use scalescope_sim::arith::int4::Dequantize;
-use scalescope_sim::checkpoint::quantize::to_int4;
-use scalescope_sim::checkpoint::synthetic::{Shape, float_model, quantized_model};
+use scalescope_sim::checkpoint::quantize::{Ends, quantize, to_int4};
+use scalescope_sim::checkpoint::recipe::Recipe;
+use scalescope_sim::checkpoint::synthetic::{
+    Shape, float_model, plausible_scales, quantized_model,
+};
 use scalescope_sim::cuda::{CudaDatapath, Device, Function, values};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::engine::Engine;
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::{MODES, ModeTable};
-use scalescope_sim::model::{Head, Model};
+use scalescope_sim::model::{Checkpoint, FloatLayer, FloatModel, Head, Model};
 use scalescope_sim::profile::{PROFILES, Profile};
 use scalescope_sim::quant::{Int4Tensor, QWeight, Scale};
 use scalescope_sim::trace::{Blind, Place, Probe, Recorder, Selection, Tensor, TracePoint};
@@ -292,6 +296,82 @@ fn what_a_probe_puts_in_place_goes_on() {
         }
     }
     assert_none(&wrong);
+}
+
+/// Ends in INT8, and a checkpoint in f32 as it is.
+#[test]
+#[ignore = "not run: needs a CUDA device"]
+fn int8_ends_and_wide_checkpoints_give_the_bits_of_the_cpu() {
+    let shape = Shape {
+        name: "test",
+        n_layers: 2,
+        d_model: 64,
+        vocab_size: 203,
+    };
+    let float = float_model(shape);
+    let scales = plausible_scales(&float.config);
+    let head_input = Scale::new(0.04).unwrap();
+    let ends = Ends::Int8 { head_input };
+    let quantized = quantize(&float, &scales, &Recipe::QUAMBA, ends).unwrap();
+    let model = Model {
+        quantized: Some(quantized.into()),
+        original: Some(Arc::new(Checkpoint::F32(wide(&float)))),
+        ..Model::default()
+    };
+    let table = ModeTable::default();
+    let mut wrong = Vec::new();
+    for mode in ["0", "2-4", "3", "original"] {
+        let mode = table.get(mode).unwrap();
+        for profile in PROFILES {
+            let path = || Datapath::new(&model, mode, profile).unwrap();
+            let (cpu, gpu) = (path(), CudaDatapath::new(path(), device()).unwrap());
+            let record = |engine: &dyn Engine| {
+                let mut sequence = engine.begin();
+                let mut seen = vec![Recorder::default(), Recorder::default()];
+                let text = tokens(33, 5);
+                sequence
+                    .prefill(&text, LogitRows::All, &mut seen[0])
+                    .unwrap();
+                sequence.decode(7, &mut seen[1]).unwrap();
+                seen
+            };
+            for (phase, (cpu, gpu)) in record(&cpu).iter().zip(&record(&gpu)).enumerate() {
+                let normed = Place::end(TracePoint::NormFOut);
+                assert_eq!(cpu.tensors.contains_key(&normed), mode.needs_quantized());
+                let what = format!("mode {}, {}, phase {phase}", mode.name, profile.name);
+                wrong.extend(difference(cpu, gpu).map(|d| format!("{what}: {d}")));
+            }
+        }
+    }
+    assert_none(&wrong);
+}
+
+/// The same weights and a little more, which binary16 does not hold.
+fn wide(float: &FloatModel) -> FloatModel<f32> {
+    let value = |w: &f16| f32::from(*w) * (1.0 + 1e-5);
+    let vector = |v: &[f16]| -> Vec<f32> { v.iter().map(value).collect() };
+    let matrix = |m: &Array2<f16>| m.map(value);
+    FloatModel {
+        config: float.config.clone(),
+        embedding: matrix(&float.embedding),
+        layers: (float.layers.iter())
+            .map(|l| FloatLayer {
+                norm: vector(&l.norm),
+                in_proj: matrix(&l.in_proj),
+                conv_weight: matrix(&l.conv_weight),
+                conv_bias: vector(&l.conv_bias),
+                x_proj: matrix(&l.x_proj),
+                dt_proj: matrix(&l.dt_proj),
+                dt_bias: vector(&l.dt_bias),
+                a_log: l.a_log.clone(),
+                d: l.d.clone(),
+                out_proj: matrix(&l.out_proj),
+            })
+            .collect(),
+        norm_f: vector(&float.norm_f),
+        head: matrix(&float.head),
+        rotated: false,
+    }
 }
 
 #[test]

@@ -777,3 +777,85 @@ fn the_head_and_the_embedding_say_what_they_are() {
     };
     assert_eq!((input.get(), weight.dim()), (HEAD_SCALE, (256, 64)));
 }
+
+/// A checkpoint of 2.8 billion parameters, 5.5 GB in binary16, of one block's weights again and again: opened in
+/// no more memory than its weights and a tenth, and in no more than twice the time of reading the file.
+#[test]
+#[ignore = "not run: writes 5.5 GB into the temporary folder, and is about time; \
+            cargo test --release -p scalescope-sim --test all large -- --ignored --nocapture"]
+#[cfg(target_os = "linux")]
+fn a_large_file_is_opened_in_the_memory_of_its_weights() {
+    use std::io::Read;
+    use std::time::Instant;
+    let (v, m, n) = (50_280, 2560, 64);
+    let (e, r) = (2 * m, m / 16);
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({"d_model": m, "n_layer": n, "vocab_size": 50277, "ssm_cfg": {},
+        "rms_norm": true, "residual_in_fp32": true, "fused_add_norm": true,
+        "pad_vocab_size_multiple": 8, "tie_embeddings": true});
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let path = dir.path().join("pytorch_model.bin");
+    {
+        let halves: Vec<f16> = (0..v * m)
+            .map(|i| f16::from_bits((i % 15_000) as u16))
+            .collect();
+        let f16s = |shape: &[usize]| {
+            let count = shape.iter().product();
+            Value::tensor(shape, Elements::F16((&halves[..count]).into()))
+        };
+        let reals = vec![0.5f32; e * 16];
+        let f32s = |shape: &[usize]| {
+            let count = shape.iter().product();
+            Value::tensor(shape, Elements::F32((&reals[..count]).into()))
+        };
+        let mut all = vec![
+            ("backbone.embedding.weight".to_owned(), f16s(&[v, m])),
+            ("backbone.norm_f.weight".to_owned(), f16s(&[m])),
+        ];
+        for i in 0..n {
+            let name = |key: &str| format!("backbone.layers.{i}.{key}");
+            all.extend([
+                (name("norm.weight"), f16s(&[m])),
+                (name("mixer.in_proj.weight"), f16s(&[2 * e, m])),
+                (name("mixer.conv1d.weight"), f16s(&[e, 1, 4])),
+                (name("mixer.conv1d.bias"), f16s(&[e])),
+                (name("mixer.x_proj.weight"), f16s(&[r + 32, e])),
+                (name("mixer.dt_proj.weight"), f16s(&[e, r])),
+                (name("mixer.dt_proj.bias"), f16s(&[e])),
+                (name("mixer.A_log"), f32s(&[e, 16])),
+                (name("mixer.D"), f32s(&[e])),
+                (name("mixer.out_proj.weight"), f16s(&[m, e])),
+            ]);
+        }
+        write_to(File::create(&path).unwrap(), "pytorch_model", &all).unwrap();
+    }
+    let started = Instant::now();
+    let (mut file, mut buffer) = (File::open(&path).unwrap(), vec![0; 1 << 20]);
+    while file.read(&mut buffer).unwrap() > 0 {}
+    let reading = started.elapsed();
+
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let peak = || -> f64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmHWM:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
+    };
+    let before = peak();
+    let started = Instant::now();
+    let Checkpoint::F16(model) = hf::read_exact(dir.path()).unwrap() else {
+        panic!("binary16")
+    };
+    let (opening, most) = (started.elapsed(), peak() - before);
+    // The head is a copy of the embedding, as in the model that runs.
+    let weights = fs::metadata(&path).unwrap().len() as f64 + (2 * v * m) as f64;
+    let share = most / weights;
+    println!(
+        "read in {reading:?}, opened in {opening:?}; {most:.3e} bytes, {share:.3} of the weights"
+    );
+    assert_eq!(model.layers.len(), n);
+    assert!(share < 1.1, "{share}");
+    assert!(opening < 2 * reading, "{opening:?} and {reading:?}");
+}
