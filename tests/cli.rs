@@ -222,6 +222,8 @@ fn a_quantized_file_runs_like_the_built_in_model() {
     stdout(&[
         "quantize",
         arg(&from),
+        "--recipe",
+        "golden",
         "-o",
         arg(&file),
         "--scales",
@@ -239,6 +241,8 @@ fn a_quantized_file_runs_like_the_built_in_model() {
         arg(&file),
         "--float",
         arg(&from),
+        "--recipe",
+        "golden",
         "--mode",
         "1",
         "--text",
@@ -361,6 +365,141 @@ fn token_files_are_checked() {
     check(NpyArray::I32(Array::zeros(vec![2, 2, 2])), "[B, L]");
     fs::write(&npy, b"\x93NUMPY\x01\x00v\x00{'descr'").unwrap();
     assert!(refusal(&["run", "--tokens", arg(&npy)]).contains("t.npy"));
+}
+
+/// A folder as Quamba writes it, with INT8 ends: written, looked at, run like the file of the same model.
+#[test]
+fn a_folder_of_quambas_runs_like_the_file_of_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = checkpoint(dir.path());
+    let (file, folder) = (dir.path().join("q.safetensors"), dir.path().join("quamba"));
+    for (to, format, ends) in [(&file, "safetensors", "int8"), (&folder, "quamba", "int8")] {
+        stdout(&[
+            "quantize",
+            arg(&from),
+            "-o",
+            arg(to),
+            "--format",
+            format,
+            "--ends",
+            ends,
+            "--head-scale",
+            "0.0473",
+            "--scales",
+            arg(&scales()),
+        ]);
+    }
+    let info = json(&["info", arg(&folder), "--json"]);
+    assert_eq!(info["kind"], "W8A8 model (Quamba)");
+    assert_eq!(info["entries"].as_array().unwrap().len(), 452);
+    assert!(info["refusal"].is_null() && info["notes"].as_array().unwrap().is_empty());
+    let text = stdout(&["info", arg(&folder)]);
+    assert!(
+        text.contains("12 blocks") && text.contains("[1, 192]"),
+        "{text}"
+    );
+    // Scales of a folder, and that of its head.
+    let again = dir.path().join("again.safetensors");
+    stdout(&[
+        "quantize",
+        arg(&from),
+        "-o",
+        arg(&again),
+        "--ends",
+        "int8",
+        "--scales",
+        arg(&folder),
+    ]);
+    assert!(fs::read(&again).unwrap() == fs::read(&file).unwrap());
+
+    let tokenizer = from.join("tokenizer.json");
+    let run = |model: &std::path::Path| {
+        json(&[
+            "run",
+            "--model",
+            arg(model),
+            "--tokenizer",
+            arg(&tokenizer),
+            "--mode",
+            "0",
+            "--text",
+            TEXT,
+            "--generate",
+            "3",
+            "--json",
+        ])["sequences"]
+            .clone()
+    };
+    assert_eq!(run(&folder), run(&file));
+    assert_ne!(
+        run(&folder),
+        json(&[
+            "run",
+            "--mode",
+            "0",
+            "--text",
+            TEXT,
+            "--generate",
+            "3",
+            "--json"
+        ])["sequences"]
+    );
+    // Without a tokenizer it can be opened and not be asked with text.
+    let line = refusal(&[
+        "run",
+        "--model",
+        arg(&folder),
+        "--mode",
+        "0",
+        "--text",
+        TEXT,
+    ]);
+    assert!(line.contains("tokenizer.json"), "{line}");
+    // It is no float model.
+    let line = refusal(&[
+        "quantize",
+        arg(&folder),
+        "-o",
+        arg(&again),
+        "--scales",
+        arg(&scales()),
+    ]);
+    assert!(line.contains("quantized already"), "{line}");
+    // What the weights are wins over what the configuration says, not in silence.
+    let config = folder.join("config.json");
+    let said = fs::read_to_string(&config).unwrap();
+    fs::write(&config, said.replace("W8O16Embedding", "Embedding")).unwrap();
+    let args = [
+        "run",
+        "--model",
+        arg(&folder),
+        "--mode",
+        "0",
+        "--text",
+        TEXT,
+    ];
+    let out = crate::common::run(&[&args[..], &["--tokenizer", arg(&tokenizer)]].concat());
+    let noted = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        noted.contains("embedding_cfg.layer is Embedding, the weights are INT8"),
+        "{noted}"
+    );
+    assert_eq!(out.status.code(), Some(0));
+    fs::write(
+        folder.join("pytorch_model.bin"),
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+    )
+    .unwrap();
+    let line = refusal(&[
+        "run",
+        "--model",
+        arg(&folder),
+        "--mode",
+        "0",
+        "--text",
+        TEXT,
+    ]);
+    assert!(line.contains("before torch 1.6"), "{line}");
 }
 
 #[test]

@@ -160,6 +160,35 @@ fn an_interrupted_run_is_resumed_and_other_settings_are_refused() {
     refused(&eval(&copy, &args), "settings: data");
 }
 
+/// Quamba's protocol: pieces of all texts as one, each piece a sample.
+#[test]
+fn pieces_of_all_texts_are_samples_of_their_own() {
+    let dir = Dir::new();
+    let json = dir.file("pieces.json");
+    let args = [
+        "--modes",
+        "1",
+        "--task",
+        "perplexity",
+        "--protocol",
+        "quamba",
+    ];
+    let pieces = |more: &[&str]| eval(PASSAGES, &[&args, more].concat());
+    ok(&pieces(&["--window", "20", "--json", &json]));
+    let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    let samples = report["samples"].as_u64().unwrap();
+    assert!(samples > 2, "{samples}");
+    assert_eq!(report["target_tokens"], 19 * samples);
+    assert_eq!(
+        report["settings"]["task"],
+        serde_json::json!({"task": "chunks", "length": 20})
+    );
+    // 2048 tokens are more than there are.
+    refused(&pieces(&[]), "1 %");
+    refused(&pieces(&["--window", "1"]), "--window");
+    refused(&pieces(&["--window", "20", "--stride", "5"]), "--stride");
+}
+
 #[test]
 fn shards_merge_to_the_report_of_one_run() {
     let dir = Dir::new();
