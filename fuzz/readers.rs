@@ -17,6 +17,9 @@ use scalescope_golden::rtl::difference::differences;
 use scalescope_golden::rtl::manifest::StepVectors;
 use scalescope_golden::rtl::simulate::simulate;
 use scalescope_golden::trace_file::TraceFile;
+use scalescope_sim::checkpoint::info::info;
+use scalescope_sim::checkpoint::load::load;
+use scalescope_sim::checkpoint::torch::{OPENING_FACTOR, SHARING_FACTOR, TorchFile};
 use scalescope_sim::checkpoint::{hf, quantized, scales};
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::profile::Profile;
@@ -41,6 +44,8 @@ const DEFLATE: usize = 3 * 1032;
 /// Every reader.
 pub const TARGETS: &[Target] = &[
     SAFETENSORS,
+    TORCH,
+    QUAMBA,
     QUANTIZED,
     INDEX,
     CONFIG,
@@ -64,6 +69,8 @@ pub const TARGETS: &[Target] = &[
 // through for coverage after each input.
 
 pub const SAFETENSORS: Target = target("safetensors", safetensors, 64);
+pub const TORCH: Target = target("torch", torch, OPENING_FACTOR + 3 * SHARING_FACTOR);
+pub const QUAMBA: Target = target("quamba", quamba, OPENING_FACTOR + 3 * SHARING_FACTOR);
 pub const QUANTIZED: Target = target(
     "quantized",
     |dir, data| drop(quantized::read(&dir.put("q.safetensors", data))),
@@ -129,6 +136,29 @@ fn safetensors(dir: &mut Folder, data: &[u8]) {
     drop(hf::read(dir.path()));
 }
 
+/// A dict of tensors, every one read.
+fn torch(dir: &mut Folder, data: &[u8]) {
+    let Ok(file) = TorchFile::open(&dir.put("t.bin", data)) else {
+        return;
+    };
+    for (name, _) in file.entries() {
+        drop(file.number(name));
+        if let Ok(tensor) = file.any_tensor(name) {
+            drop(tensor.bytes());
+            drop(tensor.transposed().bytes());
+        }
+    }
+}
+
+/// A model's folder of the smallest shape; keys decide whether it is a checkpoint or quantized.
+fn quamba(dir: &mut Folder, data: &[u8]) {
+    dir.put("config.json", SMALL);
+    let path = dir.put("pytorch_model.bin", data);
+    let folder = path.parent().expect("a file of a folder");
+    drop(load(folder));
+    drop(info(folder));
+}
+
 /// The index of a checkpoint in shards; there is one shard, without tensors.
 fn index(dir: &mut Folder, data: &[u8]) {
     dir.put("config.json", SMALL);
@@ -192,6 +222,7 @@ fn passages(_: &mut Folder, data: &[u8]) {
             window: 16,
             stride: 5,
         },
+        Task::Chunks { length: 8 },
     ] {
         let maker = UnitMaker {
             encoder: &Bytes,

@@ -13,6 +13,7 @@ use crate::cmd::eval::EvalArgs;
 use crate::cmd::export::ExportArgs;
 use crate::cmd::faults::FaultsArgs;
 use crate::cmd::headroom::HeadroomArgs;
+use crate::cmd::info::InfoArgs;
 use crate::cmd::lineage::LineageArgs;
 use crate::cmd::merge::MergeArgs;
 use crate::cmd::modes::ModesArgs;
@@ -25,6 +26,7 @@ use crate::cmd::selftest::SelftestArgs;
 use crate::cmd::sweep::SweepArgs;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use scalescope_sim::checkpoint::recipe::Recipe;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -99,7 +101,9 @@ pub enum Command {
     Export(ExportArgs),
     /// Read exported vectors back, simulate them again, and compare dumps of RTL with them
     CheckExport(CheckExportArgs),
-    /// Fold, calibrate and quantize a Hugging Face checkpoint
+    /// Say what a folder or a file holds: kind, shapes, scales, what is missing
+    Info(InfoArgs),
+    /// Fold, calibrate and quantize a float checkpoint
     Quantize(QuantizeArgs),
     /// Measure accuracy and perplexity of modes, with intervals, tests and ties
     Eval(EvalArgs),
@@ -115,27 +119,50 @@ pub enum Command {
 }
 
 /// Which model, and how its parts are found.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// A quantized .safetensors file or a Hugging Face directory [default: the built-in sample model]
+    /// A folder of transformers, mamba_ssm or Quamba, or a quantized .safetensors file
+    /// [default: the built-in sample model]
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
     /// A model of random weights in a published shape: 130m, 370m, 790m, 1.4b, 2.8b (or tiny)
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "float", "scales"])]
     pub synthetic: Option<String>,
-    /// Hugging Face directory of the float model, when --model is a quantized file
+    /// Folder of the float model (transformers or mamba_ssm), when --model is quantized
     #[arg(long, value_name = "DIR")]
     pub float: Option<PathBuf>,
-    /// Activation scales (JSON or a quantized file), when --model is a directory
+    /// Activation scales (JSON or a quantized model), when --model is a float model
     /// [default: calibrated on text the model itself writes]
     #[arg(long, value_name = "FILE")]
     pub scales: Option<PathBuf>,
+    /// How a float model is folded and quantized: quamba, or golden as the sample model was
+    #[arg(long, value_name = "NAME", default_value = "quamba", value_parser = recipe)]
+    pub recipe: Recipe,
     /// tokenizer.json [default: beside the model]
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// TOML file of further modes (`[mode."2-4d"]`, `base = "2-4"`, fields to override)
     #[arg(long, value_name = "FILE")]
     pub modes_file: Vec<PathBuf>,
+}
+
+impl Default for ModelArgs {
+    fn default() -> Self {
+        Self {
+            model: None,
+            synthetic: None,
+            float: None,
+            scales: None,
+            recipe: Recipe::QUAMBA,
+            tokenizer: None,
+            modes_file: Vec::new(),
+        }
+    }
+}
+
+/// A recipe by its name.
+pub fn recipe(name: &str) -> Result<Recipe, String> {
+    Recipe::named(name).map_err(|e| e.to_string())
 }
 
 /// What to run on.

@@ -8,9 +8,10 @@ use crate::tokenizer::{self, encode};
 use ndarray::Array2;
 use scalescope_golden::npz::read_npy;
 use scalescope_golden::trace_file::TraceFile;
-use scalescope_sim::calibrate::{CalibrationOptions, calibrate};
+use scalescope_sim::calibrate::{CalibrationOptions, calibrate, calibrate_head};
 use scalescope_sim::checkpoint::identity::{self, ComparedBy};
-use scalescope_sim::checkpoint::load::{Loaded, load};
+use scalescope_sim::checkpoint::load::{Loaded, load_with_notes};
+use scalescope_sim::checkpoint::quantize::Ends;
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::checkpoint::{fold, hf, quantize, scales};
 use scalescope_sim::datapath::{Datapath, check_tokens};
@@ -18,8 +19,9 @@ use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::generate::{OwnText, own_text};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
-use scalescope_sim::model::{ActivationScales, FloatModel, Model};
+use scalescope_sim::model::{ActivationScales, Checkpoint, FloatModel, Model};
 use scalescope_sim::profile::Profile;
+use scalescope_sim::quant::Scale;
 use scalescope_sim::sample;
 use scalescope_sim::trace::TracePoint;
 use std::fmt::Display;
@@ -123,21 +125,32 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     let needs_quantized = modes.iter().any(ModeSpec::needs_quantized);
     let needs_original = modes.iter().any(|m| m.needs_float() && !m.rotated);
     let mut model = Model::default();
-    let checkpoint = match load(path)? {
+    let (loaded, notes) = load_with_notes(path)?;
+    for note in notes {
+        eprintln!("note: {}: {note}", path.display());
+    }
+    let checkpoint = match loaded {
         Loaded::Quantized(quantized) => {
             model.quantized = Some(Arc::new(quantized));
             match &args.float {
-                Some(dir) if needs_float || needs_original => Some(hf::read(dir)?),
+                Some(dir) if needs_original => Some(hf::read_exact(dir)?),
+                Some(dir) if needs_float => Some(Checkpoint::F16(hf::read(dir)?)),
                 _ => None,
             }
         }
         Loaded::Float(checkpoint) => Some(checkpoint),
     };
+    let mut digest = String::new();
     if let Some(checkpoint) = checkpoint {
         if needs_original {
             model.original = Some(Arc::new(checkpoint.clone()));
         }
-        let float = Arc::new(fold::fold(checkpoint)?);
+        let from = args.float.as_deref().unwrap_or(path);
+        let narrow = checkpoint.into_f16().map_err(|e| e.in_file(from))?;
+        if model.quantized.is_some() {
+            digest = identity::digest(&narrow);
+        }
+        let float = Arc::new(fold::fold(narrow, &args.recipe)?);
         if needs_quantized && model.quantized.is_none() {
             let scales = match &args.scales {
                 Some(file) => scales::read(file)?,
@@ -145,17 +158,22 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
                     self_calibrated(&float, &OwnText::default(), &CalibrationOptions::default())?
                 }
             };
-            model.quantized = Some(Arc::new(quantize::quantize(&float, &scales)?));
+            let quantized = quantize::quantize(&float, &scales, &args.recipe, Ends::F16)?;
+            model.quantized = Some(Arc::new(quantized));
         }
         model.float = Some(float);
     }
     if let (Some(quantized), Some(float), Some(dir)) = (&model.quantized, &model.float, &args.float)
     {
-        let by = identity::check_pair(quantized, float).map_err(|e| e.in_file(dir))?;
-        if by == ComparedBy::Embedding {
-            let what =
-                "remembers no float model; that of --float was compared by its embedding alone";
-            note(path.display(), what);
+        let by = identity::check_pair(quantized, float, &digest).map_err(|e| e.in_file(dir))?;
+        let by = match by {
+            ComparedBy::Digest => None,
+            ComparedBy::Embedding => Some("embedding"),
+            ComparedBy::Shape => Some("shape"),
+        };
+        if let Some(by) = by {
+            let what = "remembers no float model; that of --float was compared by its";
+            note(path.display(), format_args!("{what} {by} alone"));
         }
     }
     Ok(Subject {
@@ -417,11 +435,16 @@ pub fn rectangular(sequences: &[Vec<u32>]) -> Option<Array2<u32>> {
 }
 
 /// Activation scales from calibration on text the float model itself writes.
-pub fn self_calibrated(
+fn self_calibrated(
     float: &Arc<FloatModel>,
     own: &OwnText,
     options: &CalibrationOptions,
 ) -> Result<Vec<ActivationScales>> {
+    calibrated(float, &own_samples(float, own)?, options)
+}
+
+/// Text that the float model itself writes.
+pub fn own_samples(float: &Arc<FloatModel>, own: &OwnText) -> Result<Vec<Vec<u32>>> {
     let model = only_float(float);
     let bar = progress(own.tokens() as u64, "writing calibration text");
     let samples = own_text(&model, own, &|done| {
@@ -429,7 +452,18 @@ pub fn self_calibrated(
         interrupt::go_on()
     })?;
     bar.finish_and_clear();
-    calibrated(float, &samples, options)
+    Ok(samples)
+}
+
+/// Scale of the head's input from calibration on sequences.
+pub fn calibrated_head(
+    float: &Arc<FloatModel>,
+    samples: &[Vec<u32>],
+    options: &CalibrationOptions,
+) -> Result<Scale> {
+    calibrate_head(&only_float(float), samples, options, &|_| {
+        interrupt::go_on()
+    })
 }
 
 /// Activation scales from calibration on sequences.

@@ -80,6 +80,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Attribute(args) => cmd::attribute::run(&args),
         Command::Recommend(args) => cmd::recommend::run(&args),
         Command::Faults(args) => cmd::faults::run(&args),
+        Command::Info(args) => cmd::info::run(&args),
         Command::Quantize(args) => cmd::quantize::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),

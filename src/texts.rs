@@ -43,8 +43,8 @@ pub struct Texts {
     pub form: Form,
     /// The rows that are not blank, in order.
     pub rows: Vec<Entry>,
-    /// Where rows with a blank text are, by id: they are passed over.
-    pub blank: Vec<usize>,
+    /// Rows with a blank text, by id: they are passed over.
+    pub blank: Vec<(usize, String)>,
     /// What was done to the text on reading, to be told.
     pub remarks: Vec<String>,
 }
@@ -114,7 +114,7 @@ impl Texts {
         let (mut rows, mut blank) = (Vec::new(), Vec::new());
         for (id, Row(text)) in all {
             match text {
-                Ok(text) if text.trim().is_empty() => blank.push(id),
+                Ok(text) if text.trim().is_empty() => blank.push((id, text)),
                 text => rows.push(Entry { id, text }),
             }
         }
@@ -153,13 +153,26 @@ impl Texts {
         format!("{what} {} (id {id})", id + 1)
     }
 
-    /// Keeps the first `limit` rows.
-    pub fn truncate(&mut self, limit: usize) {
-        if let Some(next) = self.rows.get(limit) {
-            let next = next.id;
-            self.blank.retain(|id| *id < next);
-            self.rows.truncate(limit);
+    /// Keeps the first `limit` rows; blank ones count only where they are asked for.
+    pub fn truncate(&mut self, limit: usize, with_blank: bool) {
+        let next = match with_blank {
+            true => self.with_blank().get(limit).map(|(id, _)| *id),
+            false => self.rows.get(limit).map(|row| row.id),
+        };
+        if let Some(next) = next {
+            self.blank.retain(|(id, _)| *id < next);
+            self.rows.retain(|row| row.id < next);
         }
+    }
+
+    /// Every row in order, blank ones too.
+    pub fn with_blank(&self) -> Vec<(usize, Result<&str, &str>)> {
+        let rows =
+            (self.rows.iter()).map(|row| (row.id, row.text.as_deref().map_err(String::as_str)));
+        let blank = self.blank.iter().map(|(id, text)| (*id, Ok(text.as_str())));
+        let mut all: Vec<_> = rows.chain(blank).collect();
+        all.sort_by_key(|(id, _)| *id);
+        all
     }
 
     /// The texts alone, for commands that take them as they come. Says what was done on reading and which

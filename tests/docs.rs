@@ -1,14 +1,19 @@
 //! The tables in the documents are made from the code. A table that no longer says what the code
 //! does fails here; `SCALESCOPE_UPDATE_DOCS=1 cargo test --test all docs` writes them anew.
 
+use scalescope_sim::checkpoint::quantize::{Ends, quantize};
+use scalescope_sim::checkpoint::recipe::Recipe;
 use scalescope_sim::fault::FAULTS;
 use scalescope_sim::mode::MODES;
+use scalescope_sim::model::Model;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::{ARITHMETICS, CHIP_PROFILES, PROFILES, Profile};
+use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::{Tensor, TracePoint};
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Holds the lines between `<!-- table NAME -->` and `<!-- end -->` of a document against `want`.
 fn check(file: &str, name: &str, want: &str) {
@@ -157,6 +162,19 @@ fn every_trace_point_is_documented_in_order() {
     assert_eq!(documented, points);
 }
 
+/// The sample model with embedding, final norm and head in INT8.
+fn with_int8_ends(model: &Model) -> Model {
+    let head_input = Scale::new(0.0473).unwrap();
+    let float = model.float.as_deref().unwrap();
+    let scales = scalescope_sim::sample::activation_scales();
+    let ends = Ends::Int8 { head_input };
+    let quantized = quantize(float, &scales, &Recipe::QUAMBA, ends).unwrap();
+    Model {
+        quantized: Some(Arc::new(quantized)),
+        ..Model::default()
+    }
+}
+
 #[test]
 fn documented_types_are_what_the_modes_emit() {
     use scalescope_sim::datapath::{Datapath, LogitRows};
@@ -174,6 +192,7 @@ fn documented_types_are_what_the_modes_emit() {
             .to_string()
     };
     let model = scalescope_sim::sample::model();
+    let int8_ends = with_int8_ends(&model);
     let tokens = [46, 37, 55, 1238, 47];
     let mut seen = std::collections::BTreeSet::new();
     // Scales of tokens are a profile's; every other point is a mode's.
@@ -182,10 +201,12 @@ fn documented_types_are_what_the_modes_emit() {
     let exact = Profile::get("exact").unwrap();
     let runs = MODES
         .iter()
-        .map(|mode| (mode, &exact))
-        .chain([(&MODES[0], &by_token)]);
-    for (mode, profile) in runs {
-        let datapath = Datapath::new(&model, mode, profile).unwrap();
+        .map(|mode| (&model, mode, &exact))
+        .chain([(&model, &MODES[0], &by_token)])
+        // An INT8 head is the model's, whatever the mode.
+        .chain([(&int8_ends, &MODES[0], &exact)]);
+    for (model, mode, profile) in runs {
+        let datapath = Datapath::new(model, mode, profile).unwrap();
         let mut prefill = Recorder::new(Selection::default());
         let (_, mut state) = datapath
             .prefill(&tokens, LogitRows::All, &mut prefill)

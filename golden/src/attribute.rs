@@ -7,9 +7,11 @@
 //! | what each site of a mode costs | [`sites`] |
 //! | why it costs that | [`causes`] |
 //! | what would help | [`recommend`] |
+//! | which weights could have four bits | [`bits`] |
 //! | losses of runs, paired | [`loss`] |
 //! | a block run with a dump's tensors in place, and how far it is off | [`replay`] |
 
+pub mod bits;
 pub mod candidate;
 pub mod causes;
 pub mod diagnose;

@@ -6,6 +6,7 @@
 mod cases;
 mod group;
 mod linear;
+mod linear_int4;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +14,8 @@ pub use cases::{
     Conv1dSilu, Conv1dUpdate, HadamardQuant, RmsNormQuant, ScanParameters, SelectiveScan,
     SelectiveScanUpdate,
 };
-pub use linear::{Linear, LinearInput};
+pub use linear::{Linear, LinearCase, LinearInput};
+pub use linear_int4::{Expected, Int4Case, Int4Linear};
 
 use crate::compare::{PointResult, Summary, Tolerance};
 use crate::npz::{Array, NpzReader};
@@ -36,7 +38,7 @@ pub enum Op {
     SelectiveScanUpdate,
     /// Hadamard transform and quantization.
     HadamardQuant,
-    /// INT8 matrix product and requantization.
+    /// Matrix product of INT8 codes with INT8 or four-bit weights, and requantization.
     Linear,
     /// Residual sum, RMSNorm and quantization.
     RmsNormQuant,

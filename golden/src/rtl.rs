@@ -4,6 +4,7 @@
 //! | file | what it has |
 //! |---|---|
 //! | `words` | arrays as words of fixed width: `.hex`, `.mem`, `.npy`, `.bin` |
+//! | `int4` | four-bit weights as words |
 //! | `manifest` | the manifest, writing and reading a folder |
 //! | `export` | the vectors of a step of a run |
 //! | `simulate` | a step from its vectors alone |
@@ -15,6 +16,7 @@
 pub mod difference;
 pub mod dumps;
 pub mod export;
+mod int4;
 pub mod manifest;
 pub mod memory;
 pub mod simulate;

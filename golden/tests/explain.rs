@@ -7,7 +7,9 @@ use scalescope_golden::check_op::{Case, Change, Inputs, Part, Vectors, check_op}
 use scalescope_golden::explain::scales::{FACTORS, ScaleHypothesis, hypotheses};
 use scalescope_golden::explain::{Explanation, explain_op, explain_trace};
 use scalescope_golden::npz::Array;
-use scalescope_golden::ops::{Conv1dSilu, HadamardQuant, Linear, LinearInput, Op, RmsNormQuant};
+use scalescope_golden::ops::{
+    Conv1dSilu, HadamardQuant, Linear, LinearCase, LinearInput, Op, RmsNormQuant,
+};
 use scalescope_golden::selftest::embedded_vectors;
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::arith::real::RealRules;
@@ -216,11 +218,19 @@ fn orders_of_two_scales() {
         gemv_out_i8: None,
         gemv_out_f16: None,
     };
-    let row = one(Op::Linear, Inputs::Linear(linear.clone()), "out_f16");
+    let row = one(
+        Op::Linear,
+        Inputs::Linear(LinearCase::Int8(linear.clone())),
+        "out_f16",
+    );
     for order in [ScaleOrder::ChannelMajor, ScaleOrder::OneRow] {
         named_first(&row, CUDA_FAST, Change::LinearOrder(order));
     }
-    let gemv = one(Op::Linear, Inputs::Linear(linear), "gemv_out_f16");
+    let gemv = one(
+        Op::Linear,
+        Inputs::Linear(LinearCase::Int8(linear)),
+        "gemv_out_f16",
+    );
     for order in [ScaleOrder::ChannelMajor, ScaleOrder::RowMajor] {
         let mut changed = CUDA_FAST;
         Change::LinearOrder(order).apply(&mut changed);

@@ -48,6 +48,49 @@ fn every_operation_has_vectors_and_all_are_reproduced() {
 }
 
 #[test]
+fn four_bit_linears_are_reproduced_by_the_kernels_rules_only() {
+    use scalescope_golden::check_op::Inputs;
+    use scalescope_golden::ops::{Int4Linear, LinearCase};
+    use scalescope_sim::profile::EXACT;
+    // The whole file, where it is: `W4A8_VECTORS=linear_w4a8.npz cargo test …`.
+    let whole = std::env::var_os("W4A8_VECTORS").map(PathBuf::from);
+    let path = whole.unwrap_or_else(|| data("ops/linear_w4a8.npz"));
+    let vectors = Vectors::read(Op::Linear, path).unwrap();
+    assert!(vectors.unknown.is_empty(), "{:?}", vectors.unknown);
+    let summary = check_op(&vectors, &CUDA_FAST).unwrap();
+    assert!(summary.compared() > 100_000, "{summary}");
+    assert_eq!(summary.mismatched(), 0, "{summary}");
+    assert!(summary.missing.is_empty(), "{:?}", summary.missing);
+    let wrong = |summary: &scalescope_golden::compare::Summary| -> Vec<String> {
+        let points = summary.points.iter().filter(|p| p.mismatched > 0);
+        points.map(|p| p.key()).collect()
+    };
+    // Saturated, weights differ where they wrap, and nowhere else.
+    let exact = check_op(&vectors, &EXACT).unwrap();
+    assert_eq!(wrong(&exact), ["dequant_limit/w8"]);
+    // One code, one scale.
+    let alterations: [fn(&mut Int4Linear); 4] = [
+        |case| case.weight.as_mut().unwrap().codes[(3, 5)] ^= 1,
+        |case| case.channels[7] *= 1.01,
+        |case| case.s_act *= 1.01,
+        |case| {
+            let groups = case.weight.as_mut().unwrap().groups.as_mut().unwrap();
+            groups[(2, 1)] *= half::f16::from_f32(1.25);
+        },
+    ];
+    for alter in alterations {
+        let mut altered = vectors.clone();
+        let case = altered.cases.iter_mut().find(|c| c.name == "case_4_o16");
+        match &mut case.unwrap().inputs {
+            Inputs::Linear(LinearCase::Int4(case)) => alter(case),
+            other => panic!("{other:?}"),
+        }
+        let summary = check_op(&altered, &CUDA_FAST).unwrap();
+        assert!(!wrong(&summary).is_empty());
+    }
+}
+
+#[test]
 fn mode_0_is_reproduced_step_by_step_and_as_it_flows() {
     let trace = golden("mode_0_len171.npz");
     let local = deployed(&trace, "0", Feed::Local);

@@ -14,6 +14,7 @@ use crate::model::{ActivationScales, Model, ScaleKey};
 use crate::profile::Profile;
 use crate::progress::{Progress, Steps, in_order};
 use crate::quant::Scale;
+use crate::step::norm::rms_norm;
 use crate::trace::{Place, Probe, Tensor, TracePoint};
 use std::fmt::Display;
 
@@ -148,6 +149,84 @@ impl Probe for Observing<'_> {
     }
 }
 
+/// Takes the statistic of the head's input: the residual stream after the last block, normed by a weight
+/// of ones, which folding leaves.
+struct ObservingHead {
+    ones: Vec<f32>,
+    eps: f32,
+    statistic: Option<f32>,
+}
+
+impl Probe for ObservingHead {
+    fn wants(&self, place: Place) -> bool {
+        place == Place::end(TracePoint::FinalResidual)
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        let normed = rms_norm(value, None, &self.ones, self.eps).normed;
+        let values = normed.as_slice().expect("activations are row-major");
+        self.statistic = Observer::MinMax.statistic(values);
+        match self.statistic {
+            Some(_) => Ok(()),
+            None => Err(SimError::value(
+                place,
+                "finite activations",
+                "NaN or infinity",
+            )),
+        }
+    }
+}
+
+/// Calibrates the scale of the final norm's output, for a quantized head: minmax, as in_proj_input.
+///
+/// # Errors
+///
+/// As [`calibrate`].
+pub fn calibrate_head(
+    model: &Model,
+    samples: &[Vec<u32>],
+    options: &CalibrationOptions,
+    progress: Progress,
+) -> Result<Scale> {
+    let samples = used(samples, options)?;
+    let datapath = Datapath::new(model, &mode::FLOAT, &Profile::get("exact")?)?;
+    let steps = Steps::new(progress);
+    let observe = |sample: usize| -> Result<f32> {
+        let tokens = &samples[sample][..samples[sample].len().min(options.length)];
+        let config = datapath.config();
+        let mut probe = ObservingHead {
+            ones: vec![1.0; config.d_model],
+            eps: config.eps,
+            statistic: None,
+        };
+        datapath
+            .prefill(tokens, LogitRows::None, &mut probe)
+            .map_err(|error| in_sample(error, sample))?;
+        steps.advance(1)?;
+        Ok(probe
+            .statistic
+            .expect("the float model shows its last residual"))
+    };
+    let per_sample = in_order(samples.len(), observe)?;
+    let w_max = per_sample.into_iter().fold(None, |w_max, statistic| {
+        Some(Observer::MinMax.fold(w_max, statistic))
+    });
+    Scale::from_absmax(w_max.unwrap_or(0.0), LEAST_SCALE)
+}
+
+/// The samples that are used.
+fn used<'a>(samples: &'a [Vec<u32>], options: &CalibrationOptions) -> Result<&'a [Vec<u32>]> {
+    options.validate()?;
+    if samples.is_empty() {
+        return Err(SimError::value(
+            "calibration",
+            "at least one sample",
+            "none",
+        ));
+    }
+    Ok(&samples[..samples.len().min(options.samples)])
+}
+
 /// Calibrates the activation scales of every block on token sequences, with the folded float model.
 /// `progress` is told samples.
 ///
@@ -161,15 +240,7 @@ pub fn calibrate(
     options: &CalibrationOptions,
     progress: Progress,
 ) -> Result<Vec<ActivationScales>> {
-    options.validate()?;
-    if samples.is_empty() {
-        return Err(SimError::value(
-            "calibration",
-            "at least one sample",
-            "none",
-        ));
-    }
-    let samples = &samples[..samples.len().min(options.samples)];
+    let samples = used(samples, options)?;
     let datapath = Datapath::new(model, &mode::FLOAT, &Profile::get("exact")?)?;
     let steps = Steps::new(progress);
     let observe = |sample: usize| -> Result<Vec<Statistics>> {

@@ -10,23 +10,24 @@ mod parts;
 mod prepare;
 mod storage;
 
+use crate::arith::accumulate::{AccOverflow, Accumulated, Accumulator};
 use crate::dataflow::{Phase, Step};
 use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Stream};
 use crate::model::{Config, Model};
 use crate::plan::ScalePlan;
 use crate::profile::Profile;
+use crate::quant::{QTensor, Scale};
 use crate::step::linear::{LinearOutput, LinearWeight, linear};
 use crate::step::norm;
 use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
-use half::f16;
 use ndarray::{Array2, s};
 use prepare::prepare_layer;
 use std::sync::{Arc, OnceLock};
 
 pub use adopt::{Amendment, Part};
 pub use block::{ConvHistory, LayerState};
-pub(crate) use prepare::Layer;
+pub(crate) use prepare::{Layer, Rows};
 
 /// Which rows of logits a prefill computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +66,10 @@ pub struct Datapath<'m> {
     profile: Profile,
     /// Shared with the datapaths this one was cloned from, until a fault edits one.
     pub(crate) layers: Vec<Arc<Layer<'m>>>,
-    pub(crate) embedding: &'m Array2<f16>,
+    pub(crate) embedding: Rows<'m>,
     pub(crate) norm_f: Vec<f32>,
+    /// The scale of the final norm's output, where the head reads codes.
+    pub(crate) head_input: Option<Scale>,
     pub(crate) head: LinearWeight<'m>,
     /// Whether the weights were prepared for decode: at the first token that is decoded.
     prepared: OnceLock<()>,
@@ -76,7 +79,7 @@ impl<'m> Datapath<'m> {
     /// Prepares the weights a mode needs. Errors if the model lacks a part of them.
     pub fn new(model: &'m Model, mode: &ModeSpec, profile: &Profile) -> Result<Self> {
         let config = model.config()?;
-        let ends = prepare::ends(model, mode)?;
+        let ends = prepare::ends(model, mode, profile)?;
         let layers = (0..config.n_layers)
             .map(|i| prepare_layer(model, mode, profile, i).map(Arc::new))
             .collect::<Result<_>>()?;
@@ -86,8 +89,9 @@ impl<'m> Datapath<'m> {
             profile: profile.clone(),
             layers,
             embedding: ends.embedding,
-            norm_f: ends.norm_f.iter().map(|w| f32::from(*w)).collect(),
-            head: LinearWeight::float(ends.head.view()),
+            norm_f: ends.norm_f,
+            head_input: ends.head_input,
+            head: ends.head,
             prepared: OnceLock::new(),
         })
     }
@@ -137,7 +141,13 @@ impl<'m> Datapath<'m> {
             passing = next;
             layers.push(state);
         }
-        let logits = self.end(passing.hidden, passing.residual, rows, probe)?;
+        let logits = self.end(
+            Phase::Prefill,
+            passing.hidden,
+            passing.residual,
+            rows,
+            probe,
+        )?;
         Ok((logits, State { layers }))
     }
 
@@ -172,7 +182,15 @@ impl<'m> Datapath<'m> {
         rows: LogitRows,
         probe: &mut dyn Probe,
     ) -> Result<Tensor> {
-        in_pool(|| self.end(passing.hidden, passing.residual, rows, probe))
+        in_pool(|| {
+            self.end(
+                Phase::Prefill,
+                passing.hidden,
+                passing.residual,
+                rows,
+                probe,
+            )
+        })
     }
 
     /// Runs one token from `state`, which it advances. Returns its logits, `[1, V]`. After an error the
@@ -204,7 +222,7 @@ impl<'m> Datapath<'m> {
             residual = Some(out.residual);
             state.layers.push(out.state);
         }
-        self.end(hidden, residual, LogitRows::All, probe)
+        self.end(Phase::Decode, hidden, residual, LogitRows::All, probe)
     }
 
     /// Runs one token of each of several sequences from their states, which it advances. Returns
@@ -219,7 +237,7 @@ impl<'m> Datapath<'m> {
             hidden = out;
             residual = Some(sum);
         }
-        self.end(hidden, residual, LogitRows::All, &mut Blind)
+        self.end(Phase::Decode, hidden, residual, LogitRows::All, &mut Blind)
     }
 
     /// The state before the first token.
@@ -233,10 +251,30 @@ impl<'m> Datapath<'m> {
 
     fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         check_tokens(tokens, self.config.vocab_size)?;
-        let m = self.config.d_model;
-        let mut rows = Array2::zeros((tokens.len(), m));
-        for (mut row, token) in rows.rows_mut().into_iter().zip(tokens) {
-            row.assign(&self.embedding.row(*token as usize));
+        let dim = (tokens.len(), self.config.d_model);
+        fn gather<T: Copy>(table: &Array2<T>, tokens: &[u32], rows: &mut Array2<T>) {
+            for (mut row, token) in rows.rows_mut().into_iter().zip(tokens) {
+                row.assign(&table.row(*token as usize));
+            }
+        }
+        let mut rows = Array2::zeros(dim);
+        match self.embedding {
+            Rows::F16(table) => gather(table, tokens, &mut rows),
+            Rows::Quantized(table) => {
+                for (mut row, token) in rows.rows_mut().into_iter().zip(tokens) {
+                    row.iter_mut()
+                        .zip(table.row(*token as usize))
+                        .for_each(|(to, value)| *to = value);
+                }
+            }
+            Rows::F32(table) => {
+                let mut wide = Array2::zeros(dim);
+                gather(table, tokens, &mut wide);
+                return Ok(match self.mode.stream {
+                    Stream::F16 => Tensor::f16(&wide),
+                    Stream::Float => Tensor::F32(wide),
+                });
+            }
         }
         let rows = Tensor::F16(rows);
         Ok(match self.mode.stream {
@@ -247,6 +285,7 @@ impl<'m> Datapath<'m> {
 
     fn end(
         &self,
+        phase: Phase,
         hidden: Tensor,
         residual: Option<Array2<f32>>,
         rows: LogitRows,
@@ -259,8 +298,6 @@ impl<'m> Datapath<'m> {
         if rows == LogitRows::None && !wants_residual {
             return Ok(Tensor::F32(Array2::zeros((0, vocab))));
         }
-        let eps = self.config.eps;
-        let rule = self.profile.cuda.final_norm;
         let length = hidden.dim().0;
         let first = match rows {
             LogitRows::None => length,
@@ -268,28 +305,76 @@ impl<'m> Datapath<'m> {
             LogitRows::From(first) => first.min(length),
             LogitRows::All => 0,
         };
+        let norm = |hidden: &Tensor, residual: Option<&Array2<f32>>| {
+            let (weight, eps) = (&self.norm_f, self.config.eps);
+            match self.head_input {
+                None => {
+                    norm::final_norm(self.profile.cuda.final_norm, hidden, residual, weight, eps)
+                }
+                // The norm that quantizes is that of the blocks.
+                Some(_) => norm::rms_norm(hidden, residual, weight, eps),
+            }
+        };
         let normed = if wants_residual {
-            let weight = &self.norm_f;
-            let summed = norm::final_norm(rule, &hidden, residual.as_ref(), weight, eps);
+            let summed = norm(&hidden, residual.as_ref());
             let shown = show(probe, residual_place, Tensor::F32(summed.residual))?;
             // The probe may have put another residual in its place.
-            norm::final_norm(rule, &shown.rows_from(first), None, weight, eps).normed
+            norm(&shown.rows_from(first), None).normed
         } else {
             let residual = residual.map(|r| r.slice(s![first.., ..]).to_owned());
-            let hidden = hidden.rows_from(first);
-            norm::final_norm(rule, &hidden, residual.as_ref(), &self.norm_f, eps).normed
+            norm(&hidden.rows_from(first), residual.as_ref()).normed
         };
         if rows == LogitRows::None {
             return Ok(Tensor::F32(Array2::zeros((0, vocab))));
         }
-        let (x, output) = match self.mode.stream {
-            Stream::F16 => (Tensor::f16(&normed).to_real(), LinearOutput::F16),
-            Stream::Float => (normed, LinearOutput::F32),
+        let rules = match phase {
+            Phase::Prefill => &self.profile.cuda.prefill,
+            Phase::Decode => &self.profile.cuda.decode,
         };
-        let rule = self.profile.cuda.prefill.linear.out_proj;
-        let logits = linear(&Tensor::F32(x), None, &self.head, rule, output)?.out;
-        show(probe, Place::end(TracePoint::Logits), logits)
+        let output = match self.mode.stream {
+            Stream::F16 => LinearOutput::F16,
+            Stream::Float => LinearOutput::F32,
+        };
+        let x = match (self.head_input, self.mode.stream) {
+            (Some(scale), _) => {
+                let place = Place::end(TracePoint::NormFOut);
+                let (q, status) = QTensor::quantize(&normed, scale, rules.norm_out);
+                probe.count(place, status);
+                show(probe, place, Tensor::I8(q))?
+            }
+            (None, Stream::F16) => Tensor::F32(Tensor::f16(&normed).to_real()),
+            (None, Stream::Float) => Tensor::F32(normed),
+        };
+        let rule = rules.linear.out_proj;
+        let done = linear(&x, self.head_input, &self.head, rule, output)?;
+        let place = Place::end(TracePoint::Logits);
+        let seen = match x.codes() {
+            Some(x) if probe.watches() && done.accumulated.sums == 0 => {
+                self.head.watched(x, rule.accumulator)
+            }
+            _ => done.accumulated,
+        };
+        accumulated(probe, place, rule.accumulator, seen)?;
+        show(probe, place, done.out)
     }
+}
+
+/// Hands on what accumulators came to, and ends the run if one may not overflow and did.
+fn accumulated(
+    probe: &mut dyn Probe,
+    place: Place,
+    by: Accumulator,
+    seen: Accumulated,
+) -> Result<()> {
+    probe.accumulate(place, seen);
+    if by.overflow() == AccOverflow::Trap && seen.overflows > 0 {
+        return Err(SimError::value(
+            format_args!("{place}: accumulator"),
+            format_args!("sums within {} bits (overflow = \"trap\")", by.bits()),
+            format_args!("{} additions beyond", seen.overflows),
+        ));
+    }
+    Ok(())
 }
 
 /// Runs `work` on a thread of rayon's pool, where a parallel loop starts without waking anybody.

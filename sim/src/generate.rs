@@ -194,6 +194,7 @@ mod tests {
     use crate::checkpoint::synthetic::{Shape, float_model, quantized_model};
     use crate::datapath::State;
     use crate::mode::MODES;
+    use crate::model::Checkpoint;
     use crate::profile::PROFILES;
     use crate::progress;
     use std::ops::ControlFlow;
@@ -204,7 +205,7 @@ mod tests {
         let float = Arc::new(float_model(shape));
         Model {
             quantized: Some(Arc::new(quantized_model(shape))),
-            original: Some(float.clone()),
+            original: Some(Arc::new(Checkpoint::F16((*float).clone()))),
             float: Some(float),
         }
     }

@@ -12,7 +12,7 @@
 
 use crate::arith::hadamard::HadamardSize;
 use crate::error::{Result, SimError};
-use crate::quant::{QTensor, QVector, Scale};
+use crate::quant::{QTensor, QVector, QWeight, Scale};
 use half::f16;
 use ndarray::Array2;
 use serde::Serialize;
@@ -37,7 +37,7 @@ pub struct Config {
     pub n_layers: usize,
     /// RMSNorm ε.
     pub eps: f32,
-    /// The Hugging Face configuration this came from, kept to be written out again.
+    /// The configuration this came from, of `transformers` or `mamba_ssm`, kept to be written out again.
     #[serde(skip)]
     pub json: serde_json::Value,
 }
@@ -75,53 +75,138 @@ impl Config {
         Ok(())
     }
 
+    /// Whether another model has this shape, however its configuration is written.
+    pub fn same_shape(&self, other: &Config) -> bool {
+        let json = serde_json::Value::Null;
+        let bare = |config: &Config| Config {
+            json: json.clone(),
+            ..config.clone()
+        };
+        bare(self) == bare(other)
+    }
+
     /// Width of x_proj's output, dt‖B‖C: R + 2N.
     pub fn x_proj_width(&self) -> usize {
         self.dt_rank + 2 * self.d_state
     }
 }
 
-/// One block's float weights, all binary16 as the reference treats them.
+/// One block's float weights: binary16 as the reference treats them (`W` = f16), or as an f32 checkpoint
+/// has them. A_log and D are FP32 in either, as `mamba_ssm` keeps them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FloatLayer {
+pub struct FloatLayer<W = f16> {
     /// RMSNorm weight, M.
-    pub norm: Vec<f16>,
+    pub norm: Vec<W>,
     /// `[2E, M]`: rows x then z.
-    pub in_proj: Array2<f16>,
+    pub in_proj: Array2<W>,
     /// `[E, K]`.
-    pub conv_weight: Array2<f16>,
+    pub conv_weight: Array2<W>,
     /// E.
-    pub conv_bias: Vec<f16>,
+    pub conv_bias: Vec<W>,
     /// `[R + 2N, E]`: rows dt, B, C.
-    pub x_proj: Array2<f16>,
+    pub x_proj: Array2<W>,
     /// `[E, R]`.
-    pub dt_proj: Array2<f16>,
+    pub dt_proj: Array2<W>,
     /// E.
-    pub dt_bias: Vec<f16>,
+    pub dt_bias: Vec<W>,
     /// `[E, N]`: A = −exp(A_log).
-    pub a_log: Array2<f16>,
+    pub a_log: Array2<f32>,
     /// E, the skip connection.
-    pub d: Vec<f16>,
+    pub d: Vec<f32>,
     /// `[M, E]`.
-    pub out_proj: Array2<f16>,
+    pub out_proj: Array2<W>,
 }
 
 /// A float model: a checkpoint as it is, or folded (rotated into Hadamard space).
 #[derive(Clone, Debug, PartialEq)]
-pub struct FloatModel {
+pub struct FloatModel<W = f16> {
     /// Shape.
     pub config: Config,
     /// `[V, M]`.
-    pub embedding: Array2<f16>,
+    pub embedding: Array2<W>,
     /// The blocks.
-    pub layers: Vec<FloatLayer>,
+    pub layers: Vec<FloatLayer<W>>,
     /// Final RMSNorm weight, M.
-    pub norm_f: Vec<f16>,
+    pub norm_f: Vec<W>,
     /// `[V, M]`.
-    pub head: Array2<f16>,
+    pub head: Array2<W>,
     /// Whether Hadamard matrices and norms are folded into the weights; then the scan's output is
     /// rotated before out_proj.
     pub rotated: bool,
+}
+
+/// A checkpoint in the precision of its file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Checkpoint {
+    /// All weights but A_log and D are binary16.
+    F16(FloatModel),
+    /// Some are wider (f32, bf16): all are held in FP32, which is exact.
+    F32(FloatModel<f32>),
+}
+
+impl Checkpoint {
+    /// The shape.
+    pub fn config(&self) -> &Config {
+        match self {
+            Self::F16(model) => &model.config,
+            Self::F32(model) => &model.config,
+        }
+    }
+
+    /// The model in binary16, nearest even: what the reference folds and quantizes.
+    ///
+    /// # Errors
+    ///
+    /// A weight beyond binary16.
+    pub fn into_f16(self) -> Result<FloatModel> {
+        let wide = match self {
+            Self::F16(model) => return Ok(model),
+            Self::F32(model) => model,
+        };
+        let layer = |(i, l): (usize, FloatLayer<f32>)| {
+            let name = |tensor: &str| format!("layers.{i}.{tensor}");
+            Ok(FloatLayer {
+                norm: narrow(l.norm, &name("norm.weight"))?,
+                in_proj: narrow_matrix(l.in_proj, &name("in_proj.weight"))?,
+                conv_weight: narrow_matrix(l.conv_weight, &name("conv1d.weight"))?,
+                conv_bias: narrow(l.conv_bias, &name("conv1d.bias"))?,
+                x_proj: narrow_matrix(l.x_proj, &name("x_proj.weight"))?,
+                dt_proj: narrow_matrix(l.dt_proj, &name("dt_proj.weight"))?,
+                dt_bias: narrow(l.dt_bias, &name("dt_proj.bias"))?,
+                a_log: l.a_log,
+                d: l.d,
+                out_proj: narrow_matrix(l.out_proj, &name("out_proj.weight"))?,
+            })
+        };
+        Ok(FloatModel {
+            config: wide.config,
+            embedding: narrow_matrix(wide.embedding, "embeddings.weight")?,
+            layers: (wide.layers.into_iter().enumerate())
+                .map(layer)
+                .collect::<Result<_>>()?,
+            norm_f: narrow(wide.norm_f, "norm_f.weight")?,
+            head: narrow_matrix(wide.head, "lm_head.weight")?,
+            rotated: wide.rotated,
+        })
+    }
+}
+
+fn narrow(values: Vec<f32>, item: &str) -> Result<Vec<f16>> {
+    let narrowed: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+    match narrowed.iter().position(|v| !v.is_finite()) {
+        None => Ok(narrowed),
+        Some(at) => Err(SimError::value(
+            format_args!("{item}, element {at}"),
+            "a value within binary16 (|w| < 65520)",
+            values[at],
+        )),
+    }
+}
+
+fn narrow_matrix(values: Array2<f32>, item: &str) -> Result<Array2<f16>> {
+    let dim = values.dim();
+    let narrowed = narrow(values.into_raw_vec_and_offset().0, item)?;
+    Ok(Array2::from_shape_vec(dim, narrowed).expect("as many values"))
 }
 
 /// The seven calibrated activation scales of a block. Keys: datapath specification, section 3.
@@ -211,19 +296,20 @@ impl ActivationScales {
     }
 }
 
-/// One block quantized to INT8, with its activation scales.
+/// One quantized block, with its activation scales. Weights of in_proj, x_proj and out_proj have eight
+/// bits or four, all others eight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedLayer {
     /// RMSNorm weight, M; ones after folding.
     pub norm: Vec<f16>,
     /// `[2E, M]`.
-    pub in_proj: QTensor,
+    pub in_proj: QWeight,
     /// `[E, K]`.
     pub conv_weight: QTensor,
     /// E.
     pub conv_bias: QVector,
     /// `[R + 2N, E]`.
-    pub x_proj: QTensor,
+    pub x_proj: QWeight,
     /// `[E, R]`.
     pub dt_proj: QTensor,
     /// E.
@@ -233,12 +319,56 @@ pub struct QuantizedLayer {
     /// E.
     pub d: QVector,
     /// `[M, E]`.
-    pub out_proj: QTensor,
+    pub out_proj: QWeight,
     /// Calibrated activation scales.
     pub scales: ActivationScales,
 }
 
-/// A quantized model: the content of `quantized.safetensors`.
+/// Rows of codes, each with a scale of its own: an embedding in 8 or 4 bits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QRows {
+    /// `[V, M]`, −128 to 127, or −8 to 7 of 4 bits.
+    pub codes: Array2<i8>,
+    /// V. Signed, and zero for a row of zeros.
+    pub scales: Vec<f16>,
+    /// 8 or 4: what the codes are stored in.
+    pub bits: u8,
+}
+
+impl QRows {
+    /// A row's real values: `f16(code) ⊗ scale` in binary16.
+    pub fn row(&self, row: usize) -> impl Iterator<Item = f16> {
+        let scale = f32::from(self.scales[row]);
+        // Exact in f32: a product of 8 and 11 bits. One rounding to binary16 remains.
+        let value = move |code: &i8| f16::from_f32(f32::from(*code) * scale);
+        self.codes.row(row).into_iter().map(value)
+    }
+}
+
+/// The embedding of a quantized model, folded.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Embedding {
+    /// `[V, M]`.
+    F16(Array2<f16>),
+    /// `[V, M]`, read back to binary16 row by row.
+    Rows(QRows),
+}
+
+/// What follows the last block of a quantized model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Head {
+    /// `[V, M]`, folded; the final norm's output is binary16.
+    F16(Array2<f16>),
+    /// The final norm's output is INT8; logits are binary16.
+    Quantized {
+        /// Scale of the norm's output.
+        input: Scale,
+        /// `[V, M]`, folded.
+        weight: QWeight,
+    },
+}
+
+/// A quantized model: the content of `quantized.safetensors`, or of a Quamba folder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedModel {
     /// [`digest`](crate::checkpoint::identity::digest) of the float model it was made from, where that is
@@ -246,14 +376,14 @@ pub struct QuantizedModel {
     pub float_digest: Option<String>,
     /// Shape.
     pub config: Config,
-    /// `[V, M]`, folded.
-    pub embedding: Array2<f16>,
+    /// Rows of the vocabulary.
+    pub embedding: Embedding,
     /// The blocks.
     pub layers: Vec<QuantizedLayer>,
     /// Final RMSNorm weight, M; ones after folding.
     pub norm_f: Vec<f16>,
-    /// `[V, M]`, folded.
-    pub head: Array2<f16>,
+    /// Rows of the vocabulary.
+    pub head: Head,
 }
 
 /// What a run can draw on: INT8 weights, the float model they came from, the checkpoint itself. A
@@ -265,17 +395,17 @@ pub struct Model {
     /// The folded float model, for mode 1 and for sites switched to float.
     pub float: Option<Arc<FloatModel>>,
     /// The checkpoint as it is, for modes that are not rotated.
-    pub original: Option<Arc<FloatModel>>,
+    pub original: Option<Arc<Checkpoint>>,
 }
 
 impl Model {
     /// The shape all parts share.
     pub fn config(&self) -> Result<&Config> {
-        let float = self.float.as_ref().or(self.original.as_ref());
-        match (&self.quantized, float) {
-            (Some(quantized), _) => Ok(&quantized.config),
-            (None, Some(float)) => Ok(&float.config),
-            (None, None) => Err(SimError::value("model", "at least one part", "none")),
+        match (&self.quantized, &self.float, &self.original) {
+            (Some(quantized), ..) => Ok(&quantized.config),
+            (None, Some(float), _) => Ok(&float.config),
+            (None, None, Some(original)) => Ok(original.config()),
+            (None, None, None) => Err(SimError::value("model", "at least one part", "none")),
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod unit;
 use crate::arith::accumulate::Accumulator;
 use crate::arith::fixed::Scaling;
 use crate::arith::function::FunctionRule;
+use crate::arith::int4::Dequantize;
 use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, ScaleOrder};
 use crate::arith::round::Rounding;
@@ -89,6 +90,7 @@ pub const EXACT: Arithmetic = Arithmetic {
     prefill: EXACT_RULES,
     decode: EXACT_RULES,
     final_norm: FinalNorm::RoundedOnce,
+    dequantize: Dequantize::Saturate,
 };
 
 const TORCH_RULES: StepRules = StepRules {
@@ -112,6 +114,7 @@ pub const TORCH: Arithmetic = Arithmetic {
     prefill: TORCH_RULES,
     decode: TORCH_RULES,
     final_norm: FinalNorm::RoundedOnce,
+    dequantize: Dequantize::Saturate,
 };
 
 /// The deployed CUDA kernels, bit for bit.
@@ -166,6 +169,7 @@ pub const CUDA_FAST: Arithmetic = Arithmetic {
         requantize: QuantRule::NEAREST_EVEN,
     },
     final_norm: FinalNorm::TorchDevice,
+    dequantize: Dequantize::WrappingFma,
 };
 
 /// Every arithmetic.

@@ -1,6 +1,8 @@
 //! Quantized data: scales, tensors of codes, accumulators. `real = scale · code`, symmetric, zero
 //! point 0.
 
+mod int4;
+
 use crate::arith::requant::QuantRule;
 use crate::arith::saturate::Status;
 use crate::error::{Result, SimError};
@@ -8,6 +10,8 @@ use crate::isa::{Kernel, dispatch};
 use ndarray::Array2;
 use serde::{Serialize, Serializer};
 use std::fmt;
+
+pub use int4::{Int4Tensor, Int4Weight};
 
 /// The size of one step of an INT8 grid: a positive, finite, normal f32.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
@@ -169,4 +173,37 @@ pub struct QVector {
     pub codes: Vec<i8>,
     /// Real value of one step.
     pub scale: Scale,
+}
+
+/// A linear weight `[out, in]` as a model stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum QWeight {
+    /// INT8 codes of one scale.
+    Int8(QTensor),
+    /// Four-bit codes with scales of groups and rows.
+    Int4(Int4Tensor),
+}
+
+impl QWeight {
+    /// Outputs and inputs.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            QWeight::Int8(weight) => weight.codes.dim(),
+            QWeight::Int4(weight) => weight.dim(),
+        }
+    }
+
+    /// Bits of a code.
+    pub fn bits(&self) -> u8 {
+        match self {
+            QWeight::Int8(_) => 8,
+            QWeight::Int4(_) => 4,
+        }
+    }
+}
+
+impl From<QTensor> for QWeight {
+    fn from(weight: QTensor) -> Self {
+        Self::Int8(weight)
+    }
 }

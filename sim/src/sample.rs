@@ -3,10 +3,11 @@
 //! it. Origin: `sim/sample/PROVENANCE.md`.
 
 use crate::checkpoint::fold::fold;
-use crate::checkpoint::quantize::quantize;
+use crate::checkpoint::quantize::{Ends, quantize};
+use crate::checkpoint::recipe::Recipe;
 use crate::checkpoint::{hf, scales};
 use crate::error::{Result, SimError};
-use crate::model::{ActivationScales, FloatModel, Model};
+use crate::model::{ActivationScales, Checkpoint, FloatModel, Model};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,12 +74,14 @@ pub fn try_model() -> Result<Model> {
 }
 
 fn make() -> Result<Model> {
-    let float = fold(float_checkpoint())?;
-    let quantized = quantize(&float, &activation_scales())?;
+    // The recipe of the golden traces, which were recorded with this model.
+    let recipe = &Recipe::GOLDEN;
+    let float = fold(float_checkpoint(), recipe)?;
+    let quantized = quantize(&float, &activation_scales(), recipe, Ends::F16)?;
     Ok(Model {
         quantized: Some(Arc::new(quantized)),
         float: Some(Arc::new(float)),
-        original: Some(Arc::new(float_checkpoint())),
+        original: Some(Arc::new(Checkpoint::F16(float_checkpoint()))),
     })
 }
 

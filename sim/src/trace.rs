@@ -73,13 +73,15 @@ pub enum TracePoint {
     OutProjOut,
     /// Residual stream after the last block; `[L, M]`.
     FinalResidual,
+    /// Normed residual stream where the head is INT8, its input; `[L, M]`.
+    NormFOut,
     /// Logits; `[L, V]`.
     Logits,
 }
 
 impl TracePoint {
     /// Every point, in the order of the datapath.
-    pub const ALL: [TracePoint; 27] = [
+    pub const ALL: [TracePoint; 28] = [
         TracePoint::HiddenIn,
         TracePoint::ResidualIn,
         TracePoint::ResidualOut,
@@ -106,6 +108,7 @@ impl TracePoint {
         TracePoint::HadOutScale,
         TracePoint::OutProjOut,
         TracePoint::FinalResidual,
+        TracePoint::NormFOut,
         TracePoint::Logits,
     ];
 
@@ -138,13 +141,17 @@ impl TracePoint {
             TracePoint::HadOutScale => "had_out_scale",
             TracePoint::OutProjOut => "out_proj_out",
             TracePoint::FinalResidual => "residual",
+            TracePoint::NormFOut => "norm_f_out",
             TracePoint::Logits => "logits",
         }
     }
 
     /// Whether the point belongs to a block (the others come once, after the last block).
     pub fn in_layer(self) -> bool {
-        !matches!(self, TracePoint::FinalResidual | TracePoint::Logits)
+        !matches!(
+            self,
+            TracePoint::FinalResidual | TracePoint::NormFOut | TracePoint::Logits
+        )
     }
 
     /// Whether the tensor is a state `[E, …]` rather than a sequence `[L, …]`.

@@ -6,7 +6,7 @@ use safetensors::tensor::Dtype;
 use scalescope_sim::checkpoint::load::{Loaded, load};
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::checkpoint::{hf, quantized};
-use scalescope_sim::model::FloatModel;
+use scalescope_sim::model::{Checkpoint, FloatModel};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -37,7 +37,7 @@ fn edited(edit: impl FnOnce(&mut Tensors)) -> Result<FloatModel, scalescope_sim:
 fn a_directory_is_read_and_recognised() {
     let dir = dir(|_, _| {});
     assert!(hf::read(dir.path()).unwrap() == tiny());
-    assert!(load(dir.path()).unwrap() == Loaded::Float(tiny()));
+    assert!(load(dir.path()).unwrap() == Loaded::Float(Checkpoint::F16(tiny())));
 }
 
 #[test]
@@ -162,25 +162,63 @@ fn f32_and_bf16_become_f16_by_nearest_even() {
             let values: Vec<f32> = raw.values().iter().map(|v| f32::from(*v)).collect();
             *raw = Raw::f32(&raw.shape, &values);
         }
+        // A_log and D stay as they are, in FP32.
         let d = tensors.get_mut("backbone.layers.0.mixer.D").unwrap();
-        let mut values = vec![1.0f32; d.shape[0]];
+        *d = Raw::f32(&d.shape, &vec![1.0 + 2f32.powi(-20); d.shape[0]]);
+        let bias = "backbone.layers.0.mixer.dt_proj.bias";
+        let bias = tensors.get_mut(bias).unwrap();
+        let mut values = vec![1.0f32; bias.shape[0]];
         values[0] = 1.0 + 2f32.powi(-11); // a tie, to even: 1
         values[1] = 1.0 + 3.0 * 2f32.powi(-11); // a tie, to even: 1 + 2^-9
         values[2] = 2f32.powi(-24); // the least subnormal
         values[3] = 65519.0; // just below the overflow
-        *d = Raw::f32(&d.shape, &values);
+        *bias = Raw::f32(&bias.shape, &values);
         let norm = tensors.get_mut("backbone.norm_f.weight").unwrap();
         let value = bf16::from_f32(0.7).to_le_bytes();
         norm.dtype = Dtype::BF16;
         norm.data = value.repeat(norm.shape[0]);
     });
     let mut want = tiny();
-    let d = &mut want.layers[0].d;
-    d[1] = f16::from_f32(1.0 + 2f32.powi(-9));
-    d[2] = f16::from_bits(1);
-    d[3] = f16::MAX;
+    want.layers[0].d.fill(1.0 + 2f32.powi(-20));
+    let bias = &mut want.layers[0].dt_bias;
+    bias.fill(f16::ONE);
+    bias[1] = f16::from_f32(1.0 + 2f32.powi(-9));
+    bias[2] = f16::from_bits(1);
+    bias[3] = f16::MAX;
     want.norm_f.fill(f16::from_f32(bf16::from_f32(0.7).into()));
     assert!(hf::read(dir.path()).unwrap() == want);
+    // As it is, nothing is rounded.
+    let exact = hf::read_exact(dir.path()).unwrap();
+    let Checkpoint::F32(wide) = &exact else {
+        panic!("an f32 checkpoint")
+    };
+    let bias = &wide.layers[0].dt_bias;
+    assert_eq!(
+        bias[..2],
+        [1.0 + 2f32.powi(-11), 1.0 + 3.0 * 2f32.powi(-11)]
+    );
+    assert_eq!(bias[3], 65519.0);
+    assert_eq!(wide.norm_f[5], f32::from(bf16::from_f32(0.7)));
+    assert!(exact.into_f16().unwrap() == want);
+}
+
+#[test]
+fn weights_beyond_binary16_are_read_as_they_are_and_named_when_narrowed() {
+    let dir = dir(|_, tensors| {
+        let raw = tensors.get_mut(LAYER1).unwrap();
+        let mut values: Vec<f32> = raw.values().iter().map(|v| f32::from(*v)).collect();
+        values[7] = 7e4;
+        *raw = Raw::f32(&raw.shape, &values);
+    });
+    says(
+        hf::read(dir.path()),
+        &["model.safetensors", LAYER1, "binary16", "70000"],
+    );
+    let exact = hf::read_exact(dir.path()).unwrap();
+    says(
+        exact.into_f16(),
+        &["layers.1.in_proj.weight, element 7", "binary16", "70000"],
+    );
 }
 
 #[test]
@@ -384,7 +422,7 @@ fn other_paths_are_refused_by_kind() {
     std::fs::remove_file(at("model.safetensors")).unwrap();
     says(
         hf::read(dir.path()),
-        &["model.safetensors.index.json", "neither"],
+        &["model.safetensors.index.json", "none of these"],
     );
     std::fs::create_dir(at("model.safetensors")).unwrap();
     says(hf::read(dir.path()), &["model.safetensors", "a directory"]);

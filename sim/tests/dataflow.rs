@@ -18,7 +18,7 @@ use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::{Defect, Fault, ScaleSite};
 use scalescope_sim::mode::*;
-use scalescope_sim::model::Model;
+use scalescope_sim::model::{Checkpoint, Model};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::{InputScale, Profile, QuantizerRule, StepRules};
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
@@ -40,7 +40,7 @@ fn model() -> Model {
     Model {
         quantized: Some(Arc::new(quantized_model(shape))),
         float: Some(float.clone()),
-        original: Some(float),
+        original: Some(Arc::new(Checkpoint::F16((*float).clone()))),
         ..Model::default()
     }
 }

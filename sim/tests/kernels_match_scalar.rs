@@ -15,7 +15,7 @@ use scalescope_sim::checkpoint::synthetic::{self, Shape};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::isa::Isa;
 use scalescope_sim::kernels::matmul_f32::RealWeight;
-use scalescope_sim::kernels::matmul_i8::{Sums, matmul_i8};
+use scalescope_sim::kernels::matmul_i8::{Nibbles, Sums, matmul_i8};
 use scalescope_sim::mode::MODES;
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::{CUDA_FAST, EXACT, PROFILES, ScanFormula, TORCH};
@@ -54,6 +54,7 @@ fn every_kernel_on_every_instruction_set() {
                 .build()
                 .unwrap();
             pool.install(int8_products);
+            pool.install(int4_products);
             pool.install(real_products);
             pool.install(scans);
         }
@@ -101,6 +102,40 @@ fn int8_products() {
             let _ = matmul_i8(&x, weight.view(), &mut got, &Sums);
             assert_eq!(got, want, "{:?} {l} {n} {k}", Isa::current());
             requantized(&x, &weight, &want);
+        }
+    }
+}
+
+fn int4_products() {
+    let mut random = Random(3);
+    for l in [1, 2, 3, 4, 17, 33] {
+        for (n, k) in [(1, 128), (31, 256), (33, 128), (48, 640), (80, 384)] {
+            let x = random.codes(l, k);
+            let bytes = random.codes(n, k / 2).mapv(|byte| byte as u8);
+            let tables: Vec<[i8; 16]> = (0..n * k / 128)
+                .map(|_| std::array::from_fn(|_| random.next() as i8))
+                .collect();
+            let weight = Array2::from_shape_fn((n, k), |(j, i)| {
+                let byte = bytes[(j, i / 128 * 64 + i % 64)];
+                let nibble = if i % 128 < 64 { byte & 15 } else { byte >> 4 };
+                tables[j * (k / 128) + i / 128][usize::from(nibble)]
+            });
+            let nibbles = Nibbles {
+                bytes: bytes.as_slice().unwrap(),
+                tables: &tables,
+                groups: k / 128,
+            };
+            let mut expanded = vec![0; n * k];
+            nibbles.expand(0..n, &mut expanded);
+            assert_eq!(expanded, weight.as_slice().unwrap());
+            let want = Array2::from_shape_fn((l, n), |(r, j)| -> i32 {
+                (x.row(r).iter().zip(weight.row(j)))
+                    .map(|(a, b)| i32::from(*a) * i32::from(*b))
+                    .sum()
+            });
+            let mut got = Array2::zeros((l, n));
+            let _ = matmul_i8(&x, nibbles, &mut got, &Sums);
+            assert_eq!(got, want, "{:?} {l} {n} {k}", Isa::current());
         }
     }
 }
@@ -166,7 +201,7 @@ fn real_products() {
             product(&|j, i| weight[(j, i)].to_f32_const()),
         );
         same(
-            RealWeight::Codes(codes.view(), 0.37).multiply(&x),
+            RealWeight::Codes(codes.view(), &[Scale::new(0.37).unwrap()]).multiply(&x),
             product(&|j, i| 0.37 * f32::from(codes[(j, i)])),
         );
     }

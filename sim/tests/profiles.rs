@@ -5,6 +5,7 @@ use scalescope_sim::arith::function::{Function, Inputs};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::ModeTable;
 use scalescope_sim::profile::{CHIP_PROFILES, Profile};
+use scalescope_sim::quant::QWeight;
 use scalescope_sim::sample;
 use scalescope_sim::score::{SequenceScore, perplexity};
 use scalescope_sim::trace::{Blind, Place, Recorder, Selection, Tensor, TracePoint};
@@ -371,6 +372,9 @@ fn tokens_have_scales_of_their_own() {
         ));
         let seen = recorded(&profile, &tokens);
         let layer = &model.quantized.as_ref().unwrap().layers[5];
+        let QWeight::Int8(in_proj) = &layer.in_proj else {
+            panic!("the sample model has eight bits")
+        };
         let at = |point| &seen.tensors[&Place::layer(5, point)];
         for (point, of) in [
             (TracePoint::NormOut, TracePoint::NormOutScale),
@@ -403,9 +407,9 @@ fn tokens_have_scales_of_their_own() {
             panic!()
         };
         for ((t, n), code) in out.codes.indexed_iter() {
-            let terms = x.row(t).into_iter().zip(layer.in_proj.codes.row(n));
+            let terms = x.row(t).into_iter().zip(in_proj.codes.row(n));
             let acc: i128 = terms.map(|(x, w)| i128::from(*x) * i128::from(*w)).sum();
-            let m = f64::from(s_x[(t, 0)]) * f64::from(layer.in_proj.scale.get())
+            let m = f64::from(s_x[(t, 0)]) * f64::from(in_proj.scale.get())
                 / f64::from(out.scale.get());
             let shift = 14 - m.log2().floor() as i32;
             let multiplier = (m * 2f64.powi(shift)).round() as i128;

@@ -5,7 +5,8 @@ use half::f16;
 use ndarray::Axis;
 use proptest::prelude::*;
 use scalescope_sim::calibrate::{CalibrationOptions, calibrate};
-use scalescope_sim::checkpoint::quantize::quantize;
+use scalescope_sim::checkpoint::quantize::{Ends, quantize};
+use scalescope_sim::checkpoint::recipe::Recipe;
 use scalescope_sim::checkpoint::synthetic::{Shape, float_model};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::ModeTable;
@@ -53,7 +54,9 @@ fn pruned(prune: impl Fn(&mut FloatLayer)) -> Model {
     })
     .unwrap();
     Model {
-        quantized: Some(Arc::new(quantize(&float, &scales).unwrap())),
+        quantized: Some(Arc::new(
+            quantize(&float, &scales, &Recipe::QUAMBA, Ends::F16).unwrap(),
+        )),
         ..alone
     }
 }

@@ -3,7 +3,8 @@
 
 use rayon::prelude::*;
 use scalescope_sim::calibrate::{CalibrationOptions, calibrate};
-use scalescope_sim::checkpoint::quantize::quantize;
+use scalescope_sim::checkpoint::quantize::{Ends, quantize};
+use scalescope_sim::checkpoint::recipe::Recipe;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::generate::{OwnText, own_text};
 use scalescope_sim::mode::ModeTable;
@@ -69,7 +70,13 @@ fn its_own_text_calibrates_it_nearly_as_well_as_books() {
     let scales = calibrate(&books, &text, &options, &progress::ignore).unwrap();
     let own = Model {
         quantized: Some(Arc::new(
-            quantize(books.float.as_ref().unwrap(), &scales).unwrap(),
+            quantize(
+                books.float.as_ref().unwrap(),
+                &scales,
+                &Recipe::GOLDEN,
+                Ends::F16,
+            )
+            .unwrap(),
         )),
         ..books.clone()
     };

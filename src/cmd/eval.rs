@@ -16,6 +16,7 @@ use crate::output::{note, print, print_json, progress};
 use crate::texts::Texts;
 use clap::{Args, ValueEnum};
 use scalescope_sim::atomic;
+use scalescope_sim::checkpoint::recipe::Recipe;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::Profile;
@@ -34,6 +35,15 @@ pub enum EvalTask {
     Perplexity,
 }
 
+/// How texts are cut for a perplexity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// Every token of each text, from a start token (lm-eval's rolling log-likelihood)
+    LmEval,
+    /// All texts joined by blank lines and cut into pieces; a piece's first token is given (Quamba's tables)
+    Quamba,
+}
+
 /// Arguments of `eval`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -41,6 +51,7 @@ pub enum EvalTask {
   scalescope eval --data passages.jsonl --modes all,original --profile deployed --samples out.jsonl --json out.json
   scalescope eval --data passages.jsonl --samples out.jsonl --resume
   scalescope eval --data books.jsonl --task perplexity --window 512 --stride 256
+  scalescope eval --data wikitext.jsonl --task perplexity --protocol quamba
   scalescope eval --model DIR --data passages.jsonl --samples part3.jsonl --shard 3/16
 
 docs/eval.md defines every number.")]
@@ -76,9 +87,12 @@ pub struct EvalArgs {
     /// last-word: longest input in tokens; the left end of longer ones is cut off
     #[arg(long, value_name = "TOKENS", default_value = "2048")]
     pub max_length: NonZeroUsize,
-    /// perplexity: longest input in tokens
-    #[arg(long, value_name = "TOKENS", default_value = "512")]
-    pub window: NonZeroUsize,
+    /// perplexity: how texts are cut
+    #[arg(long, value_enum, default_value = "lm-eval")]
+    pub protocol: Protocol,
+    /// perplexity: longest input in tokens [default: 512; protocol quamba: pieces of 2048]
+    #[arg(long, value_name = "TOKENS")]
+    pub window: Option<NonZeroUsize>,
     /// perplexity: tokens each window after the first predicts [default: the window]
     #[arg(long, value_name = "TOKENS")]
     pub stride: Option<NonZeroUsize>,
@@ -200,11 +214,10 @@ fn row(mode: &ModeSpec) -> Value {
 fn has_parts(subject: &Subject, mode: &ModeSpec) -> bool {
     let model = &subject.model;
     let float = match mode.rotated {
-        true => &model.float,
-        false => &model.original,
+        true => model.float.is_some(),
+        false => model.original.is_some(),
     };
-    (!mode.needs_float() || float.is_some())
-        && (!mode.needs_quantized() || model.quantized.is_some())
+    (!mode.needs_float() || float) && (!mode.needs_quantized() || model.quantized.is_some())
 }
 
 fn task(args: &EvalArgs) -> Result<Task> {
@@ -212,8 +225,20 @@ fn task(args: &EvalArgs) -> Result<Task> {
         EvalTask::LastWord => Task::LastWord {
             max_length: args.max_length.into(),
         },
+        EvalTask::Perplexity if args.protocol == Protocol::Quamba => {
+            let length = args.window.map_or(2048, Into::into);
+            if length < 2 {
+                let expected = "at least 2: the first token of a piece is given";
+                return Err(SimError::value("--window", expected, length));
+            }
+            if let Some(stride) = args.stride {
+                let expected = "none with --protocol quamba, whose pieces do not overlap";
+                return Err(SimError::value("--stride", expected, stride));
+            }
+            Task::Chunks { length }
+        }
         EvalTask::Perplexity => {
-            let window: usize = args.window.into();
+            let window: usize = args.window.map_or(512, Into::into);
             let stride = args.stride.map_or(window, Into::into);
             if stride > window {
                 return Err(SimError::value(
@@ -229,12 +254,14 @@ fn task(args: &EvalArgs) -> Result<Task> {
 
 fn read_data(args: &EvalArgs, subject: &Subject, task: Task, bytes: &[u8]) -> Result<Dataset> {
     let config = subject.model.config()?;
+    let tokenizer = subject.tokenizer()?;
     let start = ["bos_token_id", "eos_token_id"]
         .iter()
         .find_map(|key| config.json[*key].as_u64())
         .and_then(|id| u32::try_from(id).ok())
+        // A configuration of mamba_ssm names none; its models use the tokenizer of GPT-NeoX.
+        .or_else(|| tokenizer.token_to_id("<|endoftext|>"))
         .filter(|id| (*id as usize) < config.vocab_size);
-    let tokenizer = subject.tokenizer()?;
     let maker = UnitMaker {
         encoder: &tokenizer,
         vocab_size: config.vocab_size,
@@ -248,9 +275,13 @@ fn read_data(args: &EvalArgs, subject: &Subject, task: Task, bytes: &[u8]) -> Re
             let fewer = format_args!("{found} rows, fewer than the {asked} asked for");
             note(args.data.display(), fewer);
         }
-        texts.truncate(asked);
+        texts.truncate(asked, matches!(task, Task::Chunks { .. }));
     }
     let data = Dataset::new(&texts, &maker);
+    if matches!(task, Task::Chunks { .. }) {
+        // They are joined with the others.
+        texts.blank.clear();
+    }
     texts.tell(&args.data);
     let bad: Vec<(usize, &str)> = data.bad.iter().map(|b| (b.id, &*b.reason)).collect();
     texts.judge(&args.data, &bad)?;
@@ -290,7 +321,15 @@ fn model_origin(args: &ModelArgs, subject: &Subject) -> Result<Origin> {
         );
     }
     files.extend(tokenizer);
-    Origin::of_files(model, &files)
+    let origin = Origin::of_files(model, &files)?;
+    // The usual recipe goes without saying.
+    Ok(match args.recipe {
+        Recipe::QUAMBA => origin,
+        other => Origin::of_bytes(
+            &origin.name,
+            format!("{} by {}", origin.sha256, other.name).as_bytes(),
+        ),
+    })
 }
 
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
@@ -301,7 +340,8 @@ fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
         .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
         .map_err(|e| SimError::io(path, e))?;
     files.retain(|file| {
-        file.extension().is_some_and(|e| e == "safetensors")
+        file.extension()
+            .is_some_and(|e| e == "safetensors" || e == "bin")
             || file.file_name().is_some_and(|n| n == "config.json")
     });
     files.sort();

@@ -13,6 +13,7 @@ pub mod eval;
 pub mod export;
 pub mod faults;
 pub mod headroom;
+pub mod info;
 pub mod lineage;
 pub mod merge;
 pub mod modes;

@@ -1,32 +1,71 @@
-//! `scalescope quantize`: a float checkpoint to the quantized format.
+//! `scalescope quantize`: a float checkpoint to the quantized format, or to a folder as Quamba writes it.
 
 use crate::Outcome;
-use crate::input::{calibrated, calibration_sequences, self_calibrated};
+use crate::cli::recipe;
+use crate::input::{calibrated, calibrated_head, calibration_sequences, own_samples};
 use crate::output::print;
 use crate::tokenizer;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use scalescope_sim::calibrate::CalibrationOptions;
-use scalescope_sim::checkpoint::{fold, hf, identity, quantize, quantized, scales};
+use scalescope_sim::checkpoint::load::{Loaded, load};
+use scalescope_sim::checkpoint::quantize::{Ends, FourBits};
+use scalescope_sim::checkpoint::recipe::Recipe;
+use scalescope_sim::checkpoint::{fold, hf, identity, quamba, quantize, quantized, scales};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::OwnText;
-use scalescope_sim::model::ActivationScales;
+use scalescope_sim::model::{ActivationScales, FloatModel, Head};
+use scalescope_sim::quant::Scale;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// What embedding, final norm and head become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EndsArg {
+    /// They stay binary16
+    F16,
+    /// INT8
+    Int8,
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// One file, the quantized format of this program
+    Safetensors,
+    /// A folder as Quamba writes it: config.json and pytorch_model.bin
+    Quamba,
+}
 
 /// Arguments of `quantize`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope quantize mamba-130m-hf -o q.safetensors
   scalescope quantize mamba-130m-hf -o q.safetensors --calibrate pile.jsonl --samples 512 --alpha 0.9995
-  scalescope quantize mamba-130m-hf -o q.safetensors --scales scales.json")]
+  scalescope quantize mamba-130m -o quamba-130m --format quamba --scales scales.json
+  scalescope quantize mamba-130m -o q.safetensors --ends int8
+  scalescope quantize mamba-130m -o q.safetensors --weights w4a8
+  scalescope quantize mamba-130m -o q.safetensors --weights w4a8:out_proj,in_proj@3")]
 pub struct QuantizeArgs {
-    /// Hugging Face directory: config.json, model.safetensors or its sharded index
+    /// Folder of transformers or mamba_ssm: config.json and its weights
     #[arg(value_name = "DIR")]
     pub checkpoint: PathBuf,
-    /// The quantized model to write
-    #[arg(short, long, value_name = "FILE")]
+    /// The quantized model to write: a file, or a folder for --format quamba
+    #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,
-    /// Use these activation scales (JSON or a quantized file) instead of calibrating
+    /// What to write
+    #[arg(long, value_enum, default_value = "safetensors")]
+    pub format: Format,
+    /// How weights are folded and quantized: quamba, or golden as the sample model was
+    #[arg(long, value_name = "NAME", default_value = "quamba", value_parser = recipe)]
+    pub recipe: Recipe,
+    /// What embedding, final norm and head become
+    #[arg(long, value_enum, default_value = "f16")]
+    pub ends: EndsArg,
+    /// Scale of the final norm's output, for --ends int8
+    /// [default: that of the model of --scales, or calibrated]
+    #[arg(long, value_name = "SCALE")]
+    pub head_scale: Option<f32>,
+    /// Use these activation scales (JSON or a quantized model) instead of calibrating
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub scales: Option<PathBuf>,
     /// Calibration text: JSON lines with `text`, one text (cut into --samples of --length), or token ids
@@ -46,6 +85,9 @@ pub struct QuantizeArgs {
     /// Percentile of the percentile observers (x_proj_input, ssm_state)
     #[arg(long, default_value_t = 0.9995)]
     pub alpha: f32,
+    /// Bits of in_proj, x_proj and out_proj: w8a8, w4a8, or w4a8:STEP,STEP@BLOCK for some of them
+    #[arg(long, default_value = "w8a8", value_name = "BITS")]
+    pub weights: FourBits,
     /// Seed of the self-written calibration text
     #[arg(long)]
     pub seed: Option<u64>,
@@ -53,15 +95,23 @@ pub struct QuantizeArgs {
 
 pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     check_output(args)?;
-    let float = Arc::new(fold::fold(hf::read(&args.checkpoint)?)?);
-    let (scales, origin) = activation_scales(args, &float)?;
-    let mut model = quantize::quantize(&float, &scales)?;
-    model.float_digest = Some(identity::digest(&float));
-    quantized::write(&args.output, &model)?;
+    let checkpoint = hf::read(&args.checkpoint)?;
+    let digest = identity::digest(&checkpoint);
+    let float = Arc::new(fold::fold(checkpoint, &args.recipe)?);
+    let (scales, ends, origin) = all_scales(args, &float)?;
+    let mut model = quantize::quantize(&float, &scales, &args.recipe, ends)?;
+    quantize::to_int4(&mut model, &float, &args.weights)
+        .map_err(|e| e.in_file(&args.checkpoint))?;
+    model.float_digest = Some(digest);
+    match args.format {
+        Format::Safetensors => quantized::write(&args.output, &model)?,
+        Format::Quamba => quamba::write(&args.output, &model)?,
+    }
     print(&format!(
-        "{}: {} blocks, activation scales {origin}",
+        "{}: {} blocks, recipe {}, activation scales {origin}",
         args.output.display(),
         model.layers.len(),
+        args.recipe.name,
     ));
     Ok(Outcome::Success)
 }
@@ -84,13 +134,14 @@ fn check_output(args: &QuantizeArgs) -> Result<()> {
     }
 }
 
-fn activation_scales(
-    args: &QuantizeArgs,
-    float: &Arc<scalescope_sim::model::FloatModel>,
-) -> Result<(Vec<ActivationScales>, String)> {
-    if let Some(file) = &args.scales {
-        return Ok((scales::read(file)?, format!("from {}", file.display())));
-    }
+/// Sequences to calibrate on, how, and what to say of them.
+struct Samples {
+    sequences: Vec<Vec<u32>>,
+    options: CalibrationOptions,
+    origin: String,
+}
+
+fn samples(args: &QuantizeArgs, float: &Arc<FloatModel>) -> Result<Samples> {
     let mut options = CalibrationOptions::default();
     options.set_alpha(args.alpha);
     let Some(file) = &args.calibrate else {
@@ -101,27 +152,82 @@ fn activation_scales(
             seed: args.seed.unwrap_or(usual.seed),
         };
         (options.samples, options.length) = (own.sequences, own.length);
-        let scales = self_calibrated(float, &own, &options)?;
-        let origin = format!(
-            "calibrated on {} sequences that the model wrote",
-            own.sequences
-        );
-        return Ok((scales, origin));
+        return Ok(Samples {
+            sequences: own_samples(float, &own)?,
+            options,
+            origin: format!("{} sequences that the model wrote", own.sequences),
+        });
     };
     options.samples = args.samples.unwrap_or(options.samples);
     options.length = args.length.unwrap_or(options.length);
     let beside = args.checkpoint.join("tokenizer.json");
     let tokenizer = args.tokenizer.as_deref().unwrap_or(&beside);
-    let samples = calibration_sequences(file, &options, || tokenizer::read(tokenizer))?;
-    let scales = calibrated(float, &samples, &options).map_err(|e| e.in_file(file))?;
-    let used = samples.iter().take(options.samples);
+    let sequences = calibration_sequences(file, &options, || tokenizer::read(tokenizer))?;
+    let used = sequences.iter().take(options.samples);
     let tokens: usize = used.clone().map(|s| s.len().min(options.length)).sum();
-    Ok((
-        scales,
-        format!(
-            "calibrated on {} sequences ({tokens} tokens) of {}",
-            used.len(),
-            file.display()
-        ),
-    ))
+    let origin = format!(
+        "{} sequences ({tokens} tokens) of {}",
+        used.len(),
+        file.display()
+    );
+    Ok(Samples {
+        sequences,
+        options,
+        origin,
+    })
+}
+
+/// Activation scales, what the ends become, and where the scales come from.
+fn all_scales(
+    args: &QuantizeArgs,
+    float: &Arc<FloatModel>,
+) -> Result<(Vec<ActivationScales>, Ends, String)> {
+    let in_file = |e: SimError| match &args.calibrate {
+        Some(file) => e.in_file(file),
+        None => e,
+    };
+    let mut text = None;
+    let (layers, origin) = match &args.scales {
+        Some(file) => (scales::read(file)?, format!("from {}", file.display())),
+        None => {
+            let samples = text.insert(samples(args, float)?);
+            let scales = calibrated(float, &samples.sequences, &samples.options);
+            (
+                scales.map_err(in_file)?,
+                format!("calibrated on {}", samples.origin),
+            )
+        }
+    };
+    if args.ends == EndsArg::F16 {
+        return Ok((layers, Ends::F16, origin));
+    }
+    let head_input = match (args.head_scale, stored_head_scale(args)?) {
+        (Some(scale), _) => Scale::new(scale)?,
+        (None, Some(scale)) => scale,
+        (None, None) => {
+            let samples = match text {
+                Some(samples) => samples,
+                None => samples(args, float)?,
+            };
+            calibrated_head(float, &samples.sequences, &samples.options).map_err(in_file)?
+        }
+    };
+    Ok((layers, Ends::Int8 { head_input }, origin))
+}
+
+/// The scale of the head's input in the model of --scales.
+fn stored_head_scale(args: &QuantizeArgs) -> Result<Option<Scale>> {
+    let Some(path) = &args.scales else {
+        return Ok(None);
+    };
+    if !path.is_dir() && path.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(None);
+    }
+    Ok(match load(path)? {
+        Loaded::Quantized(model) => match model.head {
+            Head::Quantized { input, .. } => Some(input),
+            Head::F16(_) => None,
+        },
+        Loaded::Float(_) => None,
+    })
 }

@@ -5,19 +5,25 @@ use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
+use scalescope_golden::attribute::bits::{Bits, bits};
 use scalescope_golden::attribute::loss::Text;
 use scalescope_golden::attribute::recommend::{Recommendations, recommend};
+use scalescope_sim::checkpoint::quantize::{FourBits, to_int4};
 use scalescope_sim::datapath::Datapath;
-use scalescope_sim::error::Result;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
 use serde_json::json;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// Arguments of `recommend`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope recommend --mode 2-4
   scalescope recommend --mode 0 --profile deployed --file book.jsonl --length 256 --json
+
+  scalescope recommend --mode 0 --bits
 
 Sequences 0, 2, 4, … choose the changes, the others measure them.")]
 pub struct RecommendArgs {
@@ -36,6 +42,9 @@ pub struct RecommendArgs {
     /// Arithmetic: exact, torch, deployed
     #[arg(long, default_value = "exact")]
     pub profile: String,
+    /// Which of in_proj's, x_proj's and out_proj's weights could have four bits, and at what cost
+    #[arg(long)]
+    pub bits: bool,
     /// Measure losses at every n-th position
     #[arg(long, value_name = "N", default_value = "2")]
     pub stride: NonZeroUsize,
@@ -59,8 +68,22 @@ pub fn run(args: &RecommendArgs) -> Result<Outcome> {
     };
     let path = Datapath::new(&subject.model, mode, &profile)?;
     let truth = Datapath::new(&subject.model, reference, &profile)?;
+    let four = match args.bits {
+        true => Some(in_four_bits(&subject.model)?),
+        false => None,
+    };
     let bar = progress(0, "trying changes");
-    let found = recommend(&path, &truth, &text, &|| bar.inc(1))?;
+    let (found, text_of_it) = match &four {
+        None => {
+            let found = recommend(&path, &truth, &text, &|| bar.inc(1))?;
+            (json!(found), words(&found))
+        }
+        Some(model) => {
+            let four = Datapath::new(model, mode, &profile)?;
+            let found = bits(&path, &four, &truth, &text, &|| bar.inc(1))?;
+            (json!(found), bits_words(&found))
+        }
+    };
     bar.finish_and_clear();
     if args.json {
         let mut json = json!({
@@ -71,7 +94,7 @@ pub fn run(args: &RecommendArgs) -> Result<Outcome> {
             "tokens": text.tokens(),
             "stride": text.stride,
         });
-        super::check::merge(&mut json, json!(found));
+        super::check::merge(&mut json, found);
         print_json(&json);
     } else {
         let heading = format!(
@@ -82,9 +105,57 @@ pub fn run(args: &RecommendArgs) -> Result<Outcome> {
             profile.name,
             text.tokens()
         );
-        print(&format!("{heading}\n{}", words(&found)));
+        print(&format!("{heading}\n{}", text_of_it));
     }
     Ok(Outcome::Success)
+}
+
+/// The model with four bits wherever its shape allows.
+fn in_four_bits(model: &Model) -> Result<Model> {
+    let missing = |what: &str| SimError::value("--bits", what, "a model without");
+    let quantized = model.quantized.as_deref();
+    let mut quantized = quantized
+        .ok_or_else(|| missing("a quantized model"))?
+        .clone();
+    let float = model.float.as_deref();
+    let float = float.ok_or_else(|| missing("the float model that it was quantized from"))?;
+    to_int4(&mut quantized, float, &FourBits::possible(&float.config))?;
+    Ok(Model {
+        quantized: Some(Arc::new(quantized)),
+        ..model.clone()
+    })
+}
+
+fn bits_words(found: &Bits) -> String {
+    let mut out =
+        String::from("each weight by itself, cheapest a byte first (chosen on one half)\n\n");
+    let mut rows = table(&["block", "weight", "KiB saved", "KL rises by", "±"], 2);
+    for w in &found.weights {
+        rows.add_row([
+            w.layer.to_string(),
+            w.step.name().to_owned(),
+            format!("{:.1}", w.bytes_saved as f64 / 1024.0),
+            format!("{:.6}", w.kl_rise.mean),
+            format!("{:.6}", w.kl_rise.se),
+        ]);
+    }
+    out += &table_text(&rows);
+    out += "\nthe first of them together (measured on the other half)\n\n";
+    let mut rows = table(
+        &["weights", "MiB", "KL", "rises by", "95 %", "perplexity"],
+        1,
+    );
+    for t in &found.together {
+        rows.add_row([
+            t.weights.to_string(),
+            format!("{:.3}", t.bytes as f64 / f64::from(1 << 20)),
+            format!("{:.6}", t.kl),
+            format!("{:.6}", t.kl_rise.mean),
+            format!("{:.6} to {:.6}", t.kl_interval[0], t.kl_interval[1]),
+            format!("{:.3}", t.perplexity),
+        ]);
+    }
+    out + &table_text(&rows)
 }
 
 fn words(found: &Recommendations) -> String {

@@ -1,6 +1,6 @@
 //! What a data file holds for a task. What cannot be used is counted and named.
 
-use super::task::{Unit, UnitMaker};
+use super::task::{Task, Unit, UnitMaker};
 use crate::texts::Texts;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,9 @@ pub struct Dataset {
 impl Dataset {
     /// The units of texts.
     pub fn new(texts: &Texts, maker: &UnitMaker) -> Self {
+        if let Task::Chunks { length } = maker.task {
+            return Self::joined(texts, length, maker);
+        }
         let read: Vec<_> = (texts.rows.par_iter())
             .map(|row| {
                 let text = row.text.as_deref().map_err(Clone::clone);
@@ -49,11 +52,39 @@ impl Dataset {
         }
         data
     }
+
+    /// All texts as one, blank ones too, with a blank line between two.
+    fn joined(texts: &Texts, length: usize, maker: &UnitMaker) -> Self {
+        let rows = texts.with_blank();
+        let mut data = Self {
+            lines: rows.len(),
+            ..Self::default()
+        };
+        let mut all = Vec::new();
+        for (id, text) in &rows {
+            match text {
+                Ok(text) => all.push(*text),
+                Err(reason) => data.bad.push(BadLine {
+                    id: *id,
+                    reason: (*reason).to_owned(),
+                }),
+            }
+        }
+        match maker.chunks(&all.join("\n\n"), length) {
+            Ok(units) => data.units = units,
+            // Of the texts together, said of the first.
+            Err(reason) => data.bad.push(BadLine {
+                id: rows.first().map_or(0, |(id, _)| *id),
+                reason: format!("all texts: {reason}"),
+            }),
+        }
+        data
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::task::{Encode, Encoded, Task};
+    use super::super::task::{Encode, Encoded};
     use super::*;
     use std::path::Path;
 
@@ -84,8 +115,30 @@ mod tests {
         let bad: Vec<usize> = data.bad.iter().map(|b| b.id).collect();
         assert_eq!(bad, [2, 3, 4, 6]);
         assert!(data.bad[3].reason.contains("UTF-8"));
-        texts.truncate(1);
+        texts.truncate(1, false);
         let first = Dataset::new(&texts, &maker);
         assert_eq!((first.lines, first.blank, first.units.len()), (1, 0, 1));
+    }
+
+    #[test]
+    fn texts_are_joined_by_blank_lines_empty_ones_too() {
+        let maker = UnitMaker {
+            encoder: &Letters,
+            vocab_size: 256,
+            start: None,
+            task: Task::Chunks { length: 3 },
+        };
+        let read = |file: &[u8]| {
+            let texts = Texts::parse(Path::new("a.jsonl"), file).unwrap();
+            Dataset::new(&texts, &maker)
+        };
+        let file = b"{\"text\": \"ab\"}\n{\"text\": \"\"}\n\n{\"text\": \"cd\"}\n{\"txt\": 1}\n";
+        let data = read(file);
+        let tokens: Vec<u32> = data.units.iter().flat_map(|u| u.tokens.clone()).collect();
+        // "ab\n\n\n\ncd", of which two letters are left over.
+        assert_eq!(tokens, b"ab\n\n\n\n".map(u32::from));
+        assert_eq!((data.lines, data.bad.len(), data.bad[0].id), (4, 1, 4));
+        let none = read(b"{\"text\": \"ab\"}");
+        assert!(none.units.is_empty() && none.bad[0].reason.contains("2 tokens"));
     }
 }

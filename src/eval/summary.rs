@@ -5,7 +5,6 @@ use super::bootstrap::{PairedDifference, RESAMPLES, resample};
 use super::samples::Record;
 use super::settings::Settings;
 use super::stats::{self, ALPHA, Estimate, POWER};
-use super::task::Task;
 use super::ties;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::text;
@@ -185,7 +184,7 @@ impl Table {
         // Stable: the modes of a unit keep their order.
         records.sort_by_key(Record::unit);
         let count = settings.modes.len();
-        let per_token = matches!(settings.task, Task::Perplexity { .. });
+        let per_token = settings.task.per_token();
         let modes: Vec<Vec<Record>> = (0..count)
             .map(|m| records.iter().skip(m).step_by(count).cloned().collect())
             .collect();
@@ -453,6 +452,7 @@ fn costs(
 mod tests {
     use super::super::samples::tests::record;
     use super::super::settings::tests::settings;
+    use super::super::task::Task;
     use super::*;
     use approx::assert_relative_eq;
 

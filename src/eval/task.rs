@@ -19,6 +19,18 @@ pub enum Task {
         /// Tokens scored by each window after the first.
         stride: usize,
     },
+    /// All texts as one, in pieces of one length, every token but a piece's first (Quamba's tables).
+    Chunks {
+        /// Tokens of a piece; what is left over at the end is dropped.
+        length: usize,
+    },
+}
+
+impl Task {
+    /// Whether results are means over tokens rather than over passages.
+    pub fn per_token(self) -> bool {
+        !matches!(self, Task::LastWord { .. })
+    }
 }
 
 /// One thing to score: a run of the model over `tokens`, whose last `targets` are predicted.
@@ -110,6 +122,30 @@ impl UnitMaker<'_> {
         match self.task {
             Task::LastWord { max_length } => Ok(vec![self.last_word(id, text, max_length)?]),
             Task::Perplexity { window, stride } => self.windows(id, text, window, stride),
+            Task::Chunks { length } => self.chunks(text, length),
+        }
+    }
+
+    /// The pieces of a text that is all texts, numbered by `id`.
+    pub fn chunks(&self, text: &str, length: usize) -> Result<Vec<Unit>, String> {
+        let Encoded { ids, ends } = self.encode(text)?;
+        let piece = |(i, tokens): (usize, &[u32])| {
+            let ends = &ends[i * length..][..length];
+            Unit {
+                id: i,
+                part: 0,
+                tokens: tokens.to_vec(),
+                targets: length - 1,
+                bytes: ends[length - 1].saturating_sub(ends[0]),
+            }
+        };
+        let pieces: Vec<Unit> = ids.chunks_exact(length).enumerate().map(piece).collect();
+        match pieces.is_empty() {
+            true => Err(format!(
+                "{} tokens, fewer than one piece of {length}",
+                ids.len()
+            )),
+            false => Ok(pieces),
         }
     }
 
@@ -308,6 +344,24 @@ mod tests {
         fn encode_text(&self, text: &str) -> Result<Encoded, String> {
             Letters.encode_text(&text.replace(' ', ""))
         }
+    }
+
+    #[test]
+    fn all_texts_as_one_are_cut_into_pieces_whose_first_tokens_are_given() {
+        let maker = maker(Task::Chunks { length: 4 });
+        let units = maker.units(9, "abcdefghij").unwrap();
+        assert_eq!(units.len(), 2);
+        assert_eq!((units[1].id, units[1].part, units[1].bytes), (1, 0, 3));
+        assert_eq!(units[0].tokens, ids("abcd"));
+        assert_eq!(
+            (units[1].input(), units[1].target()),
+            (&ids("efg")[..], &ids("fgh")[..])
+        );
+        let short = maker.units(0, "abc").unwrap_err();
+        assert!(
+            short.contains("3 tokens") && short.contains("one piece of 4"),
+            "{short}"
+        );
     }
 
     proptest! {

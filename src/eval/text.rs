@@ -11,6 +11,7 @@ pub fn text(report: &Report) -> String {
     let what = match settings.task {
         Task::LastWord { .. } => "passages, last word",
         Task::Perplexity { .. } => "windows of text, every token",
+        Task::Chunks { .. } => "pieces of all texts as one, every token but the first",
     };
     let mut out = format!(
         "{}, profile {}: {} {what}, {} tokens predicted\n",
@@ -54,7 +55,7 @@ pub fn text(report: &Report) -> String {
 }
 
 fn modes(report: &Report) -> String {
-    let per_token = matches!(report.settings.task, Task::Perplexity { .. });
+    let per_token = report.settings.task.per_token();
     let mut header = vec![
         "mode",
         "accuracy %",

@@ -5,8 +5,8 @@
 
 Written from docs/arithmetic.md and the formats of the files, not from the Rust code, and sharing nothing
 with it. Starts from the trace's tokens, goes on with its own tensors through every block to the residual
-stream after the last, and compares each with the trace's, bit for bit; the head is not here. Prints what
-differs and, last, how much was compared. Exit code 0: every tensor is there and equal; 1: not.
+stream after the last, and, where the model's ends are INT8, to the logits (a binary16 head is not here). Compares
+each with the trace's, bit for bit. Prints what differs and, last, how much was compared. Exit code 0: every tensor is there and equal; 1: not.
 """
 
 import json
@@ -192,11 +192,20 @@ def block(config, layer, hidden, residual, matrices):
 def blocks(config, tensors, tokens, matrices):
     """Every tensor of a prefill with its key."""
     hidden, residual = tensors["embeddings.weight"][tokens], None
+    if hidden.dtype == np.int8:
+        hidden = np.float16(hidden) * tensors["embeddings.weight_scale"][tokens][:, None]
     for i in range(config["num_hidden_layers"]):
         made = block(config, Layer(tensors, i), hidden, residual, matrices)
         yield from ((f"layer_{i:02}/{point}", tensor) for point, tensor in made.items())
         hidden, residual = made["out_proj_out"], made["residual_out"]
-    yield "final/residual", f32(hidden) + residual
+    stream = f32(hidden) + residual
+    yield "final/residual", stream
+    if tensors["lm_head.weight"].dtype == np.int8:
+        scale = f32(tensors["norm_f.output_scale"].reshape(()))
+        codes = ties_even(norm(stream, tensors["norm_f.weight"], config["layer_norm_epsilon"]) / scale)
+        yield "final/norm_f_out", codes
+        s_w = f32(tensors["lm_head.weight_scale"].reshape(()))
+        yield "final/logits", np.float16(scale * (s_w * products(codes, tensors["lm_head.weight"])))
 
 
 def main(model, trace, matrices):

@@ -13,7 +13,7 @@ use serde::Serialize;
 /// Factors that a scale is tried with.
 const FACTORS: [f32; 8] = [0.5, 0.67, 0.8, 0.9, 1.11, 1.25, 1.5, 2.0];
 /// 95 % of a normal distribution lie within this many standard errors.
-const Z95: f64 = 1.959_963_984_540_054;
+pub(super) const Z95: f64 = 1.959_963_984_540_054;
 
 /// A change and what it gains on text that it was not chosen on.
 #[derive(Clone, Debug, Serialize)]
@@ -70,21 +70,7 @@ pub fn recommend<'m>(
     text: &Text,
     done: &(dyn Fn() + Sync),
 ) -> Result<Recommendations> {
-    text.check()?;
-    if text.sequences.len() < 2 {
-        return Err(SimError::value(
-            "text",
-            "at least two sequences: one half chooses the changes, the other measures them",
-            text.sequences.len(),
-        ));
-    }
-    let half = |odd: usize| Text {
-        sequences: (text.sequences.iter().skip(odd).step_by(2))
-            .cloned()
-            .collect(),
-        stride: text.stride,
-    };
-    let (choosing, measuring) = (half(0), half(1));
+    let [choosing, measuring] = halves(text)?;
     let (chooser, measurer) = (
         Judge::new(&choosing, reference)?,
         Judge::new(&measuring, reference)?,
@@ -131,6 +117,24 @@ pub fn recommend<'m>(
         tried: trials.len(),
         helpful,
     })
+}
+
+/// Every other sequence, to choose with, and the rest, to measure with.
+pub(super) fn halves(text: &Text) -> Result<[Text; 2]> {
+    text.check()?;
+    if text.sequences.len() < 2 {
+        return Err(SimError::value(
+            "text",
+            "at least two sequences: one half chooses the changes, the other measures them",
+            text.sequences.len(),
+        ));
+    }
+    Ok([0, 1].map(|odd| Text {
+        sequences: (text.sequences.iter().skip(odd).step_by(2))
+            .cloned()
+            .collect(),
+        stride: text.stride,
+    }))
 }
 
 fn recommendation(trial: &Trial, before: &Losses, after: &Losses, layers: usize) -> Recommendation {

@@ -1,10 +1,12 @@
 //! Runs the cases through the datapath's steps.
 
+mod int4;
+
 use super::{Inputs, Named};
 use crate::npz::{Array, Element};
 use crate::ops::{
-    Conv1dSilu, Conv1dUpdate, HadamardQuant, Linear, LinearInput, RmsNormQuant, ScanParameters,
-    SelectiveScan, SelectiveScanUpdate,
+    Conv1dSilu, Conv1dUpdate, HadamardQuant, Linear, LinearCase, LinearInput, RmsNormQuant,
+    ScanParameters, SelectiveScan, SelectiveScanUpdate,
 };
 use half::f16;
 use ndarray::{Array2, ArrayD, Axis, concatenate, s};
@@ -32,7 +34,8 @@ pub(super) fn compute(inputs: &Inputs, keys: &[&str], rules: &Arithmetic) -> Res
         Inputs::SelectiveScan(case) => scan(case, rules, &mut out)?,
         Inputs::SelectiveScanUpdate(case) => scan_update(case, rules, &mut out)?,
         Inputs::HadamardQuant(case) => hadamard(case, rules, &mut out)?,
-        Inputs::Linear(case) => linear_case(case, rules, &mut out)?,
+        Inputs::Linear(LinearCase::Int8(case)) => linear_case(case, rules, &mut out)?,
+        Inputs::Linear(LinearCase::Int4(case)) => int4::linear_case(case, rules, &mut out)?,
         Inputs::RmsNormQuant(case) => norm(case, rules, &mut out),
         Inputs::HadamardMatrix(n) => {
             let size = HadamardSize::of(*n)?;

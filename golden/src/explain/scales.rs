@@ -1,7 +1,7 @@
 //! Hypotheses about scales: one of them off by a constant factor, or applied twice.
 
 use crate::check_op::Inputs;
-use crate::ops::ScanParameters;
+use crate::ops::{LinearCase, ScanParameters};
 use scalescope_sim::error::Result;
 use scalescope_sim::quant::{Multiplier, Scale};
 use std::fmt;
@@ -143,7 +143,9 @@ fn slots(inputs: &mut Inputs) -> Vec<(&'static str, Slot<'_>)> {
             }
             slots
         }
-        Inputs::Linear(c) => vec![("a", M(&mut c.a)), ("b", M(&mut c.b))],
+        Inputs::Linear(LinearCase::Int8(c)) => vec![("a", M(&mut c.a)), ("b", M(&mut c.b))],
+        // Its scales are a scale for each output.
+        Inputs::Linear(LinearCase::Int4(_)) => Vec::new(),
         Inputs::RmsNormQuant(c) => vec![("scale", S(&mut c.scale))],
         Inputs::HadamardMatrix(_) => Vec::new(),
     }

@@ -1,6 +1,6 @@
 //! The arrays of one case, taken out one by one under names of axes that must agree.
 
-use crate::npz::{Array, Element};
+use crate::npz::{Array, DType, Element};
 use ndarray::{Array1, Dimension};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::{Multiplier, Scale};
@@ -109,6 +109,52 @@ impl Group {
         axes: &[&'static str],
     ) -> Result<Option<ndarray::Array<T, D>>> {
         self.has(key).then(|| self.array(key, axes)).transpose()
+    }
+
+    /// How many axes an array has, if the case has it.
+    pub(super) fn axes_of(&self, key: &str) -> Option<usize> {
+        self.arrays.get(key).map(|array| array.shape().len())
+    }
+
+    /// Whether an array is of binary16.
+    pub(super) fn is_f16(&self, key: &str) -> bool {
+        (self.arrays.get(key)).is_some_and(|array| array.dtype() == DType::F16)
+    }
+
+    /// Says that an axis has this length because of what `key` has.
+    pub(super) fn expect_axis(
+        &mut self,
+        axis: &'static str,
+        length: usize,
+        key: &str,
+    ) -> Result<()> {
+        let (known, first) = (self.axes.entry(axis)).or_insert_with(|| (length, key.to_owned()));
+        if *known == length {
+            return Ok(());
+        }
+        let expected = format!("{axis} = {known} as in {first}");
+        Err(SimError::value(self.key(key), expected, length))
+    }
+
+    /// Takes an array that has to be empty if the case has it.
+    pub(super) fn take_empty(&mut self, key: &str) -> Result<()> {
+        match self.arrays.remove(key) {
+            Some(array) if !array.shape().contains(&0) => {
+                let expected = "an empty array: rows of 128 codes have no groups";
+                Err(SimError::value(self.key(key), expected, array.describe()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An error about an array's content, under the array's name.
+    pub(super) fn of_key(&self, key: &str, error: SimError) -> SimError {
+        match error {
+            SimError::Value {
+                expected, found, ..
+            } => SimError::value(self.key(key), expected, found),
+            other => other,
+        }
     }
 
     /// Integers of any type along one axis.

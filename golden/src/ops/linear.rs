@@ -1,6 +1,7 @@
 //! Cases of the linear operation: whole products, and accumulators chosen to hit ties.
 
 use super::group::Group;
+use super::linear_int4::Int4Linear;
 use super::{Op, OpCase, Output};
 use half::f16;
 use ndarray::{Array1, Array2, ArrayD};
@@ -46,9 +47,41 @@ pub struct Linear {
     pub gemv_out_f16: Option<ArrayD<f16>>,
 }
 
-impl OpCase for Linear {
+/// A linear step: what its weight is in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LinearCase {
+    /// Eight bits.
+    Int8(Linear),
+    /// Four bits.
+    Int4(Int4Linear),
+}
+
+impl OpCase for LinearCase {
     const OP: Op = Op::Linear;
 
+    fn parse(group: &mut Group) -> Result<Self> {
+        Ok(match Int4Linear::is_in(group) {
+            true => Self::Int4(Int4Linear::parse(group)?),
+            false => Self::Int8(Linear::parse(group)?),
+        })
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Int8(case) => &case.name,
+            Self::Int4(case) => &case.name,
+        }
+    }
+
+    fn expected(&self) -> Vec<Output<'_>> {
+        match self {
+            Self::Int8(case) => case.expected(),
+            Self::Int4(case) => case.expected(),
+        }
+    }
+}
+
+impl Linear {
     fn parse(group: &mut Group) -> Result<Self> {
         let accumulators = group.has("acc");
         let (rows, columns, one): (&[_], &[_], &[_]) = if accumulators {
@@ -82,10 +115,6 @@ impl OpCase for Linear {
             gemv_out_i8: group.optional("gemv_out_i8", one)?,
             gemv_out_f16: group.optional("gemv_out_f16", one)?,
         })
-    }
-
-    fn name(&self) -> &str {
-        &self.name
     }
 
     fn expected(&self) -> Vec<Output<'_>> {

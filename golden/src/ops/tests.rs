@@ -89,8 +89,11 @@ fn every_operation_has_vectors_that_load_whole() {
                 assert_eq!(vectors.matrices["h28"].shape(), [28, 28]);
             }
             Op::Linear => {
-                let vectors = check::<Linear>(5, 18);
-                let ties = |c: &&Linear| matches!(c.input, LinearInput::Accumulators(_));
+                let vectors = check::<LinearCase>(5, 18);
+                let ties = |c: &&LinearCase| match c {
+                    LinearCase::Int8(c) => matches!(c.input, LinearInput::Accumulators(_)),
+                    LinearCase::Int4(_) => false,
+                };
                 assert_eq!(vectors.cases.iter().filter(ties).count(), 2);
             }
             Op::RmsNormQuant => drop(check::<RmsNormQuant>(2, 8)),
@@ -172,7 +175,7 @@ fn inputs_that_do_not_fit_together_are_refused_by_name() {
     );
     let text = refusal::<HadamardQuant>(|a| drop(a.remove("case_0/scale_overflow")));
     assert!(text.contains("the factor of out_overflow"), "{text}");
-    let text = refusal::<Linear>(|a| {
+    let text = refusal::<LinearCase>(|a| {
         set(
             a,
             "tie_half/acc",
@@ -180,7 +183,7 @@ fn inputs_that_do_not_fit_together_are_refused_by_name() {
         )
     });
     assert!(text.contains("fit i32"), "{text}");
-    let text = refusal::<Linear>(|a| set(a, "case_0/gemv_out_i8", zeros::<i8>(&[2, 32])));
+    let text = refusal::<LinearCase>(|a| set(a, "case_0/gemv_out_i8", zeros::<i8>(&[2, 32])));
     assert!(text.contains("one = 1"), "{text}");
     let text = refusal::<RmsNormQuant>(|a| drop(a.remove("case_0/residual")));
     assert!(text.contains("case_0/residual"), "{text}");
@@ -194,12 +197,12 @@ fn a_file_of_another_operation_or_of_none_is_refused() {
     let path = folder.path().join("op.npz");
     write_npz(&path, [], Compression::Stored).unwrap();
     assert!(
-        load::<Linear>(&path)
+        load::<LinearCase>(&path)
             .unwrap_err()
             .to_string()
             .contains("at least one case")
     );
-    assert!(load::<Linear>(data(Op::RmsNormQuant)).is_err());
+    assert!(load::<LinearCase>(data(Op::RmsNormQuant)).is_err());
     let text = refusal::<Conv1dUpdate>(|a| {
         a.remove("out");
         a.remove("state_out");

@@ -2,6 +2,7 @@
 //! holds them.
 
 use super::difference::differences;
+use super::int4;
 use super::manifest::{ProfileEntry, Role, StepVectors, Vector};
 use super::simulate::{STEPS, simulate};
 use crate::npz::Element;
@@ -342,6 +343,22 @@ impl Made<'_, '_> {
             None,
             scales.into_dyn(),
         );
+        if let Some(int4) = weights[0].int4() {
+            // Of in_proj, x and z are rows of one weight.
+            let source = int4.source();
+            self.parameter("weight_bits", 4);
+            let words = int4::pack(&source.codes());
+            self.put(
+                "weight_packed",
+                Role::Constant,
+                None,
+                None,
+                words.into_dyn(),
+            );
+            if let Some(groups) = source.groups.clone() {
+                self.put("group_scale", Role::Constant, None, None, groups.into_dyn());
+            }
+        }
         if let Some(groups) = weight.groups {
             self.put(
                 "group_multiplier",

@@ -1,6 +1,7 @@
 //! A step from its vectors alone: the constants and inputs of a folder through the datapath's own
 //! step, without the model.
 
+use super::int4;
 use super::manifest::{Role, StepVectors, Vector};
 use crate::npz::Element;
 use half::f16;
@@ -15,7 +16,7 @@ use scalescope_sim::headroom::bits_for;
 use scalescope_sim::mode::Implementation;
 use scalescope_sim::profile::unit::{ActivationGranularity, GROUP};
 use scalescope_sim::profile::{Profile, StepRules};
-use scalescope_sim::quant::{Acc, QTensor, QVector, Scale};
+use scalescope_sim::quant::{Acc, Int4Tensor, QTensor, QVector, QWeight, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
 use scalescope_sim::step::conv_unit;
 use scalescope_sim::step::dynamic::{self, DynamicTensor};
@@ -293,9 +294,20 @@ impl Find<'_> {
         let fixed = linear_unit::factors(&x.scales, &stored.scales, rule, output)?;
         let mut out = factors("", role, fixed.as_deref());
         let first = stored.scales[0];
-        let weight = match self.profile.storage.requantizes_linears() {
-            true => LinearWeight::Scaled(stored.clone()),
-            false => LinearWeight::int8(stored.codes.view(), first),
+        let int4 = match self.has("weight_packed") {
+            true => Some(self.int4(&stored)?),
+            false => None,
+        };
+        let weight = match (&int4, self.profile.storage.requantizes_linears()) {
+            (Some(weight), _) => {
+                let rule = self.profile.arithmetic(Implementation::Cuda).dequantize;
+                let weight = LinearWeight::quantized(weight, 0..rows, rule);
+                let int8 = weight.stored().expect("not a real weight").codes;
+                out.push(made("weight", Role::Constant, int8.into_dyn()));
+                weight
+            }
+            (None, true) => LinearWeight::Scaled(stored.clone()),
+            (None, false) => LinearWeight::int8(stored.codes.view(), first),
         };
         let register = rule.accumulator;
         out.push(sums("sum", weight.sums(&x.codes, register), register));
@@ -313,6 +325,25 @@ impl Find<'_> {
             _ => unreachable!("INT8 or binary16 was asked for"),
         });
         Ok(out)
+    }
+
+    /// The four-bit weight that the INT8 weights come from.
+    fn int4(&self, stored: &ScaledWeight) -> Result<QWeight> {
+        let codes = int4::unpack(&self.matrix("weight_packed")?);
+        if codes.dim() != stored.codes.dim() {
+            let (expected, found) = (stored.codes.dim(), codes.dim());
+            return Err(SimError::value(
+                "weight_packed",
+                format_args!("{expected:?} codes"),
+                format_args!("{found:?}"),
+            ));
+        }
+        let groups = match self.has("group_scale") {
+            true => Some(self.matrix("group_scale")?),
+            false => None,
+        };
+        let weight = Int4Tensor::new(codes.view(), groups, stored.scales.clone())?;
+        Ok(QWeight::Int4(weight))
     }
 
     fn conv(&self) -> Result<Vec<Vector>> {

@@ -10,9 +10,11 @@ use ndarray::s;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::{MODES, ModeSpec};
-use scalescope_sim::model::{ActivationScales, Model, QuantizedLayer, QuantizedModel, ScaleKey};
+use scalescope_sim::model::{
+    ActivationScales, Head, Model, QuantizedLayer, QuantizedModel, ScaleKey,
+};
 use scalescope_sim::profile::Profile;
-use scalescope_sim::quant::{QTensor, Scale};
+use scalescope_sim::quant::{QTensor, QWeight, Scale};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Place, Probe, Tensor};
 use std::collections::BTreeMap;
@@ -32,7 +34,9 @@ fn first_blocks() -> Result<Model> {
     let mut quantized = quantized.expect("the sample model is quantized").clone();
     quantized.layers.truncate(BLOCKS);
     quantized.config.n_layers = BLOCKS;
-    quantized.head = quantized.head.slice(s![..1, ..]).to_owned();
+    if let Head::F16(head) = &mut quantized.head {
+        *head = head.slice(s![..1, ..]).to_owned();
+    }
     Ok(Model {
         quantized: Some(Arc::new(quantized)),
         ..Model::default()
@@ -235,12 +239,18 @@ fn parts(layer: &mut QuantizedLayer) -> [(&'static str, &mut [i8], &mut Scale); 
         let codes = t.codes.as_slice_mut().expect("weights are row-major");
         (codes, &mut t.scale)
     }
-    let (w0, s0) = matrix(&mut layer.in_proj);
+    fn weight(w: &mut QWeight) -> (&mut [i8], &mut Scale) {
+        match w {
+            QWeight::Int8(t) => matrix(t),
+            QWeight::Int4(_) => unreachable!("the sample model has eight-bit weights"),
+        }
+    }
+    let (w0, s0) = weight(&mut layer.in_proj);
     let (w1, s1) = matrix(&mut layer.conv_weight);
-    let (w2, s2) = matrix(&mut layer.x_proj);
+    let (w2, s2) = weight(&mut layer.x_proj);
     let (w3, s3) = matrix(&mut layer.dt_proj);
     let (w4, s4) = matrix(&mut layer.a_log);
-    let (w5, s5) = matrix(&mut layer.out_proj);
+    let (w5, s5) = weight(&mut layer.out_proj);
     [
         ("in_proj.weight", w0, s0),
         ("conv1d.weight", w1, s1),

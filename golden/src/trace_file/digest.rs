@@ -1,17 +1,13 @@
 //! Which model a trace is of.
 
-use scalescope_sim::model::Model;
+use half::f16;
+use scalescope_sim::model::{Embedding, Model};
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of a model's shape and folded embedding, in hexadecimal: the same for a checkpoint and
-/// everything quantized from it with whatever scales, another for any other model. `None` without
+/// everything quantized from it with whatever scales and a binary16 embedding, another for any other model. `None` without
 /// a folded or quantized part.
 pub fn model_digest(model: &Model) -> Option<String> {
-    let embedding = match (&model.quantized, &model.float) {
-        (Some(quantized), _) => &quantized.embedding,
-        (None, Some(float)) => &float.embedding,
-        (None, None) => return None,
-    };
     let config = model.config().ok()?;
     let shape = [
         config.vocab_size,
@@ -26,9 +22,25 @@ pub fn model_digest(model: &Model) -> Option<String> {
     for length in shape {
         hash.update((length as u64).to_le_bytes());
     }
-    for row in embedding.rows() {
-        let bytes: Vec<u8> = row.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
-        hash.update(bytes);
+    let bytes = |v: f16| v.to_bits().to_le_bytes();
+    let mut add = |row: Vec<u8>| hash.update(row);
+    let table = match (&model.quantized, &model.float) {
+        (Some(quantized), _) => match &quantized.embedding {
+            Embedding::F16(table) => table,
+            Embedding::Rows(rows) => {
+                (0..rows.scales.len()).for_each(|v| add(rows.row(v).flat_map(bytes).collect()));
+                return Some(hex(&hash.finalize()));
+            }
+        },
+        (None, Some(float)) => &float.embedding,
+        (None, None) => return None,
+    };
+    for row in table.rows() {
+        add(row.iter().copied().flat_map(bytes).collect());
     }
-    Some(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Some(hex(&hash.finalize()))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -1,10 +1,13 @@
-//! From `.npz` to [`TraceFile`].
+//! From `.npz`, or a dict of tensors that `torch.save` wrote, to [`TraceFile`].
 
 use super::{Meta, Points, Step, TraceFile, allowed_rows};
-use crate::npz::{Array, NpzReader, shown};
+use crate::npz::{Array, Element, NpzReader, shown};
 use crate::rtl::manifest::{StepVectors, is_vectors};
 use crate::value::Value;
-use ndarray::{Array2, ArrayD};
+use half::f16;
+use ndarray::{Array2, ArrayD, IxDyn};
+use scalescope_sim::checkpoint::tensor::Dtype;
+use scalescope_sim::checkpoint::torch::{Found, TorchFile};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::Scale;
 use scalescope_sim::text;
@@ -63,6 +66,13 @@ impl TraceFile {
             let mut folder = Folder::open(path)?;
             return read(&mut folder, selection).map_err(|e| e.in_file(path));
         }
+        if path
+            .extension()
+            .is_some_and(|e| TORCH.iter().any(|known| e == *known))
+        {
+            let mut dump = TorchFile::open(path)?;
+            return read(&mut dump, selection).map_err(|e| e.in_file(path));
+        }
         let mut npz = NpzReader::open(path)?;
         read(&mut npz, selection).map_err(|e| e.in_file(path))
     }
@@ -86,6 +96,48 @@ impl Arrays for NpzReader {
 
     fn read(&mut self, name: &str) -> Result<Array> {
         NpzReader::read(self, name)
+    }
+}
+
+/// How names of files of `torch.save` end.
+const TORCH: [&str; 3] = ["pt", "pth", "bin"];
+
+/// A dict of tensors that `torch.save` wrote; bfloat16 becomes f32, which is exact.
+impl Arrays for TorchFile<'_> {
+    fn names(&self) -> Vec<String> {
+        self.entries().map(|(name, _)| name.to_owned()).collect()
+    }
+
+    fn read(&mut self, name: &str) -> Result<Array> {
+        match self.get(name) {
+            Some(Found::Number(value)) if f64::from(*value as f32) == *value => {
+                return Ok(Array::scalar(*value as f32));
+            }
+            Some(Found::Integer(value)) => return Ok(Array::scalar(*value)),
+            _ => {}
+        }
+        let tensor = self.any_tensor(name)?;
+        let (bytes, shape) = (tensor.bytes(), IxDyn(tensor.shape()));
+        fn array<T: Element>(bytes: &[u8], shape: IxDyn) -> Array {
+            let values = bytes.chunks_exact(T::SIZE).map(T::from_le).collect();
+            T::wrap(ArrayD::from_shape_vec(shape, values).expect("as many elements"))
+        }
+        Ok(match tensor.dtype() {
+            Dtype::BOOL => array::<bool>(&bytes, shape),
+            Dtype::I8 => array::<i8>(&bytes, shape),
+            Dtype::U8 => array::<u8>(&bytes, shape),
+            Dtype::I16 => array::<i16>(&bytes, shape),
+            Dtype::I32 => array::<i32>(&bytes, shape),
+            Dtype::I64 => array::<i64>(&bytes, shape),
+            Dtype::F16 => array::<f16>(&bytes, shape),
+            Dtype::F32 => array::<f32>(&bytes, shape),
+            Dtype::F64 => array::<f64>(&bytes, shape),
+            Dtype::BF16 => {
+                let values = ArrayD::from_shape_vec(shape, tensor.to_f32()?);
+                Array::F32(values.expect("as many elements"))
+            }
+            other => return Err(SimError::value(name, "integers or reals", other)),
+        })
     }
 }
 

@@ -315,3 +315,51 @@ fn a_selection_reads_only_what_it_keeps() {
     assert_eq!(part.places(), [Place::layer(1, TracePoint::SsmState)]);
     assert!(TraceFile::read(Path::new("/nonexistent/x.npz")).is_err());
 }
+
+/// The same trace as a dict of tensors, stored by columns where torch might.
+#[test]
+fn a_dict_of_tensors_is_the_trace_of_its_arrays() {
+    use scalescope_sim::checkpoint::torch::write::{Elements, Value, write_to};
+    let dir = tempfile::tempdir().unwrap();
+    let codes: Vec<i8> = (0..6).collect();
+    let scale = Elements::F32(vec![0.5].into());
+    let mut entries = vec![
+        (
+            "tokens".to_owned(),
+            Value::tensor(&[1, 3], Elements::I32(vec![4, 5, 6].into())),
+        ),
+        (
+            "scale/layer_02/conv_out".to_owned(),
+            Value::tensor(&[], scale),
+        ),
+        (
+            "layer_02/conv_out".to_owned(),
+            Value::columns([3, 2], Elements::I8(codes.into())),
+        ),
+    ];
+    let path = dir.path().join("dump.pt");
+    let write = |entries: &[(String, Value)]| {
+        write_to(std::fs::File::create(&path).unwrap(), "dump", entries).unwrap();
+        TraceFile::read(&path)
+    };
+    let trace = write(&entries).unwrap();
+    assert_eq!(trace.tokens.unwrap().row(0).to_vec(), [4, 5, 6]);
+    let place = Place::layer(2, TracePoint::ConvOut);
+    assert_eq!(trace.scales[&place].get(), 0.5);
+    let crate::value::Value::I8(codes) = &trace.sequences[0][&place] else {
+        panic!("codes")
+    };
+    assert_eq!(
+        codes.iter().copied().collect::<Vec<i8>>(),
+        [0, 3, 1, 4, 2, 5]
+    );
+    // A number is a scale too.
+    entries[1].1 = Value::Number(0.25);
+    assert_eq!(write(&entries).unwrap().scales[&place].get(), 0.25);
+    entries[1].1 = Value::Number(0.0);
+    let refused = write(&entries).unwrap_err().to_string();
+    assert!(
+        refused.contains("dump.pt: scale/layer_02/conv_out"),
+        "{refused}"
+    );
+}

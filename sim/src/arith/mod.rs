@@ -10,6 +10,7 @@
 //! | [`saturate`] | integer to INT8, and the counters of what did not fit |
 //! | [`accumulate`] | sums of products in registers of a chosen width |
 //! | [`requant`] | accumulator or real number to a grid: scale orders, quotients, [`requant::QuantRule`] |
+//! | [`int4`] | four-bit codes to INT8 weights, and real weights to codes |
 //! | [`binary16`] | f32 to binary16 and back |
 //! | [`real`] | f32 operations and functions of an arithmetic: flush, exp, log1p, division, SiLU, softplus |
 //! | [`elementary`] | correctly rounded exp and log1p |
@@ -22,6 +23,7 @@ pub mod elementary;
 pub mod fixed;
 pub mod function;
 pub mod hadamard;
+pub mod int4;
 pub mod lfsr;
 pub mod real;
 pub mod requant;

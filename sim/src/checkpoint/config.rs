@@ -1,10 +1,10 @@
-//! `config.json` of a Hugging Face Mamba-1 model.
+//! `config.json` of a Mamba-1 model, as `transformers` or as `mamba_ssm` (and with it Quamba) writes it.
 
 use super::input::shown;
 use crate::error::{Result, SimError};
 use crate::model::Config;
 use crate::text;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// A configuration in JSON, and what of it is not part of [`Config`].
@@ -18,12 +18,16 @@ pub(crate) struct HfConfig {
     pub tied: bool,
 }
 
-/// Reads a Hugging Face configuration. `path` names it in errors.
+/// Reads a configuration. `path` names it in errors. One with `model_type` is of `transformers`, one with
+/// `n_layer` and no `model_type` of `mamba_ssm`.
 ///
-/// Required: `model_type` ("mamba"), `vocab_size`, `hidden_size`, `num_hidden_layers`. Defaults as
+/// `transformers`, required: `model_type` ("mamba"), `vocab_size`, `hidden_size`, `num_hidden_layers`. Defaults as
 /// in `transformers`: `state_size` 16, `conv_kernel` 4, `expand` 2, `intermediate_size`
 /// expand·hidden_size, `time_step_rank` ("auto") ⌈hidden_size/16⌉, `layer_norm_epsilon` 1e-5,
 /// tied head, conv bias, no linear bias.
+///
+/// `mamba_ssm`, required: `d_model`, `n_layer`, `vocab_size`, which is rounded up to
+/// `pad_vocab_size_multiple` (8). In `ssm_cfg`: `d_state` 16, `d_conv` 4, `expand` 2, `dt_rank` ("auto").
 pub(crate) fn parse(path: &Path, json: &[u8]) -> Result<HfConfig> {
     let json: Value = text::from_json(json)
         .map_err(|found| SimError::file(path, "file", "JSON", shown(&found)))?;
@@ -35,6 +39,9 @@ fn from_json(json: Value) -> Result<HfConfig> {
         return Err(SimError::value("file", "a JSON object", found(&json)));
     }
     let keys = Keys(&json);
+    if keys.get("model_type").is_none() && keys.get("n_layer").is_some() {
+        return mamba_ssm(json);
+    }
     keys.must_be("model_type", Value::Null, &[Value::from("mamba")])?;
     keys.must_be(
         "hidden_act",
@@ -65,6 +72,53 @@ fn from_json(json: Value) -> Result<HfConfig> {
     config.validate()?;
     let conv_bias = keys.flag("use_conv_bias", true)?;
     let tied = keys.flag("tie_word_embeddings", true)?;
+    Ok(HfConfig {
+        config: Config { json, ..config },
+        conv_bias,
+        tied,
+    })
+}
+
+fn mamba_ssm(json: Value) -> Result<HfConfig> {
+    let keys = Keys(&json);
+    let no_keys = json!({});
+    let ssm = Keys(keys.get("ssm_cfg").unwrap_or(&no_keys));
+    if let Some(layer) = ssm.get("layer").and_then(Value::as_str)
+        && layer.contains("Mamba2")
+    {
+        return Err(SimError::value(
+            "ssm_cfg.layer",
+            "a layer of Mamba-1",
+            shown(&format!("{layer} (Mamba-2)")),
+        ));
+    }
+    keys.must_be("rms_norm", true.into(), &[true.into()])?;
+    keys.must_be("residual_in_fp32", true.into(), &[true.into()])?;
+    keys.must_be("d_intermediate", 0.into(), &[0.into()])?;
+    keys.must_be("attn_layer_idx", json!([]), &[json!([])])?;
+    ssm.must_be("bias", false.into(), &[false.into()])?;
+    let d_model = keys.size("d_model", None)?;
+    let vocab_size = keys.size("vocab_size", None)?;
+    let multiple = keys.size("pad_vocab_size_multiple", Some(8))?;
+    let dt_rank = match ssm.get("dt_rank") {
+        Some(Value::String(s)) if s == "auto" => d_model.div_ceil(16),
+        _ => ssm.size("dt_rank", Some(d_model.div_ceil(16)))?,
+    };
+    let padded = vocab_size.checked_next_multiple_of(multiple.max(1));
+    let config = Config {
+        vocab_size: padded.unwrap_or(usize::MAX),
+        d_model,
+        d_inner: (ssm.number("expand", 2.0)? * d_model as f64) as usize,
+        d_state: ssm.size("d_state", Some(16))?,
+        dt_rank,
+        d_conv: ssm.size("d_conv", Some(4))?,
+        n_layers: keys.size("n_layer", None)?,
+        eps: keys.number("norm_epsilon", 1e-5)? as f32,
+        json: Value::Null,
+    };
+    config.validate()?;
+    let conv_bias = ssm.flag("conv_bias", true)?;
+    let tied = keys.flag("tie_embeddings", true)?;
     Ok(HfConfig {
         config: Config { json, ..config },
         conv_bias,
@@ -131,7 +185,6 @@ fn found(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn minimal() -> Value {
         json!({"model_type": "mamba", "vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2})
@@ -167,6 +220,38 @@ mod tests {
         json["hidden_size"] = 40.into();
         json["time_step_rank"] = "auto".into();
         assert_eq!(from_json(json).unwrap().config.dt_rank, 3);
+    }
+
+    fn of_mamba_ssm() -> Value {
+        json!({"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": true,
+            "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8})
+    }
+
+    #[test]
+    fn the_other_library_says_the_same_in_other_words() {
+        let hf = from_json(of_mamba_ssm()).unwrap();
+        let c = hf.config;
+        assert_eq!((c.vocab_size, c.d_model, c.n_layers), (50_280, 768, 24));
+        assert_eq!(
+            (c.d_inner, c.d_state, c.dt_rank, c.d_conv),
+            (1536, 16, 48, 4)
+        );
+        assert!(hf.conv_bias && hf.tied);
+        for (key, value, names) in [
+            ("ssm_cfg", json!({"layer": "W8A8QMamba2"}), "Mamba-2"),
+            ("ssm_cfg", json!({"d_state": 0}), "state_size"),
+            ("d_intermediate", json!(64), "d_intermediate"),
+            ("attn_layer_idx", json!([3]), "attn_layer_idx"),
+            ("vocab_size", json!(usize::MAX), "vocab_size"),
+            ("pad_vocab_size_multiple", json!(-1), "pad_vocab"),
+            ("d_model", Value::Null, "d_model"),
+            ("rms_norm", json!(false), "rms_norm"),
+        ] {
+            let mut json = of_mamba_ssm();
+            json[key] = value;
+            let message = from_json(json).unwrap_err().to_string();
+            assert!(message.contains(names), "{key}: {message}");
+        }
     }
 
     #[test]

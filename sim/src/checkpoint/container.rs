@@ -4,15 +4,10 @@
 //! The header is not handed to `SafeTensors::deserialize` whole, because that takes the last of two
 //! entries of one name, adds offsets near 2^64 with overflow, and refuses without a tensor's name.
 
-use super::input::{open_regular, shown};
+use super::bytes::Bytes;
+use super::input::shown;
+use super::tensor::{Dtype, Tensor, shown_shape};
 use crate::error::{Result, SimError};
-use half::{bf16, f16};
-use memmap2::Mmap;
-#[cfg(unix)]
-use memmap2::UncheckedAdvice;
-use ndarray::Array2;
-use rayon::prelude::*;
-use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashMap};
@@ -21,21 +16,6 @@ use std::path::{Path, PathBuf};
 
 /// The header may not be longer than this; the crate has the same bound.
 const MAX_HEADER: usize = 100_000_000;
-
-/// The bytes of a file.
-enum Bytes<'a> {
-    Mapped(Mmap),
-    Borrowed(&'a [u8]),
-}
-
-impl Bytes<'_> {
-    fn get(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Borrowed(bytes) => bytes,
-        }
-    }
-}
 
 /// A safetensors file whose header was read and found consistent.
 pub(crate) struct Container<'a> {
@@ -47,14 +27,8 @@ pub(crate) struct Container<'a> {
 
 impl<'a> Container<'a> {
     /// Maps a file and checks its header.
-    ///
-    /// The mapping is private and read-only. If another process truncates the file during the read,
-    /// the system signals it (SIGBUS), as with any mapped file; the program says so and ends.
     pub fn open(path: &Path) -> Result<Container<'static>> {
-        let file = open_regular(path)?;
-        // SAFETY: read-only; the file is treated as bytes of any value. See above for truncation.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| SimError::io(path, e))?;
-        Container::parse(path, Bytes::Mapped(map))
+        Container::parse(path, Bytes::map(path)?)
     }
 
     /// Whether a file is a safetensors file, by its first bytes; `named` (by its extension) where these
@@ -62,7 +36,7 @@ impl<'a> Container<'a> {
     pub fn is_one(path: &Path, named: bool) -> Result<bool> {
         use std::io::Read;
         let mut start = Vec::new();
-        let mut file = open_regular(path)?.take(9);
+        let mut file = super::input::open_regular(path)?.take(9);
         file.read_to_end(&mut start)
             .map_err(|e| SimError::io(path, e))?;
         let is_header = |start: &[u8; 8]| u64::from_le_bytes(*start) <= MAX_HEADER as u64;
@@ -129,6 +103,16 @@ impl<'a> Container<'a> {
         self.header.info(name).is_some()
     }
 
+    /// Type of a tensor.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        Some(self.header.info(name)?.dtype)
+    }
+
+    /// Lengths of a tensor's axes.
+    pub fn shape(&self, name: &str) -> &[usize] {
+        self.header.info(name).map_or(&[], |info| &info.shape)
+    }
+
     /// The tensor `name`, which must have exactly this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
         let Some(info) = self.header.info(name) else {
@@ -150,18 +134,14 @@ impl<'a> Container<'a> {
         // In range: `Header::check` found every tensor inside the file.
         let (from, to) = info.data_offsets;
         let from = self.data_start + from;
-        let data = &self.bytes.get()[from..self.data_start + to];
-        Ok(Tensor {
-            path: &self.path,
-            name: name.to_owned(),
-            dtype: info.dtype,
-            shape: shape.to_vec(),
-            data,
-            mapped: match &self.bytes {
-                Bytes::Mapped(map) => Some((map, from)),
-                Bytes::Borrowed(_) => None,
-            },
-        })
+        Ok(Tensor::new(
+            &self.path,
+            name,
+            info.dtype,
+            shape.to_vec(),
+            None,
+            self.bytes.part(from..self.data_start + to),
+        ))
     }
 
     /// Refuses a file with tensors that `known` does not recognise: something would be ignored
@@ -176,131 +156,6 @@ impl<'a> Container<'a> {
                 "an unexpected tensor",
             )),
         }
-    }
-}
-
-/// A tensor of a file, its shape already checked.
-pub(crate) struct Tensor<'a> {
-    path: &'a Path,
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: &'a [u8],
-    /// The mapping and where in it the data begins.
-    #[cfg_attr(not(unix), expect(dead_code))]
-    mapped: Option<(&'a Mmap, usize)>,
-}
-
-/// A tensor that was converted is not read again: its pages of the file need not stay in memory beside
-/// their copy.
-impl Drop for Tensor<'_> {
-    fn drop(&mut self) {
-        #[cfg(unix)]
-        if let Some((map, from)) = self.mapped {
-            // SAFETY: the mapping is of a file and never written to, so a page that is read once more
-            // comes back as it was.
-            let advice = unsafe {
-                map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, self.data.len())
-            };
-            // Advice only.
-            let _ = advice;
-        }
-    }
-}
-
-impl Tensor<'_> {
-    fn wrong_dtype(&self, expected: &str) -> SimError {
-        SimError::file(
-            self.path,
-            &self.name,
-            format_args!("dtype {expected}"),
-            self.dtype,
-        )
-    }
-
-    fn bad_value(&self, flat: usize, expected: &str, found: impl fmt::Display) -> SimError {
-        let mut index = vec![0; self.shape.len()];
-        let mut rest = flat;
-        for (i, n) in index.iter_mut().zip(&self.shape).rev() {
-            (*i, rest) = (rest % n, rest / n);
-        }
-        let item = format!("{}{index:?}", self.name);
-        SimError::file(self.path, item, expected, found)
-    }
-
-    /// Values of an F16, BF16 or F32 tensor as binary16, RNE; every one finite.
-    pub fn to_f16(&self) -> Result<Vec<f16>> {
-        match self.dtype {
-            Dtype::F16 => self.convert(|b: [u8; 2]| f32::from(f16::from_le_bytes(b))),
-            Dtype::BF16 => self.convert(|b: [u8; 2]| f32::from(bf16::from_le_bytes(b))),
-            Dtype::F32 => self.convert(f32::from_le_bytes),
-            _ => Err(self.wrong_dtype("F16, BF16 or F32")),
-        }
-    }
-
-    /// Values of an F16 tensor, every one finite.
-    pub fn exact_f16(&self) -> Result<Vec<f16>> {
-        match self.dtype {
-            Dtype::F16 => self.to_f16(),
-            _ => Err(self.wrong_dtype("F16")),
-        }
-    }
-
-    fn convert<const SIZE: usize>(&self, f: impl Fn([u8; SIZE]) -> f32 + Sync) -> Result<Vec<f16>> {
-        let (elements, _) = self.data.as_chunks::<SIZE>();
-        let values: Vec<f16> = elements
-            .par_iter()
-            .with_min_len(1 << 16)
-            .map(|bytes| f16::from_f32(f(*bytes)))
-            .collect();
-        // The first offender, whatever the number of threads.
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(at) => {
-                let found = f(elements[at]);
-                let expected = if found.is_finite() {
-                    "a value within binary16 (|w| < 65520)"
-                } else {
-                    "a finite value"
-                };
-                Err(self.bad_value(at, expected, found))
-            }
-        }
-    }
-
-    /// Values as a matrix; the shape must have two dimensions, or two beside ones.
-    pub fn to_f16_matrix(&self) -> Result<Array2<f16>> {
-        Ok(self.matrix(self.to_f16()?))
-    }
-
-    /// Bytes of an I8 tensor.
-    pub fn codes(&self) -> Result<Vec<i8>> {
-        match self.dtype {
-            Dtype::I8 => Ok(bytemuck::cast_slice(self.data).to_vec()),
-            _ => Err(self.wrong_dtype("I8")),
-        }
-    }
-
-    /// The number in an F32 tensor of one element.
-    pub fn scalar_f32(&self) -> Result<f32> {
-        match (self.dtype, self.data.as_array::<4>()) {
-            (Dtype::F32, Some(bytes)) => Ok(f32::from_le_bytes(*bytes)),
-            _ => Err(self.wrong_dtype("F32")),
-        }
-    }
-
-    /// Puts values, one for each element, into the tensor's two dimensions: first by the rest.
-    pub fn matrix<T>(&self, values: Vec<T>) -> Array2<T> {
-        let rows = self.shape[0];
-        let columns = self.shape[1..].iter().product();
-        Array2::from_shape_vec((rows, columns), values).expect("as many values as the shape says")
-    }
-}
-
-fn shown_shape(shape: &[usize]) -> String {
-    match shape.len() {
-        0..=8 => format!("{shape:?}"),
-        n => format!("{n} dimensions"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Folds norms and Hadamard matrices into the weights, so that the residual stream lives in
 //! Hadamard space. Source: datapath specification, section 2, items 1 and 2; the order of additions
-//! was measured (see the private module `rotate`).
+//! is the recipe's (see the private module `rotate`).
 
+use super::recipe::{Recipe, WeightRotation};
 use super::rotate::{Order, Rotation, all_finite};
 use crate::arith::requant::to_f16;
 use crate::error::{Result, SimError};
@@ -10,7 +11,7 @@ use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 
-/// Folds a checkpoint in place; the result has `rotated` set and computes the same function, up to
+/// Folds a checkpoint in place, in the recipe's order of additions; the result has `rotated` set and computes the same function, up to
 /// the f16 roundings below.
 ///
 /// With H(n) the orthonormal Hadamard matrix of size n, rows times H, everything rounded to f16:
@@ -23,7 +24,7 @@ use rayon::prelude::*;
 ///
 /// A model that is folded already, sizes without a Hadamard matrix, weights that overflow binary16
 /// when they are multiplied by their norm.
-pub fn fold(mut model: FloatModel) -> Result<FloatModel> {
+pub fn fold(mut model: FloatModel, recipe: &Recipe) -> Result<FloatModel> {
     if model.rotated {
         return Err(SimError::value(
             "model",
@@ -31,8 +32,12 @@ pub fn fold(mut model: FloatModel) -> Result<FloatModel> {
             "a model that is folded already",
         ));
     }
-    let along_m = Rotation::new(model.config.d_model, Order::Sequential)?;
-    let along_e = Rotation::new(model.config.d_inner, Order::FiveSlices)?;
+    let (order_m, order_e) = match recipe.rotation {
+        WeightRotation::Butterflies => (Order::Butterflies, Order::Butterflies),
+        WeightRotation::DenseProduct => (Order::Sequential, Order::FiveSlices),
+    };
+    let along_m = Rotation::new(model.config.d_model, order_m)?;
+    let along_e = Rotation::new(model.config.d_inner, order_e)?;
     along_m.rows(slice(&mut model.embedding), "embeddings.weight")?;
     scale_columns(&mut model.head, &model.norm_f, "lm_head.weight")?;
     along_m.rows(slice(&mut model.head), "lm_head.weight")?;
@@ -111,8 +116,12 @@ mod tests {
 
     #[test]
     fn the_function_stays_the_same() {
-        let before = tiny();
-        let after = fold(before.clone()).unwrap();
+        for recipe in &Recipe::ALL {
+            the_function_stays(&tiny(), &fold(tiny(), recipe).unwrap());
+        }
+    }
+
+    fn the_function_stays(before: &FloatModel, after: &FloatModel) {
         assert!(after.rotated);
         assert!(after.layers[0].norm.iter().all(|n| *n == f16::ONE));
         let close = |got: f16, want: f64| (f64::from(got) - want).abs() < 2e-3;
@@ -139,7 +148,9 @@ mod tests {
 
     #[test]
     fn a_folded_model_is_refused() {
-        let error = fold(fold(tiny()).unwrap()).unwrap_err().to_string();
+        let error = fold(fold(tiny(), &Recipe::QUAMBA).unwrap(), &Recipe::QUAMBA)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("folded already"), "{error}");
     }
 
@@ -148,7 +159,7 @@ mod tests {
         let mut model = tiny();
         model.layers[1].in_proj[[3, 3]] = f16::MAX;
         model.layers[1].norm[3] = f16::from_f32(2.0);
-        let error = fold(model).unwrap_err().to_string();
+        let error = fold(model, &Recipe::QUAMBA).unwrap_err().to_string();
         assert!(error.contains("layers.1.in_proj.weight"), "{error}");
     }
 }

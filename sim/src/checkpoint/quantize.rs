@@ -1,15 +1,24 @@
 //! Weights to INT8. Source: datapath specification, section 2, item 3.
 //!
-//! Two rules, both `s = max(|w|, at least 1e-5)/127`, `q = sat8(rne(w/s))`: all tensors but one in
-//! binary16 arithmetic, every operation rounded to f16; dt_bias in f32. A_log and D follow the
-//! binary16 rule too: with it every code and scale of the reference's files comes out.
+//! Two rules, both `s = max(|w|, at least 1e-5)/127`, `q = sat8(rne(w/s))`: one in binary16 arithmetic,
+//! every operation rounded to f16, for all weights but dt_bias, which is quantized in f32. A_log and D
+//! follow the one or the other, as the recipe says.
+//!
+//! A quantized embedding has a scale for each row: `s = f16(max w / 127)` of the signed maximum,
+//! `q = sat8(rne(f16(w/s)))`. A quantized head is a weight as all others.
 
+mod int4;
+
+pub use int4::{FOUR_BIT_STEPS, FourBits, to_int4};
+
+use super::recipe::{Recipe, ScanPrecision, Step};
 use crate::arith::requant::to_f16;
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
 use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
-use crate::model::{ActivationScales, FloatLayer, FloatModel, QuantizedLayer, QuantizedModel};
+use crate::model::{ActivationScales, Embedding, FloatLayer, FloatModel, Head, QRows};
+use crate::model::{QuantizedLayer, QuantizedModel};
 use crate::quant::{QTensor, QVector, Scale};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -22,13 +31,30 @@ const LEAST_ABSMAX: f32 = 1e-5;
 const BLOCK: usize = 256;
 const TASK: usize = 1 << 15;
 
-/// Quantizes a folded model, with one set of activation scales a layer. Embedding, head and norms
+/// What embedding, final norm and head become.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ends {
+    /// They stay binary16.
+    F16,
+    /// INT8: the embedding row by row, the norm's output at this scale, the head's weight.
+    Int8 {
+        /// Scale of the final norm's output.
+        head_input: Scale,
+    },
+}
+
+/// Quantizes a folded model by a recipe, with one set of activation scales a layer. The norms of blocks
 /// stay binary16.
 ///
 /// # Errors
 ///
 /// A model that is not folded, or not as many sets of scales as layers.
-pub fn quantize(model: &FloatModel, scales: &[ActivationScales]) -> Result<QuantizedModel> {
+pub fn quantize(
+    model: &FloatModel,
+    scales: &[ActivationScales],
+    recipe: &Recipe,
+    ends: Ends,
+) -> Result<QuantizedModel> {
     if !model.rotated {
         return Err(SimError::value("model", "a folded model", "one not folded"));
     }
@@ -43,51 +69,100 @@ pub fn quantize(model: &FloatModel, scales: &[ActivationScales]) -> Result<Quant
         .layers
         .par_iter()
         .zip(scales)
-        .map(|(layer, scales)| quantize_layer(layer, *scales))
+        .map(|(layer, scales)| quantize_layer(layer, *scales, recipe))
         .collect();
     Ok(QuantizedModel {
         float_digest: None,
         config: model.config.clone(),
-        embedding: model.embedding.clone(),
+        embedding: match ends {
+            Ends::F16 => Embedding::F16(model.embedding.clone()),
+            Ends::Int8 { .. } => Embedding::Rows(rows(&model.embedding, recipe.step)),
+        },
         layers,
         norm_f: model.norm_f.clone(),
-        head: model.head.clone(),
+        head: match ends {
+            Ends::F16 => Head::F16(model.head.clone()),
+            Ends::Int8 { head_input } => Head::Quantized {
+                input: head_input,
+                weight: matrix(&model.head, recipe.step).into(),
+            },
+        },
     })
 }
 
-pub(crate) fn quantize_layer(layer: &FloatLayer, scales: ActivationScales) -> QuantizedLayer {
+pub(crate) fn quantize_layer(
+    layer: &FloatLayer,
+    scales: ActivationScales,
+    recipe: &Recipe,
+) -> QuantizedLayer {
+    let step = recipe.step;
+    let matrix = |weights| matrix(weights, step);
+    let a_log = layer.a_log.as_slice().expect("weights are row-major");
+    let scan = |values: &[f32]| match recipe.scan {
+        ScanPrecision::F32 => in_f32(values, step),
+        ScanPrecision::F16 => {
+            let values: Vec<f16> = values.iter().map(|v| to_f16(*v)).collect();
+            vector(&values, step)
+        }
+    };
+    let QVector { codes, scale } = scan(a_log);
+    let dt_bias: Vec<f32> = layer.dt_bias.iter().map(|w| f32::from(*w)).collect();
     QuantizedLayer {
         norm: layer.norm.clone(),
-        in_proj: matrix(&layer.in_proj),
+        in_proj: matrix(&layer.in_proj).into(),
         conv_weight: matrix(&layer.conv_weight),
-        conv_bias: vector(&layer.conv_bias),
-        x_proj: matrix(&layer.x_proj),
+        conv_bias: vector(&layer.conv_bias, step),
+        x_proj: matrix(&layer.x_proj).into(),
         dt_proj: matrix(&layer.dt_proj),
-        dt_bias: in_f32(&layer.dt_bias),
-        a_log: matrix(&layer.a_log),
-        d: vector(&layer.d),
-        out_proj: matrix(&layer.out_proj),
+        dt_bias: in_f32(&dt_bias, step),
+        a_log: QTensor {
+            codes: Array2::from_shape_vec(layer.a_log.dim(), codes).expect("as many codes"),
+            scale,
+        },
+        d: scan(&layer.d),
+        out_proj: matrix(&layer.out_proj).into(),
         scales,
     }
 }
 
-fn matrix(weights: &Array2<f16>) -> QTensor {
-    let (codes, scale) = in_f16(weights.as_slice().expect("weights are row-major"));
+fn matrix(weights: &Array2<f16>, step: Step) -> QTensor {
+    let (codes, scale) = in_f16(weights.as_slice().expect("weights are row-major"), step);
     QTensor {
         codes: Array2::from_shape_vec(weights.dim(), codes).expect("as many codes as weights"),
         scale,
     }
 }
 
-fn vector(weights: &[f16]) -> QVector {
-    let (codes, scale) = in_f16(weights);
+fn vector(weights: &[f16], step: Step) -> QVector {
+    let (codes, scale) = in_f16(weights, step);
     QVector { codes, scale }
+}
+
+/// Row by row, at a scale of the row's signed maximum. (A row without a positive value is lost, as it is
+/// with the reference.)
+fn rows(weights: &Array2<f16>, step: Step) -> QRows {
+    let largest = |row: ndarray::ArrayView1<f16>| {
+        let values = row.iter().map(|w| f32::from(*w));
+        values.fold(f32::NEG_INFINITY, f32::max)
+    };
+    let scales: Vec<f16> = (weights.rows().into_iter())
+        .map(|row| to_f16(step.of(largest(row))))
+        .collect();
+    let code = |(row, column)| {
+        let quotient = f32::from(weights[(row, column)]) / f32::from(scales[row]);
+        nearest_code(f32::from(to_f16(quotient)))
+    };
+    QRows {
+        codes: Array2::from_shape_fn(weights.dim(), code),
+        scales,
+        bits: 8,
+    }
 }
 
 /// The binary16 rule. A quotient is taken in f32 and rounded to f16: that is the correctly rounded
 /// binary16 quotient, since f32 carries 24 ≥ 2·11 + 2 bits.
-fn in_f16(weights: &[f16]) -> (Vec<i8>, Scale) {
-    let scale = f32::from(to_f16(f32::from(to_f16(absmax(weights))) / 127.0));
+fn in_f16(weights: &[f16], step: Step) -> (Vec<i8>, Scale) {
+    let scale = f32::from(to_f16(step.of(f32::from(to_f16(absmax(weights))))));
     let mut codes = vec![0; weights.len()];
     codes
         .par_chunks_mut(TASK)
@@ -134,13 +209,13 @@ impl Kernel for QuantizeF16<'_> {
 }
 
 /// The f32 rule.
-fn in_f32(weights: &[f16]) -> QVector {
-    let scale = absmax(weights) / 127.0;
+fn in_f32(weights: &[f32], step: Step) -> QVector {
+    let absmax = weights
+        .iter()
+        .fold(LEAST_ABSMAX, |most, w| most.max(w.abs()));
+    let scale = step.of(absmax);
     QVector {
-        codes: weights
-            .iter()
-            .map(|w| nearest_code(f32::from(*w) / scale))
-            .collect(),
+        codes: weights.iter().map(|w| nearest_code(*w / scale)).collect(),
         scale: positive(scale),
     }
 }
@@ -216,35 +291,55 @@ mod tests {
 
     #[test]
     fn the_largest_weight_is_near_code_127() {
-        let (codes, scale) = in_f16(&f16s(&[0.5, -1.0, 0.25, 0.0]));
+        let (codes, scale) = in_f16(&f16s(&[0.5, -1.0, 0.25, 0.0]), Step::Division);
         assert_eq!(scale.get(), f32::from(f16::from_f32(1.0 / 127.0)));
         assert_eq!(codes, [64, -127, 32, 0]);
-        let vector = in_f32(&f16s(&[0.5, -1.0]));
+        let vector = in_f32(&[0.5, -1.0], Step::Division);
         assert_eq!(vector.scale.get(), 1.0 / 127.0);
         assert_eq!(vector.codes, [64, -127]);
     }
 
     #[test]
     fn zeros_get_the_least_scale() {
-        let (codes, scale) = in_f16(&f16s(&[0.0; 300]));
+        let (codes, scale) = in_f16(&f16s(&[0.0; 300]), Step::Division);
         assert!(codes.iter().all(|c| *c == 0));
         assert_eq!(scale.get(), 2f32.powi(-24));
-        assert_eq!(in_f32(&f16s(&[0.0])).scale.get(), 1e-5 / 127.0);
+        assert_eq!(in_f32(&[0.0], Step::Division).scale.get(), 1e-5 / 127.0);
         // A scale rounded down that far leaves codes outside INT8.
-        assert_eq!(in_f16(&f16s(&[1e-5, -1e-5])).0, [127, -128]);
+        assert_eq!(in_f16(&f16s(&[1e-5, -1e-5]), Step::Division).0, [127, -128]);
+    }
+
+    #[test]
+    fn embedding_rows_have_scales_of_their_signed_maximum() {
+        let weights = Array2::from_shape_vec((2, 3), f16s(&[1.27, -2.54, 0.0, 0.0, -0.5, 0.0]));
+        let rows = rows(&weights.unwrap(), Step::Reciprocal);
+        assert_eq!(rows.scales[0], f16::from_f32(0.01));
+        // −254 is out of reach; so is everything in a row without a positive value.
+        assert_eq!(rows.codes.row(0).to_vec(), [127, -128, 0]);
+        assert_eq!(rows.scales[1], f16::ZERO);
+        let back: Vec<f32> = rows.row(0).map(f32::from).collect();
+        assert_eq!(
+            back,
+            [1.27, -1.28, 0.0].map(|v| f32::from(f16::from_f32(v)))
+        );
+        assert!(rows.row(1).all(|v| v == f16::ZERO));
     }
 
     #[test]
     fn only_folded_models_with_matching_scales() {
         let model = crate::sample::float_checkpoint();
         let scales = crate::sample::activation_scales();
-        let error = quantize(&model, &scales).unwrap_err().to_string();
+        let error = quantize(&model, &scales, &Recipe::QUAMBA, Ends::F16)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("folded"), "{error}");
         let model = FloatModel {
             rotated: true,
             ..model
         };
-        let error = quantize(&model, &scales[1..]).unwrap_err().to_string();
+        let error = quantize(&model, &scales[1..], &Recipe::QUAMBA, Ends::F16)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("12 layers") && error.contains("11"),
             "{error}"

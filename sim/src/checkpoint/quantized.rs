@@ -4,6 +4,8 @@
 //! | tensor | dtype | shape |
 //! |---|---|---|
 //! | `embeddings.weight`, `lm_head.weight` | F16 | `[V, M]` |
+//! | … with quantized ends | I8 | `[V, M]` |
+//! | `embeddings.weight_scale`, `lm_head.weight_scale`, `norm_f.output_scale` | F16, F32, F32 | `[V]`, `[1]`, `[1]` |
 //! | `norm_f.weight`, `layers.{i}.norm.weight` | F16 | `[M]` |
 //! | `layers.{i}.in_proj.weight` | I8 | `[2E, M]` |
 //! | `layers.{i}.conv1d.weight`, `….bias` | I8 | `[E, K]`, `[E]` |
@@ -12,18 +14,26 @@
 //! | `layers.{i}.out_proj.weight` | I8 | `[M, E]` |
 //! | `layers.{i}.ssm.A_log`, `….D`, `….dt_bias` | I8 | `[E, N]`, `[E]`, `[E]` |
 //! | each I8 tensor's name + `_scale` | F32 | `[1]` |
+//! | `in_proj.weight`, `x_proj.weight`, `out_proj.weight` or `lm_head.weight` in four bits | U8 | `[out, in/2]` |
+//! | its name + `_groups`, where a row has more than 128 codes | F16 | `[out, in/128]` |
+//! | its name + `_channels` | F32 | `[out]` |
 //! | `layers.{i}.scales.{key}`, seven keys | F32 | `[1]` |
 //!
-//! Metadata: `config`, the Hugging Face configuration as JSON; `format`, `int8-mamba`; and, where it is
-//! known, `float_sha256`, the [digest](super::identity::digest) of the float model it was made from.
+//! A weight is in four bits if its type is U8; [`crate::quant::Int4Tensor`] says what its bytes are.
+//! Metadata: `config`, the configuration (of `transformers` or `mamba_ssm`) as JSON; `format`, `int8-mamba`;
+//! and, where it is known, `float_sha256`, the [digest](super::identity::digest) of the float model it was
+//! made from.
 
 use super::config;
-use super::container::{Container, Tensor};
+use super::container::Container;
 use super::input::in_layer;
+use super::tensor::{Dtype, Tensor};
+use crate::arith::int4::GROUP;
 use crate::atomic;
 use crate::error::{Result, SimError};
-use crate::model::{ActivationScales, Config, QuantizedLayer, QuantizedModel, ScaleKey};
-use crate::quant::{QTensor, QVector, Scale};
+use crate::model::{ActivationScales, Config, Embedding, Head, QRows, QuantizedLayer};
+use crate::model::{QuantizedModel, ScaleKey};
+use crate::quant::{Int4Tensor, QTensor, QVector, QWeight, Scale};
 use crate::text;
 use half::f16;
 use ndarray::Array2;
@@ -83,10 +93,25 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
         .into_par_iter()
         .map(|i| Layer { file, i }.read(&config))
         .collect();
+    let int8 = |name: &str| file.dtype(name) == Some(Dtype::I8);
+    let int4 = |name: &str| file.dtype(name) == Some(Dtype::U8);
     Ok(QuantizedModel {
         float_digest: file.metadata(FLOAT_DIGEST).map(str::to_owned),
-        embedding: table("embeddings.weight")?,
-        head: table("lm_head.weight")?,
+        embedding: match int8(EMBEDDING) {
+            true => Embedding::Rows(QRows {
+                codes: codes(file, EMBEDDING, [v, m])?,
+                scales: file.tensor(EMBEDDING_SCALE, &[v])?.exact_f16()?,
+                bits: 8,
+            }),
+            false => Embedding::F16(table(EMBEDDING)?),
+        },
+        head: match int8(HEAD) || int4(HEAD) {
+            true => Head::Quantized {
+                input: scale(file, NORM_F_SCALE)?,
+                weight: weight(file, HEAD, [v, m])?,
+            },
+            false => Head::F16(table(HEAD)?),
+        },
         norm_f: file.tensor("norm_f.weight", &[m])?.exact_f16()?,
         layers: layers.into_iter().collect::<Result<_>>()?,
         config,
@@ -131,7 +156,7 @@ fn refuse_others(file: &Container<'_>, config: &Config) -> Result<()> {
 
 /// Whether a model of this shape has a tensor of that name; as in [`super::hf`], no names are made.
 fn is_of(name: &str, config: &Config) -> bool {
-    if ["embeddings.weight", "lm_head.weight", "norm_f.weight"].contains(&name) {
+    if ENDS.contains(&name) {
         return true;
     }
     let Some((layer, tensor)) = in_layer(name, "layers.") else {
@@ -140,12 +165,36 @@ fn is_of(name: &str, config: &Config) -> bool {
     let known = match tensor.strip_prefix("scales.") {
         Some(key) => ScaleKey::ALL.iter().any(|known| known.name() == key),
         None => {
-            let codes = tensor.strip_suffix("_scale").unwrap_or(tensor);
-            tensor == "norm.weight" || CODES.contains(&codes)
+            let without = |suffixes: &[&str]| {
+                let mut stripped = suffixes.iter().filter_map(|s| tensor.strip_suffix(s));
+                stripped.next().unwrap_or(tensor)
+            };
+            tensor == "norm.weight"
+                || CODES.contains(&without(&["_scale"]))
+                || INT4.contains(&without(&["_groups", "_channels"]))
         }
     };
     known && layer < config.n_layers
 }
+
+const EMBEDDING: &str = "embeddings.weight";
+const EMBEDDING_SCALE: &str = "embeddings.weight_scale";
+const HEAD: &str = "lm_head.weight";
+const HEAD_SCALE: &str = "lm_head.weight_scale";
+const HEAD_GROUPS: &str = "lm_head.weight_groups";
+const HEAD_CHANNELS: &str = "lm_head.weight_channels";
+const NORM_F: &str = "norm_f.weight";
+const NORM_F_SCALE: &str = "norm_f.output_scale";
+const ENDS: [&str; 8] = [
+    EMBEDDING,
+    EMBEDDING_SCALE,
+    HEAD,
+    HEAD_SCALE,
+    HEAD_GROUPS,
+    HEAD_CHANNELS,
+    NORM_F,
+    NORM_F_SCALE,
+];
 
 /// A layer's INT8 tensors, each with a scale beside it.
 const CODES: [&str; 9] = [
@@ -160,8 +209,58 @@ const CODES: [&str; 9] = [
     "x_proj.weight",
 ];
 
+/// Those that can have four bits.
+const INT4: [&str; 3] = ["in_proj.weight", "out_proj.weight", "x_proj.weight"];
+
 fn scale_tensor(layer: usize, key: ScaleKey) -> String {
     format!("layers.{layer}.scales.{}", key.name())
+}
+
+fn scale(file: &Container<'_>, name: &str) -> Result<Scale> {
+    let value = file.tensor(name, &[1])?.scalar_f32()?;
+    Scale::new(value).map_err(|_| {
+        let found = format_args!("{value:e}");
+        SimError::file(file.path(), name, "a positive, finite, normal f32", found)
+    })
+}
+
+fn codes(file: &Container<'_>, name: &str, shape: [usize; 2]) -> Result<Array2<i8>> {
+    let tensor = file.tensor(name, &shape)?;
+    Ok(tensor.matrix(tensor.codes()?))
+}
+
+/// A weight in eight or four bits.
+fn weight(file: &Container<'_>, name: &str, [rows, columns]: [usize; 2]) -> Result<QWeight> {
+    let part = |suffix: &str| format!("{name}{suffix}");
+    // Tensors that only a weight of other bits has.
+    let refuse = |suffixes: &[&str], bits: &str| {
+        let mut beside = suffixes.iter().map(|suffix| part(suffix));
+        beside
+            .find(|name| file.contains(name))
+            .map_or(Ok(()), |found| {
+                let expected = format!("nothing: {name} is not in {bits} bits");
+                Err(SimError::file(file.path(), found, expected, "a tensor"))
+            })
+    };
+    if file.dtype(name) != Some(Dtype::U8) {
+        refuse(&["_groups", "_channels"], "four")?;
+        return Ok(QWeight::Int8(QTensor {
+            codes: codes(file, name, [rows, columns])?,
+            scale: scale(file, &part("_scale"))?,
+        }));
+    }
+    refuse(&["_scale"], "eight")?;
+    let packed = file.tensor(name, &[rows, columns / 2])?;
+    let groups = match columns > GROUP {
+        true => {
+            let groups = file.tensor(&part("_groups"), &[rows, columns / GROUP])?;
+            Some(groups.matrix(groups.exact_f16()?))
+        }
+        false => None,
+    };
+    let channels = file.tensor(&part("_channels"), &[rows])?.scales()?;
+    let tensor = Int4Tensor::of_nibbles(packed.matrix(packed.nibbles()?), groups, channels);
+    Ok(QWeight::Int4(tensor.map_err(|e| e.in_file(file.path()))?))
 }
 
 struct Layer<'a> {
@@ -174,15 +273,15 @@ impl<'a> Layer<'a> {
         let (m, e, n) = (c.d_model, c.d_inner, c.d_state);
         Ok(QuantizedLayer {
             norm: self.tensor("norm.weight", &[m])?.exact_f16()?,
-            in_proj: self.matrix("in_proj.weight", [2 * e, m])?,
+            in_proj: self.weight("in_proj.weight", [2 * e, m])?,
             conv_weight: self.matrix("conv1d.weight", [e, c.d_conv])?,
             conv_bias: self.vector("conv1d.bias", e)?,
-            x_proj: self.matrix("x_proj.weight", [c.x_proj_width(), e])?,
+            x_proj: self.weight("x_proj.weight", [c.x_proj_width(), e])?,
             dt_proj: self.matrix("dt_proj.weight", [e, c.dt_rank])?,
             dt_bias: self.vector("ssm.dt_bias", e)?,
             a_log: self.matrix("ssm.A_log", [e, n])?,
             d: self.vector("ssm.D", e)?,
-            out_proj: self.matrix("out_proj.weight", [m, e])?,
+            out_proj: self.weight("out_proj.weight", [m, e])?,
             scales: self.scales()?,
         })
     }
@@ -197,15 +296,7 @@ impl<'a> Layer<'a> {
     }
 
     fn scale(&self, name: &str) -> Result<Scale> {
-        let value = self.tensor(name, &[1])?.scalar_f32()?;
-        Scale::new(value).map_err(|_| {
-            SimError::file(
-                self.file.path(),
-                format_args!("layers.{}.{name}", self.i),
-                "a positive, finite, normal f32",
-                format_args!("{value:e}"),
-            )
-        })
+        scale(self.file, &format!("layers.{}.{name}", self.i))
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<QTensor> {
@@ -214,6 +305,11 @@ impl<'a> Layer<'a> {
             codes: tensor.matrix(tensor.codes()?),
             scale: self.scale(&format!("{name}_scale"))?,
         })
+    }
+
+    /// A weight in eight or four bits.
+    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<QWeight> {
+        weight(self.file, &format!("layers.{}.{name}", self.i), shape)
     }
 
     fn vector(&self, name: &str, n: usize) -> Result<QVector> {
@@ -270,31 +366,36 @@ enum Data<'a> {
     Scale(Scale),
     Floats(&'a [f16]),
     Codes(&'a [i8]),
+    Nibbles(&'a [u8]),
+    Scales(&'a [Scale]),
 }
 
 impl Data<'_> {
     fn dtype(&self) -> &'static str {
         match self {
-            Data::Scale(_) => "F32",
+            Data::Scale(_) | Data::Scales(_) => "F32",
             Data::Floats(_) => "F16",
             Data::Codes(_) => "I8",
+            Data::Nibbles(_) => "U8",
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
             Data::Scale(_) => 4,
+            Data::Scales(scales) => 4 * scales.len(),
             Data::Floats(values) => 2 * values.len(),
             Data::Codes(codes) => codes.len(),
+            Data::Nibbles(bytes) => bytes.len(),
         }
     }
 
     /// Place in the file: wider elements first.
     fn rank(&self) -> u8 {
         match self {
-            Data::Scale(_) => 0,
+            Data::Scale(_) | Data::Scales(_) => 0,
             Data::Floats(_) => 1,
-            Data::Codes(_) => 2,
+            Data::Codes(_) | Data::Nibbles(_) => 2,
         }
     }
 
@@ -302,6 +403,10 @@ impl Data<'_> {
         match self {
             Data::Scale(scale) => out.write_all(&scale.get().to_le_bytes()),
             Data::Codes(codes) => out.write_all(bytemuck::cast_slice(codes)),
+            Data::Nibbles(bytes) => out.write_all(bytes),
+            Data::Scales(scales) => scales
+                .iter()
+                .try_for_each(|scale| out.write_all(&scale.get().to_le_bytes())),
             Data::Floats(values) => {
                 let mut buffer = Vec::new();
                 for chunk in values.chunks(1 << 15) {
@@ -323,33 +428,34 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
     let mut add = |name: String, shape: &[usize], data| {
         all.insert((Data::rank(&data), name), (shape.to_vec(), data));
     };
-    let table = |t: &'_ Array2<f16>| t.shape().to_vec();
-    let (embedding, head, norm_f) = (&model.embedding, &model.head, &model.norm_f);
-    add(
-        "embeddings.weight".into(),
-        &table(embedding),
-        Data::Floats(slice(embedding)),
-    );
-    add(
-        "lm_head.weight".into(),
-        &table(head),
-        Data::Floats(slice(head)),
-    );
-    add(
-        "norm_f.weight".into(),
-        &[norm_f.len()],
-        Data::Floats(norm_f),
-    );
+    match &model.embedding {
+        Embedding::F16(table) => add(EMBEDDING.into(), table.shape(), Data::Floats(slice(table))),
+        Embedding::Rows(rows) => {
+            let (codes, scales) = (&rows.codes, &rows.scales);
+            add(EMBEDDING.into(), codes.shape(), Data::Codes(slice(codes)));
+            add(
+                EMBEDDING_SCALE.into(),
+                &[scales.len()],
+                Data::Floats(scales),
+            );
+        }
+    }
+    match &model.head {
+        Head::F16(table) => add(HEAD.into(), table.shape(), Data::Floats(slice(table))),
+        Head::Quantized { input, weight } => {
+            add_weight(&mut add, HEAD, weight);
+            add(NORM_F_SCALE.into(), &[1], Data::Scale(*input));
+        }
+    }
+    let norm_f = &model.norm_f;
+    add(NORM_F.into(), &[norm_f.len()], Data::Floats(norm_f));
     for (i, l) in model.layers.iter().enumerate() {
         let norm = format!("layers.{i}.norm.weight");
         add(norm, &[l.norm.len()], Data::Floats(&l.norm));
         let matrices = [
-            ("in_proj.weight", &l.in_proj),
             ("conv1d.weight", &l.conv_weight),
-            ("x_proj.weight", &l.x_proj),
             ("dt_proj.weight", &l.dt_proj),
             ("ssm.A_log", &l.a_log),
-            ("out_proj.weight", &l.out_proj),
         ]
         .map(|(name, t)| (name, t.codes.shape().to_vec(), slice(&t.codes), t.scale));
         let vectors = [
@@ -358,6 +464,14 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
             ("ssm.D", &l.d),
         ]
         .map(|(name, v)| (name, vec![v.codes.len()], v.codes.as_slice(), v.scale));
+        let weights = [
+            ("in_proj.weight", &l.in_proj),
+            ("x_proj.weight", &l.x_proj),
+            ("out_proj.weight", &l.out_proj),
+        ];
+        for (name, weight) in weights {
+            add_weight(&mut add, &format!("layers.{i}.{name}"), weight);
+        }
         for (name, shape, codes, scale) in matrices.into_iter().chain(vectors) {
             add(format!("layers.{i}.{name}"), &shape, Data::Codes(codes));
             let name = format!("layers.{i}.{name}_scale");
@@ -368,6 +482,33 @@ fn tensors(model: &QuantizedModel) -> Tensors<'_> {
         }
     }
     all
+}
+
+/// The tensors of a weight.
+fn add_weight<'a>(
+    add: &mut impl FnMut(String, &[usize], Data<'a>),
+    name: &str,
+    weight: &'a QWeight,
+) {
+    match weight {
+        QWeight::Int8(t) => {
+            add(name.into(), t.codes.shape(), Data::Codes(slice(&t.codes)));
+            add(format!("{name}_scale"), &[1], Data::Scale(t.scale));
+        }
+        QWeight::Int4(t) => {
+            add(
+                name.into(),
+                t.nibbles.shape(),
+                Data::Nibbles(slice(&t.nibbles)),
+            );
+            let channels = Data::Scales(&t.channels);
+            add(format!("{name}_channels"), &[t.channels.len()], channels);
+            if let Some(groups) = &t.groups {
+                let data = Data::Floats(slice(groups));
+                add(format!("{name}_groups"), groups.shape(), data);
+            }
+        }
+    }
 }
 
 fn slice<T>(array: &Array2<T>) -> &[T] {

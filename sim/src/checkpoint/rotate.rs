@@ -1,13 +1,12 @@
-//! Rotation of weight matrices by a Hadamard matrix, in the order in which the reference does it.
+//! Rotation of weight matrices by a Hadamard matrix, in the orders in which implementations do it.
 //!
-//! Weights are not rotated by the butterflies of [`crate::arith::hadamard`], which the datapath
-//! uses on activations, but by a dense f32 product with the matrix whose entries are
-//! ±f32(1/√n): each output is a chain of fused multiply-adds over ascending input indices. Against
-//! the reference's files this order gives every embedding, head and in_proj value to the last bit,
-//! where butterflies give one binary16 value in 800 an ulp off. One product, out_proj along E, is
-//! done there in five interleaved slices ([`Order::FiveSlices`]). Both orders were found by
-//! measurement on the sample model (M = 192, E = 384), the only one with vectors; the reference's
-//! matrix library may choose others at other sizes, here they are the definition.
+//! Quamba multiplies by butterflies, as on activations ([`crate::arith::hadamard`]). What made the model
+//! behind the golden traces multiplied by a dense f32 matrix with the entries ±f32(1/√n): each output is a
+//! chain of fused multiply-adds over ascending input indices, which gives one binary16 value in 800
+//! another last bit. One of its products, out_proj along E, ran in five interleaved slices
+//! ([`Order::FiveSlices`]). These two orders were found by measurement on the sample model (M = 192,
+//! E = 384), the only one with vectors; a matrix library may choose others at other sizes, here they are
+//! the definition.
 //!
 //! A processor without a fused multiply-add gets the same bits, slowly.
 
@@ -21,6 +20,8 @@ use rayon::prelude::*;
 /// Order of the additions of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
+    /// Butterflies, then one multiplication by f32(1/√n).
+    Butterflies,
     /// One accumulator over all inputs, first to last.
     Sequential,
     /// Inputs in groups of 8, dealt in turn to five accumulators, each a chain of its own; then
@@ -31,7 +32,7 @@ pub(crate) enum Order {
 impl Order {
     fn slices(self) -> usize {
         match self {
-            Order::Sequential => 1,
+            Order::Butterflies | Order::Sequential => 1,
             Order::FiveSlices => 5,
         }
     }
@@ -48,8 +49,9 @@ const TASK_ROWS: usize = 8 * TILE_ROWS;
 /// A Hadamard matrix times its norm, laid out for [`Rotation::rows`].
 pub(crate) struct Rotation {
     n: usize,
+    size: HadamardSize,
     order: Order,
-    /// Panels of [`TILE_COLUMNS`] outputs: `[n / 16, input, 16]`, zeros beyond n.
+    /// For a dense product, panels of [`TILE_COLUMNS`] outputs: `[n / 16, input, 16]`, zeros beyond n.
     panels: Vec<[f32; TILE_COLUMNS]>,
 }
 
@@ -58,7 +60,11 @@ impl Rotation {
     pub fn new(n: usize, order: Order) -> Result<Self> {
         let size = HadamardSize::of(n)?;
         let norm = size.norm() as f32;
-        let mut panels = vec![[0.0; TILE_COLUMNS]; n.div_ceil(TILE_COLUMNS) * n];
+        let count = match order {
+            Order::Butterflies => 0,
+            Order::Sequential | Order::FiveSlices => n.div_ceil(TILE_COLUMNS) * n,
+        };
+        let mut panels = vec![[0.0; TILE_COLUMNS]; count];
         panels
             .par_chunks_exact_mut(n)
             .enumerate()
@@ -70,7 +76,12 @@ impl Rotation {
                     }
                 }
             });
-        Ok(Self { n, order, panels })
+        Ok(Self {
+            n,
+            size,
+            order,
+            panels,
+        })
     }
 
     /// Replaces each row of length n by f16 of its rotation. `item` names the matrix in errors.
@@ -79,13 +90,28 @@ impl Rotation {
     ///
     /// A result that overflows binary16.
     pub fn rows(&self, rows: &mut [f16], item: &str) -> Result<()> {
-        rows.par_chunks_mut(TASK_ROWS * self.n).for_each(|rows| {
-            dispatch(RotateRows {
-                rotation: self,
-                rows,
+        rows.par_chunks_mut(TASK_ROWS * self.n)
+            .for_each(|rows| match self.order {
+                Order::Butterflies => self.butterflies(rows),
+                Order::Sequential | Order::FiveSlices => dispatch(RotateRows {
+                    rotation: self,
+                    rows,
+                }),
             });
-        });
         all_finite(rows, item)
+    }
+}
+
+impl Rotation {
+    fn butterflies(&self, rows: &mut [f16]) {
+        let norm = self.size.norm() as f32;
+        let mut real = vec![0.0; self.n];
+        for row in rows.chunks_exact_mut(self.n) {
+            row.convert_to_f32_slice(&mut real);
+            self.size.transform(&mut real);
+            real.iter_mut().for_each(|v| *v *= norm);
+            row.convert_from_f32_slice(&real);
+        }
     }
 }
 
@@ -112,7 +138,9 @@ impl Kernel for RotateRows<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Rotation { n, order, panels } = self.rotation;
+        let Rotation {
+            n, order, panels, ..
+        } = self.rotation;
         let n = *n;
         // Inputs beside each other, so that one load serves a whole tile: [input, 6].
         let mut inputs = vec![[0.0f32; TILE_ROWS]; n];
@@ -186,7 +214,13 @@ mod tests {
                 f32::from(row[input]).mul_add(size.entry(output, input) * norm, sum)
             })
         };
+        if order == Order::Butterflies {
+            let mut real: Vec<f32> = row.iter().map(|v| f32::from(*v)).collect();
+            size.transform(&mut real);
+            return real.iter().map(|v| f16::from_f32(*v * norm)).collect();
+        }
         let value = |output| match order {
+            Order::Butterflies => unreachable!("above"),
             Order::Sequential => chain(output, &mut (0..n)),
             Order::FiveSlices => (0..5)
                 .map(|slice| chain(output, &mut (0..n).filter(|input| input / 8 % 5 == slice)))
@@ -199,7 +233,7 @@ mod tests {
     #[test]
     fn rows_follow_the_definition() {
         for n in [1, 2, 12, 20, 28, 40, 64, 192] {
-            for order in [Order::Sequential, Order::FiveSlices] {
+            for order in [Order::Butterflies, Order::Sequential, Order::FiveSlices] {
                 // Row counts around the tile's and the task's edges.
                 for count in [1, 5, 6, 7, 49] {
                     let mut state = 1u32;

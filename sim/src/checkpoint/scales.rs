@@ -9,6 +9,7 @@
 
 use super::container::Container;
 use super::input::{read_small, shown};
+use super::load::{Loaded, load};
 use super::quantized;
 use crate::atomic;
 use crate::error::{Result, SimError};
@@ -29,12 +30,24 @@ struct In {
     layers: Vec<BTreeMap<String, f32>>,
 }
 
-/// Reads scales: from a safetensors file in the quantized format, or else from JSON.
+/// Reads scales: from the folder of a quantized model, from a safetensors file in the quantized format, or
+/// else from JSON.
 ///
 /// # Errors
 ///
 /// One line with file, layer and key, expected and found.
 pub fn read(path: &Path) -> Result<Vec<ActivationScales>> {
+    if path.is_dir() {
+        return match load(path)? {
+            Loaded::Quantized(model) => Ok(model.layers.iter().map(|l| l.scales).collect()),
+            Loaded::Float(_) => Err(SimError::file(
+                path,
+                "activation scales",
+                "a quantized model, which has them",
+                "a float model",
+            )),
+        };
+    }
     let named = path
         .extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));

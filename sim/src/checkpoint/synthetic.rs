@@ -7,9 +7,10 @@
 
 use super::config;
 use super::quantize::quantize_layer;
+use super::recipe::Recipe;
 use crate::error::{Result, SimError};
-use crate::model::{ActivationScales, Config, FloatLayer, FloatModel, QuantizedLayer};
-use crate::model::{QuantizedModel, ScaleKey};
+use crate::model::{ActivationScales, Config, Embedding, FloatLayer, FloatModel, Head};
+use crate::model::{QuantizedLayer, QuantizedModel, ScaleKey};
 use crate::quant::Scale;
 use crate::random::Stream;
 use half::f16;
@@ -115,11 +116,13 @@ pub fn float_model(shape: Shape) -> FloatModel {
 pub fn quantized_model(shape: Shape) -> QuantizedModel {
     let config = shape.config();
     let embedding = embedding(&config);
-    let quantized = |(i, scales)| -> QuantizedLayer { quantize_layer(&layer(&config, i), scales) };
+    let quantized = |(i, scales)| -> QuantizedLayer {
+        quantize_layer(&layer(&config, i), scales, &Recipe::GOLDEN)
+    };
     QuantizedModel {
         float_digest: None,
-        head: embedding.clone(),
-        embedding,
+        head: Head::F16(embedding.clone()),
+        embedding: Embedding::F16(embedding),
         layers: plausible_scales(&config)
             .into_iter()
             .enumerate()
@@ -181,7 +184,7 @@ fn layer(c: &Config, i: usize) -> FloatLayer {
         let stream = stream(i, tensor);
         (0..e).map(|at| f16::from_f32(f(stream.at(at)))).collect()
     };
-    let a_log = |state| f16::from_f32(((state + 1) as f64).ln() as f32);
+    let a_log = |state| f32::from(f16::from_f32(((state + 1) as f64).ln() as f32));
     FloatLayer {
         norm: vec![f16::ONE; m],
         in_proj: weights(Tensor::InProj, 2 * e, m),
@@ -196,7 +199,7 @@ fn layer(c: &Config, i: usize) -> FloatLayer {
             ENDS[0] + (ENDS[1] - ENDS[0]) * ((bits >> 40) as f32 / (1u32 << 24) as f32)
         }),
         a_log: Array2::from_shape_fn((e, n), |(_, state)| a_log(state)),
-        d: vec![f16::ONE; e],
+        d: vec![1.0; e],
         out_proj: weights(Tensor::OutProj, m, e),
     }
 }
@@ -232,7 +235,7 @@ fn stream(layer: usize, tensor: Tensor) -> Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::quantize::quantize;
+    use crate::checkpoint::quantize::{Ends, quantize};
 
     #[test]
     fn nearly_normal() {
@@ -261,7 +264,8 @@ mod tests {
         let shape = Shape::named("tiny").unwrap();
         let float = float_model(shape);
         let scales = plausible_scales(&float.config);
-        assert!(quantize(&float, &scales).unwrap() == quantized_model(shape));
+        let quantized = quantize(&float, &scales, &Recipe::GOLDEN, Ends::F16).unwrap();
+        assert!(quantized == quantized_model(shape));
     }
 
     #[test]
@@ -281,14 +285,14 @@ mod tests {
                 &l.conv_weight,
                 &l.x_proj,
                 &l.dt_proj,
-                &l.a_log,
+                &l.a_log.mapv(f16::from_f32),
                 &l.out_proj,
             ] {
                 add(m.as_slice().unwrap());
             }
             add(&l.conv_bias);
             add(&l.dt_bias);
-            add(&l.d);
+            add(&l.d.iter().map(|v| f16::from_f32(*v)).collect::<Vec<f16>>());
         }
         assert_eq!(hash, 0x2351_d2d1_538d_c2a2, "{hash:#x}");
     }

@@ -83,6 +83,7 @@ pub struct LinearI8 {
     pub a: f32,
     pub b: f32,
     pub order: i32,
+    pub channels: Pointer,
 }
 
 /// A convolution over sequences.

@@ -57,7 +57,8 @@ impl Counts {
     pub fn new(device: &Arc<super::Device>, layers: usize, probe: &dyn Probe) -> Result<Self> {
         let slots = match probe.counts() {
             true => {
-                let bytes = layers * QUANTIZERS * size_of::<Counted>();
+                // One more for the final norm.
+                let bytes = (layers * QUANTIZERS + 1) * size_of::<Counted>();
                 let buffer = device.allocate(bytes)?;
                 device.zero(&buffer, bytes)?;
                 Some(buffer)
@@ -71,7 +72,7 @@ impl Counts {
     }
 
     /// Where a quantizer of `values` values counts; 0 for nowhere.
-    fn slot(&mut self, place: Place, values: usize, overflow: Overflow) -> Pointer {
+    pub(super) fn slot(&mut self, place: Place, values: usize, overflow: Overflow) -> Pointer {
         let Some(slots) = &self.slots else { return 0 };
         let at = self.pending.len() * size_of::<Counted>();
         self.pending.push((place, values, overflow));

@@ -4,16 +4,16 @@ use super::block::{BlockOutput, Counts, Extent, LayerState, Run, show};
 use super::decode::State;
 use super::device::{Buffer, Device};
 use super::matrix::{Kind, Matrix};
-use super::rules::NO_QUANTIZER;
+use super::rules::{self, NO_QUANTIZER};
 use super::step::{convert, linear::linear, norm, rotate};
 use super::timing::Clock;
 use super::weights::{Linear, Weights};
-use crate::dataflow::Phase;
-use crate::dataflow::Step;
-use crate::datapath::{Datapath, LogitRows, check_tokens};
+use crate::dataflow::{Phase, Step};
+use crate::datapath::{Datapath, LogitRows, Rows, check_tokens};
 use crate::engine::Engine;
 use crate::error::{Result, SimError};
 use crate::mode::Stream;
+use crate::profile::FinalNorm;
 use crate::step::linear::LinearOutput;
 use crate::trace::{Blind, Place, Probe, Tensor, TracePoint};
 use half::f16;
@@ -49,11 +49,23 @@ impl<'m> CudaDatapath<'m> {
         let layers = prepared.layers.iter();
         let layers = layers.map(|layer| Weights::upload(device, layer));
         let layers = layers.collect::<Result<_>>()?;
-        let embedding: Vec<f16> = prepared.embedding.iter().copied().collect();
         let columns = prepared.config.d_model;
+        let f16_table = |values: Vec<f16>| Matrix::upload(device, &values, columns, Kind::F16);
         Ok(Self {
             layers,
-            embedding: Matrix::upload(device, &embedding, columns, Kind::F16)?,
+            embedding: match prepared.embedding {
+                Rows::F16(table) => f16_table(table.iter().copied().collect())?,
+                // Read back once: the values that the CPU reads back token by token.
+                Rows::Quantized(table) => f16_table(
+                    (0..table.scales.len())
+                        .flat_map(|row| table.row(row))
+                        .collect(),
+                )?,
+                Rows::F32(table) => {
+                    let values: Vec<f32> = table.iter().copied().collect();
+                    Matrix::upload(device, &values, columns, Kind::F32)?
+                }
+            },
             norm_f: device.upload(&prepared.norm_f)?,
             head: Linear::head(device, &prepared.head)?,
             device: Arc::clone(device),
@@ -132,7 +144,17 @@ impl<'m> CudaDatapath<'m> {
             &mut counts,
             clock,
         )?;
-        let logits = self.end(&hidden, residual.as_ref(), extent, rows, probe, clock)?;
+        let (phase, residual) = (Phase::Prefill, residual.as_ref());
+        let logits = self.end(
+            phase,
+            &hidden,
+            residual,
+            extent,
+            rows,
+            probe,
+            &mut counts,
+            clock,
+        )?;
         Ok(((logits, counts), state))
     }
 
@@ -195,11 +217,13 @@ impl<'m> CudaDatapath<'m> {
     /// The last norm and the head; `None` without rows.
     pub(super) fn end(
         &self,
+        phase: Phase,
         hidden: &Matrix,
         residual: Option<&Matrix>,
         extent: Extent,
         rows: LogitRows,
         probe: &mut dyn Probe,
+        counts: &mut Counts,
         clock: &mut Clock,
     ) -> Result<Option<Matrix>> {
         probe.enter(Step::Head);
@@ -213,9 +237,17 @@ impl<'m> CudaDatapath<'m> {
             Stream::F16 => (Kind::F16, LinearOutput::F16),
             Stream::Float => (Kind::F32, LinearOutput::F32),
         };
+        let rules = match phase {
+            Phase::Prefill => &self.profile().cuda.prefill,
+            Phase::Decode => &self.profile().cuda.decode,
+        };
         let run = |hidden: &Matrix, residual: Option<&Matrix>| {
-            let rule = self.profile().cuda.final_norm;
             let (weight, eps) = (&self.norm_f, self.config().eps);
+            let (rule, kind) = match self.prepared.head_input {
+                None => (self.profile().cuda.final_norm, kind),
+                // The norm that quantizes is that of the blocks.
+                Some(_) => (FinalNorm::RoundedOnce, Kind::F32),
+            };
             norm::rms_norm(rule, hidden, residual, weight, eps, kind, NO_QUANTIZER)
         };
         let mut out = run(hidden, residual)?;
@@ -243,8 +275,20 @@ impl<'m> CudaDatapath<'m> {
         if normed.rows == 0 {
             return Ok(None);
         }
-        let rule = self.profile().cuda.prefill.linear.out_proj;
-        let logits = linear(&normed, None, &self.head, rule, output, 0)?;
+        let normed = match self.prepared.head_input {
+            None => normed,
+            Some(scale) => {
+                let place = Place::end(TracePoint::NormFOut);
+                let (rule, values) = (rules.norm_out, normed.rows * normed.columns);
+                let status = counts.slot(place, values, rule.overflow);
+                let (device, kind) = (&self.device, Kind::I8(scale));
+                let codes = Matrix::new(device, normed.rows, normed.columns, kind)?;
+                convert::convert(&normed, None, &codes, rules::quantizer(rule, scale, status))?;
+                show(probe, place, &codes)?;
+                codes
+            }
+        };
+        let logits = linear(&normed, None, &self.head, rules.linear.out_proj, output, 0)?;
         show(probe, Place::end(TracePoint::Logits), &logits)?;
         Ok(Some(logits))
     }

@@ -114,7 +114,17 @@ impl CudaDatapath<'_> {
         let (hidden, residual) =
             self.blocks(tokens, extent, phase, states, probe, &mut counts, clock)?;
         let rows = LogitRows::All;
-        let logits = self.end(&hidden, residual.as_ref(), extent, rows, probe, clock)?;
+        let residual = residual.as_ref();
+        let logits = self.end(
+            phase,
+            &hidden,
+            residual,
+            extent,
+            rows,
+            probe,
+            &mut counts,
+            clock,
+        )?;
         Ok((logits, counts))
     }
 

@@ -189,6 +189,8 @@ fn check(arithmetic: &Arithmetic) -> Result<()> {
         prefill,
         decode,
         final_norm,
+        // Done before weights are uploaded.
+        dequantize: _,
     } = arithmetic;
     let known = |known: bool, rule: &dyn std::fmt::Debug| match known {
         true => Ok(()),

@@ -12,6 +12,7 @@ use crate::step::conv::ConvWeight;
 use crate::step::linear::LinearWeight;
 use crate::step::scan::ScanWeight;
 use half::f16;
+use ndarray::ArrayView2;
 use std::sync::Arc;
 
 /// INT8 rows lie a multiple of this apart, filled up with zeros.
@@ -20,8 +21,28 @@ const ROW_BYTES: usize = 16;
 /// A weight `[out, in]` of a linear step.
 #[derive(Clone)]
 pub enum Linear {
-    Int8 { codes: Matrix, scale: Scale },
+    Int8 {
+        codes: Matrix,
+        scale: Scale,
+    },
+    /// The INT8 weights of a four-bit weight, and the scale of each output.
+    Int4 {
+        codes: Matrix,
+        channels: Matrix,
+    },
     Float(Matrix),
+}
+
+/// Rows of INT8 weights below each other, each filled up with zeros.
+fn upload_codes(device: &Arc<Device>, parts: &[ArrayView2<i8>]) -> Result<Matrix> {
+    let mut bytes: Vec<i8> = Vec::new();
+    for row in parts.iter().flat_map(|part| part.rows()) {
+        bytes.extend(row.iter());
+        bytes.resize(bytes.len().next_multiple_of(ROW_BYTES), 0);
+    }
+    let k = parts[0].ncols();
+    let stride = k.next_multiple_of(ROW_BYTES);
+    Ok(Matrix::upload(device, &bytes, stride, Kind::Codes)?.padded(k))
 }
 
 impl Linear {
@@ -30,24 +51,40 @@ impl Linear {
         match parts[0] {
             LinearWeight::Scaled(_) => unreachable!("`rules::check_profile` refuses such storage"),
             LinearWeight::Int8 { scale, .. } => {
-                let mut bytes: Vec<i8> = Vec::new();
-                let mut k = 0;
-                for part in parts {
-                    let LinearWeight::Int8 { codes, .. } = part else {
-                        unreachable!("halves of one weight have one type");
-                    };
-                    k = codes.ncols();
-                    for row in codes.rows() {
-                        bytes.extend(row.iter());
-                        bytes.resize(bytes.len().next_multiple_of(ROW_BYTES), 0);
-                    }
-                }
-                let stride = k.next_multiple_of(ROW_BYTES);
-                let codes = Matrix::upload(device, &bytes, stride, Kind::Codes)?.padded(k);
+                let codes = parts.iter().map(|part| match part {
+                    LinearWeight::Int8 { codes, .. } => *codes,
+                    _ => unreachable!("halves of one weight have one type"),
+                });
                 Ok(Linear::Int8 {
-                    codes,
+                    codes: upload_codes(device, &codes.collect::<Vec<_>>())?,
                     scale: *scale,
                 })
+            }
+            LinearWeight::Int4(_) => {
+                let parts = parts.iter().map(|part| match part {
+                    LinearWeight::Int4(weight) => weight,
+                    _ => unreachable!("halves of one weight have one type"),
+                });
+                let codes = parts.clone().map(|part| part.int8());
+                let channels = parts.flat_map(|part| part.channels());
+                let channels: Vec<f32> = channels.map(|scale| scale.get()).collect();
+                Ok(Linear::Int4 {
+                    codes: upload_codes(device, &codes.collect::<Vec<_>>())?,
+                    channels: Matrix::upload(device, &channels, 1, Kind::F32)?,
+                })
+            }
+            LinearWeight::Wide(_) => {
+                let mut values: Vec<f32> = Vec::new();
+                let mut k = 0;
+                for part in parts {
+                    let LinearWeight::Wide(weight) = part else {
+                        unreachable!("halves of one weight have one type");
+                    };
+                    k = weight.ncols();
+                    values.extend(weight.iter());
+                }
+                let weight = Matrix::upload(device, &values, k, Kind::F32)?;
+                Ok(Linear::Float(weight))
             }
             LinearWeight::Float { .. } => {
                 let mut values: Vec<f16> = Vec::new();
@@ -81,6 +118,10 @@ impl Linear {
                 codes: codes.rows(first, last),
                 scale: scale.unwrap_or(*own),
             },
+            Linear::Int4 { codes, channels } => Linear::Int4 {
+                codes: codes.rows(first, last),
+                channels: channels.rows(first, last),
+            },
             Linear::Float(weight) => Linear::Float(weight.rows(first, last)),
         }
     }
@@ -88,7 +129,9 @@ impl Linear {
     /// Outputs.
     pub fn outputs(&self) -> usize {
         match self {
-            Linear::Int8 { codes: weight, .. } | Linear::Float(weight) => weight.rows,
+            Linear::Int8 { codes: weight, .. }
+            | Linear::Int4 { codes: weight, .. }
+            | Linear::Float(weight) => weight.rows,
         }
     }
 }
@@ -110,7 +153,7 @@ impl InProj {
         let all = Linear::upload(device, &[x, z])?;
         let scale = |weight: &LinearWeight| match weight {
             LinearWeight::Int8 { scale, .. } => Some(*scale),
-            LinearWeight::Scaled(_) | LinearWeight::Float { .. } => None,
+            _ => None,
         };
         let half = all.outputs() / 2;
         Ok(Self {

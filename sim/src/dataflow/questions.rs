@@ -193,6 +193,7 @@ impl TracePoint {
             | P::HadOutScale
             | P::OutProjOut
             | P::FinalResidual
+            | P::NormFOut
             | P::Logits => &[],
         }
     }
@@ -256,6 +257,7 @@ impl TracePoint {
             | P::SsmStateOut
             | P::HadOutScale
             | P::FinalResidual
+            | P::NormFOut
             | P::Logits => false,
         }
     }

@@ -11,7 +11,7 @@ mod scan;
 
 use super::Datapath;
 use super::prepare::Layer;
-use crate::arith::accumulate::{AccOverflow, Accumulated, Accumulator};
+use crate::arith::accumulate::{Accumulated, Accumulator};
 use crate::arith::requant::QuantRule;
 use crate::dataflow::Phase;
 use crate::dataflow::Step;
@@ -215,15 +215,7 @@ impl Run<'_, '_> {
     /// Hands on what accumulators came to, and ends the run if one may not overflow and did.
     fn accumulated(&mut self, point: TracePoint, by: Accumulator, seen: Accumulated) -> Result<()> {
         let place = self.place(point);
-        self.probe.accumulate(place, seen);
-        if by.overflow() == AccOverflow::Trap && seen.overflows > 0 {
-            return Err(SimError::value(
-                format_args!("{place}: accumulator"),
-                format_args!("sums within {} bits (overflow = \"trap\")", by.bits()),
-                format_args!("{} additions beyond", seen.overflows),
-            ));
-        }
-        Ok(())
+        super::accumulated(self.probe, place, by, seen)
     }
 
     fn dequantize(&self, q: &QTensor, scale_use: ScaleUse) -> Array2<f32> {

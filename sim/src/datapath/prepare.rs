@@ -3,16 +3,17 @@
 use super::storage;
 use crate::arith::hadamard::HadamardSize;
 use crate::error::{Result, SimError};
-use crate::mode::{ModeSpec, Precision};
+use crate::mode::{Implementation, ModeSpec, Precision};
 use crate::model::{
-    ActivationScales, Config, FloatLayer, FloatModel, Model, QuantizedLayer, QuantizedModel,
+    ActivationScales, Checkpoint, Config, Embedding, FloatLayer, FloatModel, Head, Model, QRows,
+    QuantizedLayer, QuantizedModel,
 };
 use crate::plan::{ScalePlan, ScaleUse};
 use crate::profile::Profile;
 use crate::profile::unit::ScaleGrid;
-use crate::quant::{QTensor, Scale};
+use crate::quant::{QWeight, Scale};
 use crate::step::conv::ConvWeight;
-use crate::step::linear::LinearWeight;
+use crate::step::linear::{LinearWeight, Real};
 use crate::step::scan::ScanWeight;
 use crate::trace::TracePoint;
 use half::f16;
@@ -74,11 +75,33 @@ impl Layer<'_> {
     }
 }
 
+/// The rows of the embedding.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'m> {
+    F16(&'m Array2<f16>),
+    F32(&'m Array2<f32>),
+    Quantized(&'m QRows),
+}
+
 /// What lies before the first block and after the last.
 pub(super) struct Ends<'m> {
-    pub embedding: &'m Array2<f16>,
-    pub norm_f: &'m [f16],
-    pub head: &'m Array2<f16>,
+    pub embedding: Rows<'m>,
+    pub norm_f: Vec<f32>,
+    /// The scale of the final norm's output, where the head reads codes.
+    pub head_input: Option<Scale>,
+    pub head: LinearWeight<'m>,
+}
+
+fn float_ends<'m, W: Real>(
+    model: &'m FloatModel<W>,
+    rows: impl Fn(&'m Array2<W>) -> Rows<'m>,
+) -> Ends<'m> {
+    Ends {
+        embedding: rows(&model.embedding),
+        norm_f: model.norm_f.iter().map(|w| (*w).into()).collect(),
+        head_input: None,
+        head: W::weight(model.head.view()),
+    }
 }
 
 fn quantized<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m QuantizedModel> {
@@ -91,36 +114,60 @@ fn quantized<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m QuantizedModel
     })
 }
 
-fn float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m FloatModel> {
-    let part = if mode.rotated {
-        &model.float
-    } else {
-        &model.original
+/// The float model a mode draws on.
+enum Float<'m> {
+    F16(&'m FloatModel),
+    F32(&'m FloatModel<f32>),
+}
+
+fn float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<Float<'m>> {
+    let part = match (mode.rotated, model.original.as_deref()) {
+        (true, _) => model.float.as_deref().map(Float::F16),
+        (false, Some(Checkpoint::F16(original))) => Some(Float::F16(original)),
+        (false, Some(Checkpoint::F32(original))) => Some(Float::F32(original)),
+        (false, None) => None,
     };
-    part.as_deref().ok_or_else(|| {
+    part.ok_or_else(|| {
         SimError::value(
             format_args!("mode {}", mode.name),
-            "the float checkpoint (a Hugging Face directory)",
+            "the float checkpoint (a folder of transformers or mamba_ssm)",
             "a quantized model only",
         )
     })
 }
 
-pub(super) fn ends<'m>(model: &'m Model, mode: &ModeSpec) -> Result<Ends<'m>> {
+pub(super) fn ends<'m>(model: &'m Model, mode: &ModeSpec, profile: &Profile) -> Result<Ends<'m>> {
     if mode.needs_float() {
-        let float = float(model, mode)?;
-        Ok(Ends {
-            embedding: &float.embedding,
-            norm_f: &float.norm_f,
-            head: &float.head,
-        })
-    } else {
-        let quantized = quantized(model, mode)?;
-        Ok(Ends {
-            embedding: &quantized.embedding,
-            norm_f: &quantized.norm_f,
-            head: &quantized.head,
-        })
+        return Ok(match float(model, mode)? {
+            Float::F16(float) => float_ends(float, Rows::F16),
+            Float::F32(float) => float_ends(float, Rows::F32),
+        });
+    }
+    let quantized = quantized(model, mode)?;
+    let (head_input, head) = match &quantized.head {
+        Head::F16(weight) => (None, LinearWeight::float(weight.view())),
+        Head::Quantized { input, weight } => {
+            let rule = profile.arithmetic(Implementation::Cuda).dequantize;
+            let head = LinearWeight::quantized(weight, 0..weight.dim().0, rule);
+            (Some(on_grid(*input, profile)), head)
+        }
+    };
+    Ok(Ends {
+        embedding: match &quantized.embedding {
+            Embedding::F16(rows) => Rows::F16(rows),
+            Embedding::Rows(rows) => Rows::Quantized(rows),
+        },
+        norm_f: quantized.norm_f.iter().map(|w| f32::from(*w)).collect(),
+        head_input,
+        head,
+    })
+}
+
+/// A calibrated scale on the grid of a profile.
+fn on_grid(calibrated: Scale, profile: &Profile) -> Scale {
+    match profile.storage.activation_scales {
+        ScaleGrid::Calibrated => calibrated,
+        grid @ ScaleGrid::PowerOfTwo => storage::activation_scale(calibrated, grid),
     }
 }
 
@@ -134,12 +181,8 @@ pub(super) fn prepare_layer<'m>(
     let e = config.d_inner;
     let scales = if mode.needs_quantized() {
         let calibrated = &quantized(model, mode)?.layers[i].scales;
-        let grid = profile.storage.activation_scales;
         let scales = ActivationScales::from_fn(|key| {
-            Ok::<_, SimError>(match grid {
-                ScaleGrid::Calibrated => calibrated.get(key),
-                ScaleGrid::PowerOfTwo => storage::activation_scale(calibrated.get(key), grid),
-            })
+            Ok::<_, SimError>(on_grid(calibrated.get(key), profile))
         })?;
         Some(ScalePlan::new(&scales))
     } else {
@@ -153,8 +196,9 @@ pub(super) fn prepare_layer<'m>(
     Ok(match mode.weights {
         Precision::Int8 => {
             let layer = &quantized(model, mode)?.layers[i];
-            let int8 = |w: &'m QTensor| LinearWeight::int8(w.codes.view(), w.scale);
-            let in_proj = &layer.in_proj;
+            let rule = profile.arithmetic(Implementation::Cuda).dequantize;
+            let rows = |w: &'m QWeight, rows| LinearWeight::quantized(w, rows, rule);
+            let all = |w: &'m QWeight| rows(w, 0..w.dim().0);
             if profile.storage.requantizes_linears() || profile.storage.requantizes_conv() {
                 let float = &stored_float(model, mode)?.layers[i];
                 return Ok(stored_layer(
@@ -168,50 +212,66 @@ pub(super) fn prepare_layer<'m>(
                 mode: mode.clone(),
                 profile: profile.clone(),
                 norm: real(&layer.norm),
-                in_proj_x: LinearWeight::int8(in_proj.codes.slice(s![..e, ..]), in_proj.scale),
-                in_proj_z: LinearWeight::int8(in_proj.codes.slice(s![e.., ..]), in_proj.scale),
+                in_proj_x: rows(&layer.in_proj, 0..e),
+                in_proj_z: rows(&layer.in_proj, e..2 * e),
                 conv: ConvWeight::int8(&layer.conv_weight, &layer.conv_bias),
-                x_proj: int8(&layer.x_proj),
-                dt_proj: int8(&layer.dt_proj),
+                x_proj: all(&layer.x_proj),
+                dt_proj: LinearWeight::int8(layer.dt_proj.codes.view(), layer.dt_proj.scale),
                 scan: ScanWeight::int8(&layer.a_log, &layer.d, &layer.dt_bias),
                 rotation,
-                out_proj: int8(&layer.out_proj),
+                out_proj: all(&layer.out_proj),
                 scales,
                 columns: XProjColumns::new(config),
                 transposed: Vec::new(),
             }
         }
-        Precision::Float => {
-            let layer = &float(model, mode)?.layers[i];
-            Layer {
-                mode: mode.clone(),
-                profile: profile.without_units(),
-                norm: real(&layer.norm),
-                in_proj_x: LinearWeight::float(layer.in_proj.slice(s![..e, ..])),
-                in_proj_z: LinearWeight::float(layer.in_proj.slice(s![e.., ..])),
-                conv: ConvWeight::float(&layer.conv_weight, &layer.conv_bias),
-                x_proj: LinearWeight::float(layer.x_proj.view()),
-                dt_proj: LinearWeight::float(layer.dt_proj.view()),
-                scan: ScanWeight::float(&layer.a_log, &layer.d, &layer.dt_bias),
-                rotation,
-                out_proj: LinearWeight::float(layer.out_proj.view()),
-                scales,
-                columns: XProjColumns::new(config),
-                transposed: Vec::new(),
+        Precision::Float => match float(model, mode)? {
+            Float::F16(float) => {
+                float_layer(&float.layers[i], (config, mode, profile), rotation, scales)
             }
-        }
+            Float::F32(float) => {
+                float_layer(&float.layers[i], (config, mode, profile), rotation, scales)
+            }
+        },
     })
+}
+
+/// A block in floating point.
+fn float_layer<'m, W: Real>(
+    layer: &'m FloatLayer<W>,
+    (config, mode, profile): (&Config, &ModeSpec, &Profile),
+    rotation: Option<HadamardSize>,
+    scales: Option<ScalePlan>,
+) -> Layer<'m> {
+    let e = config.d_inner;
+    Layer {
+        mode: mode.clone(),
+        profile: profile.without_units(),
+        norm: layer.norm.iter().map(|w| (*w).into()).collect(),
+        in_proj_x: W::weight(layer.in_proj.slice(s![..e, ..])),
+        in_proj_z: W::weight(layer.in_proj.slice(s![e.., ..])),
+        conv: ConvWeight::float(&layer.conv_weight, &layer.conv_bias),
+        x_proj: W::weight(layer.x_proj.view()),
+        dt_proj: W::weight(layer.dt_proj.view()),
+        scan: ScanWeight::float(&layer.a_log, &layer.d, &layer.dt_bias),
+        rotation,
+        out_proj: W::weight(layer.out_proj.view()),
+        scales,
+        columns: XProjColumns::new(config),
+        transposed: Vec::new(),
+    }
 }
 
 /// The float model that a profile's weights are quantized from.
 fn stored_float<'m>(model: &'m Model, mode: &ModeSpec) -> Result<&'m FloatModel> {
-    float(model, mode).map_err(|_| {
-        SimError::value(
+    match float(model, mode) {
+        Ok(Float::F16(float)) => Ok(float),
+        Ok(Float::F32(_)) | Err(_) => Err(SimError::value(
             "weights",
             "the float checkpoint beside the quantized model, to quantize it as the profile says",
             "a quantized model only",
-        )
-    })
+        )),
+    }
 }
 
 /// A block whose weights the profile stores in its own way.
@@ -222,9 +282,10 @@ fn stored_layer<'m>(
     scales: Option<ScalePlan>,
 ) -> Layer<'m> {
     let rule = &profile.storage;
-    let linear = |own: &'m QTensor, float: ArrayView2<f16>| match rule.requantizes_linears() {
+    let dequantize = profile.arithmetic(Implementation::Cuda).dequantize;
+    let linear = |own: &'m QWeight, float: ArrayView2<f16>| match rule.requantizes_linears() {
         true => LinearWeight::Scaled(storage::linear(float, rule)),
-        false => LinearWeight::int8(own.codes.view(), own.scale),
+        false => LinearWeight::quantized(own, 0..own.dim().0, dequantize),
     };
     let in_proj = linear(&layer.in_proj, float.in_proj.view());
     let e = float.in_proj.nrows() / 2;
@@ -246,7 +307,10 @@ fn stored_layer<'m>(
         in_proj_z: in_proj.rows(e..2 * e),
         conv,
         x_proj: linear(&layer.x_proj, float.x_proj.view()),
-        dt_proj: linear(&layer.dt_proj, float.dt_proj.view()),
+        dt_proj: match rule.requantizes_linears() {
+            true => LinearWeight::Scaled(storage::linear(float.dt_proj.view(), rule)),
+            false => LinearWeight::int8(layer.dt_proj.codes.view(), layer.dt_proj.scale),
+        },
         scan,
         rotation,
         out_proj: linear(&layer.out_proj, float.out_proj.view()),

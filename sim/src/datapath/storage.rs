@@ -24,8 +24,8 @@ fn step(own: f64, whole: f64, top: f64) -> f64 {
     }
 }
 
-fn largest<'a>(values: impl IntoIterator<Item = &'a f16>) -> f64 {
-    let magnitudes = values.into_iter().map(|v| f64::from(*v).abs());
+fn largest<'a, T: Copy + Into<f64> + 'a>(values: impl IntoIterator<Item = &'a T>) -> f64 {
+    let magnitudes = values.into_iter().map(|v| (*v).into().abs());
     magnitudes.fold(0.0, f64::max)
 }
 
@@ -119,7 +119,7 @@ pub(super) fn conv(values: &Array2<f16>, bias: &QVector, storage: &Storage) -> C
 }
 
 /// A vector at a power-of-two scale.
-pub(super) fn vector(values: &[f16]) -> QVector {
+pub(super) fn vector(values: &[f32]) -> QVector {
     let whole = largest(values);
     let scale = scale(step(whole, whole, 127.0), ScaleGrid::PowerOfTwo);
     QVector {
@@ -128,8 +128,8 @@ pub(super) fn vector(values: &[f16]) -> QVector {
     }
 }
 
-fn int8(v: f16, scale: Scale) -> i8 {
-    (f64::from(v) / f64::from(scale.get()))
+fn int8(v: impl Into<f64>, scale: Scale) -> i8 {
+    (v.into() / f64::from(scale.get()))
         .round_ties_even()
         .clamp(-127.0, 127.0) as i8
 }

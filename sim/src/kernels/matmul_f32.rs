@@ -2,7 +2,7 @@
 //! `fma(x_{K-1}, w_{K-1}, … fma(x_1, w_1, fma(x_0, w_0, 0)))`. Outputs are vectorised over the rows
 //! of the weight, never over k, so the order holds on every instruction set.
 //!
-//! Weights stay as the model has them, binary16 or INT8. The thread that is about to use 32 rows
+//! Weights stay as the model has them, binary16, FP32 or INT8. The thread that is about to use 32 rows
 //! turns a block of their columns into FP32 with the 32 outputs side by side; partial sums wait in
 //! the output, which rounds nothing.
 
@@ -12,6 +12,7 @@ use super::lines::Lines;
 use super::pages;
 use crate::arith::binary16::from_f16;
 use crate::isa::{Isa, Kernel, dispatch};
+use crate::quant::Scale;
 use half::f16;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -33,8 +34,10 @@ pub enum RealWeight<'m> {
     F16(ArrayView2<'m, f16>),
     /// The same, with a copy for products of one row.
     Panels(ArrayView2<'m, f16>, &'m Panels),
-    /// INT8 codes times this scale.
-    Codes(ArrayView2<'m, i8>, f32),
+    /// FP32.
+    F32(ArrayView2<'m, f32>),
+    /// INT8 codes times a scale, or each row's.
+    Codes(ArrayView2<'m, i8>, &'m [Scale]),
 }
 
 /// A binary16 weight turned once, for products of one row: the 32 outputs of a panel side by side, k after
@@ -74,6 +77,7 @@ impl RealWeight<'_> {
     pub fn dim(&self) -> (usize, usize) {
         match self {
             RealWeight::F16(weight) | RealWeight::Panels(weight, _) => weight.dim(),
+            RealWeight::F32(weight) => weight.dim(),
             RealWeight::Codes(codes, _) => codes.dim(),
         }
     }
@@ -121,27 +125,38 @@ impl RealWeight<'_> {
             RealWeight::F16(weight) | RealWeight::Panels(weight, _) => {
                 let k = weight.ncols();
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
-                fill(rows, k, width, from, panel, from_f16);
+                fill(rows, k, width, from, panel, |_| from_f16);
             }
-            RealWeight::Codes(codes, scale) => {
+            RealWeight::F32(weight) => {
+                let k = weight.ncols();
+                let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
+                fill(rows, k, width, from, panel, |_| |w| w);
+            }
+            RealWeight::Codes(codes, scales) => {
                 let k = codes.ncols();
                 let rows = &codes.as_slice().expect("weights are row-major")[first * k..];
-                fill(rows, k, width, from, panel, |q| scale * f32::from(q));
+                let last = scales.len() - 1;
+                let scale = |lane: usize| scales[(first + lane).min(last)].get();
+                fill(rows, k, width, from, panel, |lane| {
+                    let scale = scale(lane);
+                    move |q| scale * f32::from(q)
+                });
             }
         }
     }
 }
 
 #[inline(always)]
-fn fill<T: Copy>(
+fn fill<T: Copy, R: Fn(T) -> f32>(
     rows: &[T],
     k: usize,
     width: usize,
     from: usize,
     panel: &mut [[f32; PANEL]],
-    real: impl Fn(T) -> f32,
+    real_of_lane: impl Fn(usize) -> R,
 ) {
     for (lane, row) in rows.chunks_exact(k).take(width).enumerate() {
+        let real = real_of_lane(lane);
         for (lanes, w) in panel.iter_mut().zip(&row[from..]) {
             lanes[lane] = real(*w);
         }
@@ -169,7 +184,7 @@ mod avx512 {
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
                 fill(&rows[..width * k], k, from, panel);
             }
-            RealWeight::Codes(..) => weight.fill(first, width, from, panel),
+            RealWeight::F32(_) | RealWeight::Codes(..) => weight.fill(first, width, from, panel),
         }
     }
 
@@ -396,7 +411,7 @@ impl Kernel for Panel<'_, '_> {
                     // SAFETY: the instruction set was detected.
                     return unsafe { avx512::one_row(rows, self.k, x, out) };
                 }
-                RealWeight::Codes(..) => {}
+                RealWeight::F32(_) | RealWeight::Codes(..) => {}
             }
         }
         for from in (0..self.k).step_by(BLOCK) {
@@ -516,8 +531,13 @@ mod tests {
                     f32::from(weight[(j, i)])
                 });
             }
-            check(RealWeight::Codes(codes.view(), 0.37), &|j, i| {
+            let scale = |j: usize| Scale::new(0.37 + j as f32).unwrap();
+            let scales: Vec<Scale> = (0..n).map(scale).collect();
+            check(RealWeight::Codes(codes.view(), &scales[..1]), &|j, i| {
                 0.37 * f32::from(codes[(j, i)])
+            });
+            check(RealWeight::Codes(codes.view(), &scales), &|j, i| {
+                scale(j).get() * f32::from(codes[(j, i)])
             });
         }
     }

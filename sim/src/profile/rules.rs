@@ -4,6 +4,7 @@ use super::unit::{HadamardForm, ScanUnit};
 use crate::arith::accumulate::Accumulator;
 use crate::arith::fixed::Scaling;
 use crate::arith::function::FunctionRule;
+use crate::arith::int4::Dequantize;
 use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, ScaleOrder};
 use crate::arith::round::Rounding;
@@ -242,6 +243,8 @@ pub struct Arithmetic {
     pub decode: StepRules,
     /// The norm after the last block, in both.
     pub final_norm: FinalNorm,
+    /// How four-bit weights become INT8, once.
+    pub dequantize: Dequantize,
 }
 
 /// A quantizer that has a rule of its own in [`StepRules`].

@@ -211,4 +211,4 @@ impl Storage {
 }
 
 /// Weights of a group with a scale of its own.
-pub const GROUP: usize = 128;
+pub use crate::arith::int4::GROUP;

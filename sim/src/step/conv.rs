@@ -11,7 +11,6 @@ use crate::profile::ConvForm;
 #[cfg(doc)]
 use crate::profile::TapHistory;
 use crate::quant::{QTensor, QVector, Scale};
-use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -78,18 +77,18 @@ impl ConvWeight {
         weight
     }
 
-    /// From binary16 weights `[E, K]` and bias E.
-    pub fn float(weight: &Array2<f16>, bias: &[f16]) -> Self {
+    /// From real weights `[E, K]` and bias E.
+    pub fn float<W: Copy + Into<f32>>(weight: &Array2<W>, bias: &[W]) -> Self {
         let (e, k) = weight.dim();
         Self {
             codes: None,
             taps: (0..k)
                 .flat_map(|tap| (0..e).map(move |c| (c, tap)))
-                .map(|at| f32::from(weight[at]))
+                .map(|at| weight[at].into())
                 .collect(),
             tap_scale: 1.0,
             channel_scales: None,
-            bias: bias.iter().map(|b| f32::from(*b)).collect(),
+            bias: bias.iter().map(|b| (*b).into()).collect(),
             bias_scale: 1.0,
             channels: e,
         }

@@ -3,7 +3,7 @@
 
 use super::linear_unit::{self, ScaledWeight};
 use crate::arith::accumulate::{Accumulated, Accumulator};
-use crate::arith::real::LANES;
+use crate::arith::int4::{self, Dequantize};
 use crate::arith::requant::{QuantRule, ScaleOrder, codes_of, to_f16};
 use crate::arith::saturate::Status;
 use crate::error::{Result, SimError};
@@ -12,11 +12,12 @@ use crate::kernels::matmul_i8::{Epilogue, Sums, matmul_i8};
 use crate::kernels::pages;
 use crate::profile::LinearRule;
 use crate::profile::unit::GROUP;
-use crate::quant::{Acc, Multiplier, QTensor, Scale};
+use crate::quant::{Acc, Int4Weight, Multiplier, QTensor, QWeight, Scale};
 use crate::trace::Tensor;
 use half::f16;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -32,6 +33,8 @@ pub enum LinearWeight<'m> {
     },
     /// INT8 or narrower with a scale for each row or group.
     Scaled(ScaledWeight),
+    /// Four bits with scales of groups and rows.
+    Int4(Int4Weight<'m>),
     /// Binary16, used as FP32.
     Float {
         /// `[out, in]`, row-major.
@@ -39,12 +42,40 @@ pub enum LinearWeight<'m> {
         /// A copy for one token at a time, from the first one on.
         panels: OnceLock<Option<Arc<Panels>>>,
     },
+    /// FP32, `[out, in]`, row-major: a checkpoint that is wider than binary16, as it is.
+    Wide(ArrayView2<'m, f32>),
+}
+
+/// A type that the weights of a float model are held in.
+pub trait Real: Copy + Into<f32> + 'static {
+    /// A weight of this type, or some rows of one, used as FP32.
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_>;
+}
+
+impl Real for f16 {
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_> {
+        LinearWeight::float(view)
+    }
+}
+
+impl Real for f32 {
+    fn weight(view: ArrayView2<'_, Self>) -> LinearWeight<'_> {
+        LinearWeight::Wide(view)
+    }
 }
 
 impl<'m> LinearWeight<'m> {
     /// An INT8 weight, or some rows of one.
     pub fn int8(codes: ArrayView2<'m, i8>, scale: Scale) -> Self {
         Self::Int8 { codes, scale }
+    }
+
+    /// Some rows of a quantized weight, whose four-bit codes become INT8 by a rule.
+    pub fn quantized(weight: &'m QWeight, rows: Range<usize>, rule: Dequantize) -> Self {
+        match weight {
+            QWeight::Int8(w) => Self::int8(w.codes.slice(s![rows, ..]), w.scale),
+            QWeight::Int4(w) => Self::Int4(Int4Weight::new(Cow::Borrowed(w), rows, rule)),
+        }
     }
 
     /// A binary16 weight, or some rows of one, used as FP32.
@@ -63,7 +94,9 @@ impl<'m> LinearWeight<'m> {
                 scale: *scale,
             },
             Self::Scaled(weight) => Self::Scaled(weight.rows(rows)),
+            Self::Int4(weight) => Self::Int4(weight.rows(rows)),
             Self::Float { weight, .. } => Self::float(weight.slice_move(s![rows, ..])),
+            Self::Wide(weight) => Self::Wide(weight.slice_move(s![rows, ..])),
         }
     }
 
@@ -73,7 +106,11 @@ impl<'m> LinearWeight<'m> {
                 Some(Some(panels)) => RealWeight::Panels(*weight, panels),
                 _ => RealWeight::F16(*weight),
             }),
-            LinearWeight::Int8 { codes, scale } => Ok(RealWeight::Codes(*codes, scale.get())),
+            LinearWeight::Wide(weight) => Ok(RealWeight::F32(*weight)),
+            LinearWeight::Int8 { codes, scale } => {
+                Ok(RealWeight::Codes(*codes, std::slice::from_ref(scale)))
+            }
+            LinearWeight::Int4(w) => Ok(RealWeight::Codes(w.int8(), w.channels())),
             LinearWeight::Scaled(_) => Err(SimError::value(
                 "weights",
                 "the model's own where a linear step's input is FP32",
@@ -90,7 +127,8 @@ impl LinearWeight<'_> {
         let (codes, groups) = match self {
             LinearWeight::Int8 { codes, .. } => (*codes, None),
             LinearWeight::Scaled(weight) => (weight.codes.view(), weight.groups.as_ref()),
-            LinearWeight::Float { .. } => return None,
+            LinearWeight::Int4(weight) => (weight.int8(), None),
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => return None,
         };
         let (mut low, mut high) = (0, 0);
         for (r, row) in codes.rows().into_iter().enumerate() {
@@ -114,9 +152,14 @@ impl LinearWeight<'_> {
             LinearWeight::Scaled(weight) => {
                 pages::enlarge(weight.codes.as_slice().unwrap_or(&[]));
             }
+            LinearWeight::Int4(weight) => {
+                pages::enlarge(weight.nibbles().bytes);
+                pages::enlarge(weight.nibbles().tables);
+            }
             LinearWeight::Float { weight, .. } => {
                 pages::enlarge(weight.as_slice().unwrap_or(&[]));
             }
+            LinearWeight::Wide(weight) => pages::enlarge(weight.as_slice().unwrap_or(&[])),
         }
     }
 
@@ -128,7 +171,15 @@ impl LinearWeight<'_> {
         }
     }
 
-    /// The codes and their scales; `None` for real weights.
+    /// The weight, if it has four bits.
+    pub fn int4(&self) -> Option<&Int4Weight<'_>> {
+        match self {
+            LinearWeight::Int4(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// The INT8 codes that are multiplied, and their scales; `None` for real weights.
     pub fn stored(&self) -> Option<ScaledWeight> {
         match self {
             LinearWeight::Int8 { codes, scale } => Some(ScaledWeight {
@@ -137,7 +188,12 @@ impl LinearWeight<'_> {
                 groups: None,
             }),
             LinearWeight::Scaled(weight) => Some(weight.clone()),
-            LinearWeight::Float { .. } => None,
+            LinearWeight::Int4(weight) => Some(ScaledWeight {
+                codes: weight.int8().to_owned(),
+                scales: weight.channels().to_vec(),
+                groups: None,
+            }),
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => None,
         }
     }
 
@@ -155,15 +211,13 @@ impl LinearWeight<'_> {
         let weight = match self {
             LinearWeight::Int8 { codes, .. } => *codes,
             LinearWeight::Scaled(weight) if weight.groups.is_none() => weight.codes.view(),
-            LinearWeight::Scaled(_) | LinearWeight::Float { .. } => return Accumulated::default(),
-        };
-        let product = Product {
-            x,
-            weight,
-            accumulator,
+            LinearWeight::Int4(weight) => weight.int8(),
+            LinearWeight::Scaled(_) | LinearWeight::Float { .. } | LinearWeight::Wide(_) => {
+                return Accumulated::default();
+            }
         };
         let mut sums = Array2::zeros((x.nrows(), weight.nrows()));
-        product.narrow(&mut sums, &Sums).1
+        narrow(x, weight, accumulator, &mut sums, &Sums).1
     }
 }
 
@@ -212,7 +266,12 @@ pub fn linear(
                     output,
                 );
             }
-            LinearWeight::Float { .. } => {}
+            LinearWeight::Int4(w) if linear_unit::is_unit(&rule) => {
+                let (codes, scales) = (w.int8(), w.channels());
+                return linear_unit::unit_linear(x, &[s_in], codes, scales, None, rule, output);
+            }
+            LinearWeight::Int4(w) => return int4_linear(x, s_in, w, rule, output),
+            LinearWeight::Float { .. } | LinearWeight::Wide(_) => {}
         }
     }
     let real = match (x, input_scale) {
@@ -262,7 +321,7 @@ fn integer_linear(
     let dim = (x.nrows(), weight.nrows());
     let product = Product {
         x,
-        weight,
+        weight: Weight::Int8(weight),
         accumulator: rule.accumulator,
     };
     match output {
@@ -289,6 +348,43 @@ fn integer_linear(
     }
 }
 
+/// Codes times a four-bit weight. Source: the file specification, "Arithmetic of a W4A8 linear".
+///
+/// # Errors
+///
+/// A channel scale that no f32 is, in units of the output's.
+fn int4_linear(
+    x: &Array2<i8>,
+    s_in: Scale,
+    weight: &Int4Weight,
+    rule: LinearRule,
+    output: LinearOutput,
+) -> Result<LinearResult> {
+    let dim = (x.nrows(), weight.dim().0);
+    let product = Product {
+        x,
+        weight: Weight::Int4(weight),
+        accumulator: rule.accumulator,
+    };
+    let real = |scales| ChannelScales {
+        s_in: s_in.get(),
+        scales,
+    };
+    let own = || weight.channels().iter().map(|s| s.get()).collect();
+    Ok(match output {
+        LinearOutput::Int8(scale) => {
+            let channels = weight.channels().iter();
+            let units = channels.map(|s| s.get() / scale.get()).collect();
+            let epilogue = ChannelCodes(real(units), rule.output);
+            product.run(&epilogue, Array2::zeros(dim), |codes| {
+                Tensor::I8(QTensor { codes, scale })
+            })
+        }
+        LinearOutput::F16 => product.run(&ToF16(real(own())), Array2::zeros(dim), Tensor::F16),
+        LinearOutput::F32 => product.run(&real(own()), Array2::zeros(dim), Tensor::F32),
+    })
+}
+
 /// Sums of codes times codes, `[L, out]`, in a register.
 pub(super) fn product_sums(
     x: &Array2<i8>,
@@ -297,7 +393,7 @@ pub(super) fn product_sums(
 ) -> (Array2<i64>, Accumulated) {
     let product = Product {
         x,
-        weight,
+        weight: Weight::Int8(weight),
         accumulator,
     };
     let mut sums = Array2::zeros((x.nrows(), weight.nrows()));
@@ -305,12 +401,18 @@ pub(super) fn product_sums(
     (sums.mapv(i64::from), seen)
 }
 
+/// What codes are multiplied by, `[N, K]`.
+#[derive(Clone, Copy)]
+enum Weight<'a> {
+    Int8(ArrayView2<'a, i8>),
+    Int4(&'a Int4Weight<'a>),
+}
+
 /// Codes times codes, and the register that sums them.
 struct Product<'a> {
     /// `[L, K]`.
     x: &'a Array2<i8>,
-    /// `[N, K]`.
-    weight: ArrayView2<'a, i8>,
+    weight: Weight<'a>,
     accumulator: Accumulator,
 }
 
@@ -330,44 +432,59 @@ impl Product<'_> {
     }
 
     fn sums<E: Epilogue>(&self, out: &mut Array2<E::Out>, epilogue: &E) -> (Status, Accumulated) {
-        match self.accumulator.holds(self.largest()) {
+        let codes = match self.weight {
+            Weight::Int8(codes) => codes,
+            Weight::Int4(weight) if self.in_kernels() => {
+                let status = matmul_i8(self.x, weight.nibbles(), out, epilogue);
+                return (status, Accumulated::default());
+            }
+            Weight::Int4(weight) => weight.int8(),
+        };
+        match self.in_kernels() {
             true => {
-                let status = matmul_i8(self.x, self.weight, out, epilogue);
+                let status = matmul_i8(self.x, codes, out, epilogue);
                 (status, Accumulated::default())
             }
-            false => self.narrow(out, epilogue),
+            false => narrow(self.x, codes, self.accumulator, out, epilogue),
         }
     }
 
-    /// The largest magnitude that any sum of K products can reach.
-    fn largest(&self) -> u64 {
-        (self.x.ncols() as u64) << 14
+    /// Whether the register holds any sum of K products, so that kernels may order them.
+    fn in_kernels(&self) -> bool {
+        let largest = (self.x.ncols() as u64) << 14;
+        self.accumulator.holds(largest)
     }
+}
 
-    /// Term by term, for registers that the sums may not fit.
-    fn narrow<E: Epilogue>(&self, out: &mut Array2<E::Out>, epilogue: &E) -> (Status, Accumulated) {
-        let (n, k) = self.weight.dim();
-        if n == 0 || k == 0 {
-            return Default::default();
-        }
-        let weight = self.weight.as_slice().expect("weights are row-major");
-        let x = self.x.as_slice().expect("activations are row-major");
-        let out = out.as_slice_mut().expect("fresh arrays are row-major");
-        out.par_chunks_mut(n)
-            .zip(x.par_chunks(k))
-            .map(|(out, x)| {
-                let mut seen = Accumulated::default();
-                let sums = weight.chunks_exact(k).map(|w| {
-                    let (sum, now) = self.accumulator.dot(x, w);
-                    seen += now;
-                    // What a wider register holds fits 32 bits too: `Acc::MAX_LENGTH`.
-                    sum as i32
-                });
-                let sums: Vec<i32> = sums.collect();
-                (epilogue.finish(&sums, out), seen)
-            })
-            .reduce(Default::default, |a, b| (a.0.plus(b.0), a.1.plus(b.1)))
+/// Term by term, for registers that the sums may not fit.
+fn narrow<E: Epilogue>(
+    x: &Array2<i8>,
+    weight: ArrayView2<i8>,
+    accumulator: Accumulator,
+    out: &mut Array2<E::Out>,
+    epilogue: &E,
+) -> (Status, Accumulated) {
+    let (n, k) = weight.dim();
+    if n == 0 || k == 0 {
+        return Default::default();
     }
+    let weight = weight.as_slice().expect("weights are row-major");
+    let x = x.as_slice().expect("activations are row-major");
+    let out = out.as_slice_mut().expect("fresh arrays are row-major");
+    out.par_chunks_mut(n)
+        .zip(x.par_chunks(k))
+        .map(|(out, x)| {
+            let mut seen = Accumulated::default();
+            let sums = weight.chunks_exact(k).map(|w| {
+                let (sum, now) = accumulator.dot(x, w);
+                seen += now;
+                // What a wider register holds fits 32 bits too: `Acc::MAX_LENGTH`.
+                sum as i32
+            });
+            let sums: Vec<i32> = sums.collect();
+            (epilogue.finish(0..n, &sums, out), seen)
+        })
+        .reduce(Default::default, |a, b| (a.0.plus(b.0), a.1.plus(b.1)))
 }
 
 /// Accumulators to INT8 codes.
@@ -394,7 +511,7 @@ impl Epilogue for Requantize {
     type Out = i8;
 
     #[inline(always)]
-    fn finish(&self, acc: &[i32], out: &mut [i8]) -> Status {
+    fn finish(&self, _: Range<usize>, acc: &[i32], out: &mut [i8]) -> Status {
         // A constant in each copy of the loop.
         match self.order {
             ScaleOrder::RowMajor => self.codes(ScaleOrder::RowMajor, acc, out),
@@ -424,7 +541,7 @@ impl Epilogue for ToF32 {
     type Out = f32;
 
     #[inline(always)]
-    fn finish(&self, acc: &[i32], out: &mut [f32]) -> Status {
+    fn finish(&self, _: Range<usize>, acc: &[i32], out: &mut [f32]) -> Status {
         match self.order {
             ScaleOrder::RowMajor => self.values(ScaleOrder::RowMajor, acc, out),
             ScaleOrder::ChannelMajor => self.values(ScaleOrder::ChannelMajor, acc, out),
@@ -434,22 +551,83 @@ impl Epilogue for ToF32 {
     }
 }
 
-/// The real value of accumulators as binary16.
-struct ToF16(ToF32);
+/// The real value of the sums of a four-bit weight: `(f32(acc) ⊗ s_channel) ⊗ s_in`.
+struct ChannelScales {
+    s_in: f32,
+    /// One for each output, in units of the output's where it is INT8.
+    scales: Vec<f32>,
+}
 
-impl Epilogue for ToF16 {
-    type Out = f16;
+impl Epilogue for ChannelScales {
+    type Out = f32;
 
     #[inline(always)]
-    fn finish(&self, acc: &[i32], out: &mut [f16]) -> Status {
-        let mut values = [0.0; LANES];
-        for (acc, out) in acc.chunks(LANES).zip(out.chunks_mut(LANES)) {
-            let values = &mut values[..acc.len()];
-            let _ = self.0.finish(acc, values);
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = to_f16(*value);
+    fn finish(&self, columns: Range<usize>, acc: &[i32], out: &mut [f32]) -> Status {
+        let scales = &self.scales[columns];
+        let rows = acc.chunks(scales.len()).zip(out.chunks_mut(scales.len()));
+        for (acc, out) in rows {
+            for ((acc, out), scale) in acc.iter().zip(out).zip(scales) {
+                *out = int4::real(*acc, *scale, self.s_in);
             }
         }
         Status::default()
+    }
+}
+
+/// The same as INT8 codes.
+struct ChannelCodes(ChannelScales, QuantRule);
+
+impl Epilogue for ChannelCodes {
+    type Out = i8;
+
+    #[inline(always)]
+    fn finish(&self, columns: Range<usize>, acc: &[i32], out: &mut [i8]) -> Status {
+        let Self(real, rule) = self;
+        let mut status = Status::default();
+        in_parts(columns, acc, out, |columns, acc, values, out| {
+            let _ = real.finish(columns, acc, values);
+            status += codes_of(rule.rounding, rule.overflow, |v| v, values, out);
+        });
+        status
+    }
+}
+
+/// Real values as binary16.
+struct ToF16<E>(E);
+
+impl<E: Epilogue<Out = f32>> Epilogue for ToF16<E> {
+    type Out = f16;
+
+    #[inline(always)]
+    fn finish(&self, columns: Range<usize>, acc: &[i32], out: &mut [f16]) -> Status {
+        in_parts(columns, acc, out, |columns, acc, values, out| {
+            let _ = self.0.finish(columns, acc, values);
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = to_f16(*value);
+            }
+        });
+        Status::default()
+    }
+}
+
+/// Hands sums on in parts of rows, each with room for as many real values.
+#[inline(always)]
+fn in_parts<T>(
+    columns: Range<usize>,
+    acc: &[i32],
+    out: &mut [T],
+    mut part: impl FnMut(Range<usize>, &[i32], &mut [f32], &mut [T]),
+) {
+    /// Outputs of a panel of the kernels.
+    const PART: usize = 32;
+    let mut values = [0.0; PART];
+    let width = columns.len();
+    for (acc, out) in acc.chunks(width).zip(out.chunks_mut(width)) {
+        let mut first = columns.start;
+        for (acc, out) in acc.chunks(PART).zip(out.chunks_mut(PART)) {
+            let next = first + acc.len();
+            part(first..next, acc, &mut values[..acc.len()], out);
+            first = next;
+        }
     }
 }

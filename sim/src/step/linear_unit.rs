@@ -92,7 +92,12 @@ pub fn token_linear(
             let groups = w.groups.as_ref();
             unit_linear(codes, s_in, w.codes.view(), &w.scales, groups, rule, output)
         }
-        LinearWeight::Float { .. } => linear(&Tensor::F32(x.to_real()), None, weight, rule, output),
+        LinearWeight::Int4(w) => {
+            unit_linear(codes, s_in, w.int8(), w.channels(), None, rule, output)
+        }
+        LinearWeight::Float { .. } | LinearWeight::Wide(_) => {
+            linear(&Tensor::F32(x.to_real()), None, weight, rule, output)
+        }
     }
 }
 

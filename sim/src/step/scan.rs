@@ -163,19 +163,18 @@ impl ScanWeight {
         }
     }
 
-    /// From binary16 values: A_log `[E, N]`, D and dt_bias E.
-    pub fn float(a_log: &Array2<f16>, d: &[f16], dt_bias: &[f16]) -> Self {
+    /// From real values: A_log `[E, N]`, D and dt_bias E.
+    pub fn float<W: Copy + Into<f32>>(a_log: &Array2<f32>, d: &[f32], dt_bias: &[W]) -> Self {
         let (e, n) = a_log.dim();
-        let real = |values: &[f16]| values.iter().map(|v| f32::from(*v)).collect();
         Self {
             a_log: (0..n)
                 .flat_map(|n| (0..e).map(move |c| (c, n)))
-                .map(|at| f32::from(a_log[at]))
+                .map(|at| a_log[at])
                 .collect(),
             a_log_scale: 1.0,
-            d: real(d),
+            d: d.to_vec(),
             d_scale: 1.0,
-            dt_bias: real(dt_bias),
+            dt_bias: dt_bias.iter().map(|b| (*b).into()).collect(),
             dt_bias_scale: 1.0,
             states: n,
             alpha: Default::default(),

@@ -99,7 +99,7 @@ pub fn hf_tensors(model: &FloatModel) -> Tensors {
         matrix(name("conv1d.weight"), &l.conv_weight);
         matrix(name("x_proj.weight"), &l.x_proj);
         matrix(name("dt_proj.weight"), &l.dt_proj);
-        matrix(name("A_log"), &l.a_log);
+        matrix(name("A_log"), &l.a_log.mapv(f16::from_f32));
         matrix(name("out_proj.weight"), &l.out_proj);
     }
     let mut vector = |name: String, v: &[f16]| {
@@ -111,7 +111,8 @@ pub fn hf_tensors(model: &FloatModel) -> Tensors {
         vector(name("norm.weight"), &l.norm);
         vector(name("mixer.conv1d.bias"), &l.conv_bias);
         vector(name("mixer.dt_proj.bias"), &l.dt_bias);
-        vector(name("mixer.D"), &l.d);
+        let d: Vec<f16> = l.d.iter().map(|v| f16::from_f32(*v)).collect();
+        vector(name("mixer.D"), &d);
     }
     for (name, raw) in &mut tensors {
         if name.ends_with("conv1d.weight") {

@@ -4,9 +4,11 @@
 /// A block makes 64 × 64 outputs, a thread 4 × 4; 16 columns of k at a time.
 constexpr int TILE = 64, BK = 16, THREADS = 256;
 
-/// Activations `[rows, k]` FP32, weights `[n, k]` binary16, or codes times their scale.
+/// Activations `[rows, k]` FP32, weights `[n, k]` binary16, or codes times their scale; `scales` has one
+/// for each row if it is not null.
 extern "C" __global__ void __launch_bounds__(THREADS)
-linear_f32(const float *x, Source weight, Sink out, long long rows, int n, int k) {
+linear_f32(const float *x, Source weight, Sink out, long long rows, int n, int k,
+           const float *scales) {
     __shared__ float xs[BK][TILE + 4], ws[BK][TILE + 4];
     long long first_row = (long long)blockIdx.y * TILE;
     int first_column = blockIdx.x * TILE;
@@ -20,7 +22,8 @@ linear_f32(const float *x, Source weight, Sink out, long long rows, int n, int k
             float w = 0.0f;
             if (inside && first_column + r < n) {
                 w = weight.load(first_column + r, from + c);
-                if (weight.type == I8) w = __fmul_rn(weight.scale, w);
+                if (weight.type == I8)
+                    w = __fmul_rn(scales ? scales[first_column + r] : weight.scale, w);
             }
             ws[c][r] = w;
         }
@@ -55,7 +58,8 @@ constexpr int OUTPUTS = 64, COLUMNS = 64, EACH = OUTPUTS * COLUMNS / THREADS;
 /// The same for a few rows, which wait for weights alone: a thread makes one output, all threads fetch
 /// the next columns while those of this step are added.
 extern "C" __global__ void __launch_bounds__(THREADS)
-linear_f32_rows(const float *x, Source weight, Sink out, long long rows, int n, int k) {
+linear_f32_rows(const float *x, Source weight, Sink out, long long rows, int n, int k,
+           const float *scales) {
     __shared__ float ws[COLUMNS][OUTPUTS + 1], xs[COLUMNS];
     long long row = blockIdx.y;
     int first = blockIdx.x * OUTPUTS;
@@ -76,7 +80,8 @@ linear_f32_rows(const float *x, Source weight, Sink out, long long rows, int n, 
         for (int i = 0; i < EACH; ++i) {
             int at = threadIdx.x + i * THREADS;
             float w = next[i];
-            if (weight.type == I8) w = __fmul_rn(weight.scale, w);
+            int r = min(first + at / COLUMNS, n - 1);
+            if (weight.type == I8) w = __fmul_rn(scales ? scales[r] : weight.scale, w);
             ws[at % COLUMNS][at / COLUMNS] = w;
         }
         if (threadIdx.x < COLUMNS) xs[threadIdx.x] = next_x;

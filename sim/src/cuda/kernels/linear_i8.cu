@@ -14,13 +14,20 @@ struct LinearI8 {
     /// s_in/s_out or s_in, and the weight's scale.
     float a, b;
     int order;
+    /// The scale of each output of a weight that was four bits; then a is s_in, b is s_out or 1.
+    const float *channels;
 };
 
-/// The two factors of an accumulator in their order; one row has a single one.
+/// The two factors of an output's accumulator in their order; one row has a single one.
 struct Factors {
     float outer, inner;
 
-    DEVICE explicit Factors(const LinearI8 &p) {
+    DEVICE Factors(const LinearI8 &p, int column) {
+        if (p.channels) {
+            outer = p.a;
+            inner = __fdiv_rn(p.channels[min(column, p.n - 1)], p.b);
+            return;
+        }
         outer = p.order == ROW_MAJOR ? p.a : p.order == CHANNEL_MAJOR ? p.b : __fmul_rn(p.b, p.a);
         inner = p.order == ROW_MAJOR ? p.b : p.order == CHANNEL_MAJOR ? p.a : 1.0f;
     }
@@ -116,17 +123,17 @@ DEVICE void linear_i8_tiles(const LinearI8 &p, const Sink &out) {
     // Codes go through shared memory, to leave in whole lines; rows are 16 bytes longer than the
     // tile's, to spread over the banks.
     constexpr int ROW = BN + 16;
-    Factors factors(p);
     Tally tally;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) {
+        int column = warp_column + j * 8 + lane % 4 * 2;
+        Factors of0(p, first_column + column), of1(p, first_column + column + 1);
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
+        for (int i = 0; i < 4; ++i)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 int row = warp_row + i * 16 + half * 8 + lane / 4;
-                int column = warp_column + j * 8 + lane % 4 * 2;
-                float v0 = factors.of(acc[i][j][half * 2]), v1 = factors.of(acc[i][j][half * 2 + 1]);
+                float v0 = of0.of(acc[i][j][half * 2]), v1 = of1.of(acc[i][j][half * 2 + 1]);
                 bool in_rows = first_row + row < p.rows;
                 int left = p.n - first_column - column;
                 long long at = (first_row + row) * out.stride + first_column + column;
@@ -145,6 +152,7 @@ DEVICE void linear_i8_tiles(const LinearI8 &p, const Sink &out) {
                     if (in_rows && left > 1) to[1] = v1;
                 }
             }
+    }
     if (TYPE == I8) {
         __syncthreads();
         bool wide = first_column + BN <= p.n && out.stride % 16 == 0 && (uintptr_t)out.data % 16 == 0;
@@ -210,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_i8_rows(LinearI8 p,
         for (int r = 0; r < FEW; ++r) {
             int sum = __reduce_add_sync(0xFFFFFFFF, acc[r]);
             if (r >= rows || lane != r) continue;
-            float v = Factors(p).of(sum);
+            float v = Factors(p, column).of(sum);
             if (out.type == I8) {
                 ((int8_t *)out.data)[(first + r) * out.stride + column] = out.quantizer.grid(v, tally);
             } else {

@@ -60,12 +60,26 @@ pub fn linear_into(
     };
     let sink = out.sink(quantizer);
     let (rows, n) = (x.rows, weight.outputs());
-    if let (Kind::I8(own), Linear::Int8 { codes, scale }) = (x.kind, weight) {
-        let s_in = input_scale.unwrap_or(own);
-        let a = match output {
-            LinearOutput::Int8(s_out) => s_in.ratio(s_out),
-            LinearOutput::F16 | LinearOutput::F32 => s_in.to_real(),
-        };
+    let product = match (x.kind, weight) {
+        (Kind::I8(own), Linear::Int8 { codes, scale }) => {
+            let s_in = input_scale.unwrap_or(own);
+            let a = match output {
+                LinearOutput::Int8(s_out) => s_in.ratio(s_out).get(),
+                LinearOutput::F16 | LinearOutput::F32 => s_in.get(),
+            };
+            Some((codes, a, scale.get(), 0))
+        }
+        (Kind::I8(own), Linear::Int4 { codes, channels }) => {
+            let s_in = input_scale.unwrap_or(own);
+            let s_out = match output {
+                LinearOutput::Int8(s_out) => s_out.get(),
+                LinearOutput::F16 | LinearOutput::F32 => 1.0,
+            };
+            Some((codes, s_in.get(), s_out, channels.pointer()))
+        }
+        _ => None,
+    };
+    if let Some((codes, a, b, channels)) = product {
         let product = LinearI8 {
             x: x.pointer(),
             weight: codes.pointer(),
@@ -74,9 +88,10 @@ pub fn linear_into(
             rows: rows as i64,
             n: n as i32,
             k: x.columns as i32,
-            a: a.get(),
-            b: scale.get(),
+            a,
+            b,
             order: rules::order(rule.order),
+            channels,
         };
         let aligned = x.pointer().is_multiple_of(16) && x.stride().is_multiple_of(16);
         let (name, grid, shared) = if aligned && rows > FEW_ROWS {
@@ -99,13 +114,14 @@ pub fn linear_into(
         return (x.device()).launch("linear_i8", name, grid, THREADS, shared, &args);
     }
     let x = real(x, input_scale)?;
-    let source = match weight {
+    let (source, scales) = match weight {
         Linear::Int8 { codes, scale } => {
             let mut source = codes.source(None);
             source.scale = scale.get();
-            source
+            (source, 0)
         }
-        Linear::Float(weight) => weight.source(None),
+        Linear::Int4 { codes, channels } => (codes.source(None), channels.pointer()),
+        Linear::Float(weight) => (weight.source(None), 0),
     };
     let (name, grid) = if rows > ROWS_OF_WARP as usize {
         let grid = [blocks(n, TILE_F32), check_rows(blocks(rows, TILE_F32))?, 1];
@@ -114,13 +130,14 @@ pub fn linear_into(
         ("linear_f32_rows", [blocks(n, TILE_F32), rows as u32, 1])
     };
     let k = x.columns as i32;
-    let args: [&dyn crate::cuda::args::Arg; 6] = [
+    let args: [&dyn crate::cuda::args::Arg; 7] = [
         &x.pointer(),
         &source,
         &sink,
         &(rows as i64),
         &(n as i32),
         &k,
+        &scales,
     ];
     x.device()
         .launch("linear_f32", name, grid, THREADS, 0, &args)

@@ -315,7 +315,7 @@ mod tests {
                     let mut out = Array2::zeros((l, n));
                     let job = Job {
                         x: x.as_slice().unwrap(),
-                        weight: weight.as_slice().unwrap(),
+                        weight: super::super::WeightRows::Int8(weight.as_slice().unwrap()),
                         k,
                         out: SplitColumns::new(&mut out),
                         epilogue: &Sums,

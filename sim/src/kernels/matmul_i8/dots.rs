@@ -23,35 +23,37 @@ impl<E: Epilogue> Kernel for Panel<'_, '_, E> {
 
     #[inline(always)]
     fn run(self) -> Status {
-        panel(self.job, self.p, |x, weight, acc| {
-            for (acc, w) in acc.iter_mut().zip(weight.chunks_exact(x.len())) {
-                *acc = 0;
-                for (a, b) in x.iter().zip(w) {
-                    *acc += i32::from(*a) * i32::from(*b);
+        let Self { job, p } = self;
+        job.with_rows(job.columns(p), |weight| {
+            panel(job, p, |x, acc| {
+                for (acc, w) in acc.iter_mut().zip(weight.chunks_exact(x.len())) {
+                    *acc = 0;
+                    for (a, b) in x.iter().zip(w) {
+                        *acc += i32::from(*a) * i32::from(*b);
+                    }
                 }
-            }
+            })
         })
     }
 }
 
-/// All outputs of a panel; `dots(x, weight, acc)` puts the exact dot products of a row of x and the
+/// All outputs of a panel; `dots(x, acc)` puts the exact dot products of a row of x and the panel's
 /// rows of the weight into `acc`.
 #[inline(always)]
 pub(super) fn panel<E: Epilogue>(
     job: &Job<E>,
     p: usize,
-    dots: impl Fn(&[i8], &[i8], &mut [i32]),
+    dots: impl Fn(&[i8], &mut [i32]),
 ) -> Status {
-    let first = p * PANEL;
-    let width = PANEL.min(job.out.columns() - first);
-    let weight = &job.weight[first * job.k..][..width * job.k];
+    let columns = job.columns(p);
+    let (first, width) = (columns.start, columns.len());
     let mut status = Status::default();
     for (row, x) in job.x.chunks_exact(job.k).enumerate() {
         let mut acc = [0i32; PANEL];
-        dots(x, weight, &mut acc[..width]);
+        dots(x, &mut acc[..width]);
         // SAFETY: panels have different columns, and this is the only segment of this one alive.
         let out = unsafe { job.out.segment(row, first, width) };
-        status += job.epilogue.finish(&acc[..width], out);
+        status += (job.epilogue).finish(columns.clone(), &acc[..width], out);
     }
     status
 }

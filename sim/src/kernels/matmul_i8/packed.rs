@@ -6,6 +6,7 @@ use crate::arith::saturate::Status;
 use crate::kernels::lines::Lines;
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::ops::Range;
 
 /// One 32-bit word for each output of a panel.
 pub(super) type Words = [i32; PANEL];
@@ -116,13 +117,11 @@ pub(super) fn panel<T: Tile, E: Epilogue>(job: &Job<E>, x: &Rows, p: usize) -> S
     let (panel, acc) = room[..groups + 2 * T::ROWS].split_at_mut(groups);
     // Outputs of a tile, side by side as its sums are.
     let staged = &mut [[E::Out::default(); PANEL]; MOST_ROWS][..T::ROWS];
-    let first = p * PANEL;
-    let width = PANEL.min(job.out.columns() - first);
-    T::pack(&job.weight[first * job.k..][..width * job.k], job.k, panel);
+    let columns = job.columns(p);
+    job.with_rows(columns.clone(), |rows| T::pack(rows, job.k, panel));
     let (tile, rows) = (T::ROWS * panel.len(), x.starts.len());
     // A thread's next panel is most often the one beside; its rows come in while this one is multiplied.
-    let beside = &job.weight[(first + width) * job.k..];
-    let beside = &beside[..beside.len().min(PANEL * job.k)];
+    let beside = job.bytes(columns.end, PANEL);
     let share = (beside.len().div_ceil(rows.div_ceil(T::ROWS))).next_multiple_of(LINE);
     let mut beside = beside.chunks(share.max(1));
     let tiles = x.words.as_flattened().chunks_exact(tile);
@@ -147,13 +146,13 @@ const LINE: usize = 64;
 
 /// Asks for codes that will be read soon, into the second-level cache.
 #[inline(always)]
-fn prefetch(codes: &[i8]) {
+fn prefetch(codes: &[u8]) {
     for line in codes.chunks(LINE) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, which every x86-64 processor has.
         unsafe {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr());
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = line;
@@ -167,8 +166,7 @@ pub(super) const PIECE: usize = 4;
 struct Finish<'a, 'j, E: Epilogue> {
     job: &'a Job<'j, E>,
     /// Columns of the product.
-    first: usize,
-    width: usize,
+    columns: Range<usize>,
     /// Its first row.
     row: usize,
     acc: &'a [Words],
@@ -189,11 +187,9 @@ impl<'a, 'j, E: Epilogue> Finish<'a, 'j, E> {
         row: usize,
         staged: &'a mut [[E::Out; PANEL]],
     ) -> Self {
-        let first = p * PANEL;
         Self {
             job,
-            first,
-            width: PANEL.min(job.out.columns() - first),
+            columns: job.columns(p),
             row,
             acc,
             staged,
@@ -211,15 +207,17 @@ impl<'a, 'j, E: Epilogue> Finish<'a, 'j, E> {
     #[inline(always)]
     fn piece(&mut self) {
         let (acc, out) = (&self.acc[self.done..], &mut self.staged[self.done..]);
-        let epilogue = self.job.epilogue;
+        let (epilogue, columns) = (self.job.epilogue, || self.columns.clone());
+        let width = self.columns.len();
         match (acc.first_chunk::<PIECE>(), out.first_chunk_mut::<PIECE>()) {
-            (Some(acc), Some(out)) if self.width == PANEL => {
-                self.status += epilogue.finish(acc.as_flattened(), out.as_flattened_mut());
+            (Some(acc), Some(out)) if width == PANEL => {
+                let (acc, out) = (acc.as_flattened(), out.as_flattened_mut());
+                self.status += epilogue.finish(columns(), acc, out);
                 self.done += PIECE;
             }
             _ => {
                 for (acc, out) in acc.iter().zip(out).take(PIECE) {
-                    self.status += epilogue.finish(&acc[..self.width], &mut out[..self.width]);
+                    self.status += epilogue.finish(columns(), &acc[..width], &mut out[..width]);
                     self.done += 1;
                 }
             }
@@ -234,10 +232,11 @@ impl<'a, 'j, E: Epilogue> Finish<'a, 'j, E> {
         }
         for (r, staged) in self.staged[..self.done].iter().enumerate() {
             // SAFETY: panels have different columns, and this is the only segment of this one alive.
-            let out = unsafe { (self.job.out).segment(self.row + r, self.first, self.width) };
+            let width = self.columns.len();
+            let out = unsafe { (self.job.out).segment(self.row + r, self.columns.start, width) };
             match <&mut [E::Out; PANEL]>::try_from(&mut *out) {
                 Ok(out) => *out = *staged,
-                Err(_) => out.copy_from_slice(&staged[..self.width]),
+                Err(_) => out.copy_from_slice(&staged[..width]),
             }
         }
         self.status

@@ -1,0 +1,651 @@
+//! Quamba's folders: that quantizing gives its bits and writing its layout, that reading gives both back,
+//! and what is refused in which words.
+//!
+//! `data/quamba-w8a8.keys` lists what Quamba's own conversion made of the sample model with the sample
+//! scales: key, type, shape, strides and SHA-256 of the storage, or the bits of a Python float.
+//! `data/quamba-w8a8-ends.keys` has the keys outside blocks of the same with quantized ends.
+
+use crate::checkpoint_files::{says, write_dir};
+use half::f16;
+use scalescope_sim::checkpoint::fold::fold;
+use scalescope_sim::checkpoint::info::info;
+use scalescope_sim::checkpoint::load::{Loaded, load, load_with_notes};
+use scalescope_sim::checkpoint::quantize::{Ends, quantize};
+use scalescope_sim::checkpoint::recipe::Recipe;
+use scalescope_sim::checkpoint::synthetic::{self, Shape};
+use scalescope_sim::checkpoint::tensor::Dtype;
+use scalescope_sim::checkpoint::torch::write::{Elements, Value, write_to};
+use scalescope_sim::checkpoint::torch::{Found, TorchFile};
+use scalescope_sim::checkpoint::{hf, quamba, quantized, scales};
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::mode::ModeTable;
+use scalescope_sim::model::{Checkpoint, Embedding, Head, Model, QuantizedModel};
+use scalescope_sim::profile::Profile;
+use scalescope_sim::quant::{QWeight, Scale};
+use scalescope_sim::sample;
+use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+const HEAD_SCALE: f32 = 0.0473;
+
+/// The sample model as Quamba quantizes it.
+fn sample_as_quamba(ends: Ends) -> QuantizedModel {
+    let float = fold(sample::float_checkpoint(), &Recipe::QUAMBA).unwrap();
+    quantize(&float, &sample::activation_scales(), &Recipe::QUAMBA, ends).unwrap()
+}
+
+fn int8_ends() -> Ends {
+    let head_input = Scale::new(HEAD_SCALE).unwrap();
+    Ends::Int8 { head_input }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A line for each key, as the lists have it.
+fn lines(dir: &Path) -> Vec<String> {
+    let file = TorchFile::open(&dir.join("pytorch_model.bin")).unwrap();
+    let line = |(name, found): (&str, &Found)| match found {
+        Found::Number(value) => format!("{name} {}", hex(&value.to_le_bytes())),
+        Found::Tensor(view) => {
+            let tensor = file.any_tensor(name).unwrap();
+            // Matrices stored by columns: the storage is the rows of the transposed.
+            let tensor = match (view.shape(), view.strides()) {
+                ([rows, _], [1, stride]) if stride == rows && *rows > 1 => tensor.transposed(),
+                _ => tensor,
+            };
+            let digest = hex(&Sha256::digest(tensor.bytes()));
+            let (shape, strides) = (view.shape(), view.strides());
+            format!("{name} {} {shape:?} {strides:?} {digest}", view.dtype())
+        }
+        other => panic!("{name}: {other:?}"),
+    };
+    file.entries().map(line).collect()
+}
+
+fn folder(model: &QuantizedModel) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    quamba::write(dir.path(), model).unwrap();
+    dir
+}
+
+#[test]
+fn quantizing_gives_every_bit_of_quambas_own_files() {
+    let model = sample_as_quamba(Ends::F16);
+    let dir = folder(&model);
+    let (written, listed) = (lines(dir.path()), include_str!("data/quamba-w8a8.keys"));
+    assert_eq!(listed.lines().count(), 447);
+    for (written, listed) in written.iter().zip(listed.lines()) {
+        assert_eq!(written, listed);
+    }
+    assert_eq!(written.len(), 447);
+    assert!(loads_as(dir.path(), model));
+    // Scales of a folder alone.
+    assert_eq!(
+        scales::read(dir.path()).unwrap(),
+        sample::activation_scales()
+    );
+
+    // The other recipe gives other bits, in these tensors and no more.
+    let golden = folder(&sample::model().quantized.unwrap());
+    let other = lines(golden.path());
+    let differ = |key: &str| {
+        let pairs = written.iter().zip(&other).filter(|(a, b)| a != b);
+        pairs.filter(|(a, _)| a.contains(key)).count()
+    };
+    assert_eq!(
+        differ(""),
+        differ("A_") + differ(".D") + differ("_proj.weight") + 2
+    );
+    assert_eq!(differ(".A_log"), 12);
+}
+
+#[test]
+fn quantized_ends_are_quambas_too() {
+    let model = sample_as_quamba(int8_ends());
+    let dir = folder(&model);
+    let all = lines(dir.path());
+    assert_eq!(all.len(), 452);
+    let ends: Vec<String> = all.into_iter().filter(|l| !l.contains("layers.")).collect();
+    let listed: Vec<&str> = include_str!("data/quamba-w8a8-ends.keys").lines().collect();
+    assert_eq!(listed.len(), 8);
+    assert_eq!(ends, listed);
+    let (loaded, notes) = load_with_notes(dir.path()).unwrap();
+    assert!(
+        loaded.config().same_shape(&model.config) && notes.is_empty(),
+        "{notes:?}"
+    );
+    assert!(loads_as(dir.path(), model.clone()));
+
+    // The same in the other format.
+    let file = dir.path().join("q.safetensors");
+    quantized::write(&file, &model).unwrap();
+    assert!(quantized::read(&file).unwrap() == model);
+}
+
+/// The tiny model, quantized, with ends of a kind.
+fn tiny(ends: Ends) -> QuantizedModel {
+    let shape = Shape::named("tiny").unwrap();
+    let float = synthetic::float_model(shape);
+    let scales = synthetic::plausible_scales(&float.config);
+    quantize(&float, &scales, &Recipe::QUAMBA, ends).unwrap()
+}
+
+type Entries = Vec<(String, Value<'static>)>;
+
+/// Everything a file holds, to be written again.
+fn entries(path: &Path) -> Entries {
+    let file = TorchFile::open(path).unwrap();
+    let copy = |(name, found): (&str, &Found)| {
+        let Found::Tensor(view) = found else {
+            let Found::Number(value) = found else {
+                panic!("{name}: {found:?}")
+            };
+            return (name.to_owned(), Value::Number(*value));
+        };
+        let by_columns = matches!(view.strides(), [1, stride] if *stride > 1);
+        let tensor = file.any_tensor(name).unwrap();
+        let tensor = if by_columns {
+            tensor.transposed()
+        } else {
+            tensor
+        };
+        let elements = match view.dtype() {
+            Dtype::F16 => Elements::F16(tensor.exact_f16().unwrap().into()),
+            Dtype::F32 => Elements::F32(tensor.to_f32().unwrap().into()),
+            Dtype::I8 => Elements::I8(tensor.codes().unwrap().into()),
+            _ => Elements::I32(tensor.integers().unwrap().into()),
+        };
+        let (shape, strides) = (view.shape().to_vec(), view.strides().to_vec());
+        let value = Value::Tensor {
+            shape,
+            strides,
+            elements,
+        };
+        (name.to_owned(), value)
+    };
+    file.entries().map(copy).collect()
+}
+
+/// The tiny model's folder with other entries.
+fn edited(ends: Ends, edit: impl FnOnce(&mut Entries)) -> TempDir {
+    let dir = folder(&tiny(ends));
+    let path = dir.path().join("pytorch_model.bin");
+    let mut all = entries(&path);
+    edit(&mut all);
+    write_to(File::create(&path).unwrap(), "pytorch_model", &all).unwrap();
+    dir
+}
+
+fn get<'a>(all: &'a mut Entries, name: &str) -> &'a mut Value<'static> {
+    let found = all.iter_mut().find(|(key, _)| key == name);
+    &mut found.unwrap_or_else(|| panic!("no {name}")).1
+}
+
+fn rename(all: &mut Entries, from: &str, to: &str) {
+    for (name, _) in all {
+        *name = name.replace(from, to);
+    }
+}
+
+/// Puts a number into a tensor of one element, or in place of a Python float.
+fn put(all: &mut Entries, name: &str, value: f32) {
+    match get(all, name) {
+        Value::Number(number) => *number = value.into(),
+        Value::Tensor { elements, .. } => *elements = Elements::F32(vec![value].into()),
+    }
+}
+
+/// Whether a folder holds a model; its configuration is written in its own way.
+fn loads_as(dir: &Path, mut model: QuantizedModel) -> bool {
+    let loaded = load(dir).unwrap();
+    assert!(loaded.config().same_shape(&model.config));
+    model.config.json = loaded.config().json.clone();
+    loaded == Loaded::Quantized(model)
+}
+
+const LAYER: &str = "backbone.layers.1.";
+
+#[test]
+fn unchanged_entries_are_the_same_model() {
+    for ends in [Ends::F16, int8_ends()] {
+        let dir = edited(ends, |_| {});
+        assert!(loads_as(dir.path(), tiny(ends)));
+    }
+}
+
+#[test]
+fn missing_and_surplus_keys_are_named() {
+    for key in [
+        "norm.output_scale",
+        "mixer.in_proj.weight",
+        "mixer.x_proj.a",
+        "mixer.dt_proj.b",
+        "mixer.out_proj.alpha",
+        "mixer.conv1d.bias_scale",
+        "mixer.selective_scan.C_scale",
+        "mixer.selective_scan.A_log",
+        "mixer.had.x_H_scale",
+    ] {
+        let key = format!("{LAYER}{key}");
+        let dir = edited(Ends::F16, |all| all.retain(|(name, _)| *name != key));
+        says(
+            load(dir.path()),
+            &["pytorch_model.bin", &key, "no tensor of that name"],
+        );
+        let info = info(dir.path()).unwrap();
+        assert_eq!(info.missing, [key.clone()]);
+        assert!(info.refusal.unwrap().contains(&key));
+    }
+    for key in [
+        "backbone.embedding.weight",
+        "backbone.norm_f.weight",
+        "lm_head.weight",
+    ] {
+        let dir = edited(Ends::F16, |all| all.retain(|(name, _)| name != key));
+        says(
+            load(dir.path()),
+            &["pytorch_model.bin", key, "no tensor of that name"],
+        );
+    }
+    for key in [
+        "backbone.embedding.scales",
+        "backbone.norm_f.output_scale",
+        "lm_head.a",
+    ] {
+        let dir = edited(int8_ends(), |all| all.retain(|(name, _)| name != key));
+        says(
+            load(dir.path()),
+            &["pytorch_model.bin", key, "no tensor of that name"],
+        );
+    }
+    let more = edited(Ends::F16, |all| rename(all, "layers.1.", "layers.2."));
+    says(
+        load(more.path()),
+        &["layers.2.", "only keys of a W8A8 model of 2 layers"],
+    );
+    let bias = format!("{LAYER}mixer.in_proj.bias");
+    let surplus = edited(Ends::F16, |all| {
+        all.push((bias.clone(), Value::Number(0.0)))
+    });
+    says(load(surplus.path()), &[&bias, "unexpected"]);
+}
+
+#[test]
+fn wrong_shapes_types_and_padding_are_named() {
+    let key = format!("{LAYER}mixer.x_proj.weight");
+    // 36 outputs fill 48 columns.
+    let dir = edited(Ends::F16, |all| {
+        let codes = Elements::I8(vec![1; 128 * 36].into());
+        *get(all, &key) = Value::columns([128, 36], codes);
+    });
+    says(load(dir.path()), &[&key, "[128, 48]", "[128, 36]"]);
+    let dir = edited(Ends::F16, |all| {
+        let Value::Tensor { elements, .. } = get(all, &key) else {
+            panic!("a tensor")
+        };
+        let Elements::I8(codes) = elements else {
+            panic!("codes")
+        };
+        codes.to_mut()[128 * 36] = 1;
+    });
+    says(
+        load(dir.path()),
+        &[&key, "zeros in the columns after 36", "other codes"],
+    );
+    // Row-major where the kernels want columns: the same shape, so it is read by its strides.
+    let dir = edited(Ends::F16, |all| {
+        let Value::Tensor {
+            strides, elements, ..
+        } = get(all, &key)
+        else {
+            panic!("a tensor")
+        };
+        let Elements::I8(codes) = &*elements else {
+            panic!("codes")
+        };
+        let turned = (0..128 * 48).map(|at| codes[at % 48 * 128 + at / 48]);
+        *elements = Elements::I8(turned.collect::<Vec<i8>>().into());
+        *strides = vec![48, 1];
+    });
+    assert!(loads_as(dir.path(), tiny(Ends::F16)));
+    let norm = format!("{LAYER}norm.weight");
+    let dir = edited(Ends::F16, |all| {
+        *get(all, &norm) = Value::tensor(&[64], Elements::F32(vec![1.0; 64].into()));
+    });
+    says(load(dir.path()), &[&norm, "F16", "F32"]);
+    let dir = edited(Ends::F16, |all| {
+        let rows = Elements::F16(vec![f16::ONE; 64 * 250].into());
+        *get(all, "backbone.embedding.weight") = Value::tensor(&[250, 64], rows);
+    });
+    says(
+        load(dir.path()),
+        &["embedding.weight", "[256, 64]", "[250, 64]"],
+    );
+}
+
+#[test]
+fn scales_that_are_none_or_disagree_are_named() {
+    for (key, value) in [
+        ("norm.output_scale", 0.0),
+        ("mixer.in_proj.b", f32::INFINITY),
+        ("mixer.conv1d.weight_scale", f32::NAN),
+        ("mixer.selective_scan.dt_scale", -0.1),
+        ("mixer.selective_scan.D_scale", 1e-40),
+        ("mixer.had.x_H_scale", f32::NAN),
+    ] {
+        let key = format!("{LAYER}{key}");
+        let dir = edited(Ends::F16, |all| put(all, &key, value));
+        let message = says(load(dir.path()), &["pytorch_model.bin", &key]);
+        assert!(
+            message.contains("positive, finite") || message.contains("f32"),
+            "{message}"
+        );
+    }
+    for (key, other) in [
+        ("mixer.selective_scan.C_scale", "B_scale"),
+        ("mixer.selective_scan.u_scale", "conv1d.output_scale"),
+        ("mixer.selective_scan.z_scale", "conv1d.input_scale"),
+    ] {
+        let key = format!("{LAYER}{key}");
+        let dir = edited(Ends::F16, |all| put(all, &key, 0.5));
+        says(load(dir.path()), &[&key, other, "5e-1"]);
+    }
+    for part in ["a", "alpha"] {
+        let key = format!("{LAYER}mixer.in_proj.{part}");
+        let dir = edited(Ends::F16, |all| put(all, &key, 0.5));
+        says(
+            load(dir.path()),
+            &[&key, "scales of its input, output and weight", "5e-1"],
+        );
+    }
+    // No exact f32.
+    let key = format!("{LAYER}norm.output_scale");
+    let dir = edited(Ends::F16, |all| *get(all, &key) = Value::Number(0.1));
+    says(load(dir.path()), &[&key, "exact f32", "0.1"]);
+    // An INT8 norm before a binary16 head.
+    let key = "backbone.norm_f.output_scale";
+    let dir = edited(Ends::F16, |all| all.push((key.into(), Value::Number(0.5))));
+    says(load(dir.path()), &[key, "an INT8 head", "binary16"]);
+}
+
+#[test]
+fn other_kinds_are_told_apart_by_their_keys() {
+    let kinds: [(&str, &str, &str); 3] = [
+        (".in_proj.alpha", ".in_proj.s_channel", "W4A8"),
+        (".in_proj.alpha", ".in_proj.scale", "W4A16"),
+        ("dt_proj", "dt", "Mamba-2"),
+    ];
+    for (from, to, kind) in kinds {
+        let dir = edited(Ends::F16, |all| {
+            rename(all, from, to);
+            if kind == "Mamba-2" {
+                all.retain(|(name, _)| !name.contains("x_proj"));
+            }
+        });
+        let name = dir.path().to_str().unwrap();
+        says(load(dir.path()), &[name, "W8A8", kind]);
+        says(hf::read(dir.path()), &[name, "a float checkpoint", kind]);
+        assert!(info(dir.path()).unwrap().kind.contains(kind));
+    }
+    // Quantized models are no float checkpoints.
+    let dir = folder(&tiny(Ends::F16));
+    says(
+        hf::read(dir.path()),
+        &["a float checkpoint", "W8A8", "quantized already"],
+    );
+    // A configuration of Mamba-2, whatever the keys.
+    let path = dir.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("W8A8QMamba", "W8A8QMamba2")).unwrap();
+    says(
+        load(dir.path()),
+        &["config.json", "ssm_cfg.layer", "Mamba-2"],
+    );
+    // A weight file alone.
+    let bin = dir.path().join("pytorch_model.bin");
+    says(load(&bin), &["pytorch_model.bin", "config.json", "alone"]);
+    assert_eq!(info(&bin).unwrap().entries.len(), 37 * 2 + 3);
+}
+
+#[test]
+fn where_the_configuration_says_otherwise_the_weights_win() {
+    let dir = folder(&tiny(Ends::F16));
+    let (_, notes) = load_with_notes(dir.path()).unwrap();
+    // As Quamba writes it: the norm of the blocks, said of all.
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("norm_cfg.norm is QRMSNorm, the weights are binary16"));
+    let path = dir.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["ssm_cfg"]["layer"] = "W4A8QMamba".into();
+    config["embedding_cfg"]["layer"] = "W8O16Embedding".into();
+    fs::write(&path, config.to_string()).unwrap();
+    let (loaded, notes) = load_with_notes(dir.path()).unwrap();
+    let Loaded::Quantized(model) = loaded else {
+        panic!("a quantized model")
+    };
+    let weights = tiny(Ends::F16);
+    assert!(model.layers == weights.layers && model.embedding == weights.embedding);
+    assert_eq!(notes.len(), 3, "{notes:?}");
+    config["n_layer"] = 3.into();
+    fs::write(&path, config.to_string()).unwrap();
+    says(
+        load(dir.path()),
+        &["backbone.layers.2.", "no tensor of that name"],
+    );
+}
+
+#[test]
+fn an_embedding_of_four_bits_goes_there_and_back() {
+    let mut model = tiny(int8_ends());
+    let Embedding::Rows(rows) = &mut model.embedding else {
+        panic!("rows")
+    };
+    rows.bits = 4;
+    rows.codes.iter_mut().for_each(|code| *code >>= 4);
+    assert!(rows.codes.iter().any(|c| *c == -8) && rows.codes.iter().any(|c| *c == 7));
+    let dir = folder(&model);
+    assert!(loads_as(dir.path(), model));
+    // Nibble p of a word is element 0, 2, 4, 6, 1, 3, 5, 7, each code plus 8.
+    let dir = edited(int8_ends(), |all| {
+        let words = Elements::I32(vec![0x7654_3210; 256 * 8].into());
+        *get(all, "backbone.embedding.weight") = Value::tensor(&[256, 8], words);
+    });
+    let Loaded::Quantized(model) = load(dir.path()).unwrap() else {
+        panic!("a quantized model")
+    };
+    let Embedding::Rows(rows) = model.embedding else {
+        panic!("rows")
+    };
+    assert_eq!(
+        rows.codes.row(3).to_vec()[..8],
+        [-8, -4, -7, -3, -6, -2, -5, -1]
+    );
+}
+
+#[test]
+fn shapes_the_format_cannot_say_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = tiny(Ends::F16);
+    model.config.eps = 1e-6;
+    says(quamba::write(dir.path(), &model), &["epsilon", "1e-5"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// The folder of `mamba_ssm`: other names in the configuration, A_log and D in f32, a head beside the
+/// embedding.
+#[test]
+fn a_folder_of_mamba_ssm_is_the_same_float_model() {
+    let shape = Shape::named("tiny").unwrap();
+    let mut model = synthetic::float_model(shape);
+    model.rotated = false;
+    model.layers[0].a_log[[3, 5]] = 0.1;
+    model.layers[1].d[7] = 0.3;
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({"d_model": 64, "n_layer": 2, "vocab_size": 253, "ssm_cfg": {},
+        "rms_norm": true, "residual_in_fp32": true, "fused_add_norm": true,
+        "pad_vocab_size_multiple": 8, "tie_embeddings": true});
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let halves = |values: &[f16]| Elements::F16(values.to_vec().into());
+    let matrix = |m: &ndarray::Array2<f16>| Value::tensor(m.shape(), halves(m.as_slice().unwrap()));
+    let vector = |v: &[f16]| Value::tensor(&[v.len()], halves(v));
+    let mut all: Entries = vec![
+        ("backbone.embedding.weight".into(), matrix(&model.embedding)),
+        ("backbone.norm_f.weight".into(), vector(&model.norm_f)),
+        ("lm_head.weight".into(), matrix(&model.head)),
+    ];
+    for (i, l) in model.layers.iter().enumerate() {
+        let name = |key: &str| format!("backbone.layers.{i}.{key}");
+        let conv = halves(l.conv_weight.as_slice().unwrap());
+        let a_log = Elements::F32(l.a_log.as_slice().unwrap().to_vec().into());
+        all.extend([
+            (name("norm.weight"), vector(&l.norm)),
+            (name("mixer.in_proj.weight"), matrix(&l.in_proj)),
+            (
+                name("mixer.conv1d.weight"),
+                Value::tensor(&[128, 1, 4], conv),
+            ),
+            (name("mixer.conv1d.bias"), vector(&l.conv_bias)),
+            (name("mixer.x_proj.weight"), matrix(&l.x_proj)),
+            (name("mixer.dt_proj.weight"), matrix(&l.dt_proj)),
+            (name("mixer.dt_proj.bias"), vector(&l.dt_bias)),
+            (name("mixer.A_log"), Value::tensor(&[128, 16], a_log)),
+            (
+                name("mixer.D"),
+                Value::tensor(&[128], Elements::F32(l.d.clone().into())),
+            ),
+            (name("mixer.out_proj.weight"), matrix(&l.out_proj)),
+        ]);
+    }
+    let path = dir.path().join("pytorch_model.bin");
+    write_to(File::create(&path).unwrap(), "pytorch_model", &all).unwrap();
+    model.config.json = config;
+    assert!(hf::read(dir.path()).unwrap() == model);
+    let Loaded::Float(Checkpoint::F16(read)) = load(dir.path()).unwrap() else {
+        panic!("a float checkpoint in f16, whose A_log and D are not counted")
+    };
+    assert!(read == model);
+    assert_eq!(
+        info(dir.path()).unwrap().kind,
+        "float checkpoint of Mamba-1"
+    );
+
+    // The same weights under the names of transformers, A_log and D narrowed.
+    let other = tempfile::tempdir().unwrap();
+    let tensors = crate::checkpoint_files::hf_tensors(&model);
+    write_dir(other.path(), &shape.config().json, &tensors);
+    let narrow = hf::read(other.path()).unwrap();
+    assert!(narrow.config.same_shape(&model.config));
+    assert_eq!(
+        narrow.layers[0].a_log[[3, 5]],
+        f32::from(f16::from_f32(0.1))
+    );
+    assert!(narrow.embedding == model.embedding);
+}
+
+/// The ends of a model with an INT8 head, step by step from their definition: no code of the steps.
+#[test]
+fn int8_ends_run_by_their_definition_in_both_phases() {
+    let quantized = tiny(int8_ends());
+    let (m, eps) = (quantized.config.d_model, quantized.config.eps);
+    let (
+        Embedding::Rows(rows),
+        Head::Quantized {
+            input,
+            weight: QWeight::Int8(weight),
+        },
+    ) = (&quantized.embedding, &quantized.head)
+    else {
+        panic!("INT8 ends")
+    };
+    let model = Model {
+        quantized: Some(Arc::new(quantized.clone())),
+        ..Model::default()
+    };
+    let table = ModeTable::default();
+    let tokens = [3, 250, 7, 7, 100];
+    let mut different_orders = 0;
+    for profile in ["exact", "deployed"] {
+        let profile = Profile::get(profile).unwrap();
+        for mode in ["0", "2-1", "3"] {
+            let path = Datapath::new(&model, table.get(mode).unwrap(), &profile).unwrap();
+            let mut prefill = Recorder::new(Selection::default());
+            let (_, mut state) = path
+                .prefill(&tokens[..4], LogitRows::All, &mut prefill)
+                .unwrap();
+            let mut batched = vec![state.clone(); 2];
+            let mut decode = Recorder::new(Selection::default());
+            let logits = path.decode(tokens[4], &mut state, &mut decode).unwrap();
+            for (seen, ids, one_row) in [
+                (&prefill, &tokens[..4], false),
+                (&decode, &tokens[4..], true),
+            ] {
+                let at = |place| &seen.tensors[&place];
+                let Tensor::F16(hidden) = at(Place::layer(0, TracePoint::HiddenIn)) else {
+                    panic!("f16")
+                };
+                let value = |(t, c)| {
+                    let token = ids[t] as usize;
+                    let code = f64::from(rows.codes[(token, c)]);
+                    f16::from_f64(code * f64::from(rows.scales[token]))
+                };
+                assert!(hidden.indexed_iter().all(|(at, v)| value(at) == *v));
+                let Tensor::F32(residual) = at(Place::end(TracePoint::FinalResidual)) else {
+                    panic!("f32")
+                };
+                let Tensor::I8(normed) = at(Place::end(TracePoint::NormFOut)) else {
+                    panic!("codes")
+                };
+                assert_eq!(normed.scale, *input);
+                let Tensor::F16(out) = at(Place::end(TracePoint::Logits)) else {
+                    panic!("f16")
+                };
+                assert!(seen.counts.contains_key(&Place::end(TracePoint::NormFOut)));
+                for t in 0..ids.len() {
+                    let squares: f64 = residual.row(t).iter().map(|r| f64::from(*r).powi(2)).sum();
+                    let rstd = (1.0 / (squares / m as f64 + f64::from(eps)).sqrt()) as f32;
+                    for c in 0..m {
+                        let y = residual[(t, c)] * rstd / input.get();
+                        let code = y.round_ties_even().clamp(-128.0, 127.0) as i8;
+                        assert_eq!(normed.codes[(t, c)], code, "{mode} [{t}, {c}]");
+                    }
+                    for (v, w) in weight.codes.rows().into_iter().enumerate() {
+                        let products = normed.codes.row(t).into_iter().zip(w);
+                        let sum: i32 = products.map(|(x, w)| i32::from(*x) * i32::from(*w)).sum();
+                        let (a, b, sum) = (input.get(), weight.scale.get(), sum as f32);
+                        let by_phase = [a * (b * sum), (b * a) * sum];
+                        different_orders += usize::from(by_phase[0] != by_phase[1]);
+                        let want = by_phase[usize::from(one_row)];
+                        let got = out[(t, v)];
+                        assert_eq!(
+                            got,
+                            f16::from_f32(want),
+                            "{} {mode} [{t}, {v}]",
+                            profile.name
+                        );
+                    }
+                }
+            }
+            // Several sequences at once get the bits of one.
+            let both = path.decode_batch(&[tokens[4]; 2], &mut batched).unwrap();
+            assert_eq!(both.rows_from(1), logits);
+            assert_eq!(batched[0], state);
+        }
+    }
+    assert!(different_orders > 100, "the orders are told apart");
+}
+
+#[test]
+fn the_head_and_the_embedding_say_what_they_are() {
+    let model = tiny(int8_ends());
+    let Head::Quantized { input, weight } = &model.head else {
+        panic!("an INT8 head")
+    };
+    assert_eq!((input.get(), weight.dim()), (HEAD_SCALE, (256, 64)));
+}
