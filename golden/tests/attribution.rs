@@ -255,10 +255,8 @@ fn faults_are_named() {
 #[test]
 fn clean_dumps_are_not_blamed() {
     let model = sample::model();
-    let all: Vec<(&ModeSpec, &Profile)> = MODES
-        .iter()
-        .flat_map(|mode| PROFILES.iter().map(move |profile| (mode, profile)))
-        .collect();
+    // Every mode in one profile after the other, and so every profile in several modes.
+    let all: Vec<(&ModeSpec, &Profile)> = MODES.iter().zip(PROFILES.iter().cycle()).collect();
     all.into_par_iter().for_each(|(mode, profile)| {
         let path = Datapath::new(&model, mode, profile).unwrap();
         let dump = dump(&path, &tokens(40, 7), Points::All);

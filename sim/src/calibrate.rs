@@ -351,7 +351,10 @@ mod tests {
             })
             .collect();
         let scale = |layer: usize, key: ScaleKey| {
-            let (_, point, observer) = OBSERVED[key as usize];
+            let (_, point, observer) = match key {
+                ScaleKey::XProjInputMax => OBSERVED_MAX,
+                key => OBSERVED[key as usize],
+            };
             let mut w_max: Option<f32> = None;
             for recorder in &recorders {
                 let values = recorder.tensors[&Place::layer(layer, point)].to_real();
@@ -375,7 +378,10 @@ mod tests {
             Scale::new((w_max.unwrap() / 127.0).max(1e-6))
         };
         (0..2)
-            .map(|layer| ActivationScales::from_fn(|key| scale(layer, key)).unwrap())
+            .map(|layer| {
+                let scales = ActivationScales::from_fn(|key| scale(layer, key)).unwrap();
+                scales.with_max(Some(scale(layer, ScaleKey::XProjInputMax).unwrap()))
+            })
             .collect()
     }
 
@@ -471,7 +477,7 @@ mod tests {
         let error = calibrate(&model, &samples(), &options, &progress::ignore).unwrap_err();
         let error = error.to_string();
         assert!(
-            error.starts_with("layer_01/conv_out_f32 of sample 0: "),
+            error.starts_with("block 1: conv: layer_01/conv_out_f32 of sample 0: "),
             "{error}"
         );
     }

@@ -110,7 +110,9 @@ fn wide_registers_change_nothing_and_narrow_ones_do() {
         .unwrap_err()
         .to_string();
     assert!(
-        trapped.starts_with("layer_00/in_proj_out: accumulator: expected sums within 14 bits"),
+        trapped.starts_with(
+            "block 0: in_proj: layer_00/in_proj_out: accumulator: expected sums within 14 bits"
+        ),
         "{trapped}"
     );
 }

@@ -211,7 +211,9 @@ fn hostile_headers_are_refused_by_name() {
 
 #[test]
 fn every_missing_tensor_is_named() {
-    for name in parse(&file()).0.into_keys() {
+    // A model may lack the second scale of the conv's output.
+    let optional = |name: &String| name.ends_with("x_proj_input_max");
+    for name in parse(&file()).0.into_keys().filter(|name| !optional(name)) {
         says(edited(|t, _| drop(t.remove(&name))), &[&name, "no tensor"]);
     }
 }
@@ -224,7 +226,8 @@ fn every_wrong_shape_and_type_is_named() {
         let other = match raw.dtype {
             Dtype::F32 => Dtype::I32,
             Dtype::F16 => Dtype::BF16,
-            _ => Dtype::U8,
+            // U8 would be a weight in four bits.
+            _ => Dtype::BOOL,
         };
         let result = edited(|t, _| t.get_mut(&name).unwrap().dtype = other);
         says(result, &[&name, "dtype", &format!("{other:?}")]);
@@ -235,7 +238,7 @@ fn every_wrong_shape_and_type_is_named() {
 fn every_bad_scale_is_named() {
     let names = parse(&file()).0.into_keys();
     let names: Vec<String> = names.filter(|n| n.contains("scale")).collect();
-    assert_eq!(names.len(), 2 * (9 + 7));
+    assert_eq!(names.len(), 2 * (9 + 8));
     for name in names {
         for bad in [-1.0, 0.0, -0.0, f32::NAN, f32::INFINITY, 1e-40] {
             let result = edited(|t, _| {

@@ -35,7 +35,7 @@ fn bad_keys_and_values_are_refused_by_name() {
         ("version = 1\nspeed = 9", "speed"),
         (
             "version = 1\nextends = \"asic\"",
-            "profile: expected one of exact, torch, deployed, asic-int8",
+            "profile: expected one of exact, torch, torch-cpu, deployed, asic-int8",
         ),
         (
             "version = 1\n[requant]\nmultiplyer_bits = 8",

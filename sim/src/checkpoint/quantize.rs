@@ -313,15 +313,14 @@ mod tests {
     fn embedding_rows_have_scales_of_their_signed_maximum() {
         let weights = Array2::from_shape_vec((2, 3), f16s(&[1.27, -2.54, 0.0, 0.0, -0.5, 0.0]));
         let rows = rows(&weights.unwrap(), Step::Reciprocal);
-        assert_eq!(rows.scales[0], f16::from_f32(0.01));
+        let scale = f16::from_f32(f32::from(f16::from_f32(1.27)) / 127.0);
+        assert_eq!(rows.scales[0], scale);
         // −254 is out of reach; so is everything in a row without a positive value.
         assert_eq!(rows.codes.row(0).to_vec(), [127, -128, 0]);
         assert_eq!(rows.scales[1], f16::ZERO);
         let back: Vec<f32> = rows.row(0).map(f32::from).collect();
-        assert_eq!(
-            back,
-            [1.27, -1.28, 0.0].map(|v| f32::from(f16::from_f32(v)))
-        );
+        let value = |code: f32| f32::from(f16::from_f32(code * f32::from(scale)));
+        assert_eq!(back, [127.0, -128.0, 0.0].map(value));
         assert!(rows.row(1).all(|v| v == f16::ZERO));
     }
 
