@@ -248,7 +248,7 @@ fn inputs_of_another_shape_or_type_are_refused() {
         let error = run(&trace, "0", "exact", Feed::Local).unwrap_err();
         let error = error.to_string();
         assert!(
-            error.starts_with("layer_00/hidden_in: expected f16"),
+            error.contains("layer_00/hidden_in: expected f16"),
             "{error}"
         );
         assert!(error.contains(&bad.describe()), "{error}");
