@@ -3,6 +3,7 @@
 use crate::common::{arg, checkpoint, json, refusal, scales, scalescope, stdout};
 use ndarray::Array;
 use scalescope_golden::npz::{Array as NpyArray, read_npz, write_npy};
+use scalescope_sim::checkpoint::load::{Loaded, load};
 use scalescope_sim::mode::MODES;
 use std::fs;
 use std::path::Path;
@@ -419,7 +420,17 @@ fn a_folder_of_quambas_runs_like_the_file_of_the_same_model() {
         "--scales",
         arg(&folder),
     ]);
-    assert!(fs::read(&again).unwrap() == fs::read(&file).unwrap());
+    // A folder of Quamba's has no second scale of the conv's output.
+    let seven = |path: &Path| match load(path).unwrap() {
+        Loaded::Quantized(mut model) => {
+            for layer in &mut model.layers {
+                layer.scales = layer.scales.with_max(None);
+            }
+            model
+        }
+        Loaded::Float(_) => panic!("a quantized model"),
+    };
+    assert!(seven(&again) == seven(&file));
 
     let tokenizer = from.join("tokenizer.json");
     let run = |model: &std::path::Path| {
