@@ -14,7 +14,7 @@
 //! | `mixer.selective_scan.{u,z,B,C,dt,ssm_state}_scale` | x_proj_input, in_proj_output, twice x_proj_output, dt_proj_output, ssm_state |
 //! | `mixer.had.x_H_scale` | out_proj_input |
 //!
-//! In a W4A8 model in_proj, x_proj and out_proj, and a quantized head, are as [`int4`] says.
+//! In a W4A8 model in_proj, x_proj and out_proj, and a quantized head, are as `int4` says.
 //!
 //! | key | f16 ends | quantized ends |
 //! |---|---|---|
