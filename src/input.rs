@@ -155,6 +155,9 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
             model.original = Some(Arc::new(checkpoint.clone()));
         }
         let from = args.float.as_deref().unwrap_or(path);
+        if needs_float || needs_quantized {
+            tell_rounded(from)?;
+        }
         let narrow = checkpoint.into_f16().map_err(|e| e.in_file(from))?;
         let float = Arc::new(fold::fold(narrow, &args.recipe)?);
         if needs_quantized && model.quantized.is_none() {
@@ -183,6 +186,19 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
         name: path.display().to_string(),
         tokenizer: find_tokenizer(args, path),
     })
+}
+
+/// Says how many weights of a checkpoint are rounded where it is read in binary16.
+pub fn tell_rounded(dir: &Path) -> Result<()> {
+    let rounded = hf::rounded_in_f16(dir)?;
+    if rounded.weights > 0 {
+        let what = format!(
+            "{} of {} weights are rounded to binary16, by {:.1e} at most (mode original keeps them)",
+            rounded.weights, rounded.of, rounded.by
+        );
+        note(dir.display(), what);
+    }
+    Ok(())
 }
 
 /// Activation scales of a file for a folded float model; says so where the file does not tell that they are its.

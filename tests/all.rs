@@ -17,6 +17,7 @@ mod diagnosis;
 mod docs;
 mod eval;
 mod guides;
+mod models;
 mod report_html;
 mod rtl;
 mod twin;

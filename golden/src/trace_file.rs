@@ -33,6 +33,9 @@ use scalescope_sim::trace::{Place, Recorder, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Sequences that a trace may have.
+pub const MAX_SEQUENCES: usize = 1024;
+
 /// The tensors of one sequence.
 pub type Points = BTreeMap<Place, Value>;
 

@@ -2,7 +2,9 @@
 
 use crate::Outcome;
 use crate::cli::recipe;
-use crate::input::{calibrated, calibrated_head, calibration_sequences, own_samples, scales_for};
+use crate::input::{
+    calibrated, calibrated_head, calibration_sequences, own_samples, scales_for, tell_rounded,
+};
 use crate::output::print;
 use crate::tokenizer;
 use clap::{Args, ValueEnum};
@@ -96,6 +98,7 @@ pub struct QuantizeArgs {
 pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     check_output(args)?;
     let float = Arc::new(fold::fold(hf::read(&args.checkpoint)?, &args.recipe)?);
+    tell_rounded(&args.checkpoint)?;
     let (scales, ends, origin) = all_scales(args, &float)?;
     let mut model = quantize::quantize(&float, &scales, &args.recipe, ends)?;
     quantize::to_int4(&mut model, &float, &args.weights)

@@ -11,7 +11,7 @@ use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use rayon::prelude::*;
 use scalescope_golden::npz::Compression;
-use scalescope_golden::trace_file::{Meta, TraceSpool, model_digest};
+use scalescope_golden::trace_file::{MAX_SEQUENCES, Meta, TraceSpool, model_digest};
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::engine::Engine;
@@ -115,6 +115,13 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
                 "--trace",
                 "sequences of one length (cut them with --length, choose one with --limit 1)",
                 "different lengths",
+            ));
+        }
+        (Some(_), Some(tokens)) if tokens.nrows() > MAX_SEQUENCES => {
+            return Err(SimError::value(
+                "--trace",
+                format_args!("at most {MAX_SEQUENCES} sequences (choose some with --limit)"),
+                tokens.nrows(),
             ));
         }
         (_, tokens) => tokens,

@@ -1,7 +1,7 @@
 //! Arrays of a file as what a trace has: token ids, scales, tensors in their own type and shape.
 
 use super::open::Member;
-use super::{Meta, allowed_rows};
+use super::{MAX_SEQUENCES, Meta, allowed_rows};
 use crate::npz::{Array, DType, shown};
 use crate::value::Value;
 use ndarray::{Array2, ArrayD};
@@ -10,9 +10,6 @@ use scalescope_sim::quant::Scale;
 use scalescope_sim::text;
 use scalescope_sim::trace::Place;
 use std::collections::BTreeMap;
-
-/// Sequences that a trace may have.
-const MAX_SEQUENCES: usize = 1024;
 
 /// The number of sequences, and which key said so first.
 #[derive(Debug, Default)]
