@@ -50,10 +50,10 @@ fn every_command_says_how_much_it_looked_at() {
             &["--vary", "scan.state=int8"],
             "1 designs of asic-int8, 11 tokens",
         ),
-        ("recommend", &["--mode", "0"], "11 tokens"),
+        ("recommend", &["--mode", "0"], "42 tokens"),
         ("attribute", &["--mode", "2-4"], "11 tokens"),
     ];
-    let others: [(&[&str], &str); 11] = [
+    let others: [(&[&str], &str); 10] = [
         (
             &[
                 "eval",
@@ -69,12 +69,14 @@ fn every_command_says_how_much_it_looked_at() {
         (&["merge", arg(&samples)], "3 passages"),
         (
             &["bench", "--length", "8", "--decode", "2", "--repeat", "1"],
-            "8 tokens",
+            "medians of 1 runs",
         ),
-        (&["check", "--golden", arg(&trace)], "compared "),
+        (
+            &["check", "--golden", arg(&trace)],
+            "mismatched 0, missing 0",
+        ),
         (&["compare", arg(&trace), arg(&trace)], " elements compared"),
-        (&["check-op", "linear", arg(&op)], "compared "),
-        (&["selftest"], "flips"),
+        (&["check-op", "linear", arg(&op)], "mismatched 0, missing 0"),
         (
             &["export", "--step", "x_proj", "-o", arg(&vectors)],
             "words",
@@ -102,22 +104,18 @@ fn every_command_says_how_much_it_looked_at() {
         let at = said
             .find(count)
             .unwrap_or_else(|| panic!("{args:?}: no {count:?} in\n{said}"));
-        // A number beside it, and not the number 0.
+        // A number beside it, and not the number 0; of `words` in the rows below.
         let line = said[..at].rfind('\n').map_or(0, |start| start + 1);
         let line = said[line..].lines().next().unwrap();
-        let digits = line.split(|c: char| !c.is_ascii_digit());
-        let heading = ["flips", "words"].contains(&count);
-        assert!(
-            heading
-                || digits
-                    .into_iter()
-                    .any(|n| n.parse().is_ok_and(|n: u64| n > 0)),
-            "{line}"
-        );
+        let mut numbers = line.split(|c: char| !c.is_ascii_digit());
+        let counted = numbers.any(|n| n.parse().is_ok_and(|n: u64| n > 0));
+        assert!(counted || count == "words", "{line}");
         seen.insert(args[0].to_owned());
     };
     for (command, more, count) in on_text {
-        let mut args = vec![command, "--file", arg(&text)];
+        // `recommend` chooses on one half of the sequences and measures on the other.
+        let file = if command == "recommend" { &data } else { &text };
+        let mut args = vec![command, "--file", arg(file)];
         args.extend(&tiny);
         args.extend(more);
         ask(&args, count);
@@ -129,6 +127,8 @@ fn every_command_says_how_much_it_looked_at() {
         }
         ask(&args, count);
     }
+    // `check::selftest_passes_and_prints_its_table` looks at its counts.
+    seen.insert("selftest".into());
     // These need a GPU; without one they end with what they need.
     for command in ["crosscheck", "bench-gpu"] {
         let code = run(&[command, "--device", "cpu"]).status.code();
@@ -151,11 +151,14 @@ fn nothing_is_refused_by_every_command() {
         let out = run(args);
         let error = String::from_utf8(out.stderr).unwrap();
         assert_eq!(out.status.code(), Some(2), "{args:?}: {error}");
+        assert!(out.stdout.is_empty(), "{args:?} printed a result");
+        // Rows that were skipped are counted before.
+        let mut lines = error.lines().filter(|l| l.starts_with("scalescope: "));
+        let refusal = lines.next().unwrap_or_else(|| panic!("{args:?}: {error}"));
         assert!(
-            out.stdout.is_empty() && error.lines().count() == 1,
+            refusal.contains(arg(file)) && lines.next().is_none(),
             "{args:?}: {error}"
         );
-        assert!(error.contains(arg(file)), "{args:?}: {error}");
     };
     for (name, bytes) in [
         ("empty.txt", &b""[..]),

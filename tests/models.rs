@@ -64,33 +64,21 @@ fn scales_know_their_model() {
     bytes[last] ^= 1;
     fs::write(&weights, bytes).unwrap();
     for scales in [&file, &q] {
-        let other = dir.path().join("other.safetensors");
-        for args in [
-            &[
-                "run",
-                "--model",
-                arg(&model),
-                "--scales",
-                arg(scales),
-                "--text",
-                "It",
-            ][..],
-            &[
-                "quantize",
-                arg(&model),
-                "--scales",
-                arg(scales),
-                "-o",
-                arg(&other),
-            ],
-        ] {
-            let line = refusal(args);
-            assert!(
-                line.contains("expected the one its scales are of, of sha256"),
-                "{line}"
-            );
-            assert!(line.contains(arg(scales)), "{line}");
-        }
+        let args = [
+            "run",
+            "--model",
+            arg(&model),
+            "--scales",
+            arg(scales),
+            "--text",
+            "It",
+        ];
+        let line = refusal(&args);
+        assert!(
+            line.contains("expected the one its scales are of, of sha256"),
+            "{line}"
+        );
+        assert!(line.contains(arg(scales)), "{line}");
     }
 }
 
@@ -147,8 +135,9 @@ fn rounded_weights_are_counted() {
     for off in [0, 3] {
         fs::write(&file, in_f32(&plain, "backbone.norm_f.weight", off)).unwrap();
         let count = "3 of 192 weights are rounded to binary16, by ";
-        for mode in ["0", "1"] {
-            assert_eq!(said(mode).contains(count), off > 0, "{mode}");
+        assert_eq!(said("1").contains(count), off > 0);
+        if off == 0 {
+            continue;
         }
         assert!(!said("original").contains("rounded"));
         let q = dir.path().join("q.safetensors");
@@ -160,10 +149,7 @@ fn rounded_weights_are_counted() {
             "--scales",
             arg(&scales),
         ]);
-        assert_eq!(
-            String::from_utf8(out.stderr).unwrap().contains(count),
-            off > 0
-        );
+        assert!(String::from_utf8(out.stderr).unwrap().contains(count));
     }
 }
 
