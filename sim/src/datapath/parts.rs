@@ -19,6 +19,8 @@ pub struct FourBitWeight {
     pub step: Step,
     /// Codes.
     pub weights: usize,
+    /// Bits of codes and scales.
+    pub bits: usize,
     /// The smallest and the largest scale of a group, in INT8 steps a code; none where rows have no
     /// groups.
     pub group_scale: Option<[f32; 2]>,
@@ -31,22 +33,12 @@ pub struct FourBitWeight {
 impl<'m> Datapath<'m> {
     /// The weights of a linear step; in_proj has two, x and z, other steps of a block none.
     pub fn linear_weights(&self, layer: usize, step: Step) -> Vec<&LinearWeight<'m>> {
-        let layer = &self.layers[layer];
-        match step {
-            Step::InProj => vec![&layer.in_proj_x, &layer.in_proj_z],
-            Step::XProj => vec![&layer.x_proj],
-            Step::DtProj => vec![&layer.dt_proj],
-            Step::OutProj => vec![&layer.out_proj],
-            Step::Embed | Step::Norm | Step::Conv | Step::Scan | Step::Hadamard | Step::Head => {
-                Vec::new()
-            }
-        }
+        self.layers[layer].linear(step)
     }
 
     /// Every linear weight of four bits, block by block.
     pub fn four_bit_weights(&self) -> Vec<FourBitWeight> {
-        let steps = [Step::InProj, Step::XProj, Step::OutProj];
-        let all = (0..self.layers.len()).flat_map(|layer| steps.map(|step| (layer, step)));
+        let all = (0..self.layers.len()).flat_map(|layer| Step::FOUR_BIT.map(|step| (layer, step)));
         let seen = all.filter_map(|(layer, step)| {
             // Of in_proj, x and z are rows of one weight.
             let weight = self.linear_weights(layer, step)[0].int4()?;
@@ -61,6 +53,7 @@ impl<'m> Datapath<'m> {
                 layer,
                 step,
                 weights: source.dim().0 * source.dim().1,
+                bits: source.bits(),
                 group_scale: groups.map(|g| range(&mut g.iter().map(|s| f32::from(*s)))),
                 channel_scale: range(&mut source.channels.iter().map(|s| s.get())),
                 overflows: source.overflows(weight.rule()),
