@@ -13,8 +13,9 @@ use scalescope_sim::checkpoint::identity::{self, ComparedBy};
 use scalescope_sim::checkpoint::load::{Loaded, load_with_notes};
 use scalescope_sim::checkpoint::quantize::Ends;
 use scalescope_sim::checkpoint::quantize::FourBits;
+use scalescope_sim::checkpoint::scales::{self, Origin};
 use scalescope_sim::checkpoint::synthetic::{self, Shape};
-use scalescope_sim::checkpoint::{fold, hf, quantize, scales};
+use scalescope_sim::checkpoint::{fold, hf, quantize};
 use scalescope_sim::datapath::{Datapath, check_tokens};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
@@ -146,6 +147,14 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     for note in notes {
         eprintln!("note: {}: {note}", path.display());
     }
+    let ignored = match &loaded {
+        Loaded::Quantized(_) => ("--scales", &args.scales, "float --model", "a quantized one"),
+        Loaded::Float(_) => ("--float", &args.float, "quantized --model", "a float one"),
+    };
+    if let (option, Some(_), expected, found) = ignored {
+        let expected = format!("a {expected} beside it");
+        return Err(SimError::value(option, expected, found));
+    }
     let checkpoint = match loaded {
         Loaded::Quantized(quantized) => {
             model.quantized = Some(Arc::new(quantized));
@@ -162,11 +171,14 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
             model.original = Some(Arc::new(checkpoint.clone()));
         }
         let from = args.float.as_deref().unwrap_or(path);
+        if needs_float || needs_quantized {
+            tell_rounded(from)?;
+        }
         let narrow = checkpoint.into_f16().map_err(|e| e.in_file(from))?;
         let float = Arc::new(fold::fold(narrow, &args.recipe)?);
         if needs_quantized && model.quantized.is_none() {
             let scales = match &args.scales {
-                Some(file) => scales::read(file)?,
+                Some(file) => scales_for(file, &float)?,
                 None => {
                     self_calibrated(&float, &OwnText::default(), &CalibrationOptions::default())?
                 }
@@ -190,6 +202,31 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
         name: path.display().to_string(),
         tokenizer: find_tokenizer(args, path),
     })
+}
+
+/// Says how many weights of a checkpoint are rounded where it is read in binary16.
+pub fn tell_rounded(dir: &Path) -> Result<()> {
+    let rounded = hf::rounded_in_f16(dir)?;
+    if rounded.weights > 0 {
+        let what = format!(
+            "{} of {} weights are rounded to binary16, by {:.1e} at most (mode original keeps them)",
+            rounded.weights, rounded.of, rounded.by
+        );
+        note(dir.display(), what);
+    }
+    Ok(())
+}
+
+/// Activation scales of a file for a folded float model; says so where the file does not tell that they are its.
+pub fn scales_for(file: &Path, float: &FloatModel) -> Result<Vec<ActivationScales>> {
+    let (layers, origin) = scales::read_for(file, float)?;
+    if let Origin::Unknown(digest) = origin {
+        let what = format!(
+            "names no model, so its scales were not compared with this one (\"model\": \"{digest}\")"
+        );
+        note(file.display(), what);
+    }
+    Ok(layers)
 }
 
 /// A model of random weights; it is its own float model, rotated by construction. Of four bits where the
@@ -545,11 +582,13 @@ pub fn read_trace(path: &Path) -> Result<TraceFile> {
     Ok(trace)
 }
 
+/// What is said of a trace that is equal once its blocks are numbered from 0.
+pub const NUMBERED_FROM_1: &str =
+    "its blocks are numbered from 1: with layer_01 as layer_00, and so on, all is equal";
+
 /// Says on stderr that a trace's blocks are numbered from 1, if it is `equal` once they are numbered from 0.
 pub fn tell_numbered_from_1(path: &Path, trace: &TraceFile, equal: impl Fn(&TraceFile) -> bool) {
     if trace.numbered_from_0().is_some_and(|from_0| equal(&from_0)) {
-        let what =
-            "its blocks are numbered from 1: with layer_01 as layer_00, and so on, all is equal";
-        note(path.display(), what);
+        note(path.display(), NUMBERED_FROM_1);
     }
 }

@@ -10,28 +10,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A folder with a tokenizer of bytes and plain inputs; the tiny model has 256 tokens.
-struct Bench(tempfile::TempDir);
+pub struct Bench(pub tempfile::TempDir);
 
 const WORDS: [&str; 3] = ["He went home - late.", "It was \"dark\" out", "a b c d"];
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let bench = Self(tempfile::tempdir().unwrap());
         bench.put("tokenizer.json", tokenizer().as_bytes());
         bench
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {
         fs::write(self.path(name), bytes).unwrap();
         self.path(name)
     }
 
     /// The arguments that name the tiny model.
-    fn model(&self) -> Vec<String> {
+    pub fn model(&self) -> Vec<String> {
         let tokenizer = self.path("tokenizer.json");
         [
             "--synthetic",
@@ -79,7 +79,7 @@ fn utf16(text: &str, order: fn(u16) -> [u8; 2]) -> Vec<u8> {
 }
 
 /// Texts as JSON lines: plainly, and in every awkward form.
-fn rows() -> (Vec<u8>, Vec<(&'static str, Vec<u8>)>) {
+pub fn rows() -> (Vec<u8>, Vec<(&'static str, Vec<u8>)>) {
     let row = |text: &&str| serde_json::json!({ "text": text }).to_string();
     let rows: Vec<String> = WORDS.iter().map(row).collect();
     let plain = rows.join("\n");
@@ -119,7 +119,7 @@ const READERS: [(&str, &[&str]); 9] = [
 ];
 
 /// Standard output of a command, the name of its input taken out.
-fn answer(bench: &Bench, command: &str, more: &[&str], option: &str, input: &Path) -> String {
+pub fn answer(bench: &Bench, command: &str, more: &[&str], option: &str, input: &Path) -> String {
     let model = bench.model();
     let mut args = vec![command];
     args.extend(model.iter().map(String::as_str));
@@ -266,7 +266,7 @@ fn calibration_reads_every_form_and_says_what_it_used() {
 }
 
 /// A `.npy` by hand: type, order, shape and bytes as a header says them.
-fn npy(descr: &str, fortran: bool, shape: &str, bytes: &[u8]) -> Vec<u8> {
+pub fn npy(descr: &str, fortran: bool, shape: &str, bytes: &[u8]) -> Vec<u8> {
     let fortran = if fortran { "True" } else { "False" };
     let mut header =
         format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
@@ -437,7 +437,11 @@ fn settings_are_read_in_every_encoding() {
 }
 
 /// A trace of the tiny model, with keys renamed and arrays changed.
-fn rewritten(bench: &Bench, name: &str, edit: impl Fn(&str, Array) -> (String, Array)) -> PathBuf {
+pub fn rewritten(
+    bench: &Bench,
+    name: &str,
+    edit: impl Fn(&str, Array) -> (String, Array),
+) -> PathBuf {
     let plain = bench.path("trace.npz");
     if !plain.exists() {
         let tokens = npy(

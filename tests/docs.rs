@@ -395,6 +395,40 @@ fn every_test_file_belongs_to_a_program() {
     }
 }
 
+/// Every rule of docs/trust.md names tests, and each of these is there.
+#[test]
+fn every_rule_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/trust.md")).unwrap();
+    let rules = text.split("## Rules\n").nth(1).unwrap();
+    let rules = rules.split("\n## ").next().unwrap();
+    let rows = rules.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let mut named = 0;
+    for row in rows {
+        let cell = row.split(" | ").nth(1).unwrap_or_else(|| panic!("{row}"));
+        let tests = cell
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|name| name.contains("::"));
+        let mut found = 0;
+        for name in tests {
+            let (file, test) = name.split_once("::").unwrap();
+            let source =
+                std::fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let (before, _) = source
+                .split_once(&format!("fn {test}("))
+                .unwrap_or_else(|| panic!("{file} has no {test}"));
+            let attributes = before.trim_end().rsplit("\n\n").next().unwrap();
+            assert!(attributes.contains("#[test]"), "{name} is no test");
+            found += 1;
+        }
+        assert!(found > 0, "{row}");
+        named += found;
+    }
+    assert!(named > 30, "{named}");
+}
+
 /// A package's dependencies within the workspace, as its manifest has them.
 fn own_dependencies(manifest: &str) -> (String, Vec<String>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(manifest);

@@ -71,9 +71,14 @@ fn shape<'a>(manifest: &'a Manifest, name: &str) -> &'a [usize] {
 
 /// Flips the low bit of the first word of a file.
 fn corrupt(path: &Path) {
+    flip(path, 0);
+}
+
+/// Flips a bit of the first word of a file.
+fn flip(path: &Path, bit: u32) {
     let text = std::fs::read_to_string(path).unwrap();
     let (first, rest) = text.split_once('\n').unwrap();
-    let flipped = u64::from_str_radix(first, 16).unwrap() ^ 1;
+    let flipped = u64::from_str_radix(first, 16).unwrap() ^ (1 << bit);
     let width = first.len();
     std::fs::write(path, format!("{flipped:0width$x}\n{rest}")).unwrap();
 }
@@ -562,9 +567,20 @@ fn whole_block(simulator: &str) {
         good && found.contains("PASS block: "),
         "{simulator}: {found}"
     );
-    // One weight of the first step is off: the words at the end are.
-    corrupt(&folder.path().join("in_proj/weight.hex"));
+    // An expected word is off by its lowest bit.
+    let expected = folder.path().join("out_proj/out.hex");
+    corrupt(&expected);
     let (good, found) = judge();
+    println!("{simulator}, an expected word off: {found}");
+    assert!(
+        !good && found.contains("FAIL block: 1 mismatches"),
+        "{simulator}: {found}"
+    );
+    corrupt(&expected);
+    // The factor of the first projection is off by a quarter or more: the words at the end are.
+    flip(&folder.path().join("in_proj/multiplier.hex"), 13);
+    let (good, found) = judge();
+    println!("{simulator}, a factor off: {found}");
     assert!(
         !good && found.contains("FAIL block: "),
         "{simulator}: {found}"

@@ -15,7 +15,7 @@ mod traces;
 pub use difference::{Comparison, Difference, LeftOut, Tensor, Whose};
 pub use summary::{Summary, Verdict};
 pub use tolerance::{Tolerance, Tolerances};
-pub use traces::{CompareOptions, compare_traces};
+pub use traces::{CompareOptions, Source, compare_traces};
 
 use crate::layout::detect;
 use crate::metrics::serialize_number;

@@ -13,12 +13,17 @@
 
 pub mod counterpart;
 mod digest;
+mod open;
 mod read;
+mod source;
+mod spool;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use digest::model_digest;
+pub use open::OpenTrace;
+pub use spool::{SequenceProbe, TraceSpool};
 
 use crate::value::Value;
 use ndarray::Array2;
@@ -27,6 +32,9 @@ use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::{Place, Recorder, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// Sequences that a trace may have.
+pub const MAX_SEQUENCES: usize = 1024;
 
 /// The tensors of one sequence.
 pub type Points = BTreeMap<Place, Value>;
@@ -106,14 +114,10 @@ impl TraceFile {
         if layers.is_empty() || layers.contains(&0) {
             return None;
         }
-        let lower = |place: &Place| Place {
-            layer: place.layer.map(|layer| layer - 1),
-            ..*place
-        };
         let all = |points: &Points| -> Points {
             points
                 .iter()
-                .map(|(place, value)| (lower(place), value.clone()))
+                .map(|(place, value)| (one_block_lower(*place), value.clone()))
                 .collect()
         };
         let sequences = |of: &[Points]| of.iter().map(all).collect();
@@ -127,7 +131,7 @@ impl TraceFile {
                 .collect(),
             scales: (self.scales.iter())
                 .filter(|(place, _)| place.layer != Some(0))
-                .map(|(place, scale)| (lower(place), *scale))
+                .map(|(place, scale)| (one_block_lower(*place), *scale))
                 .collect(),
             ..self.clone()
         })
@@ -252,6 +256,14 @@ impl Step {
     /// Every place of the step, in the order of the data.
     pub fn places(&self) -> Vec<Place> {
         in_data_order(self.sequences.iter().flat_map(|s| s.keys().copied()))
+    }
+}
+
+/// The same place one block lower; block 0 stays.
+fn one_block_lower(place: Place) -> Place {
+    Place {
+        layer: place.layer.map(|layer| layer.saturating_sub(1)),
+        ..place
     }
 }
 

@@ -144,7 +144,7 @@ fn quantizing_gives_every_bit_of_a_w4a8_model_of_quamba() {
     };
     let float = hf::read(&path_of("W4A8_FLOAT")).unwrap();
     let float = fold::fold(float, &Recipe::QUAMBA).unwrap();
-    let scales = scales::read(&path_of("W4A8_SCALES")).unwrap();
+    let scales = scales::read(&path_of("W4A8_SCALES")).unwrap().layers;
     let mut ours = quantize(&float, &scales, &Recipe::QUAMBA, Ends::F16).unwrap();
     to_int4(&mut ours, &float, &"w4a8".parse().unwrap()).unwrap();
     for (i, (ours, theirs)) in ours.layers.iter().zip(&theirs.layers).enumerate() {

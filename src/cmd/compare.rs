@@ -2,15 +2,15 @@
 
 use crate::Outcome;
 use crate::cmd::check::merge;
-use crate::input::{read_trace, tell_numbered_from_1};
-use crate::output::{number, print, print_json, table, table_text};
+use crate::input::NUMBERED_FROM_1;
+use crate::output::{note, number, print, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::compare::{
     CompareOptions, Comparison, Difference, Tensor, Tolerance, Tolerances, compare_traces,
 };
 use scalescope_golden::metrics::{Better, METRICS, MetricInfo, Reading};
-use scalescope_golden::trace_file::TraceFile;
+use scalescope_golden::trace_file::OpenTrace;
 use scalescope_sim::error::{Result, SimError};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -58,16 +58,21 @@ pub fn run(args: &CompareArgs) -> Result<Outcome> {
         common: args.common,
     };
     let metrics = metrics(args.metrics.as_deref())?;
-    let (a, b) = rayon::join(|| read_trace(&args.a), || read_trace(&args.b));
-    let (a, b) = (a?, b?);
-    let comparison = compare_traces(&a, &b, &options)
+    let (a, b) = (OpenTrace::open(&args.a)?, OpenTrace::open(&args.b)?);
+    let comparison = compare_traces(&a, &b, &options);
+    for (path, trace) in [(&args.a, &a), (&args.b, &b)] {
+        (trace.remarks().iter()).for_each(|remark| note(path.display(), remark));
+    }
+    let comparison = comparison
         .map_err(|e| e.in_file(format!("{} and {}", args.a.display(), args.b.display())))?;
     if !comparison.is_equal() {
-        for (path, trace, other) in [(&args.a, &a, &b), (&args.b, &b, &a)] {
-            let equal = |from_0: &TraceFile| {
-                compare_traces(other, from_0, &options).is_ok_and(|c| c.is_equal())
-            };
-            tell_numbered_from_1(path, trace, equal);
+        for (path, other) in [(&args.a, &b), (&args.b, &a)] {
+            let mut from_0 = OpenTrace::open(path)?;
+            if from_0.number_from_0()
+                && compare_traces(other, &from_0, &options).is_ok_and(|c| c.is_equal())
+            {
+                note(path.display(), NUMBERED_FROM_1);
+            }
         }
     }
     if args.json {

@@ -71,9 +71,10 @@ fn text(info: &Info, all: bool) -> String {
         left_out -= 1;
     }
     out.push_str(&table_text(&keys));
+    out.push_str(&format!("{} keys\n", info.entries.len()));
     if left_out > 0 {
         out.push_str(&format!(
-            "… and {left_out} keys of the other blocks (--all)\n"
+            "of them {left_out} of the other blocks, not listed (--all)\n"
         ));
     }
     if !info.scales.is_empty() {

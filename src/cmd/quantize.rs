@@ -2,7 +2,9 @@
 
 use crate::Outcome;
 use crate::cli::recipe;
-use crate::input::{calibrated, calibrated_head, calibration_sequences, own_samples};
+use crate::input::{
+    calibrated, calibrated_head, calibration_sequences, own_samples, scales_for, tell_rounded,
+};
 use crate::output::print;
 use crate::tokenizer;
 use clap::{Args, ValueEnum};
@@ -96,6 +98,7 @@ pub struct QuantizeArgs {
 pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
     check_output(args)?;
     let float = Arc::new(fold::fold(hf::read(&args.checkpoint)?, &args.recipe)?);
+    tell_rounded(&args.checkpoint)?;
     let (scales, ends, origin) = all_scales(args, &float)?;
     let mut model = quantize::quantize(&float, &scales, &args.recipe, ends)?;
     quantize::to_int4(&mut model, &float, &args.weights)
@@ -186,7 +189,7 @@ fn all_scales(
     };
     let mut text = None;
     let (layers, origin) = match &args.scales {
-        Some(file) => (scales::read(file)?, format!("from {}", file.display())),
+        Some(file) => (scales_for(file, float)?, format!("from {}", file.display())),
         None => {
             let samples = text.insert(samples(args, float)?);
             let scales = calibrated(float, &samples.sequences, &samples.options);
@@ -218,7 +221,7 @@ fn stored_head_scale(args: &QuantizeArgs) -> Result<Option<Scale>> {
     let Some(path) = &args.scales else {
         return Ok(None);
     };
-    if !path.is_dir() && path.extension().is_none_or(|e| e != "safetensors") {
+    if !scales::is_model(path)? {
         return Ok(None);
     }
     Ok(match load(path)? {

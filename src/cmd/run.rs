@@ -11,7 +11,7 @@ use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use rayon::prelude::*;
 use scalescope_golden::npz::Compression;
-use scalescope_golden::trace_file::{Meta, TraceFile, model_digest};
+use scalescope_golden::trace_file::{MAX_SEQUENCES, Meta, TraceSpool, model_digest};
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::engine::Engine;
@@ -19,7 +19,7 @@ use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::{Sampler, continue_from};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::score::{Row, SequenceScore, perplexity};
-use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
+use scalescope_sim::trace::{Place, Probe, Recorder, Selection, TracePoint};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -89,6 +89,9 @@ struct Candidate {
     probability: f64,
 }
 
+/// Counters of every quantizer of a sequence.
+type Counts = BTreeMap<Place, Status>;
+
 /// Candidates shown.
 const CANDIDATES: usize = 5;
 
@@ -114,23 +117,43 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
                 "different lengths",
             ));
         }
+        (Some(_), Some(tokens)) if tokens.nrows() > MAX_SEQUENCES => {
+            return Err(SimError::value(
+                "--trace",
+                format_args!("at most {MAX_SEQUENCES} sequences (choose some with --limit)"),
+                tokens.nrows(),
+            ));
+        }
         (_, tokens) => tokens,
     };
     check_layers(args, &subject)?;
     let datapath = Datapath::with_faults(&subject.model, &mode, &profile, &faults)?;
     let engine = devices.engine(datapath, 0)?;
+    let spool = args.trace.as_ref().map(TraceSpool::create).transpose()?;
     let bar = progress(sequences.len() as u64, "running");
-    let done: Vec<(Recorder, SequenceResult)> = sequences
+    let done: Vec<(Counts, SequenceResult)> = sequences
         .par_iter()
-        .map(|sequence| {
+        .enumerate()
+        .map(|(index, sequence)| {
             interrupt::check()?;
-            let out = run_sequence(&*engine, sequence, selection.clone(), args.generate);
+            let out = match &spool {
+                Some(spool) => {
+                    let mut probe = spool.sequence(index, selection.clone());
+                    let out = run_sequence(&*engine, sequence, &mut probe, args.generate)?;
+                    (probe.counts, out)
+                }
+                None => {
+                    let mut probe = Recorder::new(selection.clone());
+                    let out = run_sequence(&*engine, sequence, &mut probe, args.generate)?;
+                    (probe.counts, out)
+                }
+            };
             bar.inc(1);
-            out
+            Ok(out)
         })
         .collect::<Result<_>>()?;
     bar.finish_and_clear();
-    let (recorders, mut results): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+    let (counts, mut results): (Vec<_>, Vec<_>) = done.into_iter().unzip();
     let tokenizer = subject.tokenizer().ok();
     for result in &mut results {
         let Some(tokenizer) = &tokenizer else { break };
@@ -141,8 +164,8 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
             result.generated_text = tokenizer.decode(ids, false).ok();
         }
     }
-    let counts = total_counts(&recorders);
-    if let (Some(path), Some(tokens)) = (&args.trace, tokens) {
+    let counts = total_counts(&counts);
+    if let (Some(spool), Some(tokens)) = (spool, tokens) {
         let mut meta = Meta {
             mode: Some(mode.name.to_string()),
             profile: Some(profile.name.to_string()),
@@ -154,9 +177,7 @@ pub fn run(args: &RunArgs) -> Result<Outcome> {
             meta.other
                 .insert("faults".into(), serde_json::json!(faults));
         }
-        let mut trace = TraceFile::from_recorders(tokens, recorders)?;
-        trace.meta = Some(meta);
-        trace.write(path, Compression::Deflate)?;
+        spool.finish(&tokens, &meta, Compression::Deflate)?;
     }
     if args.json {
         print_json(&serde_json::json!({
@@ -210,12 +231,11 @@ fn check_layers(args: &RunArgs, subject: &Subject) -> Result<()> {
 fn run_sequence(
     engine: &dyn Engine,
     tokens: &[u32],
-    selection: Selection,
+    probe: &mut dyn Probe,
     generate: Option<std::num::NonZeroUsize>,
-) -> Result<(Recorder, SequenceResult)> {
-    let mut recorder = Recorder::new(selection);
+) -> Result<SequenceResult> {
     let mut sequence = engine.begin();
-    let logits = sequence.prefill(tokens, LogitRows::All, &mut recorder)?;
+    let logits = sequence.prefill(tokens, LogitRows::All, probe)?;
     let logits = logits.to_real();
     let last = logits.row(logits.nrows() - 1).to_vec();
     let score = SequenceScore::new(tokens, &logits);
@@ -228,14 +248,13 @@ fn run_sequence(
             Sampler::Greedy,
         )?),
     };
-    let result = SequenceResult {
+    Ok(SequenceResult {
         tokens: tokens.len(),
         perplexity: (tokens.len() > 1).then(|| perplexity(&score.log_likelihood)),
         next: candidates(&last),
         generated,
         generated_text: None,
-    };
-    Ok((recorder, result))
+    })
 }
 
 fn candidates(logits: &[f32]) -> Vec<Candidate> {
@@ -257,9 +276,9 @@ fn candidates(logits: &[f32]) -> Vec<Candidate> {
 }
 
 /// Counters of every quantizer, summed over sequences and blocks.
-fn total_counts(recorders: &[Recorder]) -> BTreeMap<TracePoint, Status> {
+fn total_counts(sequences: &[Counts]) -> BTreeMap<TracePoint, Status> {
     let mut total: BTreeMap<TracePoint, Status> = BTreeMap::new();
-    for (Place { point, .. }, status) in recorders.iter().flat_map(|r| &r.counts) {
+    for (Place { point, .. }, status) in sequences.iter().flatten() {
         *total.entry(*point).or_default() += *status;
     }
     total

@@ -6,7 +6,7 @@ use super::{
 use crate::layout::{LayoutFinding, Side, detect_in};
 use crate::metrics::{Accumulator, Metric, Reading};
 use crate::trace_file::counterpart::{Pairing, Take, Taken, pairings};
-use crate::trace_file::{Points, TraceFile, step_key};
+use crate::trace_file::{OpenTrace, Points, TraceFile, step_key};
 use crate::value::Value;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -24,7 +24,61 @@ pub struct CompareOptions {
     pub common: bool,
 }
 
-/// Compares every tensor of two traces, prefill and decode; `expected` is the reference.
+/// A trace as a comparison reads it: what it holds, and its tensors when they are asked for.
+pub trait Source: Sync {
+    /// The trace; its tensors may be missing.
+    fn head(&self) -> &TraceFile;
+    /// Number of sequences B.
+    fn batch(&self) -> usize;
+    /// Places of the prefill or of a decode step.
+    fn places(&self, step: Option<usize>) -> BTreeSet<Place>;
+    /// Tensors of the prefill or of a decode step, one map a sequence.
+    fn read(&self, step: Option<usize>, places: &[Place]) -> Result<Vec<Points>>;
+}
+
+impl Source for TraceFile {
+    fn head(&self) -> &TraceFile {
+        self
+    }
+
+    fn batch(&self) -> usize {
+        TraceFile::batch(self)
+    }
+
+    fn places(&self, step: Option<usize>) -> BTreeSet<Place> {
+        let points = sequences(self, step).first();
+        points.into_iter().flat_map(|p| p.keys().copied()).collect()
+    }
+
+    fn read(&self, step: Option<usize>, places: &[Place]) -> Result<Vec<Points>> {
+        let points = |of: &Points| -> Points {
+            let values = places.iter().filter_map(|p| Some((*p, of.get(p)?.clone())));
+            values.collect()
+        };
+        Ok(sequences(self, step).iter().map(points).collect())
+    }
+}
+
+impl Source for OpenTrace<'_> {
+    fn head(&self) -> &TraceFile {
+        OpenTrace::head(self)
+    }
+
+    fn batch(&self) -> usize {
+        OpenTrace::batch(self)
+    }
+
+    fn places(&self, step: Option<usize>) -> BTreeSet<Place> {
+        OpenTrace::places(self, step)
+    }
+
+    fn read(&self, step: Option<usize>, places: &[Place]) -> Result<Vec<Points>> {
+        OpenTrace::read(self, step, places)
+    }
+}
+
+/// Compares every tensor of two traces, prefill and decode; `expected` is the reference. A thread of the
+/// pool has one pair of tensors in memory at a time.
 ///
 /// # Errors
 ///
@@ -32,13 +86,13 @@ pub struct CompareOptions {
 /// holds, unless that is asked for; shapes that no layout explains; NaN or infinity; nothing to
 /// compare.
 pub fn compare_traces(
-    expected: &TraceFile,
-    found: &TraceFile,
+    expected: &impl Source,
+    found: &impl Source,
     options: &CompareOptions,
 ) -> Result<Comparison> {
     same_origin(expected, found)?;
     let pairs = pairs(expected, found);
-    let left_out = left_out(&pairs, expected, found);
+    let left_out = left_out(&pairs, expected.head(), found.head());
     if let (false, Some(first)) = (options.common, left_out.first()) {
         let more = match left_out.len() - 1 {
             0 => String::new(),
@@ -67,12 +121,14 @@ pub fn compare_traces(
     Ok(Comparison {
         points,
         left_out,
-        tokens_compared: expected.tokens.is_some() && found.tokens.is_some(),
+        tokens_compared: expected.head().tokens.is_some() && found.head().tokens.is_some(),
     })
 }
 
 /// Refuses traces of other inputs.
-fn same_origin(expected: &TraceFile, found: &TraceFile) -> Result<()> {
+fn same_origin(expected: &impl Source, found: &impl Source) -> Result<()> {
+    let batches = (expected.batch(), found.batch());
+    let (expected, found) = (expected.head(), found.head());
     let model = |trace: &TraceFile| trace.meta.as_ref().and_then(|meta| meta.model.clone());
     if let (Some(x), Some(y)) = (model(expected), model(found))
         && x != y
@@ -105,30 +161,23 @@ fn same_origin(expected: &TraceFile, found: &TraceFile) -> Result<()> {
             ));
         }
     }
-    if expected.batch() != found.batch() && expected.batch() > 0 && found.batch() > 0 {
-        return Err(SimError::value(
-            "sequences",
-            expected.batch(),
-            found.batch(),
-        ));
+    match batches {
+        (x, y) if x != y && x > 0 && y > 0 => Err(SimError::value("sequences", x, y)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Tensors that stand against each other, of the prefill and of every decode step.
-fn pairs(expected: &TraceFile, found: &TraceFile) -> Vec<(Option<usize>, Pairing)> {
+fn pairs(expected: &impl Source, found: &impl Source) -> Vec<(Option<usize>, Pairing)> {
     let mode = |trace: &TraceFile| trace.meta.as_ref().and_then(|meta| meta.mode.clone());
-    let stand_ins = mode(expected).is_none() || mode(expected) != mode(found);
-    let steps: BTreeSet<Option<usize>> = (expected.steps.iter().chain(&found.steps))
+    let (x, y) = (expected.head(), found.head());
+    let stand_ins = mode(x).is_none() || mode(x) != mode(y);
+    let steps: BTreeSet<Option<usize>> = (x.steps.iter().chain(&y.steps))
         .map(|step| Some(step.index))
         .chain([None])
         .collect();
-    let places = |trace: &TraceFile, step| -> BTreeSet<Place> {
-        let points = sequences(trace, step).first();
-        points.into_iter().flat_map(|p| p.keys().copied()).collect()
-    };
     let of_step = |step| {
-        pairings(&places(expected, step), &places(found, step), stand_ins)
+        pairings(&expected.places(step), &found.places(step), stand_ins)
             .into_iter()
             .map(move |pair| (step, pair))
     };
@@ -172,19 +221,22 @@ fn left_out(
 }
 
 /// A tensor of every sequence.
-fn take(trace: &TraceFile, step: Option<usize>, take: Take, real: bool) -> Vec<Taken> {
-    let sequences = sequences(trace, step);
-    let taken = sequences.iter().map(|points| match real {
-        true => take.real_of(points, &trace.scales),
-        false => take.of(points, &trace.scales),
+fn take(trace: &impl Source, step: Option<usize>, take: Take, real: bool) -> Result<Vec<Taken>> {
+    let place = take.place();
+    let scales = place.point.scales().filter(|_| real);
+    let scales = scales.map(|point| Place { point, ..place });
+    let places: Vec<Place> = [place].into_iter().chain(scales).collect();
+    let sequences = trace.read(step, &places)?.into_iter();
+    let taken = sequences.map(|points| match real {
+        true => take.real_of(points, &trace.head().scales),
+        false => take.of(points, &trace.head().scales),
     });
-    taken
-        .map(|t| t.expect("sequences hold the same places"))
-        .collect()
+    let taken = taken.map(|t| t.expect("sequences hold the same places"));
+    Ok(taken.collect())
 }
 
 fn difference(
-    (expected, found): (&TraceFile, &TraceFile),
+    (expected, found): (&impl Source, &impl Source),
     step: Option<usize>,
     pair: Pairing,
     options: &CompareOptions,
@@ -195,9 +247,9 @@ fn difference(
     // Codes with a varying scale compare as codes with their like, as reals with anything else.
     let is_static = |trace: &TraceFile, take: Take| trace.scales.contains_key(&take.place());
     let real = x_take.place().point != y_take.place().point
-        || is_static(expected, x_take) != is_static(found, y_take);
-    let x = take(expected, step, x_take, real);
-    let y = take(found, step, y_take, real);
+        || is_static(expected.head(), x_take) != is_static(found.head(), y_take);
+    let x = take(expected, step, x_take, real)?;
+    let y = take(found, step, y_take, real)?;
     let (labels, x, y) = of_one_type(x, y);
     let tolerance = options.tolerances.set_for(pair.place);
     let mut out = Difference {

@@ -17,8 +17,10 @@ const MAX_DEFLATE_RATIO: u64 = 1032;
 const SUSPICIOUS_TOTAL: u64 = 1 << 30;
 /// Longest name of a member.
 const MAX_NAME: usize = 256;
-/// First allocation for data; more only as data arrive.
-const FIRST_CHUNK: usize = 1 << 20;
+/// Elements of the first allocation for data; more only as data arrive.
+const FIRST_CHUNK: usize = 1 << 18;
+/// Bytes that are read at a time; a multiple of every element's size.
+const PIECE: usize = 1 << 16;
 
 /// Where an archive is read from.
 trait Source: Read + Seek + std::fmt::Debug + Send {}
@@ -286,43 +288,56 @@ fn read_array(reader: &mut impl Read, claimed: u64) -> Result<Array, ArrayFault>
         let found = present.map_or("fewer than none".into(), |p| p.to_string());
         return Err((format!("{bytes} bytes of data for {shape}"), found).into());
     }
-    let data = read_exactly(reader, bytes)?;
-    Ok(with_type!(header.dtype, T => T::wrap(decode::<T>(&data, &header))))
+    Ok(with_type!(header.dtype, T => T::wrap(decode::<T>(reader, bytes, &header)?)))
 }
 
-/// Reads `bytes` bytes and the end behind them (where zip checks its checksum).
-fn read_exactly(reader: &mut impl Read, bytes: usize) -> Result<Vec<u8>, ArrayFault> {
-    let mut data = Vec::with_capacity(bytes.min(FIRST_CHUNK));
-    let limit = (bytes as u64).saturating_add(1);
-    let got = reader.take(limit).read_to_end(&mut data);
-    got.map_err(ArrayFault::Io)?;
-    if data.len() == bytes {
-        Ok(data)
-    } else {
-        let found = if data.len() > bytes {
-            "more".into()
-        } else {
-            data.len().to_string()
-        };
-        Err((format!("{bytes} bytes of data"), found).into())
+/// Reads the elements in `bytes` bytes and the end behind them (where zip checks its checksum), a piece at a
+/// time: memory holds the elements alone, and no more of them than have arrived.
+fn elements<T: Element>(
+    reader: &mut impl Read,
+    bytes: usize,
+    big_endian: bool,
+) -> Result<Vec<T>, ArrayFault> {
+    let short = |found: String| Err((format!("{bytes} bytes of data"), found).into());
+    let count = bytes / T::SIZE;
+    let from = if big_endian { T::from_be } else { T::from_le };
+    let mut values = Vec::with_capacity(count.min(FIRST_CHUNK));
+    let mut piece = Vec::with_capacity(PIECE.min(bytes));
+    while values.len() < count {
+        let rest = (count - values.len()) * T::SIZE;
+        piece.clear();
+        let mut some = reader.by_ref().take(rest.min(PIECE) as u64);
+        some.read_to_end(&mut piece).map_err(ArrayFault::Io)?;
+        if piece.len() < rest.min(PIECE) {
+            return short((values.len() * T::SIZE + piece.len()).to_string());
+        }
+        if values.len() == values.capacity() {
+            // Twice as many, but never more than there will be.
+            values.reserve_exact(values.len().min(count - values.len()));
+        }
+        values.extend(piece.chunks_exact(T::SIZE).map(from));
+    }
+    let behind = reader.take(1).read_to_end(&mut piece);
+    match behind.map_err(ArrayFault::Io)? {
+        0 => Ok(values),
+        _ => short("more".into()),
     }
 }
 
-fn decode<T: Element>(data: &[u8], header: &Header) -> ArrayD<T> {
-    let items = data.chunks_exact(T::SIZE);
-    let values: Vec<T> = if header.big_endian {
-        items.map(T::from_be).collect()
-    } else {
-        items.map(T::from_le).collect()
-    };
+fn decode<T: Element>(
+    reader: &mut impl Read,
+    bytes: usize,
+    header: &Header,
+) -> Result<ArrayD<T>, ArrayFault> {
+    let values = elements::<T>(reader, bytes, header.big_endian)?;
     let shape = IxDyn(&header.shape);
     let fit = "the data were measured against the shape";
-    if header.fortran && header.shape.len() > 1 {
+    Ok(if header.fortran && header.shape.len() > 1 {
         let array = ArrayD::from_shape_vec(shape.f(), values).expect(fit);
         let mut rows = Vec::with_capacity(array.len());
         rows.extend(array.iter().copied());
         ArrayD::from_shape_vec(IxDyn(&header.shape), rows).expect(fit)
     } else {
         ArrayD::from_shape_vec(shape, values).expect(fit)
-    }
+    })
 }

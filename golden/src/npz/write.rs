@@ -1,11 +1,11 @@
 //! Writing: all or nothing, and the same bytes for the same arrays.
 
-use super::array::{Array, Element, with_array};
+use super::array::{Array, DType, Element, with_array};
 use super::header::{Header, MAX_DIMS, shown};
 use ndarray::ArrayD;
 use scalescope_sim::atomic::{put_in_place, temporary_beside};
 use scalescope_sim::error::{Result, SimError};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
@@ -52,18 +52,44 @@ impl NpzWriter {
     /// Adds an array whose type is known.
     pub fn add_typed<T: Element>(&mut self, name: &str, array: &ArrayD<T>) -> Result<()> {
         let bytes = encode(array).map_err(|e| e.in_file(&self.path))?;
-        let options = self
-            .options
-            .large_file(bytes.len() as u64 >= u64::from(u32::MAX));
+        self.start(name, bytes.len())?;
+        self.zip
+            .write_all(&bytes)
+            .map_err(|e| SimError::io(&self.path, e))
+    }
+
+    /// Adds an array whose data come from a reader, row-major and little-endian: memory holds a piece of
+    /// them at a time.
+    pub fn add_from(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        data: &mut impl Read,
+    ) -> Result<()> {
+        let bytes = shape.iter().product::<usize>() * dtype.item_size();
+        self.start(name, bytes)?;
+        let written = (self.zip.write_all(&Header::write(dtype, shape)))
+            .and_then(|()| io::copy(data, &mut self.zip))
+            .map_err(|e| SimError::io(&self.path, e))?;
+        match written == bytes as u64 {
+            true => Ok(()),
+            false => {
+                let expected = format!("{bytes} bytes of data");
+                Err(SimError::file(&self.path, shown(name), expected, written))
+            }
+        }
+    }
+
+    fn start(&mut self, name: &str, bytes: usize) -> Result<()> {
+        // The header comes on top, and nobody minds a large member that is not.
+        let options = self.options.large_file(bytes >= 1 << 31);
         self.zip
             .start_file(format!("{name}.npy"), options)
             .map_err(|e| match e {
                 zip::result::ZipError::Io(e) => SimError::io(&self.path, e),
                 other => SimError::file(&self.path, shown(name), "a name for a new member", other),
-            })?;
-        self.zip
-            .write_all(&bytes)
-            .map_err(|e| SimError::io(&self.path, e))
+            })
     }
 
     /// Completes the file and puts it in its place.

@@ -83,15 +83,13 @@ fn word(token: &str, bits: usize) -> Option<Option<u64>> {
     }
     let (wider, kept) = digits.split_at(digits.len().saturating_sub(bits / 4));
     let zeros = wider.chars().all(|d| d == '0');
-    if kept.contains(is_unknown) {
-        return (zeros || wider.chars().all(is_unknown)).then_some(None);
+    let ones = wider.chars().all(|d| d.eq_ignore_ascii_case(&'f'));
+    if digits.contains(is_unknown) {
+        return (zeros || ones || wider.chars().all(is_unknown)).then_some(None);
     }
     let value = u64::from_str_radix(kept, 16).ok()?;
     let negative = value >> (bits - 1) == 1;
-    let sign = wider
-        .chars()
-        .all(|d| negative && d.eq_ignore_ascii_case(&'f'));
-    (zeros || sign).then_some(Some(value))
+    (zeros || ones && negative).then_some(Some(value))
 }
 
 /// What is neither white space nor a comment, with its place. A comment that does not end is one too.
@@ -216,6 +214,18 @@ mod tests {
                 (256, Some(3), 3, 8)
             ]
         );
+    }
+
+    /// A simulator that extends a word by its sign extends unknown bits too.
+    #[test]
+    fn unknown_bits_make_a_word_unknown_however_wide() {
+        for word in ["xx", "2Z", "ffffffxx", "xxxxxxxx", "xxxxxx28", "0000_00x8"] {
+            let words = parse(word, 8).unwrap();
+            assert_eq!((words.len(), words[0].value), (1, None), "{word}");
+        }
+        for word in ["12xx", "f0xx", "1xxx", "0x28", "fffx28"] {
+            assert!(parse(word, 8).is_err(), "{word}");
+        }
     }
 
     #[test]

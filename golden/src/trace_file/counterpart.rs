@@ -60,25 +60,25 @@ impl Take {
         cut.as_standard_layout().into_owned()
     }
 
-    /// The tensor of one sequence. Codes whose scale varies come as codes.
-    pub fn of(self, points: &Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
+    /// The tensor out of those of one sequence. Codes whose scale varies come as codes.
+    pub fn of(self, mut points: Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
         let place = self.place();
-        let value = points.get(&place)?;
-        let value = match value {
-            Value::I8(a) => Value::I8(self.columns_of(a)),
-            Value::F16(a) => Value::F16(self.columns_of(a)),
-            Value::F32(a) => Value::F32(self.columns_of(a)),
+        let value = match (self, points.remove(&place)?) {
+            (Take::Whole(_), whole) => whole,
+            (_, Value::I8(a)) => Value::I8(self.columns_of(&a)),
+            (_, Value::F16(a)) => Value::F16(self.columns_of(&a)),
+            (_, Value::F32(a)) => Value::F32(self.columns_of(&a)),
         };
         let scale = scales.get(&place).copied();
         Some(Taken { value, scale })
     }
 
     /// As [`Take::of`], but codes of a dynamic quantizer as the real values they stand for.
-    pub fn real_of(self, points: &Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
-        let taken = self.of(points, scales)?;
+    pub fn real_of(self, mut points: Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
         let place = self.place();
-        let scales = place.point.scales();
-        let column = scales.and_then(|point| points.get(&Place { point, ..place }));
+        let column = place.point.scales();
+        let column = column.and_then(|point| points.remove(&Place { point, ..place }));
+        let taken = self.of(points, scales)?;
         match (&taken.value, column) {
             (Value::I8(codes), Some(Value::F32(column))) if taken.scale.is_none() => {
                 let rows = column.nrows();

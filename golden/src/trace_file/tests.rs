@@ -79,6 +79,105 @@ fn prefill_round_trips() {
     }
 }
 
+/// Shows a probe what a recorder saw.
+fn replay(recorder: &Recorder, mut probe: SequenceProbe) {
+    for (place, tensor) in &recorder.tensors {
+        if probe.wants(*place) {
+            probe.visit(*place, &mut tensor.clone()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_trace_written_as_it_comes_is_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, streamed] = ["whole.npz", "streamed.npz"].map(|name| folder.path().join(name));
+    for batch in [1, 3] {
+        let recorders: Vec<_> = (0..batch).map(|b| recorder(5, b as i8, 0.25)).collect();
+        let meta = Meta {
+            mode: Some("2-4".into()),
+            ..Meta::default()
+        };
+        let mut trace = TraceFile::from_recorders(tokens(batch, 5), recorders.clone()).unwrap();
+        trace.meta = Some(meta.clone());
+        trace.write(&whole, Compression::Deflate).unwrap();
+        let spool = TraceSpool::create(&streamed).unwrap();
+        // Sequences end in any order.
+        for (b, recorder) in recorders.iter().enumerate().rev() {
+            replay(recorder, spool.sequence(b, Selection::default()));
+        }
+        assert!(!streamed.exists());
+        spool
+            .finish(&tokens(batch, 5), &meta, Compression::Deflate)
+            .unwrap();
+        let read = |path| std::fs::read(path).unwrap();
+        assert!(read(&whole) == read(&streamed), "{batch} sequences");
+        std::fs::remove_file(&streamed).unwrap();
+    }
+    // What does not fit together makes no file, and leaves none.
+    let refused = |recorders: &[Recorder], batch, length| {
+        let spool = TraceSpool::create(&streamed).unwrap();
+        for (b, recorder) in recorders.iter().enumerate() {
+            replay(recorder, spool.sequence(b, Selection::default()));
+        }
+        let done = spool.finish(
+            &tokens(batch, length),
+            &Meta::default(),
+            Compression::Deflate,
+        );
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        done.unwrap_err().to_string()
+    };
+    let one = recorder(5, 0, 0.25);
+    assert!(refused(std::slice::from_ref(&one), 2, 5).contains("each of 2 sequences, found 1"));
+    assert!(refused(std::slice::from_ref(&one), 1, 6).contains("6 tokens"));
+    let error = refused(&[one, recorder(4, 0, 0.25)], 2, 5);
+    assert!(error.contains("of sequence 1: expected"), "{error}");
+}
+
+/// Tensors are read when they are asked for, and no others.
+#[test]
+fn an_open_trace_reads_what_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.npz");
+    let recorders = (0..2).map(|b| recorder(5, b as i8, 0.25));
+    let mut trace = TraceFile::from_recorders(tokens(2, 5), recorders).unwrap();
+    trace
+        .push_step(&[3, 9], [recorder(1, 0, 0.25), recorder(1, 1, 0.25)])
+        .unwrap();
+    trace.write(&path, Compression::Stored).unwrap();
+    let open = OpenTrace::open(&path).unwrap();
+    assert_eq!((open.batch(), open.head().steps.len()), (2, 1));
+    for step in [None, Some(0)] {
+        let sequences = match step {
+            None => &trace.sequences,
+            Some(_) => &trace.steps[0].sequences,
+        };
+        for place in open.places(step) {
+            let read = open.read(step, &[place]).unwrap();
+            for (read, whole) in read.iter().zip(sequences) {
+                assert_eq!((read.len(), &read[&place]), (1, &whole[&place]));
+            }
+        }
+        assert_eq!(open.places(step).len(), 5);
+    }
+    // One member is damaged: the others can be read, it is named.
+    let logits: Vec<u8> = [0x00, 0xb8].repeat(16);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(32).position(|w| w == logits).unwrap();
+    bytes[at + 1] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let open = OpenTrace::open(&path).unwrap();
+    let norm = Place::layer(0, TracePoint::NormOut);
+    assert_eq!(open.read(None, &[norm]).unwrap().len(), 2);
+    let error = open
+        .read(None, &[Place::end(TracePoint::Logits)])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("t.npz: final/logits"), "{error}");
+    assert!(TraceFile::read(&path).is_err());
+}
+
 #[test]
 fn decode_round_trips() {
     let mut trace = TraceFile {
@@ -353,6 +452,12 @@ fn a_dict_of_tensors_is_the_trace_of_its_arrays() {
         codes.iter().copied().collect::<Vec<i8>>(),
         [0, 3, 1, 4, 2, 5]
     );
+    // Whatever it is called.
+    for name in ["dump.PT", "dump.npz", "dump"] {
+        let other = dir.path().join(name);
+        std::fs::copy(&path, &other).unwrap();
+        assert_eq!(TraceFile::read(&other).unwrap().scales[&place].get(), 0.5);
+    }
     // A number is a scale too.
     entries[1].1 = Value::Number(0.25);
     assert_eq!(write(&entries).unwrap().scales[&place].get(), 0.25);

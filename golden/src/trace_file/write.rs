@@ -1,11 +1,13 @@
 //! From [`TraceFile`] to `.npz`.
 
-use super::{Points, TraceFile, check_sequences, in_data_order, step_key};
+use super::{Meta, Points, TraceFile, check_sequences, in_data_order, step_key};
 use crate::npz::{Array, Compression, Element, NpzWriter};
 use crate::value::Value;
 use ndarray::{Array2, ArrayD, IxDyn};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::Place;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 impl TraceFile {
@@ -26,10 +28,7 @@ impl TraceFile {
             } else {
                 "prefill_tokens"
             };
-            let ids = tokens.iter().map(|id| token(*id)).collect::<Result<_>>()?;
-            let shape = IxDyn(&[tokens.nrows(), tokens.ncols()]);
-            let ids = ArrayD::from_shape_vec(shape, ids).expect("one id an element");
-            npz.add_typed(name, &ids)?;
+            self::tokens(npz, name, tokens)?;
         }
         if !self.sequences.is_empty() {
             check_sequences(&self.sequences, batch)?;
@@ -59,18 +58,34 @@ impl TraceFile {
                 )?;
             }
         }
-        for place in in_data_order(self.scales.keys().copied()) {
-            let scale = Array::scalar(self.scales[&place].get());
-            npz.add(&format!("scale/{place}"), &scale)?;
-        }
-        if let Some(meta) = &self.meta {
-            let json = serde_json::to_vec(meta)
-                .map_err(|e| SimError::value("meta", "values that JSON can hold", e))?;
-            let bytes = ArrayD::from_shape_vec(IxDyn(&[json.len()]), json).expect("one axis");
-            npz.add_typed("meta", &bytes)?;
-        }
-        Ok(())
+        scales(npz, &self.scales)?;
+        self.meta.iter().try_for_each(|meta| self::meta(npz, meta))
     }
+}
+
+/// Token ids of prefills, `[B, L]`.
+pub(super) fn tokens(npz: &mut NpzWriter, name: &str, tokens: &Array2<u32>) -> Result<()> {
+    let ids = tokens.iter().map(|id| token(*id)).collect::<Result<_>>()?;
+    let shape = IxDyn(&[tokens.nrows(), tokens.ncols()]);
+    let ids = ArrayD::from_shape_vec(shape, ids).expect("one id an element");
+    npz.add_typed(name, &ids)
+}
+
+/// The step of codes at every place that has one.
+pub(super) fn scales(npz: &mut NpzWriter, scales: &BTreeMap<Place, Scale>) -> Result<()> {
+    for place in in_data_order(scales.keys().copied()) {
+        let scale = Array::scalar(scales[&place].get());
+        npz.add(&format!("scale/{place}"), &scale)?;
+    }
+    Ok(())
+}
+
+/// Where the trace comes from, as JSON.
+pub(super) fn meta(npz: &mut NpzWriter, meta: &Meta) -> Result<()> {
+    let json = serde_json::to_vec(meta)
+        .map_err(|e| SimError::value("meta", "values that JSON can hold", e))?;
+    let bytes = ArrayD::from_shape_vec(IxDyn(&[json.len()]), json).expect("one axis");
+    npz.add_typed("meta", &bytes)
 }
 
 fn token(id: u32) -> Result<i32> {

@@ -54,8 +54,11 @@ pub struct FixedFactor {
     pub first: Option<(u32, Rounding)>,
 }
 
+/// The longest shift to the left that a factor may have.
+pub const LONGEST_LEFT_SHIFT: i32 = 30;
+
 /// Shifts a factor may have.
-const SHIFTS: std::ops::RangeInclusive<i32> = -30..=62;
+const SHIFTS: std::ops::RangeInclusive<i32> = -LONGEST_LEFT_SHIFT..=62;
 
 impl FixedFactor {
     /// The integer form of a real factor; `None` for [`Scaling::F32`].

@@ -4,6 +4,7 @@
 
 use super::config::{self, HfConfig};
 use super::container::Container;
+use super::info::Entry;
 use super::input::{in_layer, read_small};
 use super::quamba;
 use super::tensor::{Dtype, Tensor};
@@ -45,10 +46,58 @@ pub fn read_exact(dir: &Path) -> Result<Checkpoint> {
     exact(hf, &weights)
 }
 
+/// Weights that binary16 does not hold as their file has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rounded {
+    /// How many.
+    pub weights: usize,
+    /// Of how many.
+    pub of: usize,
+    /// The largest change of one.
+    pub by: f32,
+}
+
+/// What is lost of the folder `dir` where it is read in binary16 ([`read`], [`Checkpoint::into_f16`]).
+///
+/// # Errors
+///
+/// As [`read_exact`], of the files alone.
+pub fn rounded_in_f16(dir: &Path) -> Result<Rounded> {
+    let weights = Weights::open(dir)?;
+    let entries =
+        (weights.files.iter()).flat_map(|file| file.entries().into_iter().map(move |e| (file, e)));
+    let wide =
+        entries.filter(|(_, e)| !stays_f32(&e.name) && ["F32", "BF16"].contains(&e.dtype.as_str()));
+    let wide: Vec<_> = wide.collect();
+    let of = |(file, entry): &(&File<'_>, Entry)| -> Result<Rounded> {
+        let values = file.tensor(&entry.name, &entry.shape)?.to_f32()?;
+        let mut seen = Rounded {
+            of: values.len(),
+            ..Rounded::default()
+        };
+        for v in values {
+            let change = (f32::from(f16::from_f32(v)) - v).abs();
+            seen.weights += usize::from(change > 0.0);
+            seen.by = seen.by.max(change);
+        }
+        Ok(seen)
+    };
+    let seen: Vec<Rounded> = wide.par_iter().map(of).collect::<Result<_>>()?;
+    Ok(seen.into_iter().fold(Rounded::default(), |a, b| Rounded {
+        weights: a.weights + b.weights,
+        of: a.of + b.of,
+        by: a.by.max(b.by),
+    }))
+}
+
+/// Whether a weight is held in f32 in any model.
+fn stays_f32(name: &str) -> bool {
+    name.ends_with("mixer.A_log") || name.ends_with("mixer.D")
+}
+
 pub(super) fn exact(hf: HfConfig, weights: &Weights<'_>) -> Result<Checkpoint> {
     let wide = |name: &String| {
-        let in_f32 = name.ends_with("mixer.A_log") || name.ends_with("mixer.D");
-        !in_f32 && matches!(weights.dtype(name), Some(Dtype::F32 | Dtype::BF16))
+        !stays_f32(name) && matches!(weights.dtype(name), Some(Dtype::F32 | Dtype::BF16))
     };
     let is_wide = weights
         .files

@@ -94,19 +94,8 @@ fn hex(bytes: impl AsRef<[u8]>) -> String {
 pub fn check_pair(quantized: &QuantizedModel, float: &FloatModel) -> Result<ComparedBy> {
     check_shapes(&quantized.config, &float.config)?;
     if let Some(expected) = &quantized.float_digest {
-        let found = digest(float);
-        let start = |digest: &str| shown(&digest.chars().take(12).collect::<String>());
-        return match *expected == found {
-            true => Ok(ComparedBy::Digest),
-            false => Err(SimError::value(
-                "float model",
-                format_args!(
-                    "the one it was quantized from, of sha256 {}…",
-                    start(expected)
-                ),
-                format_args!("another of the same shape, {}…", start(&found)),
-            )),
-        };
+        same_digest("the one it was quantized from", expected, &digest(float))?;
+        return Ok(ComparedBy::Digest);
     }
     let (mut apart, mut size) = (0.0f64, 0.0f64);
     for (row, own) in float.embedding.rows().into_iter().enumerate() {
@@ -123,6 +112,19 @@ pub fn check_pair(quantized: &QuantizedModel, float: &FloatModel) -> Result<Comp
             "float model",
             "the one it was quantized from, whose embedding it has",
             format_args!("one whose embedding is {:.0} % away", 100.0 * apart),
+        )),
+    }
+}
+
+/// Refuses a float model of another digest; `which` says what it should be.
+pub(super) fn same_digest(which: &str, expected: &str, found: &str) -> Result<()> {
+    let start = |digest: &str| shown(&digest.chars().take(12).collect::<String>());
+    match expected == found {
+        true => Ok(()),
+        false => Err(SimError::value(
+            "float model",
+            format_args!("{which}, of sha256 {}…", start(expected)),
+            format_args!("another, {}…", start(found)),
         )),
     }
 }

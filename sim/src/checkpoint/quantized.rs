@@ -26,6 +26,7 @@
 use super::config;
 use super::container::Container;
 use super::input::in_layer;
+use super::scales::Stored;
 use super::tensor::{Dtype, Tensor};
 use crate::arith::int4::GROUP;
 use crate::atomic;
@@ -118,11 +119,13 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
 }
 
 /// The activation scales of a quantized file, one set a layer, without its weights.
-pub(crate) fn scales_from_container(file: &Container<'_>) -> Result<Vec<ActivationScales>> {
+pub(crate) fn scales_from_container(file: &Container<'_>) -> Result<Stored> {
     let config = read_config(file)?;
-    (0..config.n_layers)
-        .map(|i| Layer { file, i }.scales())
-        .collect()
+    let layers = (0..config.n_layers).map(|i| Layer { file, i }.scales());
+    Ok(Stored {
+        layers: layers.collect::<Result<_>>()?,
+        float_digest: file.metadata(FLOAT_DIGEST).map(str::to_owned),
+    })
 }
 
 fn read_config(file: &Container<'_>) -> Result<Config> {

@@ -1,19 +1,21 @@
 //! Activation scales on their own, as JSON. Source: datapath specification, section 3.
 //!
 //! ```json
-//! {"layers":[{"in_proj_input":0.03,"in_proj_output":0.1, …}, …]}
+//! {"model":"3f0c…","layers":[{"in_proj_input":0.03,"in_proj_output":0.1, …}, …]}
 //! ```
 //!
+//! `model` is the digest of the folded float model they were calibrated for ([`identity::digest`]), where it is known.
 //! Seven keys a layer and, since there is one, `x_proj_input_max`; in model order. A number is printed with the fewest digits that read back
 //! to the same f32.
 
 use super::container::Container;
+use super::identity;
 use super::input::{read_small, shown};
 use super::load::{Loaded, load};
 use super::quantized;
 use crate::atomic;
 use crate::error::{Result, SimError};
-use crate::model::{ActivationScales, ScaleKey};
+use crate::model::{ActivationScales, FloatModel, ScaleKey};
 use crate::quant::Scale;
 use crate::text;
 use serde::Deserialize;
@@ -27,7 +29,46 @@ const MAX_JSON: u64 = 16 << 20;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct In {
+    #[serde(default)]
+    model: Option<String>,
     layers: Vec<BTreeMap<String, f32>>,
+}
+
+/// Scales, and the model they are of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// One set a layer.
+    pub layers: Vec<ActivationScales>,
+    /// The digest of the folded float model, [`identity::digest`], if the file remembers it.
+    pub float_digest: Option<String>,
+}
+
+/// Whether scales were seen to be those of the model they are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The file remembers this model.
+    Compared,
+    /// The file remembers none; this is the digest of the model.
+    Unknown(String),
+}
+
+/// Reads scales for a folded float model.
+///
+/// # Errors
+///
+/// As [`read`], and scales that remember another model.
+pub fn read_for(path: &Path, float: &FloatModel) -> Result<(Vec<ActivationScales>, Origin)> {
+    let stored = read(path)?;
+    let found = identity::digest(float);
+    let origin = match &stored.float_digest {
+        None => Origin::Unknown(found),
+        Some(expected) => {
+            let same = identity::same_digest("the one its scales are of", expected, &found);
+            same.map_err(|e| e.in_file(path))?;
+            Origin::Compared
+        }
+    };
+    Ok((stored.layers, origin))
 }
 
 /// Reads scales: from the folder of a quantized model, from a `.safetensors` file in the quantized
@@ -36,10 +77,13 @@ struct In {
 /// # Errors
 ///
 /// One line with file, layer and key, expected and found.
-pub fn read(path: &Path) -> Result<Vec<ActivationScales>> {
+pub fn read(path: &Path) -> Result<Stored> {
     if path.is_dir() {
         return match load(path)? {
-            Loaded::Quantized(model) => Ok(model.layers.iter().map(|l| l.scales).collect()),
+            Loaded::Quantized(model) => Ok(Stored {
+                layers: model.layers.iter().map(|l| l.scales).collect(),
+                float_digest: model.float_digest,
+            }),
             Loaded::Float(_) => Err(SimError::file(
                 path,
                 "activation scales",
@@ -48,14 +92,19 @@ pub fn read(path: &Path) -> Result<Vec<ActivationScales>> {
             )),
         };
     }
+    if is_model(path)? {
+        quantized::scales_from_container(&Container::open(path)?)
+    } else {
+        stored_from_json(&read_small(path, MAX_JSON)?).map_err(|e| e.in_file(path))
+    }
+}
+
+/// Whether scales of this path are those of a quantized model: a folder, or a file in its format.
+pub fn is_model(path: &Path) -> Result<bool> {
     let named = path
         .extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
-    if Container::is_one(path, named)? {
-        quantized::scales_from_container(&Container::open(path)?)
-    } else {
-        from_json(&read_small(path, MAX_JSON)?).map_err(|e| e.in_file(path))
-    }
+    Ok(path.is_dir() || Container::is_one(path, named)?)
 }
 
 /// Reads scales from JSON in memory.
@@ -64,6 +113,10 @@ pub fn read(path: &Path) -> Result<Vec<ActivationScales>> {
 ///
 /// One line with layer and key, expected and found.
 pub fn from_json(json: &[u8]) -> Result<Vec<ActivationScales>> {
+    stored_from_json(json).map(|stored| stored.layers)
+}
+
+fn stored_from_json(json: &[u8]) -> Result<Stored> {
     let parsed: In = text::from_json(json).map_err(|found| {
         let expected = "{\"layers\":[{\"in_proj_input\":…},…]}";
         SimError::value("file", expected, shown(&found))
@@ -96,7 +149,11 @@ pub fn from_json(json: &[u8]) -> Result<Vec<ActivationScales>> {
             .transpose()?;
         Ok(ActivationScales::from_fn(read)?.with_max(max))
     };
-    parsed.layers.into_iter().enumerate().map(layer).collect()
+    let layers = parsed.layers.into_iter().enumerate().map(layer);
+    Ok(Stored {
+        layers: layers.collect::<Result<_>>()?,
+        float_digest: parsed.model,
+    })
 }
 
 /// Scales as JSON, one layer a line; equal scales give equal bytes.

@@ -75,7 +75,7 @@ impl File<'_> {
         }
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
         match self {
             File::Safetensors(file) => file.tensor(name, shape),
             File::Torch(file) => file.tensor(name, shape),

@@ -272,7 +272,11 @@ impl Run<'_, '_> {
 
 /// Names the step of an error.
 fn within(index: usize, step: Step) -> impl Fn(SimError) -> SimError {
-    move |e| e.within(format_args!("block {index}: {}", step.name()))
+    move |e| match &e {
+        // A probe names the tensor, and with it the block.
+        SimError::Value { item, .. } if Place::from_key(item).is_some() => e,
+        _ => e.within(format_args!("block {index}: {}", step.name())),
+    }
 }
 
 fn f32_of(value: Tensor) -> Array2<f32> {

@@ -98,20 +98,24 @@ pub(super) fn linear(weight: ArrayView2<f16>, storage: &Storage) -> ScaledWeight
     }
 }
 
-/// The convolution's weight `[E, K]` in INT8, with the model's own bias.
+/// The convolution's weight `[E, K]` in INT8, with the model's own bias. Weights of zeros have at least the
+/// step of the bias, which integer sums take in that step.
 pub(super) fn conv(values: &Array2<f16>, bias: &QVector, storage: &Storage) -> ConvWeight {
     let grid = storage.weight_scales;
     let whole = largest(values);
+    let step = |own: f64| match own > 0.0 {
+        true => step(own, whole, 127.0),
+        false => step(own, whole, 127.0).max(bias.scale.get().into()),
+    };
     match storage.conv_granularity {
         ConvGranularity::Tensor => {
-            let scale = scale(step(whole, whole, 127.0), grid);
+            let scale = scale(step(whole), grid);
             let codes = values.mapv(|v| int8(v, scale));
             ConvWeight::int8(&QTensor { codes, scale }, bias)
         }
         ConvGranularity::Channel => {
             let rows = values.rows().into_iter();
-            let step = |row| step(largest(row), whole, 127.0);
-            let scales: Vec<Scale> = rows.map(|row| scale(step(row), grid)).collect();
+            let scales: Vec<Scale> = rows.map(|row| scale(step(largest(row)), grid)).collect();
             let codes = Array2::from_shape_fn(values.dim(), |at| int8(values[at], scales[at.0]));
             ConvWeight::int8_channels(codes, scales, bias)
         }

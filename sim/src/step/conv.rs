@@ -58,14 +58,8 @@ impl ConvWeight {
         }
     }
 
-    /// From INT8 codes `[E, K]` with a scale for each channel, and bias E. A channel of zeros has at least
-    /// the step of its bias, which integer sums take in that step.
-    pub fn int8_channels(codes: Array2<i8>, mut scales: Vec<Scale>, bias: &QVector) -> Self {
-        for (scale, row) in scales.iter_mut().zip(codes.rows()) {
-            if row.iter().all(|code| *code == 0) && *scale < bias.scale {
-                *scale = bias.scale;
-            }
-        }
+    /// From INT8 codes `[E, K]` with a scale for each channel, and bias E.
+    pub fn int8_channels(codes: Array2<i8>, scales: Vec<Scale>, bias: &QVector) -> Self {
         let one = Scale::new(1.0).expect("one is a scale");
         let mut weight = Self::int8(&QTensor { codes, scale: one }, bias);
         for taps in weight.taps.chunks_exact_mut(scales.len()) {

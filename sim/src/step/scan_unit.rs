@@ -19,6 +19,8 @@
 //! | y | s_C · step · 2^-guard | accumulator: `requant(q_D·q_u)`, then `q_C·x`, n ascending |
 //! | output | f32 | `f32(y) ⊗ f32(s_C·step) ⊗ silu(z)`, then f16 or FP32 as the mode says |
 //!
+//! A state of zeros (its calibrated scale is the least one) has a step of which D·u fits into y.
+//!
 //! `requant` follows the unit's scaling and rounding. Where u or z is FP32 (modes 2-2 and on) its
 //! product is taken in f32 and rounded to the same grid.
 

@@ -4,7 +4,8 @@ use super::f16s;
 use crate::compare::*;
 use crate::layout::Layout;
 use crate::metrics::Metric;
-use crate::trace_file::{Meta, Points, Step, TraceFile};
+use crate::npz::Compression;
+use crate::trace_file::{Meta, OpenTrace, Points, Step, TraceFile};
 use crate::value::Value;
 use half::f16;
 use ndarray::{Array2, array};
@@ -37,6 +38,31 @@ fn trace() -> TraceFile {
     }
 }
 
+/// Two files, tensor by tensor, one of them with blocks that are numbered from 1.
+#[test]
+fn blocks_numbered_from_1_can_be_numbered_from_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, layer: usize| {
+        let place = Place::layer(layer, TracePoint::ConvOut);
+        let mut trace = holding(TracePoint::ConvOut, Value::I8(array![[1, 2], [3, 4]]));
+        let points = trace.sequences[0].remove(&at(TracePoint::ConvOut)).unwrap();
+        trace.sequences[0].insert(place, points);
+        let trace = scaled(trace, 0.5);
+        let path = folder.path().join(name);
+        trace.write(&path, Compression::Stored).unwrap();
+        OpenTrace::open(path).unwrap()
+    };
+    let (mut from_0, mut from_1) = (write("0.npz", 0), write("1.npz", 1));
+    let options = CompareOptions::default();
+    assert!(compare_traces(&from_0, &from_1, &options).is_err());
+    assert!(from_1.number_from_0() && !from_0.number_from_0());
+    assert!(
+        compare_traces(&from_0, &from_1, &options)
+            .unwrap()
+            .is_equal()
+    );
+}
+
 /// One tensor of one sequence.
 fn holding(point: TracePoint, value: impl Into<Value>) -> TraceFile {
     TraceFile {
@@ -52,8 +78,23 @@ fn scaled(mut trace: TraceFile, scale: f32) -> TraceFile {
     trace
 }
 
+/// Compares traces in memory; as files, read tensor by tensor, the result is the same.
 fn compare(x: &TraceFile, y: &TraceFile) -> Comparison {
-    compare_traces(x, y, &CompareOptions::default()).unwrap()
+    let options = CompareOptions::default();
+    let whole = compare_traces(x, y, &options).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let [x, y] = [("x.npz", x), ("y.npz", y)].map(|(name, trace)| {
+        let path = folder.path().join(name);
+        trace.write(&path, Compression::Stored).unwrap();
+        OpenTrace::open(path).unwrap()
+    });
+    let json = |comparison: &Comparison| serde_json::to_string(comparison).unwrap();
+    let read = compare_traces(&x, &y, &options).unwrap();
+    // Of codes in a float type, beside their scale, a file is read as codes.
+    if x.remarks().is_empty() && y.remarks().is_empty() {
+        assert_eq!(json(&read), json(&whole));
+    }
+    whole
 }
 
 fn refusal(x: &TraceFile, y: &TraceFile) -> String {

@@ -2,11 +2,12 @@
 
 use super::{Alu, Channel, Constants, Functions, Lane, ScanSeen, gate, state_step};
 use crate::arith::accumulate::Accumulator;
-use crate::arith::fixed::Requantizer;
+use crate::arith::fixed::{LONGEST_LEFT_SHIFT, Requantizer};
 use crate::arith::function::Unit;
 use crate::arith::real::{Ieee, RealMath};
 use crate::arith::requant::QuantRule;
 use crate::arith::round::Rounding;
+use crate::calibrate::LEAST_SCALE;
 use crate::error::{Result, SimError};
 use crate::profile::unit::ScanUnit;
 use crate::quant::Scale;
@@ -17,6 +18,23 @@ use std::sync::Arc;
 /// Fraction bits of α, and of δ and the decay where their function is exact.
 const ALPHA_FRACTION: u32 = 12;
 const EXACT_FRACTION: u32 = 16;
+
+/// The largest product of two codes, one of them a weight's.
+const LARGEST_PRODUCT: f64 = 127.0 * 128.0;
+
+/// The step of a state, made larger by a power of two where the state is one of zeros: any step is
+/// theirs, and in a sum of this one D·u fits and has a factor (`skip` is its real one over s_C). A scale
+/// that calibration gives to zeros tells such a state, of a model whose x_proj was pruned.
+fn step_with_room(step: f64, calibrated: Scale, skip: f64, sum: Accumulator) -> f64 {
+    // Twice: a profile may have put the scale on the next power of two.
+    if calibrated.get() > 2.0 * LEAST_SCALE {
+        return step;
+    }
+    let fits = skip * LARGEST_PRODUCT / 2f64.powi(i32::from(sum.bits()) - 1);
+    let has_factor = skip / 2f64.powi(LONGEST_LEFT_SHIFT);
+    let larger = fits.max(has_factor) / step;
+    step * 2f64.powi((larger.log2().ceil() as i32).max(0))
+}
 
 /// Integers throughout.
 pub(super) struct Fixed {
@@ -73,8 +91,12 @@ impl Fixed {
         } else {
             0
         };
-        let step = state_step(unit.state, calibrated).expect("a fixed-point format")
-            / 2f64.powi(guard as i32);
+        let (d, d_scale) = weight.skip_codes();
+        let (u, c) = (f64::from(inputs.u.scale()), f64::from(inputs.c.scale()));
+        let step = state_step(unit.state, calibrated).expect("a fixed-point format");
+        let skip = f64::from(d_scale) * u / c;
+        let step =
+            step_with_room(step, calibrated, skip, unit.accumulator) / 2f64.powi(guard as i32);
         let fraction = |unit: &Option<Arc<Unit>>| {
             unit.as_ref()
                 .map_or(EXACT_FRACTION, |u| u.rule().output_fraction.into())
@@ -100,10 +122,8 @@ impl Fixed {
             };
         let to_softplus = to_input(&functions.softplus, Some(&inputs.dt))?;
         let to_silu = to_input(&functions.silu, inputs.z.as_ref())?;
-        let u = f64::from(inputs.u.scale());
-        let sum_step = f64::from(inputs.c.scale()) * step;
+        let sum_step = c * step;
         let one_delta = 2f64.powi(-(delta_fraction as i32));
-        let (d, d_scale) = weight.skip_codes();
         Ok(Self {
             functions,
             rounding: unit.rounding,
