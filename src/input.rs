@@ -33,6 +33,7 @@ use std::sync::Arc;
 use tokenizers::Tokenizer;
 
 /// A model, its name for headings, and where its tokenizer is.
+#[derive(Clone)]
 pub struct Subject {
     /// All parts that the arguments gave.
     pub model: Model,
@@ -41,6 +42,7 @@ pub struct Subject {
     tokenizer: TokenizerSource,
 }
 
+#[derive(Clone)]
 enum TokenizerSource {
     BuiltIn,
     File(PathBuf),
@@ -102,8 +104,16 @@ pub fn faults_text(faults: &[Fault]) -> String {
         .collect()
 }
 
-/// Loads the parts of a model that `modes` need.
+/// Loads the parts of a model that `modes` need, or takes them from a model in memory.
 pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
+    match &args.kept {
+        Some(kept) => kept.subject(modes),
+        None => load_parts(args, modes),
+    }
+}
+
+/// [`load_subject`] from files.
+pub(crate) fn load_parts(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     if let Some(name) = &args.synthetic {
         return synthetic_subject(name, args, modes);
     }
@@ -128,7 +138,7 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     let mut model = Model::default();
     let (loaded, notes) = load_with_notes(path)?;
     for note in notes {
-        eprintln!("note: {}: {note}", path.display());
+        crate::output::note(format_args!("note: {}", path.display()), note);
     }
     let checkpoint = match loaded {
         Loaded::Quantized(quantized) => {

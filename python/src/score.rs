@@ -1,0 +1,95 @@
+//! Log-likelihoods of continuations, by the engine of `scalescope eval`.
+
+use crate::simulator::Setup;
+use crate::work;
+use pyo3::prelude::*;
+use scalescope::device::Devices;
+use scalescope::eval::engine::Engine;
+use scalescope::eval::task::Unit;
+use scalescope::kept::Kept;
+use scalescope_sim::datapath::check_tokens;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::model::Model;
+use std::sync::atomic::AtomicBool;
+
+self_cell::self_cell!(
+    struct Cell {
+        owner: Model,
+        #[not_covariant]
+        dependent: Engine,
+    }
+);
+
+/// A model ready to score in one mode.
+#[pyclass(frozen, module = "scalescope._scalescope")]
+pub struct Scorer {
+    cell: Cell,
+    vocabulary: usize,
+}
+
+impl Scorer {
+    /// Prepares a mode.
+    pub fn new(kept: &Kept, setup: &Setup) -> Result<Self> {
+        let modes = std::slice::from_ref(&setup.mode);
+        let model = kept.subject(modes)?.model;
+        let vocabulary = model.config()?.vocab_size;
+        let cell = Cell::try_new(model, |model| {
+            Engine::new(
+                model,
+                modes,
+                None,
+                &setup.profile,
+                &setup.faults,
+                &Devices::Cpu,
+            )
+        })?;
+        Ok(Self { cell, vocabulary })
+    }
+}
+
+#[pymethods]
+impl Scorer {
+    /// For each sequence of tokens, whose last `targets` are predicted from what stands before them: the sum of their
+    /// log-likelihoods, and whether each was the most likely token. All cores, a sequence each.
+    #[pyo3(signature = (sequences, progress = None))]
+    fn score(
+        &self,
+        py: Python<'_>,
+        sequences: Vec<(Vec<u32>, usize)>,
+        progress: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<(f64, bool)>> {
+        work::long(py, progress.as_ref(), || {
+            let mut units = Vec::with_capacity(sequences.len());
+            for (id, (tokens, targets)) in sequences.into_iter().enumerate() {
+                check_tokens(&tokens, self.vocabulary)
+                    .map_err(|e| e.within(format_args!("sequence {id}")))?;
+                if targets == 0 || targets >= tokens.len() {
+                    let expected = format_args!("1 to {}", tokens.len() - 1).to_string();
+                    return Err(SimError::value(
+                        format_args!("sequence {id}: targets"),
+                        expected,
+                        targets,
+                    ));
+                }
+                units.push(Unit {
+                    id,
+                    part: 0,
+                    tokens,
+                    targets,
+                    bytes: 0,
+                });
+            }
+            let all: Vec<&Unit> = units.iter().collect();
+            let mut scores = Vec::with_capacity(units.len());
+            // Stopped between sequences.
+            let never = AtomicBool::new(false);
+            self.cell.with_dependent(|_, engine| {
+                engine.run(&all, &never, |records| {
+                    scores.extend(records.iter().map(|r| (r.log_likelihood, r.greedy)));
+                    scalescope::embed::check()
+                })
+            })?;
+            Ok(scores)
+        })
+    }
+}
