@@ -5,6 +5,7 @@ mod arrays;
 mod decode;
 mod errors;
 mod model;
+mod ops;
 mod rules;
 mod score;
 mod simulator;
@@ -69,5 +70,14 @@ fn _scalescope(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(rules::profiles, module)?)?;
     module.add_function(wrap_pyfunction!(rules::to_toml, module)?)?;
     module.add_function(wrap_pyfunction!(rules::from_toml, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::quantize, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::requantize, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::multiplier, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::linear_step, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::conv1d_silu, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::scan, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::rmsnorm_quantize, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::hadamard_quantize, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::function, module)?)?;
     Ok(())
 }
