@@ -2,7 +2,7 @@
 
 >>> import scalescope
 >>> model = scalescope.load("sample")
->>> trace = model.run("It was a dark night", mode="2-4")
+>>> trace = model.run("It was a dark night", mode="2-1")
 >>> trace["layer_00/conv_out"].dtype, trace["layer_00/conv_out"].shape
 (dtype('int8'), (1, 5, 256))
 """

@@ -29,6 +29,9 @@ class _Call:
         self.folder = tempfile.TemporaryDirectory(prefix="scalescope-")
         self._files = 0
 
+    def __del__(self) -> None:
+        self.folder.cleanup()
+
     def file(self, name: str) -> str:
         """A path for a file; its folder is left out of results and errors."""
         self._files += 1

@@ -12,7 +12,6 @@ _TABLES = {
     "compare": ("points",),
     "check": ("points",),
     "attribute": ("findings", "sites"),
-    "equiv": ("sequences",),
     "propagate": ("sites",),
     "lineage": ("quantizers",),
     "headroom": ("accumulators",),
@@ -20,7 +19,7 @@ _TABLES = {
     "evaluate": ("modes",),
     "info": ("entries",),
     "quantize": ("entries",),
-    "recommend": ("changes",),
+    "recommend": ("helpful", "weights"),
     "calibrate": ("layers",),
     "report": ("modes",),
     "faults": ("faults",),
@@ -95,13 +94,12 @@ class Result(Mapping[str, Any]):
         ]
 
     def rows(self, table: Optional[str] = None) -> list[dict[str, Any]]:
-        """The rows of a table, the command's main one by default."""
+        """The rows of a table, the command's main one by default; of a command that has none, its answer as one row."""
         if table is None:
-            known = self.tables()
-            named = [name for name in _TABLES.get(self.command, ()) if name in known]
-            if not named and not known:
+            named = [name for name in _TABLES.get(self.command, ()) if name in self._fields]
+            if not named:
                 return [{k: v for k, v in self._fields.items() if not isinstance(v, list)}]
-            table = (named or known)[0]
+            table = named[0]
         elif table not in self.tables():
             raise KeyError(f"{table}: expected one of {', '.join(self.tables())}")
         return list(self._fields[table])

@@ -62,6 +62,7 @@ fn _scalescope(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(call, module)?)?;
     module.add_function(wrap_pyfunction!(points, module)?)?;
     module.add_function(wrap_pyfunction!(panic_on_purpose, module)?)?;
+    module.add_function(wrap_pyfunction!(score::windows, module)?)?;
     module.add_function(wrap_pyfunction!(trace::read_trace, module)?)?;
     module.add_function(wrap_pyfunction!(trace::write_npz, module)?)?;
     module.add_function(wrap_pyfunction!(rules::mode, module)?)?;

@@ -5,7 +5,7 @@ use crate::work;
 use pyo3::prelude::*;
 use scalescope::device::Devices;
 use scalescope::eval::engine::Engine;
-use scalescope::eval::task::Unit;
+use scalescope::eval::task::{Encode, Encoded, Task, Unit, UnitMaker};
 use scalescope::kept::Kept;
 use scalescope_sim::datapath::check_tokens;
 use scalescope_sim::error::{Result, SimError};
@@ -92,4 +92,36 @@ impl Scorer {
             Ok(scores)
         })
     }
+}
+
+/// Token ids of a text that is tokenized already.
+struct Ids(Vec<u32>);
+
+impl Encode for Ids {
+    fn encode_text(&self, _: &str) -> std::result::Result<Encoded, String> {
+        Ok(Encoded {
+            ids: self.0.clone(),
+            ends: vec![0; self.0.len()],
+        })
+    }
+}
+
+/// The windows in which `scalescope eval` scores every token of a text: tokens, and how many of the last are targets.
+#[pyfunction]
+pub fn windows(ids: Vec<u32>, start: u32, window: usize) -> PyResult<Vec<(Vec<u32>, usize)>> {
+    if window == 0 {
+        let none = SimError::value("max_length", "at least 1", 0);
+        return Err(crate::errors::raise(none));
+    }
+    let maker = UnitMaker {
+        encoder: &Ids(ids),
+        vocab_size: usize::MAX,
+        start: Some(start),
+        task: Task::Perplexity {
+            window,
+            stride: window,
+        },
+    };
+    let units = maker.units(0, "").map_err(crate::errors::Error::new_err)?;
+    Ok(units.into_iter().map(|u| (u.tokens, u.targets)).collect())
 }
