@@ -4,7 +4,7 @@
 >>> model = scalescope.load("sample")
 >>> trace = model.run("It was a dark night", mode="2-1")
 >>> trace["layer_00/conv_out"].dtype, trace["layer_00/conv_out"].shape
-(dtype('int8'), (1, 5, 256))
+(dtype('int8'), (1, 5, 384))
 """
 
 from ._scalescope import Error, Panic, __version__

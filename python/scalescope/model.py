@@ -38,12 +38,9 @@ def load(
     a mode needs that. `recipe`: how it is folded and quantized, "quamba" or "golden".
     """
     files = [modes_file] if isinstance(modes_file, (str, os.PathLike)) else list(modes_file)
-    path = None if model is None else os.fspath(model)
-    synthetic = None
-    if path == "sample":
-        path = None
-    elif path is not None and path.startswith("synthetic:"):
-        path, synthetic = None, path.partition(":")[2]
+    name = "sample" if model is None else os.fspath(model)
+    synthetic = name.partition(":")[2] if name.startswith("synthetic:") else None
+    path = None if name == "sample" or synthetic is not None else name
     if path is None:
         for given, option in ((float, "float"), (scales, "scales")):
             if given is not None:

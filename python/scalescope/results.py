@@ -11,7 +11,7 @@ from typing import Any, Optional
 _TABLES = {
     "compare": ("points",),
     "check": ("points",),
-    "attribute": ("findings", "sites"),
+    "attribute": ("sites", "findings"),
     "propagate": ("sites",),
     "lineage": ("quantizers",),
     "headroom": ("accumulators",),

@@ -44,12 +44,16 @@ class Mode:
     Mode('2-4d')
     """
 
+    name: str
+    #: The text that states it; None for a name alone.
+    toml: Optional[str]
+    _row: dict[str, Any]
+
     def __init__(self, mode: Union[str, "Mode", Mapping[str, Any]]) -> None:
         if isinstance(mode, Mode):
             self.name, self.toml, self._row = mode.name, mode.toml, mode._row
         elif isinstance(mode, str):
-            self.name, self.toml = mode, None
-            self._row: dict[str, Any] = {"base": mode}
+            self.name, self.toml, self._row = mode, None, {"base": mode}
         elif isinstance(mode, Mapping):
             row = dict(mode)
             if "base" not in row:
@@ -118,8 +122,14 @@ class Profile:
     False
     """
 
+    name: str
+    #: The text that states it; None for a name or a file.
+    toml: Optional[str]
+    #: sha256 of the rules; two profiles with one hash are one computation.
+    hash: str
+
     def __init__(self, profile: Union[str, "Profile", Mapping[str, Any], "os.PathLike[str]"]) -> None:
-        self.toml: Optional[str] = None
+        self.toml = None
         if isinstance(profile, Profile):
             self.name, self.toml = profile.name, profile.toml
         elif isinstance(profile, Mapping):
@@ -132,7 +142,6 @@ class Profile:
             found = type(profile).__name__
             raise TypeError(f"profile: expected a name, a path, a dict or a Profile, found {found}")
         self._text, self._json, self.hash = _scalescope.profile(self.name, self.toml)
-        """`hash`: sha256 of the rules; two profiles with one hash are one computation."""
 
     @classmethod
     def from_toml(cls, text: str, name: str = "profile.toml") -> "Profile":

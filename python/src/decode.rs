@@ -10,7 +10,7 @@ use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::{ConvHistory, LogitRows, State};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::Sampler;
-use scalescope_sim::trace::{Recorder, Selection, Tensor};
+use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A sequence and its state.
@@ -67,7 +67,12 @@ impl Decoder {
             let (logits, after, trace) = match state {
                 None => {
                     let mut recorder = Recorder::new(selection.clone());
-                    let (logits, state) = path.prefill(tokens, LogitRows::Last, &mut recorder)?;
+                    // A trace has the logits of every token.
+                    let rows = match selection.keeps(Place::end(TracePoint::Logits)) {
+                        true => LogitRows::All,
+                        false => LogitRows::Last,
+                    };
+                    let (logits, state) = path.prefill(tokens, rows, &mut recorder)?;
                     let ids = ndarray::Array2::from_shape_vec((1, tokens.len()), tokens.to_vec());
                     let ids = ids.expect("one row");
                     (logits, state, TraceFile::from_recorders(ids, [recorder])?)
