@@ -15,6 +15,7 @@ use crate::cmd::faults::FaultsArgs;
 use crate::cmd::headroom::HeadroomArgs;
 use crate::cmd::info::InfoArgs;
 use crate::cmd::lineage::LineageArgs;
+use crate::cmd::map::MapArgs;
 use crate::cmd::merge::MergeArgs;
 use crate::cmd::modes::ModesArgs;
 use crate::cmd::propagate::PropagateArgs;
@@ -77,6 +78,8 @@ pub enum Command {
     Lineage(LineageArgs),
     /// Compare two traces, tensor by tensor, by every metric
     Compare(CompareArgs),
+    /// Print a mapping file to start from for a dump of another program
+    Map(MapArgs),
     /// Compare a run with a recorded trace, element by element
     Check(CheckArgs),
     /// Compare a GPU with the CPU, every tensor bit for bit (needs the feature `cuda`)

@@ -6,6 +6,7 @@ use crate::output::{note, progress};
 use crate::texts::{Form, Texts};
 use crate::tokenizer::{self, encode};
 use ndarray::Array2;
+use scalescope_golden::mapping;
 use scalescope_golden::npz::read_npy;
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::calibrate::{CalibrationOptions, calibrate, calibrate_head};
@@ -539,6 +540,18 @@ pub fn trace_points(names: &[String]) -> Result<Vec<TracePoint>> {
             })
         })
         .collect()
+}
+
+/// [`read_trace`] of a dump by a mapping file, where there is one (docs/mapping.md).
+pub fn read_mapped(path: &Path, map: Option<&Path>) -> Result<TraceFile> {
+    let Some(map) = map else {
+        return read_trace(path);
+    };
+    let trace = mapping::read(path, map)?;
+    for remark in &trace.remarks {
+        note(path.display(), remark);
+    }
+    Ok(trace)
 }
 
 /// A trace; says on stderr which of its tensors lie in another type than their own.

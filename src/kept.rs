@@ -77,7 +77,9 @@ impl Kept {
         let mut loaded = self.loaded.lock().unwrap_or_else(|e| e.into_inner());
         let needs = needs(modes);
         let there = parts(&loaded.subject);
-        if (0..3).any(|part| needs[part] && !there[part]) {
+        // What the files do not have is not looked for again.
+        let tried = self::needs(&loaded.modes);
+        if (0..3).any(|part| needs[part] && !there[part] && !tried[part]) {
             let mut all = loaded.modes.clone();
             all.extend(modes.iter().filter(|m| !loaded.modes.contains(m)).cloned());
             loaded.subject = load_parts(&self.args, &all)?;

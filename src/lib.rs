@@ -79,6 +79,7 @@ fn dispatch(command: Command) -> Result<Outcome> {
         Command::Equiv(args) => cmd::equiv::run(&args),
         Command::Lineage(args) => cmd::lineage::run(&args),
         Command::Compare(args) => cmd::compare::run(&args),
+        Command::Map(args) => cmd::map::run(&args),
         Command::Check(args) => cmd::check::run(&args),
         Command::CheckOp(args) => cmd::check_op::run(&args),
         Command::Selftest(args) => cmd::selftest::run(&args),

@@ -22,6 +22,7 @@ from .commands import (
     propagate,
     quantize,
     recommend,
+    suggest_map,
     sweep,
 )
 from .model import Decoder, Model, load
@@ -58,5 +59,6 @@ __all__ = [
     "propagate",
     "quantize",
     "recommend",
+    "suggest_map",
     "sweep",
 ]

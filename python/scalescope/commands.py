@@ -474,6 +474,13 @@ def info(path: Path) -> Result:
     return Result("info", text, equal)
 
 
+def suggest_map(path: Path) -> str:
+    """A mapping file to start from for a dump of another program (`scalescope map`)."""
+    call = _Call("map")
+    call.arguments += ["--", os.fspath(path)]
+    return call.printed()[1]
+
+
 def faults() -> Result:
     """The fault models that `faults=` takes (`scalescope faults`)."""
     return _Call("faults").result()

@@ -72,9 +72,13 @@ class Trace(Mapping[str, npt.NDArray[Any]]):
         return trace
 
     @classmethod
-    def open(cls, path: Path) -> "Trace":
-        """Reads a trace: an .npz, a folder of exported vectors, a dict of tensors that torch.save wrote."""
-        return cls._of(_scalescope.read_trace(os.fspath(path)))
+    def open(cls, path: Path, *, map: Optional[Path] = None) -> "Trace":
+        """Reads a trace: an .npz, a folder of exported vectors, a dict of tensors that torch.save wrote.
+
+        With `map`, a mapping file (docs/mapping.md), a dump of any names, layouts and types, or a folder of them;
+        `suggest_map` makes one to start from.
+        """
+        return cls._of(_scalescope.read_trace(os.fspath(path), None if map is None else os.fspath(map)))
 
     def save(self, path: Path, *, compress: bool = True) -> None:
         """Writes an .npz that every command reads. The file appears when it is whole."""

@@ -4,6 +4,7 @@ use crate::arrays::{for_file, stacked, whole};
 use crate::work;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use scalescope_golden::mapping;
 use scalescope_golden::npz::{Compression, write_npz as write};
 use scalescope_golden::trace_file::{Points, TraceFile, in_data_order};
 use scalescope_sim::error::Result;
@@ -65,10 +66,14 @@ fn put(
     Ok(())
 }
 
-/// Reads a trace: an .npz, a folder of vectors, a file of torch.save.
+/// Reads a trace: an .npz, a folder of vectors, a file of torch.save, or any dump with a mapping file.
 #[pyfunction]
-pub fn read_trace(py: Python<'_>, path: PathBuf) -> PyResult<Parts<'_>> {
-    let trace = work::long(py, None, || TraceFile::read(path))?;
+#[pyo3(signature = (path, map = None))]
+pub fn read_trace(py: Python<'_>, path: PathBuf, map: Option<PathBuf>) -> PyResult<Parts<'_>> {
+    let trace = work::long(py, None, || match map {
+        Some(map) => mapping::read(&path, &map),
+        None => TraceFile::read(path),
+    })?;
     parts(py, trace)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cmd::check::merge;
-use crate::input::{read_trace, tell_numbered_from_1};
+use crate::input::{read_mapped, read_trace, tell_numbered_from_1};
 use crate::output::{number, print, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
@@ -34,6 +34,9 @@ pub struct CompareArgs {
     /// The trace to compare with it
     #[arg(value_name = "B.npz")]
     pub b: PathBuf,
+    /// How B lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
     /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5);
     /// steps between two tensors of codes
     #[arg(long, value_name = "POINT:X")]
@@ -58,7 +61,10 @@ pub fn run(args: &CompareArgs) -> Result<Outcome> {
         common: args.common,
     };
     let metrics = metrics(args.metrics.as_deref())?;
-    let (a, b) = rayon::join(|| read_trace(&args.a), || read_trace(&args.b));
+    let (a, b) = rayon::join(
+        || read_trace(&args.a),
+        || read_mapped(&args.b, args.map.as_deref()),
+    );
     let (a, b) = (a?, b?);
     let comparison = compare_traces(&a, &b, &options)
         .map_err(|e| e.in_file(format!("{} and {}", args.a.display(), args.b.display())))?;

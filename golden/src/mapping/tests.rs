@@ -104,7 +104,6 @@ fn raw_files_and_transposed_ones_and_ids_in_the_mapping() {
         "dtype = \"float16\"\nshape = [1, 2, 3]\nlayout = \"bxd\"",
         "layout",
     );
-    refused("dtype = \"int8\"\nshape = [1, 4, 3]", "conv_out");
     refused("dtipe = \"int8\"", "dtipe");
 }
 
