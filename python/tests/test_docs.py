@@ -27,8 +27,13 @@ def test_the_guide(monkeypatch, tmp_path):
     assert found.failed == 0 and found.attempted > 20
 
 
-def test_stubs_and_types():
+def test_stubs_and_types(tmp_path):
     pytest.importorskip("mypy", reason="mypy is not installed")
-    for tool in (["mypy.stubtest", "scalescope._scalescope"], ["mypy", "-p", "scalescope"]):
-        done = subprocess.run([sys.executable, "-m", *tool], capture_output=True, text=True, cwd=ROOT / "python")
+    settings = str(ROOT / "python" / "pyproject.toml")
+    for tool in (
+        ["mypy.stubtest", "--mypy-config-file", settings, "scalescope._scalescope"],
+        ["mypy", "--config-file", settings, "-p", "scalescope"],
+    ):
+        # Elsewhere, so that the installed package is looked at.
+        done = subprocess.run([sys.executable, "-m", *tool], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
