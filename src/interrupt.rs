@@ -1,6 +1,7 @@
 //! Ctrl-C and termination signals in long work: what is done stays, temporary files go.
 
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::progress::stop_runs;
 use std::ops::ControlFlow;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ pub fn is_embedded() -> bool {
 
 /// Asks the work at hand to stop; `false` once it has.
 pub fn stop(now: bool) {
+    stop_runs(now);
     STOP.store(now, Ordering::Relaxed);
 }
 

@@ -24,7 +24,7 @@ use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::OwnText;
 use scalescope_sim::mode::FLOAT;
 use scalescope_sim::score::SequenceScore;
-use scalescope_sim::trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint};
+use scalescope_sim::trace::{Recorder, Selection};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,27 +33,6 @@ use std::sync::Arc;
 #[pyclass(frozen, module = "scalescope._scalescope")]
 pub struct Model {
     kept: Arc<Kept>,
-}
-
-/// A recorder that Ctrl-C stops at the end of each block.
-struct Stoppable<'a>(&'a mut Recorder);
-
-impl Probe for Stoppable<'_> {
-    fn wants(&self, place: Place) -> bool {
-        place.point == TracePoint::OutProjOut || self.0.wants(place)
-    }
-
-    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
-        embed::check()?;
-        match self.0.wants(place) {
-            true => self.0.visit(place, value),
-            false => Ok(()),
-        }
-    }
-
-    fn count(&mut self, place: Place, status: Status) {
-        self.0.count(place, status);
-    }
 }
 
 /// Which places a run keeps.
@@ -100,8 +79,7 @@ fn run(
             let ids = tokens.row(row).to_vec();
             let mut recorder = Recorder::new(selection.clone());
             let logits = simulator.with_dependent(|_, path| {
-                let probe = &mut Stoppable(&mut recorder);
-                let (logits, _) = path.prefill(&ids, LogitRows::All, probe)?;
+                let (logits, _) = path.prefill(&ids, LogitRows::All, &mut recorder)?;
                 Ok::<_, SimError>(logits)
             })?;
             Ok((recorder, SequenceScore::new(&ids, &logits.to_real())))

@@ -4,9 +4,10 @@ use crate::errors::{panicked, raise};
 use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
 use scalescope::embed;
-use scalescope_sim::error::Result;
+use scalescope_sim::error::{Result, SimError};
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +16,10 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(50);
 /// As the main thread of a program has it.
 const STACK: usize = 8 << 20;
+
+/// How often work was stopped. Commands may take an interrupted run for one that failed and go on, so what ran while
+/// this changed gives no result.
+static STOPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Work that takes no longer than a blink.
 pub fn short<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
@@ -33,6 +38,7 @@ pub fn long<T: Send>(
 ) -> PyResult<T> {
     let (say, mut done) = channel();
     let mut stopped = None;
+    let stops = STOPS.load(Ordering::SeqCst);
     let outcome = thread::scope(|scope| {
         let worker = thread::Builder::new()
             .stack_size(STACK)
@@ -54,6 +60,7 @@ pub fn long<T: Send>(
             if stopped.is_none()
                 && let Err(e) = attend(py, progress)
             {
+                STOPS.fetch_add(1, Ordering::SeqCst);
                 embed::stop(true);
                 stopped = Some(e);
             }
@@ -64,6 +71,9 @@ pub fn long<T: Send>(
     if let Some(e) = stopped {
         embed::stop(false);
         return Err(e);
+    }
+    if STOPS.load(Ordering::SeqCst) != stops {
+        return Err(raise(SimError::Interrupted));
     }
     let done = outcome?.map_err(|panic| panicked(&*panic))?;
     for note in embed::take_notes() {

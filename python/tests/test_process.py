@@ -48,8 +48,9 @@ def test_the_lock_is_released(model, tokens):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-def test_ctrl_c_stops_work_and_leaves_the_process_alive():
-    code = """
+@pytest.mark.parametrize("work", ['model.run([ids] * 60, mode="0", points=[])', 'model.recommend(mode="0")'])
+def test_ctrl_c_stops_work_and_leaves_the_process_alive(work):
+    code = f"""
 import os, signal, threading, time
 import scalescope
 model = scalescope.load()
@@ -57,7 +58,7 @@ ids = list(range(5, 2005))
 threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 begin = time.monotonic()
 try:
-    model.run([ids] * 60, mode="0", points=[])
+    {work}
 except KeyboardInterrupt:
     print("stopped", time.monotonic() - begin)
 print(model.run([5, 6, 7], points="logits")["final/logits"].shape)
