@@ -35,11 +35,6 @@ def test_run_is_the_command_and_its_trace_the_same_file(model, command, tmp_path
             ["--vary", "scan.state=int8,f16", "--text", TEXT],
             lambda m: m.sweep({"scan.state": ["int8", "f16"]}, text=TEXT),
         ),
-        (
-            "attribute",
-            ["--mode", "0", "--text", TEXT, "--stride", "2"],
-            lambda m: m.attribute(mode="0", text=TEXT, stride=2),
-        ),
     ],
 )
 def test_results_are_the_json_of_the_commands(model, command, name, arguments, call):
@@ -79,11 +74,15 @@ def test_compare_and_check_take_traces_and_files(model, tokens, tmp_path):
     assert {row["layer"] for row in wrong} == {5} and not found.equal
 
 
-def test_attribute_finds_a_stale_scale(model, tokens):
+def test_attribute_finds_a_stale_scale(model, tokens, command, tmp_path):
     dump = model.run(tokens, mode="2-4", faults="stale-scale@layer=3,site=x_proj_input,factor=1.7")
     found = model.attribute(dump, mode="2-4")
     first = found.rows()[0]
     assert not found.equal and first["layer"] == 3 and "x_proj_input" in str(first)
+    path = tmp_path / "dump.npz"
+    dump.save(path)
+    code, printed, _ = command("attribute", "--mode", "2-4", "--trace", path, "--json")
+    assert code == 1 and model.attribute(path, mode="2-4").json == printed.rstrip("\n")
 
 
 def test_modes_and_profiles_of_ones_own(model, tokens, tmp_path):
