@@ -20,6 +20,14 @@ pub struct Decoder {
     state: Mutex<Run>,
 }
 
+/// Conv inputs and their scale, the recurrent state and its scale.
+type StateParts<'py> = (
+    Bound<'py, PyAny>,
+    Option<f32>,
+    Bound<'py, PyAny>,
+    Option<f32>,
+);
+
 /// How far a sequence is.
 #[derive(Clone)]
 struct Run {
@@ -185,12 +193,7 @@ impl Decoder {
         &self,
         py: Python<'py>,
         layer: usize,
-    ) -> PyResult<(
-        Bound<'py, PyAny>,
-        Option<f32>,
-        Bound<'py, PyAny>,
-        Option<f32>,
-    )> {
+    ) -> PyResult<StateParts<'py>> {
         let found = work::short(py, || {
             let run = self.lock();
             let state = run.state.as_ref();
