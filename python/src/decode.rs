@@ -189,11 +189,7 @@ impl Decoder {
     }
 
     /// The last conv inputs `[K, E]` and the recurrent state `[E, N]` of a block, each with its scale if it is INT8.
-    fn state<'py>(
-        &self,
-        py: Python<'py>,
-        layer: usize,
-    ) -> PyResult<StateParts<'py>> {
+    fn state<'py>(&self, py: Python<'py>, layer: usize) -> PyResult<StateParts<'py>> {
         let found = work::short(py, || {
             let run = self.lock();
             let state = run.state.as_ref();

@@ -51,6 +51,7 @@ def test_strides_and_types_of_tokens(model, tokens):
         assert np.array_equal(model.run(ids, mode="0", points="logits")["final/logits"], want)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory as Linux counts it")
 def test_a_hundred_megabytes_are_not_copied(tmp_path):
     """Peak memory of opening: the file's arrays once, and what reading needs on the way."""
     path = tmp_path / "big.npz"
