@@ -67,7 +67,8 @@ impl Kept {
         mode_table(&self.args.modes_file)
     }
 
-    /// The model with the parts that `modes` need, as a command loads it.
+    /// The model with the parts that `modes` need, as a command loads it; without modes what is there, for its shape
+    /// and its tokenizer.
     ///
     /// # Errors
     ///
@@ -86,6 +87,9 @@ impl Kept {
             loaded.modes = all;
         }
         let mut subject = loaded.subject.clone();
+        if modes.is_empty() {
+            return Ok(subject);
+        }
         let keep = |part: usize| loaded.always[part] || needs[part];
         let model = &mut subject.model;
         model.quantized = model.quantized.take().filter(|_| keep(0));

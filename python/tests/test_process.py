@@ -107,6 +107,17 @@ def test_bad_input_is_one_line(model, wrong, match):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_of_random_weights(command):
+    model = scalescope.load("synthetic:tiny")
+    assert model.config["vocab_size"] == 256 and "tiny" in model.name
+    assert model.run([5, 6], mode="1", points="logits")["final/logits"].shape == (1, 2, 256)
+    assert model.run([5, 6], mode="0", points="logits")["final/logits"].dtype == np.float16
+    with pytest.raises(scalescope.Error, match="tokenizer"):
+        model.encode("a")
+    code, printed, _ = command("headroom", "--synthetic", "tiny", "--text", "a", "--json")
+    assert code == 2 and printed == ""
+
+
 def test_types_that_make_no_sense(model, tmp_path):
     with pytest.raises(TypeError):
         scalescope.Mode(3.5)
