@@ -15,6 +15,7 @@ use crate::cmd::faults::FaultsArgs;
 use crate::cmd::headroom::HeadroomArgs;
 use crate::cmd::info::InfoArgs;
 use crate::cmd::lineage::LineageArgs;
+use crate::cmd::map::MapArgs;
 use crate::cmd::merge::MergeArgs;
 use crate::cmd::modes::ModesArgs;
 use crate::cmd::propagate::PropagateArgs;
@@ -24,11 +25,13 @@ use crate::cmd::report::ReportArgs;
 use crate::cmd::run::RunArgs;
 use crate::cmd::selftest::SelftestArgs;
 use crate::cmd::sweep::SweepArgs;
+use crate::kept::Kept;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use scalescope_sim::checkpoint::recipe::Recipe;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Bit-accurate simulator of the INT8 datapath of Mamba language models.
 ///
@@ -75,6 +78,8 @@ pub enum Command {
     Lineage(LineageArgs),
     /// Compare two traces, tensor by tensor, by every metric
     Compare(CompareArgs),
+    /// Print a mapping file to start from for a dump of another program
+    Map(MapArgs),
     /// Compare a run with a recorded trace, element by element
     Check(CheckArgs),
     /// Compare a GPU with the CPU, every tensor bit for bit (needs the feature `cuda`)
@@ -118,6 +123,28 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The arguments by which a command names its model, if it takes one.
+    pub fn model_args(&mut self) -> Option<&mut ModelArgs> {
+        Some(match self {
+            Command::Report(args) => &mut args.model,
+            Command::Run(args) => &mut args.model,
+            Command::Propagate(args) => &mut args.model,
+            Command::Equiv(args) => &mut args.model,
+            Command::Lineage(args) => &mut args.model,
+            Command::Check(args) => &mut args.model,
+            Command::Crosscheck(args) => &mut args.model,
+            Command::Attribute(args) => &mut args.model,
+            Command::Recommend(args) => &mut args.model,
+            Command::Headroom(args) => &mut args.model,
+            Command::Sweep(args) => &mut args.model,
+            Command::Export(args) => &mut args.model,
+            Command::Eval(args) => &mut args.model,
+            _ => return None,
+        })
+    }
+}
+
 /// Which model, and how its parts are found.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
@@ -144,6 +171,9 @@ pub struct ModelArgs {
     /// TOML file of further modes (`[mode."2-4d"]`, `base = "2-4"`, fields to override)
     #[arg(long, value_name = "FILE")]
     pub modes_file: Vec<PathBuf>,
+    /// Instead of all of these, a model that a calling program keeps in memory.
+    #[arg(skip)]
+    pub kept: Option<Arc<Kept>>,
 }
 
 impl Default for ModelArgs {
@@ -156,6 +186,7 @@ impl Default for ModelArgs {
             recipe: Recipe::QUAMBA,
             tokenizer: None,
             modes_file: Vec::new(),
+            kept: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::output::{note, progress};
 use crate::texts::{Form, Texts};
 use crate::tokenizer::{self, encode};
 use ndarray::Array2;
+use scalescope_golden::mapping;
 use scalescope_golden::npz::read_npy;
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::calibrate::{CalibrationOptions, calibrate, calibrate_head};
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use tokenizers::Tokenizer;
 
 /// A model, its name for headings, and where its tokenizer is.
+#[derive(Clone)]
 pub struct Subject {
     /// All parts that the arguments gave.
     pub model: Model,
@@ -42,6 +44,7 @@ pub struct Subject {
     tokenizer: TokenizerSource,
 }
 
+#[derive(Clone)]
 enum TokenizerSource {
     BuiltIn,
     File(PathBuf),
@@ -119,8 +122,16 @@ pub fn faults_text(faults: &[Fault]) -> String {
         .collect()
 }
 
-/// Loads the parts of a model that `modes` need.
+/// Loads the parts of a model that `modes` need, or takes them from a model in memory.
 pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
+    match &args.kept {
+        Some(kept) => kept.subject(modes),
+        None => load_parts(args, modes),
+    }
+}
+
+/// [`load_subject`] from files.
+pub(crate) fn load_parts(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     if let Some(name) = &args.synthetic {
         return synthetic_subject(name, args, modes);
     }
@@ -145,7 +156,7 @@ pub fn load_subject(args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     let mut model = Model::default();
     let (loaded, notes) = load_with_notes(path)?;
     for note in notes {
-        eprintln!("note: {}: {note}", path.display());
+        crate::output::note(format_args!("note: {}", path.display()), note);
     }
     let ignored = match &loaded {
         Loaded::Quantized(_) => ("--scales", &args.scales, "float --model", "a quantized one"),
@@ -571,6 +582,18 @@ pub fn trace_points(names: &[String]) -> Result<Vec<TracePoint>> {
             })
         })
         .collect()
+}
+
+/// [`read_trace`] of a dump by a mapping file, where there is one (docs/mapping.md).
+pub fn read_mapped(path: &Path, map: Option<&Path>) -> Result<TraceFile> {
+    let Some(map) = map else {
+        return read_trace(path);
+    };
+    let trace = mapping::read(path, map)?;
+    for remark in &trace.remarks {
+        note(path.display(), remark);
+    }
+    Ok(trace)
 }
 
 /// A trace; says on stderr which of its tensors lie in another type than their own.

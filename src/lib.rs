@@ -12,12 +12,14 @@ mod guides {
     struct AddingAStep;
 }
 
-mod cli;
+pub mod cli;
 mod cmd;
 pub mod device;
+pub mod embed;
 pub mod eval;
 pub mod input;
 mod interrupt;
+pub mod kept;
 mod output;
 pub mod report;
 pub mod sweep;
@@ -27,6 +29,7 @@ pub mod tokenizer;
 use clap::Parser;
 use cli::{Cli, Command};
 use scalescope_sim::error::{Result, SimError};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// How a command that ran to its end ended.
@@ -40,15 +43,20 @@ enum Outcome {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    ExitCode::from(main_of(std::env::args_os()))
+}
+
+/// Runs a command line, the program's name first; its exit code.
+pub fn main_of(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = Cli::parse_from(arguments);
     match run(cli).and_then(|outcome| output::printed().map(|()| outcome)) {
-        Ok(Outcome::Success) => ExitCode::SUCCESS,
-        Ok(Outcome::Mismatch) => ExitCode::from(1),
+        Ok(Outcome::Success) => 0,
+        Ok(Outcome::Mismatch) => 1,
         Err(error) => {
             eprintln!("scalescope: {error}");
             match error {
-                SimError::Interrupted => ExitCode::from(130),
-                _ => ExitCode::from(2),
+                SimError::Interrupted => 130,
+                _ => 2,
             }
         }
     }
@@ -62,11 +70,16 @@ fn run(cli: Cli) -> Result<Outcome> {
     }
     pool.build_global()
         .map_err(|e| SimError::value("threads", "as many as are asked for", e))?;
-    match cli.command {
+    dispatch(cli.command)
+}
+
+fn dispatch(command: Command) -> Result<Outcome> {
+    match command {
         Command::Propagate(args) => cmd::propagate::run(&args),
         Command::Equiv(args) => cmd::equiv::run(&args),
         Command::Lineage(args) => cmd::lineage::run(&args),
         Command::Compare(args) => cmd::compare::run(&args),
+        Command::Map(args) => cmd::map::run(&args),
         Command::Check(args) => cmd::check::run(&args),
         Command::CheckOp(args) => cmd::check_op::run(&args),
         Command::Selftest(args) => cmd::selftest::run(&args),

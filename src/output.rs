@@ -1,17 +1,40 @@
 //! Results to stdout, and the pieces their tables share.
 
+use crate::interrupt;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
 use scalescope_sim::error::{Result, SimError};
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What went wrong when a result was printed.
 static LOST: OnceLock<io::Error> = OnceLock::new();
 
+thread_local! {
+    /// What a command prints that another program calls on this thread.
+    static CALLED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs `command` and keeps what it prints.
+pub fn printed_by<T>(command: impl FnOnce() -> T) -> (T, String) {
+    CALLED.set(Some(String::new()));
+    let done = command();
+    (done, CALLED.take().unwrap_or_default())
+}
+
 /// Prints a result. What goes wrong is kept for [`printed`].
 pub fn print(text: &str) {
+    if CALLED.with_borrow_mut(|called| match called {
+        Some(printed) => {
+            printed.push_str(text);
+            true
+        }
+        None => false,
+    }) {
+        return;
+    }
     let mut stdout = io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let done = (stdout.write_all(text.as_bytes()))
@@ -24,7 +47,33 @@ pub fn print(text: &str) {
 
 /// Says something about an input on stderr, in one line.
 pub fn note(about: impl Display, what: impl Display) {
-    eprintln!("{about}: {what}");
+    match interrupt::is_embedded() {
+        false => eprintln!("{about}: {what}"),
+        true => lock(&NOTES).push(format!("{about}: {what}")),
+    }
+}
+
+/// What was said since the last call of this, where another program calls commands.
+static NOTES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Takes what [`note`] said on behalf of the calling program.
+pub fn take_notes() -> Vec<String> {
+    std::mem::take(&mut *lock(&NOTES))
+}
+
+/// The newest progress bar, where another program shows it.
+static BAR: Mutex<Option<WeakProgressBar>> = Mutex::new(None);
+
+/// How far the work that runs now is: done, of how many, what it is. `None` where nothing tells.
+pub fn progress_here() -> Option<(u64, u64, String)> {
+    let bar = lock(&BAR).as_ref()?.upgrade()?;
+    let length = bar.length().filter(|_| !bar.is_finished())?;
+    Some((bar.position(), length, bar.message()))
+}
+
+/// A panic leaves both as they were.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether everything went to stdout. A reader that stopped reading (`| head`) is no error.
@@ -92,5 +141,9 @@ pub fn progress(total: u64, what: &'static str) -> ProgressBar {
             .progress_chars("=> "),
     );
     bar.set_message(what);
+    if interrupt::is_embedded() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+        *lock(&BAR) = Some(bar.downgrade());
+    }
     bar
 }

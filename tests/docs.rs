@@ -447,6 +447,7 @@ fn architecture() {
         "sim/Cargo.toml",
         "golden/Cargo.toml",
         "Cargo.toml",
+        "python/Cargo.toml",
     ];
     let rows = manifests.map(|manifest| {
         let (name, own) = own_dependencies(manifest);

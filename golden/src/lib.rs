@@ -5,6 +5,7 @@
 //! | NumPy files in and out | [`npz`] |
 //! | vectors of single operations | [`ops`] |
 //! | traces of whole runs | [`trace_file`], [`value`] |
+//! | dumps of other programs as traces | [`mapping`] |
 //! | how far two tensors are apart | [`metrics`], [`ulp`] |
 //! | are they equal, and was everything there | [`compare`] |
 //! | or do they only lie differently | [`layout`] |
@@ -25,6 +26,7 @@ pub mod equiv;
 pub mod explain;
 pub mod layout;
 pub mod lineage;
+pub mod mapping;
 pub mod metrics;
 pub mod npz;
 pub mod ops;

@@ -4,9 +4,27 @@ use crate::error::{Result, SimError};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Told how much is done, in ascending order, from any thread; says whether to go on.
 pub type Progress<'a> = &'a (dyn Fn(usize) -> ControlFlow<()> + Sync);
+
+/// Whether runs are to end.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Ends every run of a datapath in this process at its next block, with [`SimError::Interrupted`], until it is
+/// called with `false`: for a program that must be able to stop any work it called.
+pub fn stop_runs(now: bool) {
+    STOPPED.store(now, Ordering::Relaxed);
+}
+
+/// An error once runs are to end.
+pub(crate) fn go_on() -> Result<()> {
+    match STOPPED.load(Ordering::Relaxed) {
+        true => Err(SimError::Interrupted),
+        false => Ok(()),
+    }
+}
 
 /// For those who neither want to know nor to stop.
 pub fn ignore(_: usize) -> ControlFlow<()> {

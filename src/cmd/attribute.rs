@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
-use crate::input::{Subject, faults, faults_text, load_subject, mode_table, read_trace};
+use crate::input::{Subject, faults, faults_text, load_subject, mode_table, read_mapped};
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
@@ -44,6 +44,9 @@ pub struct AttributeArgs {
     /// A dump to diagnose: tokens and any tensors of a prefill, see docs/trace-points.md
     #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
     pub trace: Option<PathBuf>,
+    /// How the dump lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    pub map: Option<PathBuf>,
     /// Arithmetic: exact, torch, deployed [default: exact; of a dump the one that it follows best]
     #[arg(long)]
     pub profile: Option<String>,
@@ -84,7 +87,7 @@ fn dump(args: &AttributeArgs, path: &Path, mode: &ModeSpec) -> Result<Outcome> {
         Some(name) => vec![Profile::get(name)?],
         None => PROFILES.to_vec(),
     };
-    let trace = read_trace(path)?;
+    let trace = read_mapped(path, args.map.as_deref())?;
     let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
     let found = diagnose(&subject.model, mode, &trace, &profiles).map_err(|e| e.in_file(path))?;
     if args.json {

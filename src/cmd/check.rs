@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::cli::{FaultArgs, ModelArgs};
 use crate::device::{DeviceArg, Devices};
 use crate::input::{
-    faults, faults_text, load_subject, mode_table, read_trace, tell_numbered_from_1,
+    faults, faults_text, load_subject, mode_table, read_mapped, tell_numbered_from_1,
 };
 use crate::output::{note, print, print_json, table, table_text};
 use clap::Args;
@@ -38,6 +38,9 @@ pub struct CheckArgs {
     /// The trace: tokens and any tensors, see docs/trace-points.md
     #[arg(long, value_name = "FILE")]
     pub golden: PathBuf,
+    /// How the trace lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
     /// The mode (see `scalescope modes`) [default: the file's own, else 0]
     #[arg(long)]
     pub mode: Option<String>,
@@ -78,7 +81,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     }
     let faults = faults(&args.faults)?;
     let devices = Devices::open_one(&args.device)?;
-    let trace = read_trace(&args.golden)?;
+    let trace = read_mapped(&args.golden, args.map.as_deref())?;
     let meta = trace.meta.clone().unwrap_or_default();
     let in_file = |e: SimError| e.in_file(&args.golden);
     let mode = match (&args.mode, &meta.mode) {

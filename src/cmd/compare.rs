@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cmd::check::merge;
-use crate::input::NUMBERED_FROM_1;
+use crate::input::{NUMBERED_FROM_1, read_mapped};
 use crate::output::{note, number, print, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
@@ -34,6 +34,9 @@ pub struct CompareArgs {
     /// The trace to compare with it
     #[arg(value_name = "B.npz")]
     pub b: PathBuf,
+    /// How B lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
     /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5);
     /// steps between two tensors of codes
     #[arg(long, value_name = "POINT:X")]
@@ -58,23 +61,13 @@ pub fn run(args: &CompareArgs) -> Result<Outcome> {
         common: args.common,
     };
     let metrics = metrics(args.metrics.as_deref())?;
-    let (a, b) = (OpenTrace::open(&args.a)?, OpenTrace::open(&args.b)?);
-    let comparison = compare_traces(&a, &b, &options);
-    for (path, trace) in [(&args.a, &a), (&args.b, &b)] {
-        (trace.remarks().iter()).for_each(|remark| note(path.display(), remark));
-    }
-    let comparison = comparison
-        .map_err(|e| e.in_file(format!("{} and {}", args.a.display(), args.b.display())))?;
-    if !comparison.is_equal() {
-        for (path, other) in [(&args.a, &b), (&args.b, &a)] {
-            let mut from_0 = OpenTrace::open(path)?;
-            if from_0.number_from_0()
-                && compare_traces(other, &from_0, &options).is_ok_and(|c| c.is_equal())
-            {
-                note(path.display(), NUMBERED_FROM_1);
-            }
+    let comparison = match &args.map {
+        None => streamed(args, &options)?,
+        Some(map) => {
+            let (a, b) = (OpenTrace::open(&args.a)?, read_mapped(&args.b, Some(map))?);
+            compare_traces(&a, &b, &options).map_err(|e| in_both(e, args))?
         }
-    }
+    };
     if args.json {
         let mut json = json!({ "a": args.a, "b": args.b, "metrics": METRICS });
         merge(&mut json, json!(comparison));
@@ -89,6 +82,31 @@ pub fn run(args: &CompareArgs) -> Result<Outcome> {
         true => Outcome::Success,
         false => Outcome::Mismatch,
     })
+}
+
+fn in_both(error: SimError, args: &CompareArgs) -> SimError {
+    error.in_file(format!("{} and {}", args.a.display(), args.b.display()))
+}
+
+/// Compares two traces whose tensors stay in their files until it is their turn.
+fn streamed(args: &CompareArgs, options: &CompareOptions) -> Result<Comparison> {
+    let (a, b) = (OpenTrace::open(&args.a)?, OpenTrace::open(&args.b)?);
+    let comparison = compare_traces(&a, &b, options);
+    for (path, trace) in [(&args.a, &a), (&args.b, &b)] {
+        (trace.remarks().iter()).for_each(|remark| note(path.display(), remark));
+    }
+    let comparison = comparison.map_err(|e| in_both(e, args))?;
+    if !comparison.is_equal() {
+        for (path, other) in [(&args.a, &b), (&args.b, &a)] {
+            let mut from_0 = OpenTrace::open(path)?;
+            if from_0.number_from_0()
+                && compare_traces(other, &from_0, options).is_ok_and(|c| c.is_equal())
+            {
+                note(path.display(), NUMBERED_FROM_1);
+            }
+        }
+    }
+    Ok(comparison)
 }
 
 /// The metrics of a list of names; every one without a list.

@@ -15,6 +15,7 @@ pub mod faults;
 pub mod headroom;
 pub mod info;
 pub mod lineage;
+pub mod map;
 pub mod merge;
 pub mod modes;
 pub mod propagate;

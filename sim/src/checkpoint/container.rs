@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const MAX_HEADER: usize = 100_000_000;
 
 /// A safetensors file whose header was read and found consistent.
-pub(crate) struct Container<'a> {
+pub struct Container<'a> {
     path: PathBuf,
     bytes: Bytes<'a>,
     data_start: usize,

@@ -19,7 +19,7 @@
 #[allow(unsafe_code)] // maps files
 mod bytes;
 mod config;
-mod container;
+pub mod container;
 pub mod fold;
 pub mod hf;
 pub mod identity;

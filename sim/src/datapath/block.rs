@@ -77,6 +77,7 @@ impl Datapath<'_> {
         state: Option<LayerState>,
         probe: &mut dyn Probe,
     ) -> Result<BlockOutput> {
+        crate::progress::go_on()?;
         let run = Run {
             path: self,
             layer: &self.layers[index],
