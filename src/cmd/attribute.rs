@@ -6,7 +6,7 @@ use crate::input::{Subject, faults, faults_text, load_subject, mode_table, read_
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
-use scalescope_golden::attribute::diagnose::{Diagnosis, diagnose};
+use scalescope_golden::diagnose::{Diagnosis, diagnose};
 use scalescope_golden::attribute::loss::{Mean, Text};
 use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};

@@ -1,15 +1,22 @@
 //! What could be wrong between two tensors of a dump: every fault model at every site, and every way
 //! in which a buffer can be misread.
 
+use super::edit::Edit;
 use super::replay::{from_columns, swapped, to_columns, turned};
+use crate::check_op::{Change, Part};
 use crate::value::Value;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
+use scalescope_sim::arith::requant::Quotient;
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::dataflow::{Block, Step};
-use scalescope_sim::fault::{Defect, Fault, RoundingRule, ScaleSite, ScanParameter};
+use scalescope_sim::fault::{Defect, FAULTS, Fault, RoundingRule, ScaleSite, ScanParameter};
 use scalescope_sim::model::{Config, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
-use scalescope_sim::profile::QuantizerRule;
+use scalescope_sim::profile::{LinearRule, QuantizerRule, StepRules};
 use scalescope_sim::trace::{Place, TracePoint};
+use std::fmt;
+use std::sync::Arc;
 
 /// How a dumped buffer lies.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +54,22 @@ pub struct Misread {
 }
 
 impl Misread {
+    /// In words.
+    pub fn words(&self) -> String {
+        let lie = match self.lie {
+            Lie::ByColumns => "is written column by column",
+            Lie::FromColumns => "is read as if its rows were columns",
+            Lie::Turned => "has its axes swapped",
+            Lie::Swapped(..) => "has B and C swapped",
+        };
+        let who = match self.reading {
+            Reading::DumpLies => "in the dump alone",
+            Reading::ProducerWrites => "by the step that writes it",
+            Reading::ConsumerReads => "by the step that reads it",
+        };
+        format!("{} {lie} ({who})", self.place.point.name())
+    }
+
     /// The tensor as it should lie (or, where the consumer is to blame, as it is read).
     pub fn undo(&self, value: &Value) -> Value {
         match self.lie {
@@ -65,6 +88,41 @@ pub enum Candidate {
     Faults(Vec<Fault>),
     /// A buffer.
     Misread(Misread),
+    /// A rule of the block.
+    Rule(RuleEdit),
+    /// Something else that a step does otherwise.
+    Edit(Edit),
+}
+
+/// A rule of one block that is another.
+#[derive(Clone)]
+pub struct RuleEdit {
+    /// The block.
+    pub layer: usize,
+    /// The sort: `rounding`, `overflow`, `quotient`, `order`, `function`.
+    pub kind: &'static str,
+    /// The quantizer or step.
+    pub site: &'static str,
+    /// The step.
+    pub step: Step,
+    /// In words.
+    pub words: String,
+    /// Tensors that it can alter.
+    pub alters: Vec<TracePoint>,
+    /// The change.
+    pub change: Arc<dyn Fn(&mut StepRules) + Send + Sync>,
+}
+
+impl fmt::Debug for RuleEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+impl PartialEq for RuleEdit {
+    fn eq(&self, other: &Self) -> bool {
+        (self.layer, self.site, &self.words) == (other.layer, other.site, &other.words)
+    }
 }
 
 impl Candidate {
@@ -76,14 +134,66 @@ impl Candidate {
                 Lie::Swapped(..) => "swapped-bc",
                 _ => "transposed",
             },
+            Candidate::Rule(rule) => rule.kind,
+            Candidate::Edit(edit) => edit.kind,
+        }
+    }
+
+    /// The step that does it.
+    pub fn step(&self, block: &Block) -> Step {
+        let of = |point: TracePoint| {
+            let names = point.names().iter();
+            let mut rows = names.filter_map(|p| block.row(*p));
+            rows.next().map_or(Step::Embed, |row| row.step)
+        };
+        match self {
+            Candidate::Faults(_) => of(self
+                .alters(block)
+                .first()
+                .copied()
+                .unwrap_or(TracePoint::HiddenIn)),
+            Candidate::Misread(m) => of(m.place.point),
+            Candidate::Rule(rule) => rule.step,
+            Candidate::Edit(edit) => edit.step,
+        }
+    }
+
+    /// What is done otherwise, in words.
+    pub fn words(&self) -> String {
+        match self {
+            Candidate::Faults(faults) => {
+                let model = FAULTS.iter().find(|model| model.name == self.kind());
+                let all: Vec<String> = faults
+                    .iter()
+                    .map(|fault| match fault.defect {
+                        Defect::StaleScale { site, factor } => {
+                            let name = match site {
+                                ScaleSite::Key(key) => key.name(),
+                                ScaleSite::Use(by) => by.name(),
+                            };
+                            format!("the scale {name} is times {factor}")
+                        }
+                        _ => model.map_or(String::new(), |model| model.effect.to_owned()),
+                    })
+                    .collect();
+                all.join(" and ")
+            }
+            Candidate::Misread(m) => m.words(),
+            Candidate::Rule(rule) => rule.words.clone(),
+            Candidate::Edit(edit) => edit.words.clone(),
         }
     }
 
     /// Where it is, as findings say.
-    pub fn site(&self) -> &'static str {
+    pub fn site(&self) -> &str {
         match self {
             Candidate::Faults(faults) => faults[0].defect.site(),
             Candidate::Misread(m) => m.place.point.names()[0].name(),
+            Candidate::Rule(rule) => rule.site,
+            Candidate::Edit(edit) => match &edit.site[..] {
+                "output" | "tokens" | "channels" => edit.point.name(),
+                site => site,
+            },
         }
     }
 
@@ -92,6 +202,8 @@ impl Candidate {
         match self {
             Candidate::Faults(faults) => faults[0].layer,
             Candidate::Misread(m) => m.place.layer,
+            Candidate::Rule(rule) => Some(rule.layer),
+            Candidate::Edit(edit) => Some(edit.layer),
         }
     }
 
@@ -123,7 +235,7 @@ impl Candidate {
                 Defect::StaleScale { factor, .. } => Some(factor),
                 _ => None,
             },
-            Candidate::Misread(_) => None,
+            _ => None,
         }
     }
 
@@ -148,6 +260,11 @@ impl Candidate {
                 Defect::StaleScale { .. } => 7,
             },
             Candidate::Misread(_) => 3,
+            Candidate::Rule(rule) => match rule.kind {
+                "rounding" | "overflow" => 1,
+                _ => 3,
+            },
+            Candidate::Edit(edit) => edit.rank + 2 * usize::from(edit.only.is_some()),
         }
     }
 
@@ -155,6 +272,13 @@ impl Candidate {
     fn alters(&self, block: &Block) -> Vec<TracePoint> {
         match self {
             Candidate::Misread(m) => vec![m.place.point],
+            Candidate::Rule(rule) => rule.alters.clone(),
+            Candidate::Edit(edit) => match edit.point {
+                TracePoint::SsmY if edit.changes_formula() => {
+                    vec![TracePoint::SsmY, TracePoint::SsmState]
+                }
+                point => vec![point],
+            },
             Candidate::Faults(faults) => {
                 let points = faults.iter().flat_map(|fault| fault.defect.alters(block));
                 points.collect()
@@ -274,4 +398,115 @@ pub fn misreads(config: &Config, place: Place, turned: bool) -> Vec<Candidate> {
         })
     };
     lies.into_iter().flat_map(misread).collect()
+}
+
+/// Every rule of a block that could be another, beyond the fault models.
+pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
+    let mut all = Vec::new();
+    let mut push = |kind, site, step, words: String, alters: Vec<TracePoint>, change| {
+        if !alters.is_empty() {
+            all.push(Candidate::Rule(RuleEdit {
+                layer,
+                kind,
+                site,
+                step,
+                words,
+                alters,
+                change,
+            }));
+        }
+    };
+    for site in QuantizerRule::ALL {
+        let alters = block.quantized_by(site);
+        let step = |point: &TracePoint| block.row(*point).map(|row| row.step);
+        let Some(step) = alters.first().and_then(step) else {
+            continue;
+        };
+        let roundings = [
+            Rounding::Floor,
+            Rounding::Ceil,
+            Rounding::TowardZero,
+            Rounding::NearestTiesUp,
+            Rounding::HalfAwayByAdding,
+        ];
+        for rounding in roundings {
+            let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
+                Arc::new(move |rules| site.edit(rules, |rule| rule.rounding = rounding));
+            let words = format!(
+                "the quantizer rounds otherwise: {}",
+                Part::Rounding(rounding)
+            );
+            push("rounding", site.name(), step, words, alters.clone(), change);
+        }
+        for overflow in Overflow::ALL {
+            let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
+                Arc::new(move |rules| site.edit(rules, |rule| rule.overflow = overflow));
+            let words = format!(
+                "beyond its range the quantizer does otherwise: {}",
+                Part::Overflow(overflow)
+            );
+            push("overflow", site.name(), step, words, alters.clone(), change);
+        }
+        if site.has_quotient() {
+            for quotient in Quotient::ALL {
+                let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
+                    Arc::new(move |rules| site.edit(rules, |rule| rule.quotient = quotient));
+                let words = format!(
+                    "the quantizer divides otherwise: {}",
+                    Part::Quotient(quotient)
+                );
+                push("quotient", site.name(), step, words, alters.clone(), change);
+            }
+        }
+    }
+    for change in Change::all() {
+        let (kind, step) = match change {
+            Change::ConvForm(_) => ("order", Step::Conv),
+            Change::ConvReal(_) => ("function", Step::Conv),
+            Change::ScanFormula(_) | Change::ScanSum(_) | Change::ScanOrder(_) => {
+                ("order", Step::Scan)
+            }
+            Change::ScanReal(_) => ("function", Step::Scan),
+            _ => continue,
+        };
+        let made = Arc::new(move |rules: &mut StepRules| change.apply_to_step(rules));
+        let alters = block.made_by_rule(step.rule());
+        push(
+            kind,
+            step.name(),
+            step,
+            format!("{}: {}", step.name(), change.word()),
+            alters,
+            made,
+        );
+    }
+    for step in Step::LINEAR {
+        for order in scalescope_sim::arith::requant::ScaleOrder::ALL {
+            let at = Step::LINEAR
+                .iter()
+                .position(|s| *s == step)
+                .expect("a linear step");
+            let made = Arc::new(move |rules: &mut StepRules| {
+                let linear: [&mut LinearRule; 4] = rules.linear.each_mut();
+                for (i, rule) in linear.into_iter().enumerate() {
+                    if i == at {
+                        rule.order = order;
+                    }
+                }
+            });
+            let words = format!(
+                "factors in another order: {}",
+                Change::LinearOrder(order).word()
+            );
+            push(
+                "order",
+                step.name(),
+                step,
+                words,
+                block.made_by_rule(step.rule()),
+                made,
+            );
+        }
+    }
+    all
 }
