@@ -189,7 +189,7 @@ impl Search<'_> {
                 break;
             };
             let scene = self.scene(&state, &score, first)?;
-            let quiet = self.may_be_noise(&state, &scene)?;
+            let quiet = Self::may_be_noise(&scene);
             let judged = match quiet {
                 Some(true) => Vec::new(),
                 Some(false) => self.judge_discrete(&state, &scene)?,
@@ -198,7 +198,7 @@ impl Search<'_> {
             let of_total = |left: usize| {
                 (scene.base.saturating_sub(left) as f64 / total as f64).clamp(0.0, 1.0)
             };
-            let exact = |j: &&judge::Judged| quiet.is_none() || j.left_first == 0;
+            let exact = |j: &&judge::Judged| quiet.is_none() || j.first.mismatched == 0;
             let best = judged.iter().position(|j| j.is_cause(&scene) && exact(&j));
             if let Some(at) = best {
                 let best = &judged[at];
@@ -265,21 +265,21 @@ impl Search<'_> {
 
     /// Whether what deviates may be floats of another device: `Some(true)` if it is floats an ulp apart in a
     /// few elements, `Some(false)` if what such floats make, flowing on, is as far off.
-    fn may_be_noise(&self, state: &State, scene: &Scene) -> Result<Option<bool>> {
+    fn may_be_noise(scene: &Scene) -> Option<bool> {
         let s = &scene.at_first;
         let last_place = scene
             .pattern
             .as_ref()
             .is_some_and(|p| p.how == How::LastPlace && !(p.is_part() && p.accident < -6.0));
         if last_place && s.mismatched as f64 <= NOISE * s.compared as f64 {
-            return Ok(Some(true));
+            return Some(true);
         }
-        let Some(noise) = self.noise(state, scene)? else {
-            return Ok(None);
+        let Some(noise) = scene.noise else {
+            return None;
         };
         let near = s.mismatched as f64 <= 3.0 * noise.mismatched as f64 + 4.0
             && s.distance <= 3.0 * noise.distance + 1.0
             && s.largest <= (3.0 * noise.largest).max(1.0);
-        Ok(near.then_some(false))
+        near.then_some(false)
     }
 }

@@ -207,6 +207,11 @@ impl Candidate {
         }
     }
 
+    /// Whether it is an edit of a part of the tensor.
+    pub fn is_restricted(&self) -> bool {
+        matches!(self, Candidate::Edit(edit) if edit.only.is_some())
+    }
+
     /// As `--fault` takes it, if it is one fault.
     pub fn fault(&self) -> Option<&Fault> {
         match self {

@@ -51,9 +51,9 @@ fn deviation(scene: &Scene) -> String {
 }
 
 fn explained(judged: &Judged, scene: &Scene) -> Explained {
-    let deviating = scene.at_first.mismatched;
+    let (explained, deviating) = judged.explained(scene);
     Explained {
-        explained: deviating.saturating_sub(judged.left_first),
+        explained,
         deviating,
     }
 }
@@ -73,7 +73,8 @@ pub(super) fn cause(
     } = explained(best, scene);
     let alike: Vec<String> = others
         .iter()
-        .filter(|j| j.is_cause(scene) && j.left <= best.left)
+        .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.left <= best.left)
+        .filter(|j| best.candidate.is_restricted() || !j.candidate.is_restricted())
         .take(OTHERS)
         .map(|j| j.candidate.words())
         .collect();

@@ -7,7 +7,7 @@ use super::search::{Scene, Search, State};
 use super::{OTHERS, TIE};
 use crate::diagnose::edit::{self, Edit};
 use crate::diagnose::formula::{self, Seen};
-use crate::diagnose::replay;
+use crate::diagnose::replay::PointScore;
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::error::Result;
@@ -28,26 +28,37 @@ pub(super) struct Judged {
     /// In the window.
     pub(super) left: usize,
     /// In the first tensor.
-    pub(super) left_first: usize,
-    /// How far the first tensor is off.
-    pub(super) distance: f64,
+    pub(super) first: PointScore,
 }
 
 impl Judged {
-    /// The share of what deviates in the first tensor that it explains.
-    pub(super) fn explains(&self, scene: &Scene) -> f64 {
-        let base = scene.at_first.mismatched;
-        base.saturating_sub(self.left_first) as f64 / base.max(1) as f64
+    /// How many of the elements of the first tensor that deviate it explains. Where floats deviate by more than
+    /// an ulp, one within an ulp of what an edit makes is explained.
+    pub(super) fn explained(&self, scene: &Scene) -> (usize, usize) {
+        let base = &scene.at_first;
+        let (left, of) = match base.far {
+            0 => (self.first.mismatched, base.mismatched),
+            far => (self.first.far, far),
+        };
+        (of.saturating_sub(left), of)
     }
 
     /// Whether it explains so much that it is named a cause.
     pub(super) fn is_cause(&self, scene: &Scene) -> bool {
-        let few = scene.at_first.mismatched < 100;
-        let all = match few {
-            true => self.left_first == 0,
-            false => self.explains(scene) >= EXPLAINS,
+        let (explained, of) = self.explained(scene);
+        let all = match of < 100 {
+            true => explained == of,
+            false => explained as f64 >= EXPLAINS * of as f64,
         };
-        all && self.left < scene.base
+        // An edit that another device's floats keep from being exact leaves what their noise makes.
+        let base = &scene.at_first;
+        let but_noise = scene.noise.is_some_and(|n| {
+            n.far > 0
+                && self.first.far <= 2 * n.far
+                && self.first.distance <= 2.0 * n.distance
+                && self.first.distance <= 0.05 * base.distance
+        });
+        (all || but_noise) && self.left < scene.base
     }
 }
 
@@ -98,7 +109,11 @@ impl Search<'_> {
         let near = self.hopeful(state, scene, discrete, off)?;
         let mut judged = self.judge_all(state, scene, near)?;
         judged.extend(self.judge_edits(state, scene, &block, &|_| true)?);
-        judged.extend(self.judge_scales(state, scene, scales, off)?);
+        // What is explained to the last element needs no number to be fitted.
+        let whole = |j: &Judged| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
+        if !judged.iter().any(whole) {
+            judged.extend(self.judge_scales(state, scene, scales, off)?);
+        }
         if !judged.iter().any(|j| j.is_cause(scene)) {
             let narrow = self.nearest(state, scene, registers, off, OTHERS)?;
             judged.extend(self.judge_all(state, scene, narrow)?);
@@ -138,8 +153,7 @@ impl Search<'_> {
                 Ok(Judged {
                     candidate,
                     left,
-                    left_first: first.mismatched,
-                    distance: first.distance,
+                    first,
                 })
             })
             .collect()
@@ -270,7 +284,7 @@ impl Search<'_> {
                     fit::refine(bracket.factor, bracket.width, 18, |factor| far(&c, factor))?;
                 let left = |factor: f32| self.left(state, scene, &c.with_factor(factor));
                 // Of equally good ones the number of the fewest digits.
-                let mut best = (factor, usize::MAX, replay::PointScore::default());
+                let mut best = (factor, usize::MAX, PointScore::default());
                 for number in fit::round_numbers(factor).into_iter().chain([factor]) {
                     let (now, first) = left(number)?;
                     if now < best.1 {
@@ -289,8 +303,7 @@ impl Search<'_> {
                 Ok(Judged {
                     candidate: c.with_factor(best.0),
                     left: best.1,
-                    left_first: best.2.mismatched,
-                    distance: best.2.distance,
+                    first: best.2,
                 })
             })
             .collect()
@@ -325,10 +338,24 @@ impl Search<'_> {
 fn ranked(mut judged: Vec<Judged>, scene: &Scene) -> Vec<Judged> {
     judged.retain(|j| j.left < scene.base);
     judged.sort_by_key(|j| (j.left, j.candidate.rank()));
-    if let Some(best) = judged.first().map(|j| j.left) {
-        let tied = best + (TIE * scene.base as f64) as usize;
-        let count = judged.partition_point(|j| j.left <= tied);
-        judged[..count].sort_by_key(|j| (j.candidate.rank(), j.left));
+    // Floats that an ulp keeps apart do not decide.
+    let left = |j: &Judged| (j.first.far, j.left);
+    judged.sort_by_key(|j| (left(j), j.candidate.rank()));
+    if let Some((far, _)) = judged.first().map(left) {
+        let tied = far + (TIE * scene.at_first.far as f64) as usize;
+        let near = judged.partition_point(|j| j.first.far <= tied);
+        let fewest = judged[..near].iter().map(|j| j.left).min().unwrap_or(0);
+        let floats = scene.at_first.mismatched > scene.at_first.far
+            || judged[..near]
+                .iter()
+                .any(|j| j.first.mismatched > j.first.far);
+        // Where nothing but codes is judged, the whole window counts.
+        let slack = match floats {
+            true => scene.at_first.mismatched / 20,
+            false => (TIE * scene.base as f64) as usize,
+        };
+        let tied = |j: &Judged| j.left <= fewest + slack;
+        judged[..near].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
     }
     judged
 }

@@ -15,7 +15,7 @@ use scalescope_sim::trace::{Place, TracePoint};
 use std::sync::Arc;
 
 /// Elements of a scan's output that a first look computes.
-const FIRST_LOOK: usize = 12_000;
+const FIRST_LOOK: usize = 4_000;
 /// An edit has to explain this share of the first look's mismatches.
 const HOPE: f64 = 0.25;
 /// Edits that are combined in twos.

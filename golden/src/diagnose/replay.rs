@@ -34,6 +34,8 @@ pub struct PointScore {
     pub mismatched: usize,
     /// Elements whose bits differ.
     pub bits: usize,
+    /// Elements that are not near: other codes, floats that are more than about an ulp apart.
+    pub far: usize,
     /// Sum over elements of the difference, at most 1 each: of 8 codes, of the root mean square.
     pub distance: f64,
     /// Largest difference, in codes or in root mean squares.
@@ -63,6 +65,7 @@ pub fn add(total: &mut Score, other: Score) {
         into.compared += s.compared;
         into.mismatched += s.mismatched;
         into.bits += s.bits;
+        into.far += s.far;
         into.distance += s.distance;
         into.largest = into.largest.max(s.largest);
         into.first_row = match (into.first_row, s.first_row) {
@@ -398,6 +401,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
     if dumped.dim() != found.dim() || dumped.dtype() != found.dtype() {
         score.mismatched += count;
         score.bits += count;
+        score.far += count;
         score.distance += count as f64;
         score.largest = f64::INFINITY;
         score.first_row = Some(0);
@@ -409,7 +413,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
             for (i, (x, y)) in x.iter().zip(y).enumerate() {
                 if x != y {
                     let steps = f64::from(x.abs_diff(*y));
-                    score.differs(i / columns, steps / 8.0, steps, true);
+                    score.differs(i / columns, steps / 8.0, steps, [true, true]);
                 }
             }
         }
@@ -420,7 +424,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
                     let error = (x.to_f64() - y.to_f64()).abs();
                     let near = near_f16(*x, *y) || error <= 1e-4 * unit;
                     let counts = closeness == Closeness::Bits || !near;
-                    score.differs(i / columns, error / unit, error / unit, counts);
+                    score.differs(i / columns, error / unit, error / unit, [counts, !near]);
                 }
             }
         }
@@ -432,7 +436,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
                     let error = (a - b).abs();
                     let near = error <= 1e-5 * a.abs().max(b.abs()) || error <= 1e-6 * unit;
                     let counts = closeness == Closeness::Bits || !near;
-                    score.differs(i / columns, error / unit, error / unit, counts);
+                    score.differs(i / columns, error / unit, error / unit, [counts, !near]);
                 }
             }
         }
@@ -441,8 +445,9 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
 }
 
 impl PointScore {
-    fn differs(&mut self, row: usize, distance: f64, size: f64, counts: bool) {
+    fn differs(&mut self, row: usize, distance: f64, size: f64, [counts, far]: [bool; 2]) {
         self.bits += 1;
+        self.far += usize::from(far);
         // NaN, of an infinity that fits nothing, is as far as can be.
         self.distance += if distance <= 1.0 { distance } else { 1.0 };
         if counts {

@@ -62,6 +62,8 @@ pub(super) struct Scene {
     pub(super) seen: Vec<BTreeMap<usize, Seen>>,
     /// Of each sequence: what the steps made.
     pub(super) made: Vec<BTreeMap<Place, Tensor>>,
+    /// How far the first tensor would be off by the floats of another device, where they are not known.
+    pub(super) noise: Option<PointScore>,
     /// What deviates in the first tensor; `None` where its shape is another.
     pub(super) pattern: Option<Pattern>,
 }
@@ -254,6 +256,7 @@ impl Search<'_> {
             at_first: score[&first],
             seen: Vec::new(),
             made: Vec::new(),
+            noise: None,
             pattern: None,
         };
         let look = Look {
@@ -270,6 +273,7 @@ impl Search<'_> {
             scene.made.push(run.made);
         }
         scene.pattern = self.pattern(&scene);
+        scene.noise = self.noise(state, &scene)?;
         Ok(scene)
     }
 
@@ -311,7 +315,7 @@ impl Search<'_> {
             candidate,
             short: true,
             // A state comes after the output that deviates first, and both count.
-            to_first: scene.first.point != TracePoint::SsmY,
+            to_first: scene.first.point != TracePoint::SsmY || scene.rows.is_some(),
             ..Look::default()
         };
         let replay = self.look(state, scene, scene.sequence, look)?;
@@ -377,7 +381,7 @@ impl Search<'_> {
 
     /// How far the first tensor would be off if floats before it were those of another device: an ulp in
     /// one of fifty, where they are not known to the last bit. `None` if all are.
-    pub(super) fn noise(&self, state: &State, scene: &Scene) -> Result<Option<PointScore>> {
+    fn noise(&self, state: &State, scene: &Scene) -> Result<Option<PointScore>> {
         let score = state.score();
         let known: BTreeSet<Place> = score
             .iter()
