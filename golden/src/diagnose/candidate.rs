@@ -180,6 +180,7 @@ impl Candidate {
             }
             Candidate::Misread(m) => m.words(),
             Candidate::Rule(rule) => rule.words.clone(),
+            Candidate::Edit(edit) if edit.alone => format!("{} (in the dump alone)", edit.words),
             Candidate::Edit(edit) => edit.words.clone(),
         }
     }
@@ -269,7 +270,9 @@ impl Candidate {
                 "rounding" | "overflow" => 1,
                 _ => 3,
             },
-            Candidate::Edit(edit) => edit.rank + 2 * usize::from(edit.only.is_some()),
+            Candidate::Edit(edit) => {
+                edit.rank + 2 * usize::from(edit.only.is_some()) + usize::from(edit.alone)
+            }
         }
     }
 

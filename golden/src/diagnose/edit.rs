@@ -57,6 +57,8 @@ pub struct Edit {
     pub change: Change,
     /// Where alone; everywhere if `None`.
     pub only: Option<Arc<Pattern>>,
+    /// Whether the dump alone has it, and what follows is made from the right tensor.
+    pub alone: bool,
 }
 
 impl fmt::Debug for Edit {
@@ -67,7 +69,16 @@ impl fmt::Debug for Edit {
 
 impl PartialEq for Edit {
     fn eq(&self, other: &Self) -> bool {
-        let key = |e: &Edit| (e.kind, e.layer, e.point, e.words.clone(), e.only.is_some());
+        let key = |e: &Edit| {
+            (
+                e.kind,
+                e.layer,
+                e.point,
+                e.words.clone(),
+                e.only.is_some(),
+                e.alone,
+            )
+        };
         key(self) == key(other)
     }
 }
@@ -165,7 +176,8 @@ impl Edit {
                 }
             }
         }
-        Some(like(&out, own))
+        // Steps read rows that lie one after another.
+        Some(like(&out.as_standard_layout().into_owned(), own))
     }
 }
 
@@ -191,6 +203,7 @@ impl Edits<'_, '_> {
             rank,
             change,
             only: None,
+            alone: false,
         });
     }
 

@@ -193,6 +193,15 @@ impl Search<'_> {
             candidates.extend(local.best(wanted, RUN));
         }
         candidates.extend(self.edits_before(state, scene, block, wanted)?);
+        let alone: Vec<Edit> = candidates
+            .iter()
+            .filter(|e| e.point == scene.first.point)
+            .map(|e| Edit {
+                alone: true,
+                ..e.clone()
+            })
+            .collect();
+        candidates.extend(alone);
         self.judge_all(
             state,
             scene,

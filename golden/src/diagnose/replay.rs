@@ -280,6 +280,8 @@ impl Probe for Looking<'_, '_, '_> {
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
         let replay = &mut *self.replay;
         let keeps = replay.keeps(place);
+        let own = value.clone();
+        let alone = |edit: &Edit| edit.alone && edit.makes(place);
         for edit in replay.edits {
             if !edit.makes(place) {
                 continue;
@@ -307,6 +309,9 @@ impl Probe for Looking<'_, '_, '_> {
         let whole_only = place.point.is_state() || place.point.is_scale();
         if replay.points.contains_key(&place) && !(whole_only && replay.rows.is_some()) {
             replay.dumped(place, value)?;
+        }
+        if replay.edits.iter().any(alone) {
+            *value = own;
         }
         if let Some(known) = replay.noise
             && is_noisy(place)

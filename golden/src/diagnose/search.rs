@@ -7,6 +7,7 @@ use super::pattern::Pattern;
 use super::replay::{self, Closeness, PointScore, Replay, Score, Window, between};
 use crate::trace_file::{Points, in_data_order};
 use rayon::prelude::*;
+use scalescope_sim::dataflow::{Block, Origin, Phase};
 use scalescope_sim::datapath::{Datapath, Passing};
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Tensor, TracePoint};
@@ -205,15 +206,7 @@ impl Search<'_> {
     pub(super) fn scene(&self, state: &State, score: &Score, first: Place) -> Result<Scene> {
         let layers = state.path.config().n_layers;
         let places = in_data_order(score.keys().copied());
-        let at = places
-            .iter()
-            .position(|p| *p == first)
-            .expect("it has a score");
-        // In the block of the last tensor that is in order, or in one after it.
-        let from = match at.checked_sub(1) {
-            Some(before) => places[before].layer.unwrap_or(layers - 1),
-            None => 0,
-        };
+        let from = self.known_from(state, score, first);
         let last = first.layer.unwrap_or(layers - 1);
         // As far as the next tensor that the block hands on.
         let handed_on = Place::layer(last, TracePoint::OutProjOut);
@@ -275,6 +268,39 @@ impl Search<'_> {
         scene.pattern = self.pattern(&scene);
         scene.noise = self.noise(state, &scene)?;
         Ok(scene)
+    }
+
+    /// The first block whose steps have a part in a tensor: what goes into the ones before is in the dump.
+    fn known_from(&self, state: &State, score: &Score, first: Place) -> usize {
+        let layers = state.path.config().n_layers;
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        let layer = first.layer.unwrap_or(layers);
+        let dumped = |layer: usize, point| score.contains_key(&Place::layer(layer, point));
+        // Whether anything that the block before hands on goes in, with no tensor of the dump in between.
+        let mut points = vec![first.point];
+        let mut from_before = first.layer.is_none();
+        while let (Some(point), false) = (points.pop(), from_before) {
+            let Some(row) = block.row(point) else {
+                continue;
+            };
+            for read in &row.reads {
+                match read.from {
+                    Origin::BlockBefore(_) => from_before = true,
+                    Origin::Here(point) if !dumped(layer, point) => points.push(point),
+                    Origin::Here(_) | Origin::TokenBefore(_) => {}
+                }
+            }
+        }
+        if !from_before {
+            return layer.min(layers - 1);
+        }
+        // The stream is the sum of what all blocks handed on since it was last known.
+        let stream = [TracePoint::ResidualIn, TracePoint::ResidualOut];
+        let known = (0..layer)
+            .rev()
+            .find(|l| stream.iter().any(|p| dumped(*l, *p)));
+        let missing = (known.unwrap_or(0)..layer).find(|l| !dumped(*l, TracePoint::OutProjOut));
+        missing.unwrap_or(layer).min(layers - 1)
     }
 
     /// Mismatches that are left in the window with a candidate, and in its first tensor; nothing is gained
