@@ -314,3 +314,9 @@ fn when(by: isize) -> String {
         by => format!("of {} tokens after", -by),
     }
 }
+
+/// Puts other numbers in the place of an operand's: as many tokens as it has, since short runs have fewer.
+fn replace(operand: &mut Array2<f32>, other: &Array2<f32>) {
+    let rows = operand.nrows().min(other.nrows());
+    *operand = other.slice(s![..rows, ..]).to_owned();
+}

@@ -1,6 +1,6 @@
 //! Edits of a product with a weight matrix.
 
-use super::{Edits, halves, reversed, shifted, turned, when};
+use super::{Edits, halves, replace, reversed, shifted, turned, when};
 use crate::diagnose::formula::{Formula, Linear, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
@@ -311,7 +311,7 @@ impl Edits<'_, '_> {
                 ("neighbour", "input"),
                 words,
                 on(move |l| {
-                    l.operands(|x, _, _| x.values.clone_from(&values));
+                    l.operands(|x, _, _| replace(&mut x.values, &values));
                 }),
             );
         }

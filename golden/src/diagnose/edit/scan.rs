@@ -1,6 +1,6 @@
 //! Edits of the selective scan.
 
-use super::{Edits, reversed, shifted, turned, when};
+use super::{Edits, replace, reversed, shifted, turned, when};
 use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Columns;
@@ -249,10 +249,7 @@ impl Edits<'_, '_> {
                 ("neighbour", "z"),
                 "the gate is made of x and not of z",
                 on(move |s| {
-                    s.z = Operand {
-                        scale: s.z.scale,
-                        ..as_z.clone()
-                    };
+                    replace(&mut s.z.values, &as_z.values);
                 }),
             );
             self.formula(
@@ -260,7 +257,8 @@ impl Edits<'_, '_> {
                 ("neighbour", "u"),
                 "u is x before the convolution",
                 on(move |s| {
-                    s.u = x.clone();
+                    replace(&mut s.u.values, &x.values);
+                    s.u.scale = x.scale;
                 }),
             );
         }

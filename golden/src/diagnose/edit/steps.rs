@@ -1,6 +1,6 @@
 //! Edits of the norm, the convolution, the rotation and the quantizers between steps.
 
-use super::{Around, Edits, halves, reversed, shifted, turned, when};
+use super::{Around, Edits, halves, replace, reversed, shifted, turned, when};
 use crate::diagnose::formula::{Activation, Add, Conv, Formula, Hadamard, Narrow, Norm, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Columns;
@@ -231,7 +231,7 @@ impl Edits<'_, '_> {
                     ("left-out", "residual"),
                     words,
                     on_norm(move |n| {
-                        n.residual.values.clone_from(&values);
+                        replace(&mut n.residual.values, &values);
                     }),
                 );
             }
@@ -477,7 +477,7 @@ impl Edits<'_, '_> {
                 ("neighbour", "input"),
                 "the input is z and not x",
                 on_conv(move |c| {
-                    c.x.values = z.clone();
+                    replace(&mut c.x.values, &z);
                 }),
             );
         }
@@ -679,7 +679,7 @@ impl Edits<'_, '_> {
                 let words = format!("the input is {}", point.name());
                 self.formula(3, ("neighbour", "input"), words, move |f, _| {
                     if let Formula::Requantize(from, _) = f {
-                        from.values.clone_from(&values);
+                        replace(&mut from.values, &values);
                     }
                 });
             }
