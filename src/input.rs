@@ -76,6 +76,22 @@ pub fn select_modes(table: &ModeTable, list: &str) -> Result<Vec<ModeSpec>> {
     Ok(modes)
 }
 
+/// Of the modes that `list` selected, those that a model has the parts for: `all` leaves out the others, with
+/// a note; one that was named stays, and is refused when it runs.
+pub fn runnable(modes: Vec<ModeSpec>, list: &str, subject: &Subject) -> Vec<ModeSpec> {
+    let named = |mode: &ModeSpec| list.split(',').any(|name| name.trim() == mode.name);
+    let stays = |mode: &ModeSpec| named(mode) || subject.has_parts(mode);
+    let (modes, left_out): (Vec<_>, Vec<_>) = modes.into_iter().partition(stays);
+    for mode in left_out {
+        let what = format!(
+            "mode {} is left out: it needs the float model (--float)",
+            mode.name
+        );
+        note(&subject.name, what);
+    }
+    modes
+}
+
 /// The faults of `--fault`, in their order.
 pub fn faults(args: &FaultArgs) -> Result<Vec<Fault>> {
     args.fault.iter().map(|text| text.parse()).collect()
@@ -229,6 +245,16 @@ fn find_tokenizer(args: &ModelArgs, model: &Path) -> TokenizerSource {
 }
 
 impl Subject {
+    /// Whether the model has the parts that a mode runs on.
+    pub fn has_parts(&self, mode: &ModeSpec) -> bool {
+        let model = &self.model;
+        let float = match mode.rotated {
+            true => model.float.is_some(),
+            false => model.original.is_some(),
+        };
+        (!mode.needs_float() || float) && (!mode.needs_quantized() || model.quantized.is_some())
+    }
+
     /// The tokenizer, loaded.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.tokenizer {

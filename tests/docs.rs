@@ -451,7 +451,9 @@ fn architecture() {
             reads.join(", "),
             row.quantizer
                 .map_or(String::new(), |q| format!("`{}`", q.scale_use().name())),
-            row.rule.map_or(String::new(), |r| format!("`{}`", r.path)),
+            (row.rules.iter().map(|r| format!("`{}`", r.path)))
+                .collect::<Vec<_>>()
+                .join(", "),
         ]
     });
     let header = [

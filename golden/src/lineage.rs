@@ -10,7 +10,7 @@ mod watch;
 use crate::attribute::Severity;
 use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Status;
-use scalescope_sim::dataflow::{Block, Columns, Flow, Phase, Quantizer as Maker};
+use scalescope_sim::dataflow::{Block, Columns, Flow, Format, Phase, Quantizer as Maker};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::plan::ScaleUse;
@@ -76,13 +76,18 @@ pub struct Quantizer {
     pub saturation_rate: f64,
     /// Values that lost their high bits.
     pub wrapped: u64,
-    /// Distinct codes / 256.
-    pub grid_occupancy: f64,
+    /// Distinct codes / 256; `None` where the values stay FP32 on the grid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grid_occupancy: Option<f64>,
+    /// Values in each segment of a quantizer that has several, small ones first, and after them those
+    /// beyond; empty for one grid.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<u64>,
     /// The verdict on ratio and wraps.
     pub severity: Severity,
-    /// Who reads the codes.
+    /// Who reads the codes; nobody, where the values stay FP32 on the grid.
     pub readers: Vec<Reader>,
-    /// How often each code from −128 to 127 came out.
+    /// How often each code from −128 to 127 came out; empty where there are no codes.
     #[serde(skip)]
     pub histogram: Vec<u64>,
 }
@@ -137,20 +142,44 @@ impl Quantizer {
         readers.fold(self.severity, Severity::max)
     }
 
+    /// The verdict on its scale ratio. One of several segments is made for what lies beyond its first grid.
+    pub fn judge_ratio(&self) -> Severity {
+        match self.segments.len() > 1 {
+            true => Severity::Info,
+            false => judge_ratio(self.scale_ratio),
+        }
+    }
+
+    /// `, 40 % of the codes used`; nothing where there are no codes.
+    pub fn codes_used(&self) -> String {
+        let used = |share| format!(", {:.0} % of the codes used", 100.0 * share);
+        self.grid_occupancy.map_or_else(String::new, used)
+    }
+
+    /// The share of values in each segment, in percent, `61.0 + 38.9 + 0.1 %`; nothing for one grid.
+    pub fn segments_text(&self) -> String {
+        let share = |n: &u64| format!("{:.1}", 100.0 * *n as f64 / self.values.max(1) as f64);
+        let shares: Vec<String> = self.segments.iter().map(share).collect();
+        match shares.is_empty() {
+            true => String::new(),
+            false => format!("{} %", shares.join(" + ")),
+        }
+    }
+
     /// What is wrong, in words; nothing if all is well.
     pub fn remarks(&self) -> Vec<(Severity, String)> {
         let mut remarks = Vec::new();
-        let ratio = judge_ratio(self.scale_ratio);
+        let ratio = self.judge_ratio();
         if ratio > Severity::Info {
             let what = match self.scale_ratio > 1.0 {
                 true => "the grid ends before the values do",
                 false => "the outer part of the grid is never reached",
             };
             let words = format!(
-                "absmax/(127·scale) = {:.3}: {what} ({:.4} % saturate, {:.0} % of the codes used)",
+                "absmax/(127·scale) = {:.3}: {what} ({:.4} % saturate{})",
                 self.scale_ratio,
                 100.0 * self.saturation_rate,
-                100.0 * self.grid_occupancy
+                self.codes_used()
             );
             remarks.push((ratio, words));
         }
@@ -197,20 +226,21 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
     let Some(plan) = path.scales(layer) else {
         return Vec::new();
     };
-    let mut quantizers: Vec<Quantizer> = Vec::new();
+    let mut quantizers: Vec<(TracePoint, Quantizer)> = Vec::new();
     for flow in flows(path) {
         let grid = seen.grid(layer, flow.point, flow.columns);
         let name = maker_name(flow.quantizer);
-        let same = |q: &Quantizer| q.name == name && q.point == flow.point.name();
+        let same = |(point, q): &(TracePoint, Quantizer)| q.name == name && *point == flow.point;
         if !quantizers.last().is_some_and(same) {
             let status = seen.status(layer, flow.point);
             let scale = plan.get(flow.quantizer.scale_use());
-            quantizers.push(match flow.quantizer {
-                Maker::Static(by) => fixed(layer, by, scale, flow.point.name(), status),
+            let made = match flow.quantizer {
+                Maker::Static(by) => fixed(layer, by, scale, flow.point, status),
                 dynamic => of_dynamic(layer, dynamic, (flow.point, scale), grid, seen),
-            });
+            };
+            quantizers.push((flow.point, made));
         }
-        let quantizer = quantizers.last_mut().expect("pushed if there was none");
+        let (_, quantizer) = quantizers.last_mut().expect("pushed if there was none");
         let scale = match flow.scale {
             Some(by) => f64::from(plan.get(by).get()),
             None => quantizer.scale,
@@ -238,9 +268,30 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
             }
         }
         let used = quantizer.histogram.iter().filter(|n| **n > 0).count();
-        quantizer.grid_occupancy = used as f64 / 256.0;
+        quantizer.grid_occupancy = Some(used as f64 / 256.0);
     }
-    quantizers
+    // Values that are put on a grid and stay FP32 have no readers that could disagree.
+    for (point, by) in on_grids(path) {
+        let status = seen.status(layer, point);
+        let made = Quantizer {
+            histogram: Vec::new(),
+            ..fixed(layer, by, plan.get(by), point, status)
+        };
+        quantizers.push((point, made));
+    }
+    quantizers.sort_by_key(|(point, _)| *point);
+    quantizers.into_iter().map(|(_, q)| q).collect()
+}
+
+/// The tensors of a prefill that are put on a grid and stay FP32, and the use of its scale.
+fn on_grids(path: &Datapath) -> Vec<(TracePoint, ScaleUse)> {
+    let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
+    let real = block.rows().iter().filter(|row| row.format == Format::F32);
+    real.filter_map(|row| match row.quantizer? {
+        Maker::Static(by) => Some((row.point, by)),
+        Maker::Tensor(_) | Maker::Token(_) => None,
+    })
+    .collect()
 }
 
 /// The flows of codes in a prefill, and of the state into the next token.
@@ -265,23 +316,19 @@ fn maker_name(maker: Maker) -> &'static str {
     }
 }
 
-fn fixed(
-    layer: usize,
-    by: ScaleUse,
-    scale: Scale,
-    point: &'static str,
-    status: Status,
-) -> Quantizer {
+fn fixed(layer: usize, by: ScaleUse, scale: Scale, point: TracePoint, status: Status) -> Quantizer {
     let step = f64::from(scale.get());
     let ratio = status.scale_ratio();
     let wraps = match status.wrapped {
         0 => Severity::Info,
         _ => Severity::Error,
     };
-    Quantizer {
+    let last = status.segments.iter().rposition(|count| *count > 0);
+    let segments = &status.segments[..last.map_or(0, |last| last + 1)];
+    let mut made = Quantizer {
         layer,
         name: by.name(),
-        point,
+        point: point.name(),
         calibrated: by.key().name(),
         scale: step,
         smallest_scale: None,
@@ -291,11 +338,14 @@ fn fixed(
         scale_ratio: ratio,
         saturation_rate: status.overflow_rate(),
         wrapped: status.wrapped,
-        grid_occupancy: 0.0,
-        severity: judge_ratio(ratio).max(wraps),
+        grid_occupancy: None,
+        segments: segments.to_vec(),
+        severity: wraps,
         readers: Vec::new(),
         histogram: vec![0; 256],
-    }
+    };
+    made.severity = wraps.max(made.judge_ratio());
+    made
 }
 
 fn of_dynamic(
@@ -319,7 +369,8 @@ fn of_dynamic(
         scale_ratio: 1.0,
         saturation_rate: 0.0,
         wrapped: 0,
-        grid_occupancy: 0.0,
+        grid_occupancy: None,
+        segments: Vec::new(),
         severity: Severity::Info,
         readers: Vec::new(),
         histogram: vec![0; 256],

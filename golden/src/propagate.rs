@@ -202,6 +202,7 @@ fn of_sequence(
         Ok(recorder.tensors)
     };
     let block = prefill(path);
+    let clean_block = prefill(reference);
     let clean = run(reference)?;
     let free = run(path)?;
     let places = |run: &BTreeMap<Place, Tensor>| run.keys().copied().collect::<BTreeSet<Place>>();
@@ -211,13 +212,13 @@ fn of_sequence(
         let expected = side(&clean, *place, place.point)?;
         propagated.insert(*place, compare(&expected, &free, *place)?);
     }
-    let mut feeder = Feeder::new(&clean, places(&free));
+    let mut feeder = Feeder::new(&clean, &clean_block, places(&free));
     drop(free);
     path.prefill(tokens, LogitRows::All, &mut feeder)?;
     let Fed { made, given } = feeder.finish();
     let makes = places(&clean);
     drop(clean);
-    let mut twin = Feeder::new(&given, makes);
+    let mut twin = Feeder::new(&given, &block, makes);
     reference.prefill(tokens, LogitRows::All, &mut twin)?;
     let twin = twin.finish().made;
     let mut sums = Vec::new();

@@ -77,8 +77,7 @@ fn one_quantizer_alone_makes_its_error_and_others_carry_it() {
         ("conv_in = \"static\"", "conv_in"),
         ("conv_in = \"dynamic-tensor\"", "conv_in"),
         ("conv_in = \"dynamic-token\"", "conv_in"),
-        // Open: `x_proj_in = "int8"` alone shows local error at ssm_y and ssm_state too, whose u the reference
-        // then lacks.
+        ("x_proj_in = \"int8\"", "x_proj_in"),
         ("u = \"int8\"", "ssm_u"),
         ("x_proj_out = \"int8\"", "x_proj_out"),
         ("dt_proj_out = \"int8\"", "dt_proj_out"),

@@ -402,8 +402,8 @@ pub struct Row {
     pub quantizer: Option<Quantizer>,
     /// A scale that lays out a register inside the step, or of values beyond the quantizer's codes.
     pub register_scale: Option<ScaleUse>,
-    /// The rules it is made by; `None` where there is one way only.
-    pub rule: Option<Rule>,
+    /// The rules it is made by, the one of its quantizer last; none where there is one way only.
+    pub rules: Vec<Rule>,
     /// Weights that go in.
     pub weights: &'static [Weight],
     /// The fields of a mode that decide about it.

@@ -43,6 +43,13 @@ pub enum Defect {
         /// What it is multiplied with.
         factor: f32,
     },
+    /// A weight of four bits read wrongly.
+    FourBit {
+        /// The step that multiplies by it.
+        site: Step,
+        /// What is wrong with it.
+        what: FourBitDefect,
+    },
     /// Codes of a parameter of the scan are taken for real values.
     MissingScale {
         /// The parameter.
@@ -97,6 +104,66 @@ impl ScaleSite {
         }
     }
 }
+
+/// What is wrong with a weight of four bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum FourBitDefect {
+    /// Scales times a factor; those of groups become binary16 again.
+    StaleScale(WeightScale, f32),
+    /// Scales as a packed file stores them, taken for those of the outputs in order.
+    ScaleOrder(WeightScale),
+    /// The codes of a packed word as they lie, not in the order that they are packed in.
+    WordOrder,
+}
+
+impl FourBitDefect {
+    /// Whether it is about scales of groups, which short rows do not have.
+    pub fn is_of_groups(self) -> bool {
+        match self {
+            FourBitDefect::StaleScale(scale, _) | FourBitDefect::ScaleOrder(scale) => {
+                scale == WeightScale::Group
+            }
+            FourBitDefect::WordOrder => false,
+        }
+    }
+}
+
+/// The scales that a weight of four bits has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WeightScale {
+    /// One for each 128 codes of an output.
+    Group,
+    /// One for each output.
+    Channel,
+}
+
+impl WeightScale {
+    /// Both.
+    pub const ALL: [WeightScale; 2] = [WeightScale::Group, WeightScale::Channel];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightScale::Group => "group",
+            WeightScale::Channel => "channel",
+        }
+    }
+
+    /// The name of a step's scales as a site of `stale-scale`.
+    pub fn of(self, step: Step) -> &'static str {
+        match (self, step) {
+            (WeightScale::Group, Step::InProj) => "in_proj_group",
+            (WeightScale::Group, Step::XProj) => "x_proj_group",
+            (WeightScale::Group, _) => "out_proj_group",
+            (WeightScale::Channel, Step::InProj) => "in_proj_channel",
+            (WeightScale::Channel, Step::XProj) => "x_proj_channel",
+            (WeightScale::Channel, _) => "out_proj_channel",
+        }
+    }
+}
+
+/// The steps whose weights may have four bits.
+pub const FOUR_BIT_STEPS: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
 
 /// A parameter of the scan that is stored as codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -260,6 +327,20 @@ fn sums() -> Vec<&'static str> {
     Step::SUMS.map(Step::name).to_vec()
 }
 
+fn four_bit_steps() -> Vec<&'static str> {
+    FOUR_BIT_STEPS.map(Step::name).to_vec()
+}
+
+fn weight_scales() -> Vec<&'static str> {
+    WeightScale::ALL.map(WeightScale::name).to_vec()
+}
+
+/// Every kind of scale of every weight that may have four bits.
+pub(crate) fn weight_scale_sites() -> impl Iterator<Item = (Step, WeightScale)> {
+    let of = |step| WeightScale::ALL.map(|scale| (step, scale));
+    FOUR_BIT_STEPS.into_iter().flat_map(of)
+}
+
 fn scan_parameters() -> Vec<&'static str> {
     ScanParameter::ALL.map(ScanParameter::name).to_vec()
 }
@@ -296,7 +377,7 @@ pub const FAULTS: &[FaultModel] = &[
     },
     FaultModel {
         name: "stale-scale",
-        effect: "a scale is multiplied by a factor at one site, so that producer and consumers of a tensor disagree; a calibrated scale's name means its quantizers",
+        effect: "a scale is multiplied by a factor at one site, so that producer and consumers of a tensor disagree; a calibrated scale's name means its quantizers; `_group` and `_channel` are scales of weights of four bits",
         parameters: &[
             LAYER,
             Parameter {
@@ -317,6 +398,22 @@ pub const FAULTS: &[FaultModel] = &[
         effect: "codes of a parameter of the scan are taken for real values, as a published mode does with A_log: A = −exp(q)",
         parameters: &[LAYER, choice("site", scan_parameters, "A_log")],
         example: "missing-scale@layer=2,site=A_log",
+    },
+    FaultModel {
+        name: "permuted-scales",
+        effect: "scales of a weight of four bits as a packed file stores them, taken for those of the outputs in order",
+        parameters: &[
+            LAYER,
+            choice("site", four_bit_steps, "in_proj"),
+            choice("scales", weight_scales, "group"),
+        ],
+        example: "permuted-scales@layer=2,site=out_proj,scales=channel",
+    },
+    FaultModel {
+        name: "nibble-order",
+        effect: "the eight codes of a packed word of a four-bit weight taken as they lie, not interleaved as they are packed",
+        parameters: &[LAYER, choice("site", four_bit_steps, "in_proj")],
+        example: "nibble-order@layer=2,site=in_proj",
     },
     FaultModel {
         name: "swapped-bc",
@@ -369,6 +466,11 @@ impl Defect {
             Defect::ConvHistoryLoss => "conv-history-loss",
             Defect::HadamardWrap => "hadamard-wrap",
             Defect::StaleScale { .. } => "stale-scale",
+            Defect::FourBit { what, .. } => match what {
+                FourBitDefect::StaleScale(..) => "stale-scale",
+                FourBitDefect::ScaleOrder(_) => "permuted-scales",
+                FourBitDefect::WordOrder => "nibble-order",
+            },
             Defect::MissingScale { .. } => "missing-scale",
             Defect::SwappedBc => "swapped-bc",
             Defect::Transposed { .. } => "transposed",
@@ -384,6 +486,10 @@ impl Defect {
             Defect::ConvDoubleInputScale | Defect::ConvHistoryLoss => "conv",
             Defect::HadamardWrap => "had_out",
             Defect::StaleScale { site, .. } => site.key().name(),
+            Defect::FourBit { site, what } => match what {
+                FourBitDefect::StaleScale(scale, _) => scale.of(site),
+                FourBitDefect::ScaleOrder(_) | FourBitDefect::WordOrder => site.name(),
+            },
             Defect::MissingScale { site } => site.name(),
             Defect::SwappedBc => "x_proj_out",
             Defect::Transposed { site } => site.name(),
@@ -419,6 +525,11 @@ impl Defect {
                 uses.flat_map(|scale| block.altered_by_scale(scale))
                     .collect()
             }
+            Defect::FourBit { site, .. } => {
+                let rows = block.of_step(site);
+                let multiplied = rows.filter(|row| !row.weights.is_empty());
+                multiplied.map(|row| row.point).collect()
+            }
             Defect::Transposed { site } => site.names().to_vec(),
             Defect::Rounding { site, .. } => block.quantized_by(site),
             Defect::NarrowAccumulator { site, .. } => block.made_by_rule(site.rule()),
@@ -446,6 +557,15 @@ impl fmt::Display for Fault {
                 };
                 write!(f, ",site={name},factor={factor}")
             }
+            Defect::FourBit { site, what } => match what {
+                FourBitDefect::StaleScale(scale, factor) => {
+                    write!(f, ",site={},factor={factor}", scale.of(site))
+                }
+                FourBitDefect::ScaleOrder(scale) => {
+                    write!(f, ",site={},scales={}", site.name(), scale.name())
+                }
+                FourBitDefect::WordOrder => write!(f, ",site={}", site.name()),
+            },
             Defect::Transposed { site } => write!(f, ",site={}", site.name()),
             Defect::MissingScale { site } => write!(f, ",site={}", site.name()),
             Defect::Rounding { site, rule } => {

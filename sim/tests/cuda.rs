@@ -257,6 +257,8 @@ impl Probe for Meddler {
             Tensor::I8(q) => q.codes.map_inplace(|v| *v = v.wrapping_neg()),
             Tensor::Codes(q) => q.map_inplace(|v| *v = v.wrapping_neg()),
             Tensor::F16(v) => v.map_inplace(|v| *v = -*v),
+            // A scale stays one.
+            Tensor::F32(v) if self.place.point.is_scale() => v.map_inplace(|v| *v *= 1.5),
             Tensor::F32(v) => v.map_inplace(|v| *v = -*v),
         }
         Ok(())

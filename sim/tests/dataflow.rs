@@ -485,8 +485,7 @@ fn drawn(seed: u64) -> ModeSpec {
         had_out,
         conv_in_quotient: [QuotientType::F32, QuotientType::F16][pick(2) as usize],
         x_proj_from: [RouteA::Conv, RouteA::U][pick(2) as usize],
-        // A row has one rule; a product of codes that PyTorch puts on a grid again runs by two.
-        projected: Projected::Real,
+        projected: [Projected::Real, Projected::Grid][pick(2) as usize],
         scan_bc: [ScanBc::Projected, ScanBc::Int8][pick(2) as usize],
         u_quantizer: (pick(2) == 0)
             .then(|| QUANTIZERS[pick(QUANTIZERS.len() as u64) as usize].clone()),

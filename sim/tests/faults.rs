@@ -1,14 +1,21 @@
 //! Each fault does what its table says, held against a calculation of its own.
 
+use half::f16;
 use ndarray::{Array2, s};
 use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::checkpoint::quantize::{Ends, quantize, to_int4};
+use scalescope_sim::checkpoint::recipe::Recipe;
+use scalescope_sim::checkpoint::synthetic::{Shape, float_model, plausible_scales};
+use scalescope_sim::checkpoint::w4a8;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeTable;
+use scalescope_sim::model::{Model, QuantizedLayer};
 use scalescope_sim::profile::Profile;
-use scalescope_sim::quant::QTensor;
+use scalescope_sim::quant::{Int4Tensor, QTensor, QWeight};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint};
+use std::sync::Arc;
 
 const LAYER: usize = 3;
 
@@ -230,5 +237,121 @@ fn faults_are_refused_where_they_cannot_be() {
         let error = Datapath::with_faults(&model, mode, &profile, &[fault]).err();
         let error = error.expect("refused").to_string();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+/// A model of one block whose rows are two groups of 128 and more, in four bits.
+fn four_bits() -> Model {
+    let shape = Shape {
+        name: "four bits",
+        n_layers: 1,
+        d_model: 256,
+        vocab_size: 256,
+    };
+    let float = float_model(shape);
+    let scales = plausible_scales(&float.config);
+    let mut model = quantize(&float, &scales, &Recipe::QUAMBA, Ends::F16).unwrap();
+    to_int4(&mut model, &float, &"w4a8".parse().unwrap()).unwrap();
+    Model {
+        quantized: Some(Arc::new(model)),
+        ..Model::default()
+    }
+}
+
+/// A fault of a four-bit weight is a model whose weight is that wrong one.
+#[test]
+fn weights_of_four_bits_are_misread() {
+    let model = four_bits();
+    let (table, profile) = (ModeTable::default(), Profile::get("deployed").unwrap());
+    let mode = table.get("0").unwrap();
+    let tokens: Vec<u32> = (0..20).map(|i| i * 37 % 256).collect();
+    let run = |model: &Model, faults: &[Fault]| {
+        let path = Datapath::with_faults(model, mode, &profile, faults).unwrap();
+        let mut recorder = Recorder::new(Selection::default());
+        path.prefill(&tokens, LogitRows::None, &mut recorder)
+            .unwrap();
+        recorder.tensors
+    };
+    let changed = |of: fn(&mut QuantizedLayer) -> &mut QWeight, edit: &dyn Fn(&mut Int4Tensor)| {
+        let mut quantized = (**model.quantized.as_ref().unwrap()).clone();
+        match of(&mut quantized.layers[0]) {
+            QWeight::Int4(weight) => edit(weight),
+            QWeight::Int8(_) => panic!("four bits"),
+        }
+        Model {
+            quantized: Some(Arc::new(quantized)),
+            ..Model::default()
+        }
+    };
+    fn in_proj(layer: &mut QuantizedLayer) -> &mut QWeight {
+        &mut layer.in_proj
+    }
+    fn out_proj(layer: &mut QuantizedLayer) -> &mut QWeight {
+        &mut layer.out_proj
+    }
+    let clean = run(&model, &[]);
+    let cases = [
+        (
+            "stale-scale@site=in_proj_group,factor=1.25",
+            changed(in_proj, &|w| {
+                for scale in w.groups.as_mut().unwrap() {
+                    *scale = f16::from_f64(scale.to_f64() * 1.25);
+                }
+            }),
+        ),
+        (
+            "stale-scale@site=out_proj_channel,factor=2",
+            changed(out_proj, &|w| {
+                for scale in &mut w.channels {
+                    *scale = scale.times(2.0).unwrap();
+                }
+            }),
+        ),
+        (
+            // Row n of a tile of 64 stands where the file has row n/8 + 8·(n mod 8).
+            "permuted-scales@site=in_proj",
+            changed(in_proj, &|w| {
+                let from = w.groups.clone().unwrap();
+                let groups = w.groups.as_mut().unwrap();
+                for ((n, g), scale) in groups.indexed_iter_mut() {
+                    *scale = from[(n / 64 * 64 + n % 64 / 8 + 8 * (n % 8), g)];
+                }
+            }),
+        ),
+        (
+            "permuted-scales@site=out_proj,scales=channel",
+            changed(out_proj, &|w| {
+                let lanes = [0, 1, 8, 9, 16, 17, 24, 25];
+                let from = w.channels.clone();
+                for (n, scale) in w.channels.iter_mut().enumerate() {
+                    *scale = from[n / 32 * 32 + n % 32 / 8 * 2 + lanes[n % 8]];
+                }
+            }),
+        ),
+        (
+            // What a reader that knows the order makes of words in which each code has moved.
+            "nibble-order@site=in_proj",
+            changed(in_proj, &|w| {
+                let words = w4a8::pack(w.codes().view()).mapv(|word| {
+                    let order = [0, 2, 4, 6, 1, 3, 5, 7];
+                    let nibble = |p: usize| (word as u32) >> (4 * order[p]) & 15;
+                    (0..8).fold(0, |sum, p| sum | nibble(p) << (4 * p)) as i32
+                });
+                let codes = w4a8::unpack(words.view()).unwrap();
+                *w = Int4Tensor::new(codes.view(), w.groups.clone(), w.channels.clone()).unwrap();
+            }),
+        ),
+    ];
+    for (fault, wrong) in cases {
+        let faulty = run(&model, &[fault.parse().unwrap()]);
+        assert!(faulty == run(&wrong, &[]), "{fault}");
+        assert!(faulty != clean, "{fault}");
+    }
+    for fault in ["nibble-order", "stale-scale@site=x_proj_group,factor=2"] {
+        let fault: Fault = fault.parse().unwrap();
+        let sample = sample::model();
+        let error = Datapath::with_faults(&sample, mode, &profile, &[fault]).err();
+        let error = error.expect("refused").to_string();
+        assert!(error.contains("a weight of four bits"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::ModelArgs;
-use crate::input::{load_subject, mode_table, select_modes, trace_points};
+use crate::input::{load_subject, mode_table, runnable, select_modes, trace_points};
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use scalescope_sim::bench::{
@@ -131,6 +131,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     }
     let begun = Instant::now();
     let subject = load_subject(&model, &modes)?;
+    let modes = runnable(modes, &args.modes, &subject);
     let load_seconds = begun.elapsed().as_secs_f64();
     let repeats = args.repeat.get();
     let traced = args.points.as_deref().map(trace_points).transpose()?;

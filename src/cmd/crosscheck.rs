@@ -8,7 +8,7 @@ use crate::Outcome;
 use crate::cli::{ModelArgs, TextSource};
 use crate::cmd::check::summary_text;
 use crate::device::{DeviceArg, Devices};
-use crate::input::{Subject, load_subject, mode_table, select_modes};
+use crate::input::{Subject, load_subject, mode_table, runnable, select_modes};
 use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
@@ -82,6 +82,7 @@ pub fn run(args: &CrosscheckArgs) -> Result<Outcome> {
     let profiles = profiles.collect::<Result<Vec<_>>>()?;
     let devices = Devices::open_one(&args.device)?;
     let subject = load_subject(&args.model, &modes)?;
+    let modes = runnable(modes, &args.modes, &subject);
     let layers = subject.model.config()?.n_layers;
     if let Some(layer) = args.layers.iter().flatten().find(|l| **l >= layers) {
         let allowed = format!("blocks below {layers}");

@@ -10,7 +10,7 @@ use crate::eval::settings::{Origin, Settings, Shard};
 use crate::eval::summary::Report;
 use crate::eval::task::{Task, Unit, UnitMaker};
 use crate::eval::text::text;
-use crate::input::{Subject, faults, load_subject, mode_table, select_modes};
+use crate::input::{Subject, faults, load_subject, mode_table, runnable, select_modes};
 use crate::interrupt;
 use crate::output::{note, print, print_json, progress};
 use crate::texts::Texts;
@@ -124,7 +124,8 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let devices = Devices::open(&args.device)?;
     let needed: Vec<ModeSpec> = modes.iter().chain(&reference).cloned().collect();
     let subject = load_subject(&args.model, &needed)?;
-    let reference = reference.filter(|mode| has_parts(&subject, mode));
+    let reference = reference.filter(|mode| subject.has_parts(mode));
+    let modes = runnable(modes, &args.modes, &subject);
     let faults = faults(&args.faults)?;
     let task = task(args)?;
     let bytes = std::fs::read(&args.data).map_err(|e| SimError::io(&args.data, e))?;
@@ -208,16 +209,6 @@ pub fn show(report: &Report, json: Option<&Path>) -> Result<()> {
 
 fn row(mode: &ModeSpec) -> Value {
     serde_json::to_value(mode).expect("a mode is plain data")
-}
-
-/// Whether the model has what a mode runs on. (A quantized file alone has no float reference.)
-fn has_parts(subject: &Subject, mode: &ModeSpec) -> bool {
-    let model = &subject.model;
-    let float = match mode.rotated {
-        true => model.float.is_some(),
-        false => model.original.is_some(),
-    };
-    (!mode.needs_float() || float) && (!mode.needs_quantized() || model.quantized.is_some())
 }
 
 fn task(args: &EvalArgs) -> Result<Task> {

@@ -124,6 +124,10 @@ fn text(lineage: &Lineage) -> String {
         "grid_occupancy",
         "",
     ];
+    let occupancy = |q: &Quantizer| match q.grid_occupancy {
+        Some(share) => format!("{:.0} %", 100.0 * share),
+        None => "stays FP32".into(),
+    };
     let mut rows = table(&header, 3);
     let last = header.len() - 1;
     let column = rows.column_mut(last).expect("the last of the header");
@@ -138,9 +142,17 @@ fn text(lineage: &Lineage) -> String {
             format!("{:.3}", q.scale_ratio),
             format!("{:.4} %", 100.0 * q.saturation_rate),
             q.wrapped.to_string(),
-            format!("{:.0} %", 100.0 * q.grid_occupancy),
+            occupancy(q),
             mark(q.severity).into(),
         ]);
+        if !q.segments.is_empty() {
+            rows.add_row([
+                String::new(),
+                "└ in segments".into(),
+                String::new(),
+                q.segments_text(),
+            ]);
+        }
         for reader in &q.readers {
             rows.add_row([
                 String::new(),
@@ -160,7 +172,8 @@ fn text(lineage: &Lineage) -> String {
     out.push_str(
         "\nscale_ratio: absmax/(127·scale) of the values before they are quantized; \
          warning outside 0.67 to 1.5, error outside 0.5 to 2\n\
-         └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n",
+         └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n\
+         └ in segments: the share of values in each segment of the quantizer, small ones first, then those beyond\n",
     );
     out + &remarks(lineage)
 }
@@ -262,7 +275,7 @@ fn dot(lineage: &Lineage) -> String {
                 number(q.scale),
                 q.scale_ratio,
                 100.0 * q.saturation_rate,
-                100.0 * q.grid_occupancy,
+                q.codes_used().replace(", ", "\\n"),
                 name = q.name,
             );
             for reader in &q.readers {

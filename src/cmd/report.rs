@@ -4,9 +4,10 @@ use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::eval::summary::Report as EvalReport;
 use crate::input::{
-    Subject, faults, faults_text, load_subject, mode_table, select_modes, with_faults_unless_float,
+    Subject, faults, faults_text, load_subject, mode_table, runnable, select_modes,
+    with_faults_unless_float,
 };
-use crate::output::{print, print_json, progress, table, table_text};
+use crate::output::{note, print, print_json, progress, table, table_text};
 use crate::report::measure::{LayerResult, ModeResult, POINT, compare};
 use crate::report::{ModeDetail, Report, detail, page};
 use clap::Args;
@@ -54,20 +55,32 @@ pub struct ReportArgs {
     pub json: bool,
 }
 
-/// The mode every other one is held against.
+/// The mode every other one is held against, where the model has its parts; else the first that runs.
 const REFERENCE: &str = "1";
 /// Tokens of each passage of the built-in text.
 const SAMPLE_LENGTH: usize = 512;
 
 pub fn run(args: &ReportArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
-    let reference = known.get(REFERENCE)?.clone();
+    let float = known.get(REFERENCE)?.clone();
     let modes = select_modes(&known, &args.modes)?;
     let profile = Profile::get(&args.profile)?;
     let faults = faults(&args.faults)?;
     let mut needed = modes.clone();
-    needed.push(reference.clone());
+    needed.push(float.clone());
     let subject = load_subject(&args.model, &needed)?;
+    let modes = runnable(modes, &args.modes, &subject);
+    let reference = match (subject.has_parts(&float), modes.first()) {
+        (false, Some(first)) => {
+            let what = format!(
+                "modes are held against mode {}: mode {REFERENCE} needs the float model (--float)",
+                first.name
+            );
+            note(&subject.name, what);
+            first.clone()
+        }
+        _ => float,
+    };
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
     if let Some(i) = sequences.iter().position(|s| s.len() < 2) {
         return Err(SimError::value(
@@ -90,7 +103,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         "profile": profile.name,
         "faults": faults,
         "profile_hash": profile.hash(),
-        "reference": REFERENCE,
+        "reference": reference.name,
         "sequences": sequences.len(),
         "tokens": tokens,
         "error_point": POINT.name(),
@@ -101,7 +114,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
             model: subject.name.clone(),
             shape: shape(&subject)?,
             profile: (profile.name.to_string(), profile.summary.to_string()),
-            reference: REFERENCE.into(),
+            reference: reference.name.to_string(),
             sequences: sequences.len(),
             tokens,
             modes: results.clone(),
@@ -116,7 +129,9 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     if args.json {
         print_json(&json);
     } else {
-        print(&text(&subject, &profile, &faults, &sequences, &results)?);
+        print(&text(
+            &subject, &reference, &profile, &faults, &sequences, &results,
+        )?);
         if let Some(path) = &args.html {
             print(&format!("\npage written to {}", path.display()));
         }
@@ -160,6 +175,7 @@ fn shape(subject: &Subject) -> Result<String> {
 
 fn text(
     subject: &Subject,
+    reference: &ModeSpec,
     profile: &Profile,
     faults: &[Fault],
     sequences: &[Vec<u32>],
@@ -199,24 +215,32 @@ fn text(
     }
     out.push_str(&table_text(&modes));
     out.push_str(&format!(
-        "\nagreement, KL: next-token choice and distribution against mode {REFERENCE}; \
+        "\nagreement, KL: next-token choice and distribution against mode {}; \
          saturated: quantized values that did not fit INT8\n",
+        reference.name
     ));
     type Cell = fn(&LayerResult) -> String;
-    let cells: [(&str, Cell); 4] = [
+    let against = |metric: &str, better: &str| {
+        format!(
+            "{metric} of each block's output against mode {}, propagated ({better} is better)",
+            reference.name
+        )
+    };
+    let cells: [(String, Cell); 4] = [
         (
-            "normalized_l2 of each block's output against mode 1, propagated (lower is better)",
+            against("normalized_l2", "lower"),
             |l| format!("{:.4}", l.normalized_l2),
         ),
         (
-            "sqnr_db of each block's output against mode 1, propagated (higher is better)",
+            against("sqnr_db", "higher"),
             |l| format!("{:.2}", l.sqnr_db),
         ),
-        ("saturation_rate of each block's quantizers, %", |l| {
+        ("saturation_rate of each block's quantizers, %".into(), |l| {
             format!("{:.4}", 100.0 * l.saturation_rate)
         }),
         (
-            "scale_ratio absmax/(127·scale), the quantizer farthest from 1 (1 fits; 2 clips half, 0.5 wastes half)",
+            "scale_ratio absmax/(127·scale), the quantizer farthest from 1 (1 fits; above it the largest \
+             values are clipped, below it the outer codes are never used)".into(),
             |l| match (l.scale_ratio, l.scale_ratio_point) {
                 (Some(ratio), Some(point)) => format!("{ratio:.2} {}", short(point)),
                 _ => "-".into(),

@@ -55,7 +55,7 @@ fn scales(quantizers: &[Quantizer]) -> Vec<Remark> {
     let mut out = Vec::new();
     for (name, all) in by_name {
         let off = |above: bool| -> Vec<&Quantizer> {
-            let bad = |q: &&Quantizer| judge_ratio(q.scale_ratio) > Severity::Info;
+            let bad = |q: &&Quantizer| q.judge_ratio() > Severity::Info;
             let all = all.iter().copied().filter(bad);
             all.filter(|q| (q.scale_ratio > 1.0) == above).collect()
         };
@@ -103,10 +103,10 @@ fn ratios(name: &str, off: &[&Quantizer], above: bool) -> Option<Remark> {
             100.0 * rate
         ),
         false => format!(
-            "the grid reaches beyond the values: absmax/(127·scale) down to {:.2} (block {}), {:.0} % of its codes used",
+            "the grid reaches beyond the values: absmax/(127·scale) down to {:.2} (block {}){}",
             worst.scale_ratio,
             worst.layer,
-            100.0 * worst.grid_occupancy
+            worst.codes_used()
         ),
     };
     Some(Remark {

@@ -49,14 +49,17 @@ pub fn distributions(detail: &ModeDetail) -> Markup {
 fn grid(q: &Quantizer) -> Markup {
     let clipped = q.saturation_rate > 0.0;
     let title = format!(
-        "block {} {}: {:.4} % clipped, {:.0} % of the codes used, absmax/(127·scale) = {:.3}",
+        "block {} {}: {:.4} % clipped{}, absmax/(127·scale) = {:.3}",
         q.layer,
         q.name,
         100.0 * q.saturation_rate,
-        100.0 * q.grid_occupancy,
+        q.codes_used(),
         q.scale_ratio
     );
-    chart::histogram(&q.histogram, clipped, &title)
+    match q.histogram.is_empty() {
+        true => html! { span title=(title) { "FP32 " (q.segments_text()) } },
+        false => chart::histogram(&q.histogram, clipped, &title),
+    }
 }
 
 /// Scale ratios of every quantizer, and who reads with which scale.
@@ -123,12 +126,12 @@ fn ratio(q: &Quantizer) -> Markup {
         Severity::Error => "error",
     };
     let mut title = format!(
-        "scale {}, absmax {}, {:.4} % clipped, {} wrapped, {:.0} % of the codes used",
+        "scale {}, absmax {}, {:.4} % clipped, {} wrapped{}",
         number(q.scale),
         number(q.absmax),
         100.0 * q.saturation_rate,
         q.wrapped,
-        100.0 * q.grid_occupancy
+        q.codes_used()
     );
     if let Some(over) = q.over_calibrated {
         title += &format!(", {over:.2} times the calibrated scale");

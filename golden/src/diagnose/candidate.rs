@@ -255,7 +255,7 @@ impl Candidate {
                 | Defect::HadamardWrap
                 | Defect::MissingScale { .. }
                 | Defect::SwappedBc => 0,
-                Defect::Rounding { .. } => 1,
+                Defect::Rounding { .. } | Defect::FourBit { .. } => 1,
                 Defect::Transposed { .. } => 2,
                 Defect::StaleScale {
                     site: ScaleSite::Key(_),

@@ -212,7 +212,7 @@ fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, St
     let Some(row) = block.row(point) else {
         return out;
     };
-    let Some(rule) = row.rule else {
+    if row.rules.is_empty() {
         let quantized = |point| block.row(point)?.quantizer_rule();
         let from = row
             .inputs()
@@ -222,23 +222,26 @@ fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, St
             out.extend(of.filter(|(path, _)| path.contains(".output.")));
         }
         return out;
-    };
-    let arithmetic = run.profile.arithmetic(rule.by);
-    if rule.path == Step::Head.rule() {
-        out.push((rule.path.into(), word(&arithmetic.final_norm)));
-        return out;
     }
-    let rules = match step {
-        None => &arithmetic.prefill,
-        Some(_) => &arithmetic.decode,
-    };
-    let all = serde_json::to_value(rules).expect("rules are plain data");
-    let part = rule.path.split('.').fold(&all, |value, key| {
-        // Names of steps are spelled as steps are, other fields as rules are.
-        let spelled = value.get(key).or_else(|| value.get(key.replace('_', "-")));
-        spelled.expect("a rule of a profile")
-    });
-    flatten(rule.path, part, &mut out);
+    for rule in &row.rules {
+        let arithmetic = run.profile.arithmetic(rule.by);
+        if rule.path == Step::Head.rule() {
+            out.push((rule.path.into(), word(&arithmetic.final_norm)));
+            continue;
+        }
+        let mut rules = match step {
+            None => arithmetic.prefill.clone(),
+            Some(_) => arithmetic.decode.clone(),
+        };
+        rules.requantize = run.mode.requantize(rules.requantize);
+        let all = serde_json::to_value(&rules).expect("rules are plain data");
+        let part = rule.path.split('.').fold(&all, |value, key| {
+            // Names of steps are spelled as steps are, other fields as rules are.
+            let spelled = value.get(key).or_else(|| value.get(key.replace('_', "-")));
+            spelled.expect("a rule of a profile")
+        });
+        flatten(rule.path, part, &mut out);
+    }
     out
 }
 

@@ -6,9 +6,9 @@ use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::dataflow::Columns;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
+use scalescope_sim::model::Config;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// How often each code occurs.
 #[derive(Clone)]
@@ -40,8 +40,9 @@ impl Grid {
 
 /// What passed.
 pub(super) struct Watch {
-    /// Columns of the parts of a tensor.
-    parts: Vec<(TracePoint, Columns, Range<usize>)>,
+    /// What readers take of each tensor.
+    parts: Vec<(TracePoint, Columns)>,
+    config: Config,
     grids: BTreeMap<(Place, Columns), Grid>,
     counts: BTreeMap<Place, Status>,
     /// The smallest and the largest scale of dynamic quantizers.
@@ -50,13 +51,13 @@ pub(super) struct Watch {
 
 impl Watch {
     pub fn new(path: &Datapath) -> Self {
-        let columns = |columns: Columns| columns.range(path.config(), usize::MAX);
         let mut parts: Vec<_> = (flows(path).iter())
-            .map(|flow| (flow.point, flow.columns, columns(flow.columns)))
+            .map(|flow| (flow.point, flow.columns))
             .collect();
         parts.dedup();
         Self {
             parts,
+            config: path.config().clone(),
             grids: BTreeMap::new(),
             counts: BTreeMap::new(),
             dynamic: BTreeMap::new(),
@@ -123,11 +124,11 @@ impl Probe for Watch {
             }
             _ => return Ok(()),
         };
-        for (point, part, columns) in &self.parts {
+        for (point, part) in &self.parts {
             if *point == place.point {
-                let end = columns.end.min(codes.ncols());
                 let grid = self.grids.entry((place, *part)).or_insert(Grid::EMPTY);
-                grid.add_codes(codes.slice(s![.., columns.start..end]));
+                let columns = part.range(&self.config, codes.ncols());
+                grid.add_codes(codes.slice(s![.., columns]));
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use crate::trace_file::counterpart::{Take, find};
 use ndarray::{Array2, Axis, concatenate};
 use scalescope_sim::arith::requant::QuantRule;
-use scalescope_sim::dataflow::Columns;
+use scalescope_sim::dataflow::{Block, Columns, Read};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::QTensor;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
@@ -21,6 +21,8 @@ pub struct Fed {
 /// are rounded to the nearest.
 pub struct Feeder<'a> {
     source: &'a BTreeMap<Place, Tensor>,
+    /// The dataflow that made the source.
+    block: &'a Block,
     places: BTreeSet<Place>,
     /// The places that the run makes.
     makes: BTreeSet<Place>,
@@ -30,10 +32,15 @@ pub struct Feeder<'a> {
 }
 
 impl<'a> Feeder<'a> {
-    /// Feeds a run, which makes the places `makes`, every tensor from the source.
-    pub fn new(source: &'a BTreeMap<Place, Tensor>, makes: BTreeSet<Place>) -> Self {
+    /// Feeds a run, which makes the places `makes`, every tensor from a source that `block` made.
+    pub fn new(
+        source: &'a BTreeMap<Place, Tensor>,
+        block: &'a Block,
+        makes: BTreeSet<Place>,
+    ) -> Self {
         Self {
             source,
+            block,
             places: source.keys().copied().collect(),
             makes,
             fed: Fed {
@@ -66,14 +73,14 @@ impl<'a> Feeder<'a> {
         let real = |take| real_of(self.source, take);
         // The quantizer that may come once more behind a tensor.
         let requantized = |site: TracePoint| {
-            let behind = [TracePoint::ConvIn, TracePoint::XProjIn].into_iter();
-            let mut behind = behind.filter(|point| {
-                let reads = point.stand_ins().iter();
-                reads
-                    .clone()
-                    .any(|(read, columns)| read.site(*columns) == site)
-            });
-            behind.find(|point| again(*point)).unwrap_or(site)
+            let reads = |point| self.block.row(point).into_iter().flat_map(|row| &row.reads);
+            let is_behind = |point: &TracePoint| {
+                let read = |read: &Read| read.point().map(|point| point.site(read.columns));
+                reads(*point).any(|input| read(input) == Some(site))
+            };
+            let mut behind = [TracePoint::ConvIn, TracePoint::XProjIn].into_iter();
+            let found = behind.find(|point| is_behind(point) && again(*point));
+            found.unwrap_or(site)
         };
         if place.point != TracePoint::InProjOut {
             return Some(real(at(requantized(place.point.site(Columns::All)))?));

@@ -2,6 +2,7 @@
 
 use super::feed::Feeder;
 use ndarray::Array2;
+use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
@@ -77,6 +78,7 @@ pub fn error_over_time(
     mut done: impl FnMut(),
 ) -> Result<TimeError> {
     let layers = path.config().n_layers;
+    let block = Block::of(reference.mode(), reference.profile(), Phase::Decode);
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
     let width = longest.div_ceil(WINDOWS).max(1);
     let count = longest.div_ceil(width);
@@ -90,7 +92,7 @@ pub fn error_over_time(
             let mut free = Recorder::new(Selection::default());
             path.decode(*token, &mut states[0], &mut free)?;
             let makes = free.tensors.keys().copied().collect();
-            let mut fed = Feeder::new(&clean.tensors, makes).but(STATES);
+            let mut fed = Feeder::new(&clean.tensors, &block, makes).but(STATES);
             path.decode(*token, &mut states[1], &mut fed)?;
             let fed = fed.finish().made;
             for (layer, sums) in sums[t / width].iter_mut().enumerate() {

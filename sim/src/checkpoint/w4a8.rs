@@ -23,12 +23,17 @@ const CHANNELS: usize = 32;
 /// Packed outputs are filled up to a multiple of this.
 pub const OUTPUTS: usize = TILE.1;
 
-/// Where the codes of a tile lie in it: the input and the output of nibble 8·word + position.
-fn places(grouped: bool) -> [(usize, usize); 8 * WORDS] {
-    let order = match grouped {
+/// Which of the eight codes that a word takes lies at each of its positions, lowest bits first.
+fn word_order(grouped: bool) -> [usize; 8] {
+    match grouped {
         true => [0, 2, 4, 6, 1, 3, 5, 7],
         false => [4, 0, 5, 1, 6, 2, 7, 3],
-    };
+    }
+}
+
+/// Where the codes of a tile lie in it, for words in an order: the input and the output of nibble
+/// 8·word + position.
+fn places(order: [usize; 8]) -> [(usize, usize); 8 * WORDS] {
     std::array::from_fn(|nibble| {
         // The list runs over i, j, b and k; a word takes eight of it in the order above.
         let at = nibble / 8 * 8 + order[nibble % 8];
@@ -51,9 +56,22 @@ pub fn unpack(words: ArrayView2<i32>) -> Result<Array2<i8>> {
             format_args!("[{rows}, {columns}]"),
         ));
     }
+    Ok(unpack_in(word_order(rows * TILE.0 > GROUP), words))
+}
+
+/// What comes of a weight's codes `[out, in]` when the codes of a packed word are taken as they lie, not in
+/// the order that they are packed in: a reader's defect.
+pub fn misread_words(codes: ArrayView2<i8>) -> Array2<i8> {
+    let taken = unpack_in(std::array::from_fn(|i| i), pack(codes).view());
+    taken.slice_move(ndarray::s![..codes.nrows(), ..])
+}
+
+/// Codes from packed words of a right shape, whose codes lie in an order.
+fn unpack_in(order: [usize; 8], words: ArrayView2<i32>) -> Array2<i8> {
+    let (rows, columns) = words.dim();
     let (inputs, outputs) = (rows * TILE.0, columns / 2);
     let grouped = inputs > GROUP;
-    let places = places(grouped);
+    let places = places(order);
     let mut codes = Array2::zeros((outputs, inputs));
     for ((row, column), word) in words.indexed_iter() {
         let (first, tile) = (row * TILE.0, column / WORDS);
@@ -67,7 +85,7 @@ pub fn unpack(words: ArrayView2<i32>) -> Result<Array2<i8>> {
             codes[(tile * TILE.1 + n, first + k)] = code;
         }
     }
-    Ok(codes)
+    codes
 }
 
 /// Words `[in/16, 2·out]` from codes −8 to 7, `[out, in]`; `out` is filled up to whole tiles by words
@@ -75,7 +93,7 @@ pub fn unpack(words: ArrayView2<i32>) -> Result<Array2<i8>> {
 pub fn pack(codes: ArrayView2<i8>) -> Array2<i32> {
     let (outputs, inputs) = codes.dim();
     let grouped = inputs > GROUP;
-    let places = places(grouped);
+    let places = places(word_order(grouped));
     let columns = outputs.next_multiple_of(TILE.1) * 2;
     Array2::from_shape_fn((inputs / TILE.0, columns), |(row, column)| {
         (0..8).fold(0u32, |word, position| {

@@ -35,8 +35,8 @@ fn state(point: P) -> Read {
     }
 }
 
-fn rule(by: Implementation, path: &'static str) -> Option<Rule> {
-    Some(Rule { by, path })
+fn rule(by: Implementation, path: &'static str) -> Vec<Rule> {
+    vec![Rule { by, path }]
 }
 
 /// A row without what most rows lack.
@@ -53,7 +53,7 @@ fn row(point: P, step: Step, shape: [Dim; 2], format: Format, reads: Vec<Read>) 
         format,
         quantizer,
         register_scale: None,
-        rule: None,
+        rules: Vec::new(),
         weights: &[],
         fields: &[],
         shown: true,
@@ -200,7 +200,7 @@ impl Table<'_> {
         let format = format(mode.norm_out, U::NormOut);
         let residual = read(P::ResidualOut, Columns::All, None);
         let normed = Row {
-            rule: rule(Implementation::Cuda, Step::Norm.rule()),
+            rules: rule(Implementation::Cuda, Step::Norm.rule()),
             weights: &[Weight::Norm],
             fields: &[Field::NormOut, Field::Weights],
             ..norm(P::NormOut, format, vec![residual])
@@ -229,7 +229,7 @@ impl Table<'_> {
         let z = format(mode.z, U::InProjOut);
         let reads = self.operand(P::NormOut, U::InProjIn);
         let projected = |point, width, format| Row {
-            rule: rule(Implementation::Cuda, Step::InProj.rule()),
+            rules: rule(Implementation::Cuda, Step::InProj.rule()),
             weights: &[Weight::InProj],
             ..row(point, Step::InProj, [Dim::L, width], format, reads.clone())
         };
@@ -296,7 +296,7 @@ impl Table<'_> {
                 .chain(kept.filter(|_| whole));
             let made = Row {
                 // A scale that is found at run time is found, and used, by PyTorch.
-                rule: match dynamic {
+                rules: match dynamic {
                     true => rule(Implementation::Torch, "requantize"),
                     false => rule(Implementation::Cuda, "conv_in"),
                 },
@@ -357,7 +357,7 @@ impl Table<'_> {
             .into_iter()
             .chain(rescaled);
         self.push(Row {
-            rule: rule(mode.conv, Step::Conv.rule()),
+            rules: rule(mode.conv, Step::Conv.rule()),
             weights: &[Weight::Conv],
             fields: &[
                 Field::Weights,
@@ -395,7 +395,7 @@ impl Table<'_> {
             }),
             (false, Precision::Int8) => Some(Row {
                 fields,
-                rule: rule(Implementation::Torch, "requantize"),
+                rules: rule(Implementation::Torch, "requantize"),
                 ..step(
                     P::XProjIn,
                     Dim::E,
@@ -408,7 +408,7 @@ impl Table<'_> {
         let input = input.as_ref().unwrap_or(conv).all(U::XProjIn);
         let format = format(mode.x_proj_out, U::XProjOut);
         let row = Row {
-            rule: rule(Implementation::Cuda, Step::XProj.rule()),
+            rules: rule(Implementation::Cuda, Step::XProj.rule()),
             weights: &[Weight::XProj],
             fields: &[
                 Field::Weights,
@@ -428,7 +428,7 @@ impl Table<'_> {
         let dt = x_proj_out.columns(Columns::Dt, U::DtProjIn);
         let format = format(self.choices.mode.dt_proj_out, U::DtProjOut);
         let made = Row {
-            rule: rule(Implementation::Cuda, Step::DtProj.rule()),
+            rules: rule(Implementation::Cuda, Step::DtProj.rule()),
             weights: &[Weight::DtProj],
             fields: &[
                 Field::Weights,
@@ -451,16 +451,20 @@ impl Table<'_> {
     /// A projection whose product or output is FP32: PyTorch quantizes, if anything does.
     fn projected(&self, row: Row, real_input: bool, by: U) -> Row {
         let grid = row.format == Format::F32 && self.choices.mode.projected == Projected::Grid;
-        let quantizes = grid || real_input && row.quantizer.is_some();
+        let requantize = rule(Implementation::Torch, "requantize");
+        let quantizer = match grid {
+            true => Some(Quantizer::Static(by)),
+            false => row.quantizer,
+        };
+        let rules = match (real_input, quantizer.is_some()) {
+            (true, true) => requantize,
+            (true, false) => row.rules,
+            (false, _) if grid => [row.rules, requantize].concat(),
+            (false, _) => row.rules,
+        };
         Row {
-            quantizer: match grid {
-                true => Some(Quantizer::Static(by)),
-                false => row.quantizer,
-            },
-            rule: match quantizes {
-                true => rule(Implementation::Torch, "requantize"),
-                false => row.rule,
-            },
+            quantizer,
+            rules,
             ..row
         }
     }
@@ -474,7 +478,7 @@ impl Table<'_> {
         let reads = [Columns::B, Columns::C].map(|part| read(P::XProjOut, part, None));
         let format = Format::Int8(U::XProjOut);
         self.push(Row {
-            rule: rule(Implementation::Torch, "requantize"),
+            rules: rule(Implementation::Torch, "requantize"),
             fields: &[Field::XProjOut, Field::ScanBc, Field::RequantizeRounding],
             ..row(
                 P::SsmBc,
@@ -513,7 +517,10 @@ impl Table<'_> {
         self.push(Row {
             quantizer,
             register_scale: mode.needs_second_scale().then_some(U::ScanUMax),
-            rule: rule(Implementation::Torch, "requantize").filter(|_| quantized || on_grids),
+            rules: match quantized || on_grids {
+                true => rule(Implementation::Torch, "requantize"),
+                false => Vec::new(),
+            },
             fields: &[
                 Field::ConvOut,
                 Field::U,
@@ -550,7 +557,7 @@ impl Table<'_> {
         reads.extend(before.as_ref().map(|b| b.all(U::StateIn)));
         let gated = [bc.columns(Columns::C, U::ScanC), z.read(U::ScanZ)];
         let scanned = |point, shape, format, reads| Row {
-            rule: rule(mode.scan, Step::Scan.rule()),
+            rules: rule(mode.scan, Step::Scan.rule()),
             weights: &[Weight::Scan],
             register_scale: self.choices.fixed_point_scan.then_some(U::StateOut),
             ..scan(point, shape, format, reads)
@@ -586,7 +593,7 @@ impl Table<'_> {
         let y = read(P::SsmY, Columns::All, None);
         let by_token = self.choices.by_token && mode.had_out == Precision::Int8;
         let rotated = Row {
-            rule: rule(Implementation::Cuda, Step::Hadamard.rule()),
+            rules: rule(Implementation::Cuda, Step::Hadamard.rule()),
             fields: &[Field::HadOut, Field::Rotated],
             // Integers are laid out around the calibrated grid, whatever the tokens' own scales are.
             register_scale: (by_token && self.choices.integer_rotation).then_some(U::HadOut),
@@ -601,7 +608,7 @@ impl Table<'_> {
         self.push_by_token(rotated, U::HadOut, P::HadOutScale);
         let reads = self.operand(P::HadOut, U::OutProjIn);
         self.push(Row {
-            rule: rule(Implementation::Cuda, Step::OutProj.rule()),
+            rules: rule(Implementation::Cuda, Step::OutProj.rule()),
             weights: &[Weight::OutProj],
             fields: &[Field::Weights, Field::HadOut, Field::Stream],
             ..row(
@@ -622,7 +629,7 @@ impl Table<'_> {
         let residual = read(P::FinalResidual, Columns::All, None);
         let format = stream(self.choices.mode.stream);
         self.push(Row {
-            rule: rule(Implementation::Cuda, Step::Head.rule()),
+            rules: rule(Implementation::Cuda, Step::Head.rule()),
             weights: &[Weight::FinalNorm, Weight::Head],
             fields: &[Field::Weights, Field::Stream],
             ..head(P::Logits, Dim::V, format, vec![residual])

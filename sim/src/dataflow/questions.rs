@@ -26,9 +26,9 @@ impl Row {
     /// The rule of its quantizer, as profiles hold it.
     pub fn quantizer_rule(&self) -> Option<QuantizerRule> {
         self.quantizer?;
-        QuantizerRule::ALL
-            .into_iter()
-            .find(|rule| rule.path() == self.rule.map_or("", |rule| rule.path))
+        let path = self.rules.last()?.path;
+        let mut all = QuantizerRule::ALL.into_iter();
+        all.find(|rule| rule.path() == path)
     }
 }
 
@@ -67,7 +67,7 @@ impl Block {
         let below =
             |of: &str| of == path || of.strip_prefix(path).is_some_and(|p| p.starts_with('.'));
         let rows = self.rows.iter();
-        let rows = rows.filter(|row| row.rule.is_some_and(|r| r.by == by && below(r.path)));
+        let rows = rows.filter(|row| row.rules.iter().any(|r| r.by == by && below(r.path)));
         rows.map(|row| row.point).collect()
     }
 

@@ -3,6 +3,7 @@
 use super::Datapath;
 use crate::arith::hadamard::HadamardSize;
 use crate::dataflow::Step;
+use crate::fault::FOUR_BIT_STEPS;
 use crate::plan::ScaleUse;
 use crate::quant::Scale;
 use crate::step::conv::ConvWeight;
@@ -31,22 +32,12 @@ pub struct FourBitWeight {
 impl<'m> Datapath<'m> {
     /// The weights of a linear step; in_proj has two, x and z, other steps of a block none.
     pub fn linear_weights(&self, layer: usize, step: Step) -> Vec<&LinearWeight<'m>> {
-        let layer = &self.layers[layer];
-        match step {
-            Step::InProj => vec![&layer.in_proj_x, &layer.in_proj_z],
-            Step::XProj => vec![&layer.x_proj],
-            Step::DtProj => vec![&layer.dt_proj],
-            Step::OutProj => vec![&layer.out_proj],
-            Step::Embed | Step::Norm | Step::Conv | Step::Scan | Step::Hadamard | Step::Head => {
-                Vec::new()
-            }
-        }
+        self.layers[layer].linear(step)
     }
 
     /// Every linear weight of four bits, block by block.
     pub fn four_bit_weights(&self) -> Vec<FourBitWeight> {
-        let steps = [Step::InProj, Step::XProj, Step::OutProj];
-        let all = (0..self.layers.len()).flat_map(|layer| steps.map(|step| (layer, step)));
+        let all = (0..self.layers.len()).flat_map(|layer| FOUR_BIT_STEPS.map(|step| (layer, step)));
         let seen = all.filter_map(|(layer, step)| {
             // Of in_proj, x and z are rows of one weight.
             let weight = self.linear_weights(layer, step)[0].int4()?;

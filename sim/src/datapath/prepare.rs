@@ -2,6 +2,7 @@
 
 use super::storage;
 use crate::arith::hadamard::HadamardSize;
+use crate::dataflow::Step;
 use crate::error::{Result, SimError};
 use crate::mode::{Implementation, ModeSpec, Precision};
 use crate::model::{
@@ -63,6 +64,34 @@ pub(crate) struct Layer<'m> {
     pub columns: XProjColumns,
     /// Tensors whose buffers are written channel by channel and read row by row.
     pub transposed: Vec<TracePoint>,
+}
+
+impl<'m> Layer<'m> {
+    /// The weights that a linear step multiplies by: of in_proj, the rows of x and of z; none of other steps.
+    pub fn linear(&self, step: Step) -> Vec<&LinearWeight<'m>> {
+        match step {
+            Step::InProj => vec![&self.in_proj_x, &self.in_proj_z],
+            Step::XProj => vec![&self.x_proj],
+            Step::DtProj => vec![&self.dt_proj],
+            Step::OutProj => vec![&self.out_proj],
+            Step::Embed | Step::Norm | Step::Conv | Step::Scan | Step::Hadamard | Step::Head => {
+                Vec::new()
+            }
+        }
+    }
+
+    /// [`Layer::linear`], to be changed.
+    pub fn linear_mut(&mut self, step: Step) -> Vec<&mut LinearWeight<'m>> {
+        match step {
+            Step::InProj => vec![&mut self.in_proj_x, &mut self.in_proj_z],
+            Step::XProj => vec![&mut self.x_proj],
+            Step::DtProj => vec![&mut self.dt_proj],
+            Step::OutProj => vec![&mut self.out_proj],
+            Step::Embed | Step::Norm | Step::Conv | Step::Scan | Step::Hadamard | Step::Head => {
+                Vec::new()
+            }
+        }
+    }
 }
 
 impl Layer<'_> {

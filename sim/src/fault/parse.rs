@@ -1,6 +1,9 @@
 //! `name@key=value,…` to a [`Fault`].
 
-use super::{Defect, FAULTS, Fault, FaultModel, RoundingRule, ScaleSite, ScanParameter, Values};
+use super::{
+    Defect, FAULTS, FOUR_BIT_STEPS, Fault, FaultModel, FourBitDefect, RoundingRule, ScaleSite,
+    ScanParameter, Values, WeightScale, weight_scale_sites,
+};
 use crate::arith::accumulate::{AccOverflow, Accumulator};
 use crate::dataflow::Step;
 use crate::error::{Result, SimError};
@@ -30,9 +33,18 @@ impl FromStr for Fault {
             "conv-history-loss" => Defect::ConvHistoryLoss,
             "hadamard-wrap" => Defect::HadamardWrap,
             "swapped-bc" => Defect::SwappedBc,
-            "stale-scale" => Defect::StaleScale {
-                site: given.scale_site()?,
-                factor: given.factor()?,
+            "stale-scale" => given.stale_scale()?,
+            "permuted-scales" => Defect::FourBit {
+                site: given.one_of("site", FOUR_BIT_STEPS, Step::name)?,
+                what: FourBitDefect::ScaleOrder(given.one_of(
+                    "scales",
+                    WeightScale::ALL,
+                    WeightScale::name,
+                )?),
+            },
+            "nibble-order" => Defect::FourBit {
+                site: given.one_of("site", FOUR_BIT_STEPS, Step::name)?,
+                what: FourBitDefect::WordOrder,
             },
             "missing-scale" => Defect::MissingScale {
                 site: given.one_of("site", ScanParameter::ALL, ScanParameter::name)?,
@@ -114,6 +126,19 @@ impl<'a> Given<'a> {
         let text = self.text(name)?;
         let found = all.into_iter().find(|site| name_of(*site) == text);
         found.ok_or_else(|| SimError::value(self.item(name), self.values(name), text))
+    }
+
+    fn stale_scale(&self) -> Result<Defect> {
+        let text = self.text("site")?;
+        let of_weight = weight_scale_sites().find(|(step, scale)| scale.of(*step) == text);
+        if let Some((site, scale)) = of_weight {
+            let what = FourBitDefect::StaleScale(scale, self.factor()?);
+            return Ok(Defect::FourBit { site, what });
+        }
+        Ok(Defect::StaleScale {
+            site: self.scale_site()?,
+            factor: self.factor()?,
+        })
     }
 
     fn scale_site(&self) -> Result<ScaleSite> {
@@ -203,6 +228,10 @@ mod tests {
             ("stale-scale@site=x_proj_input,factor=0", "positive"),
             ("stale-scale@site=x_proj_input,factor=nan", "positive"),
             ("stale-scale@site=conv,factor=2", "conv_in"),
+            ("stale-scale@site=in_proj_group,factor=-1", "positive"),
+            ("permuted-scales@site=dt_proj", "in_proj, x_proj, out_proj"),
+            ("permuted-scales@scales=rows", "group, channel"),
+            ("nibble-order@scales=group", "parameters layer, site"),
             ("swapped-bc@layer=x", "a block, or all"),
             ("swapped-bc@layer=1,layer=2", "each once"),
             ("swapped-bc@site=conv", "parameters layer"),
