@@ -9,12 +9,14 @@ use half::f16;
 use ndarray::Array2;
 use scalescope_golden::attribute::{Finding, Severity};
 use scalescope_golden::diagnose::diagnose;
+use scalescope_golden::diagnose::identify::identify;
 use scalescope_golden::trace_file::TraceFile;
+use scalescope_golden::value::Value;
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::Fault;
-use scalescope_sim::mode::{MODES, ModeSpec, ModeTable};
+use scalescope_sim::mode::{MODES, ModeTable};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::{PROFILES, Profile};
 use scalescope_sim::sample;
@@ -897,7 +899,7 @@ fn cases() -> Vec<Case> {
             "two: bias missing and floor",
             "conv",
             conv_out,
-            &[("two-edits", "bias and conv_out"), ("left-out", "bias")],
+            &[("two-edits", "bias and output")],
             Box::new(|path, layer, seen, _, like| {
                 let mut parts = conv_parts(path, layer, seen);
                 parts.bias.fill(0.0);
@@ -1327,3 +1329,156 @@ impl Probe for Shaken {
         Ok(())
     }
 }
+
+fn clean(mode: &str, profile: &str, length: usize) -> TraceFile {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let profile = Profile::get(profile).unwrap();
+    let path = Datapath::new(&model, table.get(mode).unwrap(), &profile).unwrap();
+    let ids = tokens(length, 5);
+    let mut recorder = Recorder::new(Selection::default());
+    path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+    trace(&ids, recorder)
+}
+
+fn first_of(file: &TraceFile, mode: &str, profile: &str) -> Finding {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let profile = Profile::get(profile).unwrap();
+    let found = diagnose(&model, table.get(mode).unwrap(), file, &[profile]).unwrap();
+    found.findings[0].clone()
+}
+
+/// Files that are wrong as files are named once, by what is wrong with all of them.
+#[test]
+fn wrong_files_are_named_once() {
+    let file = clean("0", "exact", 24);
+    let mut late = file.clone();
+    for (place, value) in &mut late.sequences[0] {
+        if let (Value::I8(a), false) = (value, place.point.is_state()) {
+            let before = a.clone();
+            for t in 1..a.nrows() {
+                a.row_mut(t).assign(&before.row(t - 1));
+            }
+        }
+    }
+    late.sequences[0].retain(|place, value| value.dtype() == "i8" && !place.point.is_state());
+    assert_eq!(first_of(&late, "0", "exact").kind, "file-late");
+    let mut from_1 = file.clone();
+    from_1.sequences[0] = (file.sequences[0].iter())
+        .map(|(place, value)| {
+            let layer = place.layer.map(|layer| layer + 1);
+            (Place { layer, ..*place }, value.clone())
+        })
+        .collect();
+    assert_eq!(first_of(&from_1, "0", "exact").kind, "file-numbered-from-1");
+    let mut floats = file;
+    for value in floats.sequences[0].values_mut() {
+        if let Value::I8(a) = value {
+            *value = Value::F32(a.mapv(f32::from));
+        }
+    }
+    let model = sample::model();
+    let table = ModeTable::default();
+    let found = diagnose(&model, table.get("0").unwrap(), &floats, &PROFILES[..1]).unwrap();
+    assert_eq!(found.mismatched, 0);
+    let kinds: Vec<&str> = found.findings.iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, ["none", "file-types"]);
+}
+
+/// A fault of no fault model is named with its step, pattern and edit.
+#[test]
+fn a_missing_bias_is_named() {
+    let all = cases();
+    let case = all.iter().find(|c| c.name == "conv bias missing").unwrap();
+    let model = sample::model();
+    let table = ModeTable::default();
+    let exact = Profile::get("exact").unwrap();
+    let path = Datapath::new(&model, table.get("0").unwrap(), &exact).unwrap();
+    let file = dump(&path, 2, case, &tokens(16, 3), Sort::Full);
+    let found = first_of(&file, "0", "exact");
+    assert!(is_right(&found, case, 2), "{found:#?}");
+    assert_eq!(found.edit.as_deref(), Some("the bias is missing"));
+    let explained = found.explained.unwrap();
+    assert_eq!(explained.explained, explained.deviating);
+    assert_eq!(found.step, Some("conv"));
+}
+
+/// The file of `SCALESCOPE_DUMP`, in the mode of `SCALESCOPE_MODE`.
+#[test]
+#[ignore = "reads a file of somebody's"]
+fn of_a_file() {
+    let path = std::env::var("SCALESCOPE_DUMP").expect("SCALESCOPE_DUMP=dump.npz");
+    let mode = std::env::var("SCALESCOPE_MODE").unwrap_or("0".into());
+    let file = TraceFile::read(path).unwrap();
+    let table = ModeTable::default();
+    let begun = Instant::now();
+    let found = diagnose(&sample::model(), table.get(&mode).unwrap(), &file, PROFILES).unwrap();
+    println!(
+        "{:.1} s, profile {}",
+        begun.elapsed().as_secs_f64(),
+        found.profile
+    );
+    for f in &found.findings {
+        println!(
+            "{} {} {:?} {}: {}",
+            f.severity, f.kind, f.layer, f.site, f.evidence
+        );
+    }
+}
+
+/// Profiles read off clean dumps of theirs.
+#[test]
+#[ignore = "minutes: reads the built-in profiles off their dumps"]
+fn identified() {
+    let table = ModeTable::default();
+    let model = sample::model();
+    let mut names: Vec<(String, Option<&str>)> = [
+        "exact",
+        "torch",
+        "deployed",
+        "asic-int8",
+        "tflite-single",
+        "tflite-double",
+        "pow2",
+    ]
+    .map(|name| (name.to_owned(), None))
+    .to_vec();
+    names.extend(
+        DRAWN
+            .iter()
+            .enumerate()
+            .map(|(i, text)| (format!("drawn {i}"), Some(*text))),
+    );
+    for (name, text) in names {
+        let profile = match text {
+            Some(text) => Profile::from_toml(&name, &format!("version = 1\n{text}")).unwrap(),
+            None => Profile::get(&name).unwrap(),
+        };
+        let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
+        let ids = tokens(64, 9);
+        let mut recorder = Recorder::new(Selection::default());
+        path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+        let file = trace(&ids, recorder);
+        let begun = Instant::now();
+        let found = identify(&model, table.get("0").unwrap(), &file).unwrap();
+        let same = Profile::from_toml("found", &found.toml).unwrap().hash() == profile.hash();
+        println!(
+            "{name}: {} of {} not made, the same rules: {same}, {:.1} s: {}",
+            found.mismatched,
+            found.compared,
+            begun.elapsed().as_secs_f64(),
+            found.toml.replace('\n', "; ")
+        );
+    }
+}
+
+/// Profiles drawn from the rules.
+const DRAWN: &[&str] = &[
+    "requant.scaling = \"fixed\"\nrequant.multiplier_bits = 12\nrequant.rounding = \"floor\"",
+    "requant.x_proj.rounding = \"toward-zero\"\naccumulator.in_proj.bits = 18\naccumulator.in_proj.overflow = \"saturate\"",
+    "scan.state = \"f16\"\nquantizer.rounding = \"nearest-ties-up\"",
+    "scan.state = \"int16\"\nscan.headroom = 1\nhadamard.form = \"integer\"\nhadamard.bits = 14",
+    "nonlinearity.silu.form = \"table\"\nnonlinearity.silu.entries = 64\nrequant.conv.scaling = \"fixed\"\nrequant.conv.multiplier_bits = 16",
+    "scan.order = \"chunked\"\nscan.block = 16\nscan.state = \"f16\"",
+];

@@ -10,7 +10,9 @@ use scalescope_sim::arith::requant::Quotient;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::dataflow::{Block, Step};
-use scalescope_sim::fault::{Defect, FAULTS, Fault, RoundingRule, ScaleSite, ScanParameter};
+use scalescope_sim::fault::{
+    Defect, FAULTS, Fault, FourBitDefect, RoundingRule, ScaleSite, ScanParameter, WeightScale,
+};
 use scalescope_sim::model::{Config, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::{LinearRule, QuantizerRule, StepRules};
@@ -226,8 +228,13 @@ impl Candidate {
         let mut changed = self.clone();
         if let Candidate::Faults(faults) = &mut changed {
             for fault in faults {
-                if let Defect::StaleScale { factor: f, .. } = &mut fault.defect {
-                    *f = factor;
+                match &mut fault.defect {
+                    Defect::StaleScale { factor: f, .. }
+                    | Defect::FourBit {
+                        what: FourBitDefect::StaleScale(_, f),
+                        ..
+                    } => *f = factor,
+                    _ => {}
                 }
             }
         }
@@ -238,7 +245,11 @@ impl Candidate {
     pub fn factor(&self) -> Option<f32> {
         match self {
             Candidate::Faults(faults) => match faults[0].defect {
-                Defect::StaleScale { factor, .. } => Some(factor),
+                Defect::StaleScale { factor, .. }
+                | Defect::FourBit {
+                    what: FourBitDefect::StaleScale(_, factor),
+                    ..
+                } => Some(factor),
                 _ => None,
             },
             _ => None,
@@ -314,6 +325,9 @@ impl Candidate {
     }
 }
 
+/// Steps whose weights can have four bits.
+const FOUR_BITS: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
+
 /// Every stale scale of a block, with the factor 1.
 pub fn scales(layer: usize) -> Vec<Candidate> {
     let fault = |site| Fault {
@@ -331,7 +345,16 @@ pub fn scales(layer: usize) -> Vec<Candidate> {
         let uses = ScaleUse::ALL.into_iter().filter(|u| u.key() == key);
         Candidate::Faults(uses.map(|u| fault(ScaleSite::Use(u))).collect())
     });
-    keys.chain(uses).chain(whole).collect()
+    let four_bits = FOUR_BITS.into_iter().flat_map(|site| {
+        [WeightScale::Group, WeightScale::Channel].map(|scale| {
+            let what = FourBitDefect::StaleScale(scale, 1.0);
+            Candidate::Faults(vec![Fault {
+                layer: Some(layer),
+                defect: Defect::FourBit { site, what },
+            }])
+        })
+    });
+    keys.chain(uses).chain(whole).chain(four_bits).collect()
 }
 
 /// Every fault of a block without a free number.
@@ -353,6 +376,15 @@ pub fn discrete(layer: usize) -> Vec<Candidate> {
         }
     }
     defects.extend(TracePoint::buffers().map(|site| Defect::Transposed { site }));
+    for site in FOUR_BITS {
+        for what in [
+            FourBitDefect::ScaleOrder(WeightScale::Group),
+            FourBitDefect::ScaleOrder(WeightScale::Channel),
+            FourBitDefect::WordOrder,
+        ] {
+            defects.push(Defect::FourBit { site, what });
+        }
+    }
     let fault = |defect| {
         Candidate::Faults(vec![Fault {
             layer: Some(layer),

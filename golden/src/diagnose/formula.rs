@@ -293,7 +293,7 @@ pub struct Scene<'a, 'm> {
 
 impl Scene<'_, '_> {
     fn rules(&self, row: &Row) -> Option<&StepRules> {
-        let by = row.rule.map(|rule| rule.by)?;
+        let by = row.rules.first()?.by;
         Some(&self.path.layer_profile(self.layer).arithmetic(by).prefill)
     }
 

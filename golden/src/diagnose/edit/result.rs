@@ -13,6 +13,12 @@ fn each(made: &mut Made, of: impl Fn(f32) -> f32) {
     }
 }
 
+/// A code some of whose bits are stuck.
+fn stuck(code: f32, mask: u8, set: bool) -> f32 {
+    let byte = code as i8 as u8;
+    f32::from((if set { byte | mask } else { byte & !mask }) as i8)
+}
+
 fn whole(made: &mut Made, of: impl Fn(&Array2<f32>) -> Array2<f32>) {
     if !made.out.is_empty() {
         made.out = of(&made.out);
@@ -120,6 +126,14 @@ impl Edits<'_, '_> {
         let words = "all are zero";
         self.result(7, ("left-out", "output"), words, |made| each(made, |_| 0.0));
         if self.row.format.dtype() == "i8" {
+            for bit in 0..8u8 {
+                for set in [true, false] {
+                    let words = format!("bit {bit} of the codes is stuck at {}", u8::from(set));
+                    self.result(7, ("stuck-bit", "output"), words, move |made| {
+                        each(made, |v| stuck(v, 1 << bit, set));
+                    });
+                }
+            }
             for mask in [1u8, 3, 7, 15] {
                 let words = format!("the low {} bits are 0", mask.count_ones());
                 self.result(8, ("width", "output"), words, move |made| {
@@ -152,10 +166,7 @@ pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern)
                 bits.join(" and ")
             );
             edits.result(4, ("stuck-bit", "output"), words, move |made| {
-                each(made, |v| {
-                    let byte = v as i8 as u8;
-                    f32::from((if set { byte | mask } else { byte & !mask }) as i8)
-                });
+                each(made, |v| stuck(v, mask, set));
             });
         }
         How::Flipped { mask } => {
