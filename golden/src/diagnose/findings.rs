@@ -75,8 +75,11 @@ pub(super) fn cause(
         .iter()
         .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.left <= best.left)
         .filter(|j| best.candidate.is_restricted() || !j.candidate.is_restricted())
-        .take(OTHERS)
         .map(|j| j.candidate.words())
+        .filter(|words| *words != c.words())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .take(OTHERS)
         .collect();
     let mut evidence = format!(
         "{}: {}; explains {} of {} elements of {} that deviate",

@@ -225,7 +225,9 @@ impl Replay<'_> {
                 .iter()
                 .any(|edit| Some(edit.layer) == place.layer)
         };
-        place.layer.is_some_and(|layer| self.keeps.contains(&layer)) || edited()
+        // What follows the last block is kept with any of them.
+        let kept = |layer: usize| self.keeps.contains(&layer);
+        place.layer.map_or(!self.keeps.is_empty(), kept) || edited()
     }
 
     /// Compares a tensor of the dump and puts it in place.

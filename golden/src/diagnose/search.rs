@@ -415,9 +415,7 @@ impl Search<'_> {
             .map(|(place, _)| *place)
             .collect();
         let layers = scene.blocks.clone();
-        let Some(layer) = scene.first.layer else {
-            return Ok(None);
-        };
+        let layer = scene.first.layer.unwrap_or(usize::MAX);
         let noisy = [TracePoint::SsmY, TracePoint::ConvOutF32, TracePoint::SsmU];
         let made = |place: &Place| scene.made[0].contains_key(place);
         let before = layers

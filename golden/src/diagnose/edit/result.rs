@@ -1,9 +1,12 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
 use super::{Edit, Edits, halves, reversed, shifted, turned, when};
+use crate::check_op::Part;
 use crate::diagnose::formula::{Made, Narrow, Scene};
 use crate::diagnose::pattern::{How, Pattern};
 use ndarray::{Array2, s};
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::dataflow::Row;
 
 fn each(made: &mut Made, of: impl Fn(f32) -> f32) {
@@ -37,6 +40,28 @@ impl Edits<'_, '_> {
                 self.formula(6, ("zero-point", "output"), words, move |f, _| {
                     if let Some(q) = &mut f.output().quantizer {
                         q.zero_point = zero;
+                    }
+                });
+            }
+            for rounding in Rounding::ALL {
+                let words = format!(
+                    "the quantizer rounds otherwise: {}",
+                    Part::Rounding(rounding)
+                );
+                self.formula(4, ("rounding", "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.rule.rounding = rounding;
+                    }
+                });
+            }
+            for overflow in Overflow::ALL {
+                let words = format!(
+                    "beyond its range the quantizer does otherwise: {}",
+                    Part::Overflow(overflow)
+                );
+                self.formula(4, ("overflow", "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.rule.overflow = overflow;
                     }
                 });
             }
