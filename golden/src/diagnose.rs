@@ -309,9 +309,7 @@ impl Search<'_> {
         if last_place && s.mismatched as f64 <= NOISE * s.compared as f64 {
             return Some(true);
         }
-        let Some(noise) = scene.noise else {
-            return None;
-        };
+        let noise = scene.noise?;
         let near = s.mismatched as f64 <= 3.0 * noise.mismatched as f64 + 4.0
             && s.distance <= 3.0 * noise.distance + 1.0
             && s.largest <= (3.0 * noise.largest).max(1.0);

@@ -23,12 +23,14 @@ const AFTER: f64 = 0.75;
 /// What a free run makes, sequence by sequence.
 type Made = Vec<BTreeMap<Place, Tensor>>;
 
+/// The sequence and place of the run that a tensor of the file holds.
+type Holds = Box<dyn Fn(usize, Place) -> Option<(usize, Place)>>;
+
 /// A map of the whole file.
 struct Map {
     kind: &'static str,
     words: String,
-    /// The sequence and place of the run that a tensor of the file holds.
-    place: Box<dyn Fn(usize, Place) -> Option<(usize, Place)>>,
+    place: Holds,
     /// The row and column of the run, of a dump's element in a tensor of so many rows and columns.
     at: fn([usize; 2], [usize; 2]) -> Option<[usize; 2]>,
 }
@@ -79,13 +81,12 @@ fn maps(batch: usize) -> Vec<Map> {
             },
         ),
     ];
-    let by_place =
-        |kind, words: &str, place: Box<dyn Fn(usize, Place) -> Option<(usize, Place)>>| Map {
-            kind,
-            words: words.to_owned(),
-            place,
-            at: as_it_lies,
-        };
+    let by_place = |kind, words: &str, place: Holds| Map {
+        kind,
+        words: words.to_owned(),
+        place,
+        at: as_it_lies,
+    };
     for (by, words) in [
         (1usize, "blocks are numbered from 1"),
         (2, "blocks are numbered from 2"),
