@@ -1,6 +1,7 @@
 //! Edits of a step: what a device may do instead of the step's formula, each as a change of the formula's data
 //! or of its result. The lists here are what is searched; `docs/diagnosis-catalogue.md` shows them.
 
+mod conv;
 mod linear;
 mod result;
 mod scan;
