@@ -137,7 +137,11 @@ pub fn diagnose(
             sequences: sequences.clone(),
             ..TraceFile::default()
         };
-        let suspect = 2 * bad > compared;
+        // A file that is late all through follows from itself: then what the tokens alone make is wrong.
+        let heavy = |s: &replay::PointScore| 3 * s.mismatched > s.compared;
+        let first = in_data_order(score.keys().copied()).first().copied();
+        let several = 8 * score.values().filter(|s| heavy(s)).count() >= score.len();
+        let suspect = first.is_some_and(|place| heavy(&score[&place])) || several;
         if let (true, Some(found)) = (suspect, file::find(&state.path, &typed).transpose()) {
             let mut findings = vec![found?];
             findings.extend(types);
@@ -310,8 +314,15 @@ impl Search<'_> {
             return Some(true);
         }
         let noise = scene.noise?;
-        let near = s.mismatched as f64 <= 3.0 * noise.mismatched as f64 + 4.0
-            && s.distance <= 3.0 * noise.distance + 1.0
+        // One code that turns makes a whole token deviate: a few tokens more are chance.
+        let columns = scene.made.first().and_then(|made| made.get(&scene.first));
+        let token = columns.map_or(0, |tensor| tensor.dim().1);
+        let expected = 3.0 * noise.mismatched as f64;
+        let allowed = expected + 4.0 * token as f64;
+        let wider = allowed / expected.max(1.0);
+        let near = noise.mismatched > 0
+            && s.mismatched as f64 <= allowed
+            && s.distance <= 3.0 * noise.distance * wider.min(5.0) + 1.0
             && s.largest <= (3.0 * noise.largest).max(1.0);
         near.then_some(false)
     }

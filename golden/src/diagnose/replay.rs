@@ -341,7 +341,7 @@ fn is_noisy(place: Place) -> bool {
     )
 }
 
-/// Moves one float in fifty to a neighbour.
+/// Moves one float in twenty-five to a neighbour: twice what another device's floats differ by.
 fn shake(value: &mut Tensor, place: Place, sequence: usize) {
     let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ ((place.layer.unwrap_or(99) * 64 + sequence) as u64);
     let mut next = move || {
@@ -351,8 +351,8 @@ fn shake(value: &mut Tensor, place: Place, sequence: usize) {
         (state >> 33) as u32
     };
     let mut moved = move || match next() % 100 {
-        0 => Some(1i8),
-        1 => Some(-1),
+        0 | 1 => Some(1i8),
+        2 | 3 => Some(-1),
         _ => None,
     };
     match value {
