@@ -255,11 +255,16 @@ impl Subject {
         (!mode.needs_float() || float) && (!mode.needs_quantized() || model.quantized.is_some())
     }
 
-    /// The tokenizer, loaded.
+    /// The tokenizer, loaded; its tokens are the model's.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.tokenizer {
             TokenizerSource::BuiltIn => tokenizer::built_in(),
-            TokenizerSource::File(path) => tokenizer::read(path),
+            TokenizerSource::File(path) => {
+                let tokenizer = tokenizer::read(path)?;
+                let vocabulary = self.model.config()?.vocab_size;
+                tokenizer::check_fits(&tokenizer, vocabulary).map_err(|e| e.in_file(path))?;
+                Ok(tokenizer)
+            }
             TokenizerSource::Missing { beside } => Err(SimError::file(
                 beside,
                 "tokenizer",

@@ -65,6 +65,20 @@ fn without_state(tokenizer: &mut Tokenizer) -> Result<Vec<String>, tokenizers::E
     Ok(left)
 }
 
+/// Refuses a tokenizer that makes tokens which a model does not have. (Tokens that were added to it are none
+/// of a plain text's; a model may lack them, and may have more than the tokenizer.)
+pub fn check_fits(tokenizer: &Tokenizer, vocabulary: usize) -> Result<()> {
+    let highest = tokenizer.get_vocab(false).into_values().max();
+    match highest {
+        Some(id) if id as usize >= vocabulary => Err(SimError::value(
+            "tokenizer",
+            format_args!("tokens below {vocabulary}, the model's vocabulary"),
+            format_args!("tokens up to {id}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Texts to ids, no special tokens added.
 pub fn encode(tokenizer: &Tokenizer, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
     texts

@@ -124,6 +124,48 @@ fn a_sweep_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_sweep_varies_the_bits_of_weights() {
+    let sweep = |vary: &str, more: &[&str]| {
+        let args = [
+            "sweep",
+            "--profile",
+            "exact",
+            "--vary",
+            vary,
+            "--text",
+            "It was a dark and stormy night",
+            "--json",
+        ];
+        run(&[&args[..], more].concat())
+    };
+    let found = sweep("weights=w8a8,w4a8:out_proj,w4a8:out_proj+x_proj@3", &[]);
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let found: serde_json::Value = serde_json::from_str(&found.stdout).unwrap();
+    let designs = found["designs"].as_array().unwrap();
+    let bits = |i: usize| designs[i]["cost"]["weight_bits"].as_u64().unwrap();
+    let kl = |i: usize| designs[i]["kl"].as_f64().unwrap();
+    // out_proj is [192, 384]: half its bits, less a scale for each row and each group of 128.
+    let saved =
+        |rows: u64, columns: u64| 4 * rows * columns - 32 * rows - 16 * rows * columns / 128;
+    assert_eq!(bits(0) - bits(1), 12 * saved(192, 384));
+    assert_eq!(bits(1) - bits(2), saved(44, 384));
+    assert!(kl(0) != kl(1) && kl(1) != kl(2));
+    for (vary, more, words) in [
+        ("weights=int4", &[][..], "w4a8:STEP"),
+        ("weights=w4a8:out_proj@12", &[], "below 12"),
+        (
+            "weights=w4a8:x_proj",
+            &["--vary", "weights.bits=4"],
+            "makes its own",
+        ),
+    ] {
+        let refused = sweep(vary, more);
+        assert_eq!(refused.code, 2, "{vary}");
+        assert!(refused.stderr.contains(words), "{}", refused.stderr);
+    }
+}
+
+#[test]
 fn exported_vectors_are_checked() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("v");

@@ -649,3 +649,24 @@ fn bench_measures_every_mode_profile_length_and_batch() {
         assert_eq!(m.get("int8_gops").is_some(), integer, "{m}");
     }
 }
+
+#[test]
+fn a_tokenizer_of_another_model_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    std::fs::write(&file, scalescope_sim::sample::tokenizer_json()).unwrap();
+    // The shape `tiny` has 256 tokens.
+    let out = crate::common::run(&[
+        "run",
+        "--synthetic",
+        "tiny",
+        "--tokenizer",
+        crate::common::arg(&file),
+        "--text",
+        "It was a dark",
+    ]);
+    assert_eq!(out.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(said.contains("tokenizer.json"), "{said}");
+    assert!(said.contains("tokens below 256"), "{said}");
+}

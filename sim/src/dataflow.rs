@@ -77,6 +77,9 @@ impl Step {
     /// The steps that multiply by a weight matrix inside a block.
     pub const LINEAR: [Step; 4] = [Step::InProj, Step::XProj, Step::DtProj, Step::OutProj];
 
+    /// The steps whose weights can have four bits.
+    pub const FOUR_BIT: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
+
     /// The steps that sum products of codes.
     pub const SUMS: [Step; 5] = [
         Step::InProj,

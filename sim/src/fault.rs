@@ -162,9 +162,6 @@ impl WeightScale {
     }
 }
 
-/// The steps whose weights may have four bits.
-pub const FOUR_BIT_STEPS: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
-
 /// A parameter of the scan that is stored as codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ScanParameter {
@@ -328,7 +325,7 @@ fn sums() -> Vec<&'static str> {
 }
 
 fn four_bit_steps() -> Vec<&'static str> {
-    FOUR_BIT_STEPS.map(Step::name).to_vec()
+    Step::FOUR_BIT.map(Step::name).to_vec()
 }
 
 fn weight_scales() -> Vec<&'static str> {
@@ -338,7 +335,7 @@ fn weight_scales() -> Vec<&'static str> {
 /// Every kind of scale of every weight that may have four bits.
 pub(crate) fn weight_scale_sites() -> impl Iterator<Item = (Step, WeightScale)> {
     let of = |step| WeightScale::ALL.map(|scale| (step, scale));
-    FOUR_BIT_STEPS.into_iter().flat_map(of)
+    Step::FOUR_BIT.into_iter().flat_map(of)
 }
 
 fn scan_parameters() -> Vec<&'static str> {

@@ -12,14 +12,17 @@ use crate::sweep::store::Store;
 use clap::Args;
 use rayon::prelude::*;
 use scalescope_golden::trace_file::model_digest;
+use scalescope_sim::checkpoint::quantize::{FourBits, to_int4};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::FLOAT;
+use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Arguments of `sweep`.
 #[derive(Args, Debug)]
@@ -28,7 +31,10 @@ use std::sync::Mutex;
   scalescope sweep --profile a.toml --vary nonlinearity.exp.entries=32..512*2 -o sweep.jsonl --html sweep.html
   scalescope sweep --profile a.toml --choices
 
-Keys are those of a profile file (docs/asic.md). Values: 8..16, 8..32+8, 64..1024*2, or a list. With -o
+  scalescope sweep --profile exact --vary weights=w8a8,w4a8:out_proj,w4a8:x_proj+out_proj@0
+
+Keys are those of a profile file (docs/asic.md), and `weights`, which weights have four bits as
+`quantize --weights` says it (with + for its commas). Values: 8..16, 8..32+8, 64..1024*2, or a list. With -o
 a sweep that was stopped goes on where it was.")]
 pub struct SweepArgs {
     /// The model.
@@ -68,6 +74,8 @@ pub struct SweepArgs {
 const SAMPLE_LENGTH: usize = 512;
 /// The key of designs that are a profile's choices.
 const RULES: &str = "rules";
+/// The key of designs that differ in the bits of weights; its values are those of `quantize --weights`.
+const WEIGHTS: &str = "weights";
 /// Designs of the table besides the front.
 const SHOWN: usize = 12;
 
@@ -88,12 +96,33 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         true => choices(&args.profile, &base)?,
         false => (designs(&vary)?.into_iter())
             .map(|values| {
-                let profile = Profile::with_keys(&args.profile, &base, &values)?;
+                let rules: Values = (values.iter().filter(|(key, _)| key != WEIGHTS))
+                    .cloned()
+                    .collect();
+                let profile = Profile::with_keys(&args.profile, &base, &rules)?;
                 Ok((values, profile))
             })
             .collect::<Result<_>>()?,
     };
+    let weights = (vary.iter().filter(|v| v.key == WEIGHTS))
+        .flat_map(|v| &v.values)
+        .map(four_bits)
+        .collect::<Result<Vec<_>>>()?;
     let subject = load_subject(&args.model, &[mode.clone(), FLOAT])?;
+    let weights = (weights.into_iter())
+        .map(|(name, which)| Ok((name, with_weights(&subject.model, &which)?)))
+        .collect::<Result<BTreeMap<String, Model>>>()?;
+    if let Some((_, profile)) = profiles
+        .iter()
+        .find(|(_, p)| p.storage.requantizes_linears())
+        && !weights.is_empty()
+    {
+        return Err(SimError::value(
+            "--vary weights",
+            "a profile that takes weights as the model has them",
+            format_args!("{}, which makes its own (storage.weight_…)", profile.name),
+        ));
+    }
     let mut sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
     let tokens = within(&mut sequences, args.budget.get());
     if sequences.is_empty() {
@@ -116,7 +145,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         .map(|b| format!("{b:02x}"))
         .collect();
     let settings = json!({
-        "sweep": 1,
+        "sweep": 2,
         "model": model_digest(&subject.model),
         "mode": mode.name,
         "base": Profile::from_toml("base", &base)?.hash(),
@@ -151,7 +180,12 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         .par_iter()
         .map(|(values, profile)| {
             crate::interrupt::check()?;
-            let design = bench.run(profile, values)?;
+            let of = values.iter().find(|(key, _)| key == WEIGHTS);
+            let model = match of.and_then(|(_, value)| value.as_str()) {
+                Some(name) => &weights[name],
+                None => &subject.model,
+            };
+            let design = bench.run(model, profile, values)?;
             if let Some(store) = store.lock().expect("no panics inside").as_mut() {
                 store.add(&design)?;
             }
@@ -202,6 +236,32 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         print(&out);
     }
     Ok(Outcome::Success)
+}
+
+/// A value of the key of weights: its name, and which weights have four bits.
+fn four_bits(value: &Value) -> Result<(String, FourBits)> {
+    let name = value.as_str().unwrap_or_default();
+    match name.parse() {
+        Ok(which) => Ok((name.to_owned(), which)),
+        Err(expected) => Err(SimError::value("--vary weights", expected, value)),
+    }
+}
+
+/// The model with some weights in four bits, quantized from its float model.
+fn with_weights(model: &Model, which: &FourBits) -> Result<Model> {
+    let (Some(quantized), Some(float)) = (&model.quantized, &model.float) else {
+        return Err(SimError::value(
+            "--vary weights",
+            "a model with the float model that it was quantized from",
+            "none",
+        ));
+    };
+    let mut quantized = (**quantized).clone();
+    to_int4(&mut quantized, float, which)?;
+    Ok(Model {
+        quantized: Some(Arc::new(quantized)),
+        ..model.clone()
+    })
 }
 
 /// The designs of a profile's choices, in the order that [`choices_text`] reads them: the base, the

@@ -54,8 +54,7 @@ pub fn pareto(designs: &[Design]) -> Vec<bool> {
 }
 
 /// Text, and what the float model says of it.
-pub struct Bench<'m> {
-    model: &'m Model,
+pub struct Bench {
     mode: ModeSpec,
     sequences: Vec<Vec<u32>>,
     reference: Vec<Reference>,
@@ -85,10 +84,10 @@ impl Reference {
     }
 }
 
-impl<'m> Bench<'m> {
+impl Bench {
     /// Runs the reference once.
     pub fn new(
-        model: &'m Model,
+        model: &Model,
         mode: &ModeSpec,
         reference: &ModeSpec,
         sequences: Vec<Vec<u32>>,
@@ -97,15 +96,19 @@ impl<'m> Bench<'m> {
         let reference = (sequences.iter()).map(|tokens| logits(&path, tokens).map(Reference::new));
         Ok(Self {
             reference: reference.collect::<Result<_>>()?,
-            model,
             mode: mode.clone(),
             sequences,
         })
     }
 
-    /// Runs a design.
-    pub fn run(&self, profile: &Profile, values: &Values) -> Result<Design> {
-        let path = Datapath::new(self.model, &self.mode, profile)?;
+    /// Runs a design, on the model with the design's weights.
+    pub fn run(&self, model: &Model, profile: &Profile, values: &Values) -> Result<Design> {
+        let path = Datapath::new(model, &self.mode, profile)?;
+        let mut cost = profile.cost(path.config());
+        for weight in path.four_bit_weights() {
+            cost.weight_bits -= weight.weights as u64 * u64::from(profile.storage.weight_bits);
+            cost.weight_bits += weight.bits as u64;
+        }
         let (mut likelihoods, mut kl, mut agreed) = (Vec::new(), 0.0, 0usize);
         for (tokens, reference) in self.sequences.iter().zip(&self.reference) {
             let own = logits(&path, tokens)?;
@@ -132,7 +135,7 @@ impl<'m> Bench<'m> {
             perplexity: perplexity(&likelihoods),
             kl: kl / positions,
             agreement: agreed as f64 / positions,
-            cost: profile.cost(self.model.config()?),
+            cost,
         })
     }
 }

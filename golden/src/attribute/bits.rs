@@ -142,16 +142,15 @@ fn part(step: Step) -> Part {
 
 /// Weights that have four bits in one path only, and their bytes in eight bits and in four.
 fn sizes(path: &Datapath, four: &Datapath) -> Vec<(usize, Step, [usize; 2])> {
-    let steps = [Step::InProj, Step::XProj, Step::OutProj];
-    let all = (0..path.config().n_layers).flat_map(|layer| steps.map(|step| (layer, step)));
+    let all =
+        (0..path.config().n_layers).flat_map(|layer| Step::FOUR_BIT.map(|step| (layer, step)));
     all.filter_map(|(layer, step)| {
         let weight = four.linear_weights(layer, step)[0].int4()?.source();
         if path.linear_weights(layer, step)[0].int4().is_some() {
             return None;
         }
         let (outputs, inputs) = weight.dim();
-        let scales = 4 * outputs + weight.groups.as_ref().map_or(0, |groups| 2 * groups.len());
-        let bytes = [outputs * inputs + 4, outputs * inputs / 2 + scales];
+        let bytes = [outputs * inputs + 4, weight.bits() / 8];
         Some((layer, step, bytes))
     })
     .collect()

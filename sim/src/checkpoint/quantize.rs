@@ -9,7 +9,7 @@
 
 mod int4;
 
-pub use int4::{FOUR_BIT_STEPS, FourBits, to_int4};
+pub use int4::{FourBits, to_int4};
 
 use super::recipe::{Recipe, ScanPrecision, Step};
 use crate::arith::requant::to_f16;

@@ -23,7 +23,7 @@ pub enum Part {
 
 impl Part {
     /// Every part, in the order of the data.
-    pub const ALL: [Part; 16] = [
+    pub const ALL: [Part; 18] = [
         Part::Field(Field::NormOut),
         Part::Weight(Weight::InProj),
         Part::Field(Field::X),
@@ -35,6 +35,8 @@ impl Part {
         Part::Field(Field::XProjOut),
         Part::Weight(Weight::DtProj),
         Part::Field(Field::DtProjOut),
+        Part::Field(Field::Projected),
+        Part::Field(Field::ScanBc),
         Part::Field(Field::U),
         Part::Weight(Weight::Scan),
         Part::Field(Field::Stream),
@@ -82,12 +84,15 @@ impl Part {
         }
     }
 
-    /// The fields that go together: x with the conv's input; the convolution's output with its two
-    /// readers, which follow it.
+    /// The fields that go together: x with the conv's input; u with its quantizer; the convolution's output
+    /// with its two readers, which follow it.
     fn fields(self) -> Vec<Field> {
         match self {
             Part::Field(Field::X) => vec![Field::X, Field::ConvIn],
-            Part::Field(Field::ConvOut) => vec![Field::ConvOut, Field::XProjIn, Field::U],
+            Part::Field(Field::ConvOut) => {
+                vec![Field::ConvOut, Field::XProjIn, Field::U, Field::UQuantizer]
+            }
+            Part::Field(Field::U) => vec![Field::U, Field::UQuantizer],
             Part::Field(field) => vec![field],
             Part::Weight(_) => vec![Field::Weights],
         }
@@ -179,5 +184,30 @@ impl<'m> Datapath<'m> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mode::MODES;
+
+    #[test]
+    fn what_a_mode_quantizes_is_a_part() {
+        let mode = |name: &str| MODES.iter().find(|mode| mode.name == name).unwrap();
+        let names = |name: &str| -> Vec<&str> {
+            let parts = Part::ALL.into_iter();
+            let differing = parts.filter(|part| part.differs(mode(name), mode("1")));
+            let activations = differing.filter(|part| matches!(part, Part::Field(_)));
+            activations.map(Part::name).collect()
+        };
+        assert!(names("5-4").contains(&"ssm_u") && !names("5-1").contains(&"ssm_u"));
+        assert!(names("6-0").contains(&"projected") && !names("6-1").contains(&"projected"));
+        assert!(names("6-4").contains(&"scan_bc") && names("6-4").contains(&"dt_proj_out"));
+        // Two modes that differ in a quantizer of u differ in nothing else.
+        let between: Vec<Part> = (Part::ALL.into_iter())
+            .filter(|part| part.differs(mode("5-4"), mode("5-7")))
+            .collect();
+        assert_eq!(between, [Part::Field(Field::U)]);
     }
 }

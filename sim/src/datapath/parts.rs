@@ -3,7 +3,6 @@
 use super::Datapath;
 use crate::arith::hadamard::HadamardSize;
 use crate::dataflow::Step;
-use crate::fault::FOUR_BIT_STEPS;
 use crate::plan::ScaleUse;
 use crate::quant::Scale;
 use crate::step::conv::ConvWeight;
@@ -20,6 +19,8 @@ pub struct FourBitWeight {
     pub step: Step,
     /// Codes.
     pub weights: usize,
+    /// Bits of codes and scales.
+    pub bits: usize,
     /// The smallest and the largest scale of a group, in INT8 steps a code; none where rows have no
     /// groups.
     pub group_scale: Option<[f32; 2]>,
@@ -37,7 +38,7 @@ impl<'m> Datapath<'m> {
 
     /// Every linear weight of four bits, block by block.
     pub fn four_bit_weights(&self) -> Vec<FourBitWeight> {
-        let all = (0..self.layers.len()).flat_map(|layer| FOUR_BIT_STEPS.map(|step| (layer, step)));
+        let all = (0..self.layers.len()).flat_map(|layer| Step::FOUR_BIT.map(|step| (layer, step)));
         let seen = all.filter_map(|(layer, step)| {
             // Of in_proj, x and z are rows of one weight.
             let weight = self.linear_weights(layer, step)[0].int4()?;
@@ -52,6 +53,7 @@ impl<'m> Datapath<'m> {
                 layer,
                 step,
                 weights: source.dim().0 * source.dim().1,
+                bits: source.bits(),
                 group_scale: groups.map(|g| range(&mut g.iter().map(|s| f32::from(*s)))),
                 channel_scale: range(&mut source.channels.iter().map(|s| s.get())),
                 overflows: source.overflows(weight.rule()),

@@ -1,8 +1,8 @@
 //! `name@key=value,…` to a [`Fault`].
 
 use super::{
-    Defect, FAULTS, FOUR_BIT_STEPS, Fault, FaultModel, FourBitDefect, RoundingRule, ScaleSite,
-    ScanParameter, Values, WeightScale, weight_scale_sites,
+    Defect, FAULTS, Fault, FaultModel, FourBitDefect, RoundingRule, ScaleSite, ScanParameter,
+    Values, WeightScale, weight_scale_sites,
 };
 use crate::arith::accumulate::{AccOverflow, Accumulator};
 use crate::dataflow::Step;
@@ -35,7 +35,7 @@ impl FromStr for Fault {
             "swapped-bc" => Defect::SwappedBc,
             "stale-scale" => given.stale_scale()?,
             "permuted-scales" => Defect::FourBit {
-                site: given.one_of("site", FOUR_BIT_STEPS, Step::name)?,
+                site: given.one_of("site", Step::FOUR_BIT, Step::name)?,
                 what: FourBitDefect::ScaleOrder(given.one_of(
                     "scales",
                     WeightScale::ALL,
@@ -43,7 +43,7 @@ impl FromStr for Fault {
                 )?),
             },
             "nibble-order" => Defect::FourBit {
-                site: given.one_of("site", FOUR_BIT_STEPS, Step::name)?,
+                site: given.one_of("site", Step::FOUR_BIT, Step::name)?,
                 what: FourBitDefect::WordOrder,
             },
             "missing-scale" => Defect::MissingScale {

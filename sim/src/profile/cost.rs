@@ -20,7 +20,7 @@ pub struct Cost {
     pub state_bits: u64,
     /// The widest accumulator of linears and convolution.
     pub accumulator_bits: u64,
-    /// Bits of a linear weight.
+    /// Bits of all linear weights of the model; those of four bits with their scales.
     pub weight_bits: u64,
 }
 
@@ -88,7 +88,14 @@ impl Profile {
             exact_functions: functions.iter().filter(|(_, rule)| *rule == exact).count() as u64,
             state_bits: state * (config.d_inner * config.d_state) as u64,
             accumulator_bits: widest.map_or(0, u64::from),
-            weight_bits: self.storage.weight_bits.into(),
+            weight_bits: u64::from(self.storage.weight_bits) * linear_weights(config),
         }
     }
+}
+
+/// Linear weights of a model of this shape.
+fn linear_weights(config: &Config) -> u64 {
+    let (m, e) = (config.d_model, config.d_inner);
+    let block = 2 * e * m + config.x_proj_width() * e + e * config.dt_rank + m * e;
+    (config.n_layers * block) as u64
 }

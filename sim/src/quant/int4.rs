@@ -96,6 +96,12 @@ impl Int4Tensor {
         (self.nibbles.nrows(), 2 * self.nibbles.ncols())
     }
 
+    /// Bits of codes and scales.
+    pub fn bits(&self) -> usize {
+        let groups = self.groups.as_ref().map_or(0, |groups| groups.len());
+        8 * self.nibbles.len() + 32 * self.channels.len() + 16 * groups
+    }
+
     /// Codes −8 to 7, `[out, in]`.
     pub fn codes(&self) -> Array2<i8> {
         let mut codes = Array2::zeros(self.dim());

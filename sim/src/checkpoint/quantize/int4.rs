@@ -10,11 +10,8 @@ use ndarray::Array2;
 use rayon::prelude::*;
 use std::str::FromStr;
 
-/// The linear steps whose weights can have four bits.
-pub const FOUR_BIT_STEPS: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
-
-/// Which weights have four bits: `w8a8`, none; `w4a8`, all that can; `w4a8:x_proj,out_proj@3`, those of
-/// the steps, or of the step in one block, that are named.
+/// Which weights have four bits: `w8a8`, none; `w4a8`, all that can; `w4a8:x_proj,out_proj@3` (or with `+`
+/// between them), those of the steps, or of the step in one block, that are named.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FourBits(Vec<(Step, Option<usize>)>);
 
@@ -28,7 +25,7 @@ impl FourBits {
         };
         let can = |step: &Step| has_groups(inputs(*step));
         Self(
-            (FOUR_BIT_STEPS.into_iter().filter(can))
+            (Step::FOUR_BIT.into_iter().filter(can))
                 .map(|step| (step, None))
                 .collect(),
         )
@@ -50,7 +47,7 @@ impl FromStr for FourBits {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = || FOUR_BIT_STEPS.map(|step| (step, None)).to_vec();
+        let all = || Step::FOUR_BIT.map(|step| (step, None)).to_vec();
         match text {
             "w8a8" => return Ok(Self::default()),
             "w4a8" => return Ok(Self(all())),
@@ -64,10 +61,10 @@ impl FromStr for FourBits {
                 Some((step, at)) => (step, Some(at.parse().ok()?)),
                 None => (item, None),
             };
-            let step = Step::from_name(step).filter(|step| FOUR_BIT_STEPS.contains(step));
+            let step = Step::from_name(step).filter(|step| Step::FOUR_BIT.contains(step));
             Some((step?, at))
         };
-        let items = list.split(',').map(|item| {
+        let items = list.split([',', '+']).map(|item| {
             one(item).ok_or_else(|| {
                 format!("{item:?}: expected in_proj, x_proj or out_proj, with @BLOCK or without")
             })
@@ -97,7 +94,7 @@ pub fn to_int4(model: &mut QuantizedModel, float: &FloatModel, which: &FourBits)
         ));
     }
     let all: Vec<(usize, Step)> = (0..model.layers.len())
-        .flat_map(|i| FOUR_BIT_STEPS.map(|step| (i, step)))
+        .flat_map(|i| Step::FOUR_BIT.map(|step| (i, step)))
         .filter(|(i, step)| which.has(*i, *step))
         .collect();
     let made: Vec<Result<Int4Tensor>> = all
