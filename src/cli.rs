@@ -13,6 +13,7 @@ use crate::cmd::eval::EvalArgs;
 use crate::cmd::export::ExportArgs;
 use crate::cmd::faults::FaultsArgs;
 use crate::cmd::headroom::HeadroomArgs;
+use crate::cmd::identify::IdentifyArgs;
 use crate::cmd::info::InfoArgs;
 use crate::cmd::lineage::LineageArgs;
 use crate::cmd::map::MapArgs;
@@ -96,6 +97,8 @@ pub enum Command {
     Faults(FaultsArgs),
     /// Say which site of a mode costs how much, or what is wrong with a dump
     Attribute(AttributeArgs),
+    /// Read a device's arithmetic off its dump: a profile that reproduces it
+    Identify(IdentifyArgs),
     /// Say which small changes of a mode help most, measured
     Recommend(RecommendArgs),
     /// Show how wide accumulators, tables and values need to be

@@ -91,6 +91,7 @@ fn dispatch(command: Command) -> Result<Outcome> {
         Command::CheckExport(args) => cmd::check_export::run(&args),
         Command::Modes(args) => cmd::modes::run(&args),
         Command::Attribute(args) => cmd::attribute::run(&args),
+        Command::Identify(args) => cmd::identify::run(&args),
         Command::Recommend(args) => cmd::recommend::run(&args),
         Command::Faults(args) => cmd::faults::run(&args),
         Command::Info(args) => cmd::info::run(&args),

@@ -119,17 +119,23 @@ fn dumps_that_cannot_be_judged_are_refused() {
         ("-inf", half::f16::NEG_INFINITY),
     ] {
         let file = format!("{name}.npz");
-        refused(
-            &file,
-            &|key, array| match array {
-                Array::F16(mut a) if key == Y => {
-                    a[[0, 1, 2]] = value;
-                    Some(Array::F16(a))
-                }
-                other => Some(other),
-            },
-            &[Y, "finite", &format!("found {name} at element 386")],
-        );
+        // It is a finding, with where it is first.
+        let edit = |key: &str, array: Array| match array {
+            Array::F16(mut a) if key == Y => {
+                a[[0, 1, 2]] = value;
+                Some(Array::F16(a))
+            }
+            other => Some(other),
+        };
+        let file = edited(&golden, &file, edit);
+        let out = run(&["attribute", "--mode", "0", "--trace", arg(&file), "--json"]);
+        assert_eq!(out.status.code(), Some(1));
+        let answer: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let first = &answer["findings"][0];
+        assert_eq!((&first["kind"], &first["layer"]), (&"not-finite".into(), &1.into()));
+        let words = first["evidence"].as_str().unwrap();
+        let place = format!("{Y} has {name} where the model's own value is finite, first at sequence 0, token 1, channel 2");
+        assert!(words.starts_with(&place), "{words}");
     }
     let ids = |edit: fn(ArrayD<i32>) -> ArrayD<i32>| {
         move |key: &str, array: Array| match array {

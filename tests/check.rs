@@ -238,7 +238,7 @@ fn a_trace_that_run_wrote_is_checked_with_its_own_mode_and_profile() {
         "deployed",
         "--explain",
     ]);
-    assert!(text.contains("% explained by: "), "{text}");
+    assert!(text.contains("; explains "), "{text}");
 }
 
 #[test]

@@ -2,33 +2,28 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | what is wrong with a dump | [`diagnose`] |
-//! | what could be wrong | [`candidate`] |
 //! | what each site of a mode costs | [`sites`] |
 //! | why it costs that | [`causes`] |
 //! | what would help | [`recommend`] |
 //! | which weights could have four bits | [`bits`] |
 //! | losses of runs, paired | [`loss`] |
-//! | a block run with a dump's tensors in place, and how far it is off | [`replay`] |
 
 pub mod bits;
-pub mod candidate;
 pub mod causes;
-pub mod diagnose;
-mod fit;
 pub mod loss;
 pub mod recommend;
-pub mod replay;
 pub mod sites;
 
+use crate::diagnose::pattern::Pattern;
 use serde::Serialize;
 use std::fmt;
 
 /// How much a finding matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Worth knowing; nothing is wrong.
+    #[default]
     Info,
     /// Looks wrong, or costs accuracy; may be meant.
     Warning,
@@ -47,7 +42,7 @@ impl fmt::Display for Severity {
 }
 
 /// One probable cause.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Finding {
     /// The name of a fault model (`scalescope faults`), or `none`.
     pub kind: &'static str,
@@ -66,4 +61,28 @@ pub struct Finding {
     /// The fault as `--fault` takes it, where one reproduces the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
+    /// The step that does otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<&'static str>,
+    /// What deviates, of a dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<Pattern>,
+    /// What the step does otherwise, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edit: Option<String>,
+    /// How many of the elements that deviate in the first tensor this explains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explained: Option<Explained>,
+    /// Other edits that explain as much: these data do not tell them apart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alike: Vec<String>,
+}
+
+/// What an edit explains of the first tensor that deviates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Explained {
+    /// Elements that deviate no more.
+    pub explained: usize,
+    /// Elements that deviate.
+    pub deviating: usize,
 }

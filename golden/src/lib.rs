@@ -16,12 +16,14 @@
 //! | are two modes one computation | [`equiv`] |
 //! | which scale meets what, and who reads with another | [`lineage`] |
 //! | would a flipped bit be noticed | [`selftest`] |
+//! | what is wrong with a dump | [`diagnose`] |
 //! | which step or scale is to blame | [`attribute`] |
 
 pub mod attribute;
 pub mod check;
 pub mod check_op;
 pub mod compare;
+pub mod diagnose;
 pub mod equiv;
 pub mod explain;
 pub mod layout;

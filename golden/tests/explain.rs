@@ -3,9 +3,9 @@
 
 use ndarray::{Array1, Array2, Array3, Axis};
 use scalescope_golden::attribute::Severity;
-use scalescope_golden::attribute::diagnose::diagnose;
 use scalescope_golden::check::{CheckOptions, check};
 use scalescope_golden::check_op::{Case, Change, Inputs, Part, Vectors, check_op};
+use scalescope_golden::diagnose::diagnose;
 use scalescope_golden::explain::scales::{FACTORS, ScaleHypothesis, hypotheses};
 use scalescope_golden::explain::{Explanation, explain_op, explain_trace};
 use scalescope_golden::npz::Array;

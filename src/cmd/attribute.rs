@@ -6,10 +6,10 @@ use crate::input::{Subject, faults, faults_text, load_subject, mode_table, read_
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
-use scalescope_golden::attribute::diagnose::{Diagnosis, diagnose};
 use scalescope_golden::attribute::loss::{Mean, Text};
 use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};
+use scalescope_golden::diagnose::{Diagnosis, diagnose};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::ModeSpec;
@@ -111,7 +111,7 @@ fn dump(args: &AttributeArgs, path: &Path, mode: &ModeSpec) -> Result<Outcome> {
     })
 }
 
-fn diagnosis_text(found: &Diagnosis) -> String {
+pub(super) fn diagnosis_text(found: &Diagnosis) -> String {
     let mut out = format!(
         "{} elements compared, {} deviate with the dump's own inputs\n\n",
         found.compared, found.mismatched

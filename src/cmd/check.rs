@@ -10,6 +10,7 @@ use crate::output::{note, print, print_json, table, table_text};
 use clap::Args;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
+use scalescope_golden::diagnose::diagnose;
 use scalescope_golden::explain::{Explanation, explain_trace};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::Datapath;
@@ -62,7 +63,7 @@ pub struct CheckArgs {
     /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5)
     #[arg(long, value_name = "POINT:X")]
     pub atol: Vec<String>,
-    /// Say which single change of the rules would explain the mismatches
+    /// Say what would explain the mismatches: as `attribute --trace`, in this profile's arithmetic
     #[arg(long, conflicts_with = "fault")]
     pub explain: bool,
     /// Print JSON instead of a table
@@ -124,7 +125,15 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     for remark in &report.remarks {
         note(args.golden.display(), remark);
     }
-    let explanations = match args.explain {
+    // A prefill that is checked step by step goes to the engine of `attribute --trace`; decode steps and runs
+    // whose errors flow are explained by single changes of the whole run.
+    let local = feed == Feed::Local && trace.tokens.is_some() && trace.steps.is_empty();
+    let one = std::slice::from_ref(&profile);
+    let diagnosis = match args.explain && local {
+        true => Some(diagnose(&subject.model, mode, &trace, one).map_err(in_file)?),
+        false => None,
+    };
+    let explanations = match args.explain && !local {
         true => explain_trace((&subject.model, mode, &profile), &trace, &options, &report)?,
         false => Vec::new(),
     };
@@ -140,6 +149,9 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         merge(&mut json, json!(report));
         if args.explain {
             json["explanations"] = json!(explanations);
+            if let Some(diagnosis) = &diagnosis {
+                json["findings"] = json!(diagnosis.findings);
+            }
         }
         print_json(&json);
     } else {
@@ -154,7 +166,10 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
             profile.name,
             faults_text(&faults)
         );
-        let explained = explanations_text(&explanations);
+        let explained = match &diagnosis {
+            Some(diagnosis) => format!("\n{}", super::attribute::diagnosis_text(diagnosis)),
+            None => explanations_text(&explanations),
+        };
         print(&format!("{heading}\n\n{}{explained}", text(&report)));
     }
     Ok(match report.exit_code() {

@@ -13,6 +13,7 @@ pub mod eval;
 pub mod export;
 pub mod faults;
 pub mod headroom;
+pub mod identify;
 pub mod info;
 pub mod lineage;
 pub mod map;

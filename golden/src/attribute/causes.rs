@@ -74,7 +74,7 @@ fn applied_twice(
                  the conv's input scale is {input:.3}: consistent with the input scale applied twice",
                 status.scale_ratio()
             ),
-            fault: None,
+            ..Finding::default()
         })
     };
     (0..path.config().n_layers).filter_map(in_block).collect()
@@ -97,7 +97,7 @@ fn finding(site: &SiteCost, counted: Option<&(Status, f64)>, clean: Option<f64>)
         severity: Severity::Info,
         share: site.share.clamp(0.0, 1.0),
         evidence: format!("{} {cost}", site.site),
-        fault: None,
+        ..Finding::default()
     };
     let Some((status, scale)) = counted else {
         return finding;

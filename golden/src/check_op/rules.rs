@@ -146,7 +146,8 @@ impl Change {
         }
     }
 
-    fn apply_to_step(self, step: &mut StepRules) {
+    /// The same in the rules of one phase.
+    pub(crate) fn apply_to_step(self, step: &mut StepRules) {
         let StepRules {
             linear, conv, scan, ..
         } = step;
@@ -226,7 +227,7 @@ impl Change {
     }
 
     /// The change that would change nothing here.
-    fn current(self, step: &StepRules) -> Change {
+    pub(crate) fn current(self, step: &StepRules) -> Change {
         let StepRules { conv, scan, .. } = step;
         match self {
             Change::ConvOutput(part) => Change::ConvOutput(part.of(conv.output)),
@@ -257,7 +258,7 @@ impl Change {
         }
     }
 
-    fn word(self) -> String {
+    pub(crate) fn word(self) -> String {
         let real = |real| match real {
             RealRules::CorrectlyRounded => "correctly rounded functions",
             RealRules::SpecialFunctionUnit => "special-function unit, subnormals flushed",

@@ -31,6 +31,16 @@ impl<'m> Datapath<'m> {
         Ok(path)
     }
 
+    /// Changes the rules of one block, whichever implementation and phase reads them.
+    pub fn edit_rules(&mut self, layer: usize, edit: impl FnMut(&mut StepRules)) {
+        each_rules(Arc::make_mut(&mut self.layers[layer]), edit);
+    }
+
+    /// The arithmetic of one block, edits included.
+    pub fn layer_profile(&self, layer: usize) -> &Profile {
+        &self.layers[layer].profile
+    }
+
     /// Puts a fault into the block it names, or into every one.
     ///
     /// # Errors

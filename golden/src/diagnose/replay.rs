@@ -1,15 +1,19 @@
 //! Runs blocks with a dump's tensors in place, and says how far what is made there is from the dump.
 
 use super::candidate::{Misread, Reading};
+use super::edit::{Around, Edit};
+use super::formula::{Scene, Seen};
 use crate::trace_file::Points;
 use crate::ulp::ulp_f16;
 use crate::value::{Elements, Value};
 use half::f16;
 use ndarray::{Array2, s};
+use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// When two elements count as equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct PointScore {
     pub mismatched: usize,
     /// Elements whose bits differ.
     pub bits: usize,
+    /// Elements that are not near: other codes, floats that are more than about an ulp apart.
+    pub far: usize,
     /// Sum over elements of the difference, at most 1 each: of 8 codes, of the root mean square.
     pub distance: f64,
     /// Largest difference, in codes or in root mean squares.
@@ -59,6 +65,7 @@ pub fn add(total: &mut Score, other: Score) {
         into.compared += s.compared;
         into.mismatched += s.mismatched;
         into.bits += s.bits;
+        into.far += s.far;
         into.distance += s.distance;
         into.largest = into.largest.max(s.largest);
         into.first_row = match (into.first_row, s.first_row) {
@@ -79,15 +86,32 @@ pub struct Window {
     pub head: bool,
 }
 
-/// A probe that compares each tensor of a dump and puts it in place.
+/// A replay of one sequence: what it looks at, and what it saw.
 pub struct Replay<'a> {
     points: &'a Points,
     /// Rows that run; `None` for all, states included.
     rows: Option<usize>,
     closeness: Closeness,
     misread: &'a [Misread],
-    /// What was seen.
+    /// Edits, the first ones of a tensor first.
+    pub edits: &'a [Edit],
+    /// The number of the sequence.
+    pub sequence: usize,
+    /// The tensors of the sequence before, by block.
+    pub before: Option<&'a BTreeMap<usize, Seen>>,
+    /// Blocks all of whose tensors are kept.
+    pub keeps: Range<usize>,
+    /// Whether floats that are not known to the last bit get the noise of another device.
+    pub noise: Option<&'a BTreeSet<Place>>,
+    /// Where the replay ends.
+    pub stop: Option<Place>,
+    stopped: bool,
+    /// What was compared.
     pub score: Score,
+    /// What went on, of the blocks that are kept.
+    pub seen: BTreeMap<usize, Seen>,
+    /// What the steps made, of the blocks that are kept.
+    pub made: BTreeMap<Place, Tensor>,
 }
 
 impl<'a> Replay<'a> {
@@ -103,33 +127,69 @@ impl<'a> Replay<'a> {
             rows,
             closeness,
             misread,
+            edits: &[],
+            sequence: 0,
+            before: None,
+            keeps: 0..0,
+            noise: None,
+            stop: None,
+            stopped: false,
             score: Score::new(),
+            seen: BTreeMap::new(),
+            made: BTreeMap::new(),
         }
     }
 
-    /// Runs blocks from what the first one gets; returns what the last one hands on.
+    /// Runs blocks from what the first one gets; returns what the last one hands on, `None` if the replay
+    /// ended before.
     pub fn run(
         &mut self,
         path: &Datapath,
         window: Window,
         mut passing: Passing,
-    ) -> Result<Passing> {
+    ) -> Result<Option<Passing>> {
         if let Some(rows) = self.rows {
             passing = first_rows(&passing, rows);
         }
+        let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
+        let mut looking = Looking {
+            replay: self,
+            path,
+            block: &block,
+        };
         for block in window.first..window.end {
-            (passing, _) = path.prefill_block(block, passing, self)?;
+            let done = path.prefill_block(block, passing, &mut looking);
+            match done {
+                Err(_) if looking.replay.stopped => return Ok(None),
+                other => passing = other?.0,
+            }
         }
         if window.head {
-            let logits = self.points.contains_key(&Place::end(TracePoint::Logits));
+            let places = [TracePoint::Logits, TracePoint::NormFOut];
+            let logits = places
+                .map(Place::end)
+                .iter()
+                .any(|place| looking.replay.points.contains_key(place));
             let rows = match logits {
                 true => LogitRows::All,
                 false => LogitRows::None,
             };
-            path.finish(passing.clone(), rows, self)?;
+            match path.finish(passing.clone(), rows, &mut looking) {
+                Err(_) if looking.replay.stopped => return Ok(None),
+                other => {
+                    other?;
+                }
+            }
         }
-        Ok(passing)
+        Ok(Some(passing))
     }
+}
+
+/// The probe of a replay.
+struct Looking<'r, 'a, 'm> {
+    replay: &'r mut Replay<'a>,
+    path: &'r Datapath<'m>,
+    block: &'r Block,
 }
 
 fn first_rows(passing: &Passing, rows: usize) -> Passing {
@@ -158,13 +218,20 @@ fn rows_of(value: &Value, rows: usize) -> Value {
     }
 }
 
-impl Probe for Replay<'_> {
-    fn wants(&self, place: Place) -> bool {
-        let whole_only = place.point.is_state() || place.point.is_scale();
-        self.points.contains_key(&place) && !(whole_only && self.rows.is_some())
+impl Replay<'_> {
+    fn keeps(&self, place: Place) -> bool {
+        let edited = || {
+            self.edits
+                .iter()
+                .any(|edit| Some(edit.layer) == place.layer)
+        };
+        // What follows the last block is kept with any of them.
+        let kept = |layer: usize| self.keeps.contains(&layer);
+        place.layer.map_or(!self.keeps.is_empty(), kept) || edited()
     }
 
-    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+    /// Compares a tensor of the dump and puts it in place.
+    fn dumped(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
         let misread = self.misread.iter().find(|m| m.place == place);
         let whole = &self.points[&place];
         let cut = |value: &Value| match self.rows {
@@ -198,6 +265,129 @@ impl Probe for Replay<'_> {
     }
 }
 
+impl Probe for Looking<'_, '_, '_> {
+    fn wants(&self, place: Place) -> bool {
+        let replay = &*self.replay;
+        let whole_only = place.point.is_state() || place.point.is_scale();
+        let here = replay.points.contains_key(&place) && !(whole_only && replay.rows.is_some());
+        here || replay.keeps(place)
+            || replay.stop == Some(place)
+            || replay.noise.is_some() && is_noisy(place)
+    }
+
+    fn counts(&self) -> bool {
+        false
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        let replay = &mut *self.replay;
+        let keeps = replay.keeps(place);
+        let own = value.clone();
+        let alone = |edit: &Edit| edit.alone && edit.makes(place);
+        for edit in replay.edits {
+            if !edit.makes(place) {
+                continue;
+            }
+            let layer = edit.layer;
+            let nothing = Seen::new();
+            let scene = Scene {
+                path: self.path,
+                layer,
+                block: self.block,
+                seen: replay.seen.get(&layer).unwrap_or(&nothing),
+            };
+            let around = Around {
+                before: replay.before.and_then(|before| before.get(&layer)),
+            };
+            if let Some(row) = self.block.row(place.point)
+                && let Some(edited) = edit.apply(&scene, row, value, (replay.sequence, around))
+            {
+                *value = edited;
+            }
+        }
+        if keeps {
+            replay.made.insert(place, value.clone());
+        }
+        let whole_only = place.point.is_state() || place.point.is_scale();
+        if replay.points.contains_key(&place) && !(whole_only && replay.rows.is_some()) {
+            replay.dumped(place, value)?;
+        }
+        if replay.edits.iter().any(alone) {
+            *value = own;
+        }
+        if let Some(known) = replay.noise
+            && is_noisy(place)
+            && !known.contains(&place)
+        {
+            shake(value, place, replay.sequence);
+        }
+        if let (true, Some(layer)) = (keeps, place.layer) {
+            let seen = replay.seen.entry(layer).or_default();
+            seen.insert(place.point, value.clone());
+        }
+        if replay.stop == Some(place) {
+            replay.stopped = true;
+            return Err(SimError::value("replay", "to end here", place));
+        }
+        Ok(())
+    }
+}
+
+/// Whether another device's floats differ here in the last bit.
+fn is_noisy(place: Place) -> bool {
+    matches!(
+        place.point,
+        TracePoint::SsmY | TracePoint::ConvOutF32 | TracePoint::SsmU
+    )
+}
+
+/// Moves one float in twenty-five to a neighbour: twice what another device's floats differ by.
+fn shake(value: &mut Tensor, place: Place, sequence: usize) {
+    let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ ((place.layer.unwrap_or(99) * 64 + sequence) as u64);
+    let mut next = move || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as u32
+    };
+    let mut moved = move || match next() % 100 {
+        0 | 1 => Some(1i8),
+        2 | 3 => Some(-1),
+        _ => None,
+    };
+    match value {
+        Tensor::F16(a) => a.iter_mut().for_each(|v| {
+            if let Some(by) = moved() {
+                let bits = v.to_bits();
+                let other = if by > 0 {
+                    bits.wrapping_add(1)
+                } else {
+                    bits.wrapping_sub(1)
+                };
+                let other = f16::from_bits(other);
+                if other.is_finite() && bits & 0x7fff != 0 {
+                    *v = other;
+                }
+            }
+        }),
+        Tensor::F32(a) => a.iter_mut().for_each(|v| {
+            if let Some(by) = moved() {
+                *v = if by > 0 { v.next_up() } else { v.next_down() };
+            }
+        }),
+        Tensor::I8(_) | Tensor::Codes(_) => {}
+    }
+}
+
+/// How far two tensors of one place are apart.
+pub fn between(a: &Tensor, b: &Tensor, closeness: Closeness) -> PointScore {
+    let mut score = PointScore::default();
+    let (a, _) = Value::from_tensor(a.clone());
+    let (b, _) = Value::from_tensor(b.clone());
+    compare(&mut score, &a, &b, closeness);
+    score
+}
+
 /// A tensor of this model, or one whose axes have changed places.
 fn check_shape(place: Place, dumped: &Value, made: &Value) -> Result<()> {
     let (rows, columns) = made.dim();
@@ -218,6 +408,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
     if dumped.dim() != found.dim() || dumped.dtype() != found.dtype() {
         score.mismatched += count;
         score.bits += count;
+        score.far += count;
         score.distance += count as f64;
         score.largest = f64::INFINITY;
         score.first_row = Some(0);
@@ -229,7 +420,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
             for (i, (x, y)) in x.iter().zip(y).enumerate() {
                 if x != y {
                     let steps = f64::from(x.abs_diff(*y));
-                    score.differs(i / columns, steps / 8.0, steps, true);
+                    score.differs(i / columns, steps / 8.0, steps, [true, true]);
                 }
             }
         }
@@ -240,7 +431,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
                     let error = (x.to_f64() - y.to_f64()).abs();
                     let near = near_f16(*x, *y) || error <= 1e-4 * unit;
                     let counts = closeness == Closeness::Bits || !near;
-                    score.differs(i / columns, error / unit, error / unit, counts);
+                    score.differs(i / columns, error / unit, error / unit, [counts, !near]);
                 }
             }
         }
@@ -252,7 +443,7 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
                     let error = (a - b).abs();
                     let near = error <= 1e-5 * a.abs().max(b.abs()) || error <= 1e-6 * unit;
                     let counts = closeness == Closeness::Bits || !near;
-                    score.differs(i / columns, error / unit, error / unit, counts);
+                    score.differs(i / columns, error / unit, error / unit, [counts, !near]);
                 }
             }
         }
@@ -261,8 +452,9 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
 }
 
 impl PointScore {
-    fn differs(&mut self, row: usize, distance: f64, size: f64, counts: bool) {
+    fn differs(&mut self, row: usize, distance: f64, size: f64, [counts, far]: [bool; 2]) {
         self.bits += 1;
+        self.far += usize::from(far);
         // NaN, of an infinity that fits nothing, is as far as can be.
         self.distance += if distance <= 1.0 { distance } else { 1.0 };
         if counts {

@@ -2,19 +2,45 @@
 
 use scalescope_sim::error::Result;
 
-/// Factors looked at first: every half octave from 1/16 to 16.
-const OCTAVES: i32 = 4;
 /// Points of a bracket.
 const POINTS: usize = 5;
 
-/// The best of a coarse grid: factor and value of `far`, which says how far off a factor is.
-pub fn coarse(mut far: impl FnMut(f32) -> Result<f64>) -> Result<(f32, f64)> {
-    let mut best = (1.0, f64::INFINITY);
-    for half in (-2 * OCTAVES..=2 * OCTAVES).filter(|half| *half != 0) {
-        let factor = (f64::from(half) / 2.0).exp2() as f32;
-        let value = far(factor)?;
-        if value < best.1 {
-            best = (factor, value);
+/// Octaves of the factors that are looked at first, on either side of one: finer near it, since a scale that
+/// is one percent off shows in few codes.
+const OCTAVES: [f64; 12] = [
+    0.004, 0.012, 0.03, 0.06, 0.12, 0.22, 0.36, 0.6, 1.0, 1.6, 2.6, 4.0,
+];
+
+/// A factor between its neighbours of the grid.
+#[derive(Clone, Copy, Debug)]
+pub struct Bracket {
+    /// The best of the grid.
+    pub factor: f32,
+    /// The distance to the next one, in octaves.
+    pub width: f64,
+    /// How far off it is.
+    pub value: f64,
+}
+
+/// The best of a coarse grid; `far` says how far off a factor is.
+pub fn coarse(mut far: impl FnMut(f32) -> Result<f64>) -> Result<Bracket> {
+    let mut best = Bracket {
+        factor: 1.0,
+        width: 1.0,
+        value: f64::INFINITY,
+    };
+    for (i, octave) in OCTAVES.into_iter().enumerate() {
+        let next = OCTAVES.get(i + 1).map_or(1.0, |next| next - octave);
+        for log in [octave, -octave] {
+            let factor = log.exp2() as f32;
+            let value = far(factor)?;
+            if value < best.value {
+                best = Bracket {
+                    factor,
+                    width: next,
+                    value,
+                };
+            }
         }
     }
     Ok(best)
@@ -64,10 +90,10 @@ mod tests {
 
     #[test]
     fn a_factor_is_found_in_a_distance_that_flattens() {
-        for truth in [0.07f32, 0.8, 1.25, 1.7, 3.3, 14.0] {
+        for truth in [0.07f32, 0.8, 1.01, 0.97, 1.25, 1.7, 3.3, 14.0] {
             let far = |factor: f32| Ok(f64::from((factor / truth).ln().abs()).min(0.9));
-            let (rough, _) = coarse(far).unwrap();
-            let (factor, _) = refine(rough, 0.5, 22, far).unwrap();
+            let rough = coarse(far).unwrap();
+            let (factor, _) = refine(rough.factor, rough.width, 22, far).unwrap();
             assert!((factor / truth - 1.0).abs() < 1e-5, "{factor} for {truth}");
             assert!(round_numbers(factor).contains(&truth), "{factor}");
         }

@@ -1,0 +1,329 @@
+//! What is wrong with a dump: it sees the model, the mode and the dump's tensors, nothing else. The
+//! metadata and the scales that a file may carry are not read.
+//!
+//! 1. **Locate** (`search`): every block runs with the dump's tensors in place, as in a local check. What
+//!    is made before the first tensor that deviates is in order; the cause lies between the dumped tensor
+//!    before it and that one.
+//! 2. **Describe** ([`pattern`]): which sequences, tokens, channels and values deviate, and how.
+//! 3. **Search**: every fault model and rule at every site in between, run by the datapath ([`candidate`]);
+//!    every edit of the step's formula ([`edit`], [`formula`]); every way in which a buffer can be misread.
+//!    A stale scale's factor is fitted (`fit`).
+//! 4. **Judge** (`judge`): the candidate that leaves the fewest mismatches is a cause if it explains all but
+//!    one in a hundred of what deviates in the first tensor; else it is a lead. What floats of another device
+//!    would do, flowing on, is no deviation.
+//! 5. A cause is put into the simulation, and the search goes on with what still deviates.
+
+mod file;
+mod findings;
+mod judge;
+mod local;
+mod search;
+
+pub mod candidate;
+pub mod edit;
+mod fit;
+pub mod formula;
+pub mod identify;
+pub mod pattern;
+pub mod replay;
+
+use crate::attribute::Finding;
+use crate::trace_file::{Points, TraceFile, in_data_order};
+use findings::{alternatives, cause, in_every_block, in_order, no_cause, noise};
+use judge::Hint;
+use pattern::How;
+use replay::Closeness;
+use scalescope_sim::dataflow::{Block, Phase};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::trace::Place;
+use search::{Scene, Search, State, first_deviation};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// Other explanations that are named beside the best.
+const OTHERS: usize = 4;
+/// Shares closer than this are equally good.
+const TIE: f64 = 0.002;
+/// Elements of a tensor of floats that may be an ulp off.
+const NOISE: f64 = 0.03;
+/// Tensors that may stay unexplained before the search ends.
+const GIVE_UP: usize = 3;
+
+/// What was found in a dump.
+#[derive(Clone, Debug, Serialize)]
+pub struct Diagnosis {
+    /// The profile whose arithmetic the dump follows best.
+    pub profile: String,
+    /// Elements that could be compared.
+    pub compared: usize,
+    /// Elements that deviate when every step has the dump's inputs.
+    pub mismatched: usize,
+    /// Places of the dump that the mode does not make.
+    pub not_made: Vec<String>,
+    /// Probable causes, the most probable first.
+    pub findings: Vec<Finding>,
+}
+
+/// Says what is wrong with a dump of `mode`, whose arithmetic is one of `profiles`.
+///
+/// # Errors
+///
+/// No tokens, no tensor of a prefill that the mode makes, another model's shape or ids.
+pub fn diagnose(
+    model: &Model,
+    mode: &ModeSpec,
+    trace: &TraceFile,
+    profiles: &[Profile],
+) -> Result<Diagnosis> {
+    check_input(model, trace)?;
+    let Some(profile) = profiles.first() else {
+        return Err(SimError::value("profile", "at least one", "none"));
+    };
+    let path = Datapath::new(model, mode, profile)?;
+    let (sequences, types) = file::own_types(&path, &trace.sequences);
+    let mut all: Vec<(Search, State)> = Vec::new();
+    for profile in profiles {
+        let mut search = Search {
+            tokens: trace
+                .tokens()?
+                .rows()
+                .into_iter()
+                .map(|row| row.to_vec())
+                .collect(),
+            sequences: &sequences,
+            closeness: Closeness::Bits,
+            profile: profile.name.to_string(),
+        };
+        let mut state = search.begin(Datapath::new(model, mode, profile)?)?;
+        if search.is_another_implementation(&state) {
+            search.closeness = Closeness::Near;
+            state = search.begin(state.path)?;
+        }
+        all.push((search, state));
+    }
+    // The profile that the most blocks follow, to the last bit.
+    all.sort_by_key(|(_, state)| {
+        let score = state.score();
+        let bad = || score.iter().filter(|(_, s)| s.bits > 0);
+        let blocks: BTreeSet<_> = bad().map(|(place, _)| place.layer).collect();
+        let bits: usize = score.values().map(|s| s.bits).sum();
+        (blocks.len(), bad().count(), bits)
+    });
+    // Others that follow as many blocks may be the dump's as well.
+    let follows = |state: &State| {
+        let score = state.score();
+        let bad = score.iter().filter(|(_, s)| s.bits > 0);
+        bad.map(|(place, _)| place.layer)
+            .collect::<BTreeSet<_>>()
+            .len()
+    };
+    if let Some(blocks) = all.first().map(|(_, state)| follows(state)) {
+        all.retain(|(_, state)| follows(state) == blocks);
+        all.truncate(2);
+    }
+    // Most of what follows from the dump's own inputs deviates: the file itself may be wrong.
+    if let Some((search, state)) = all.first() {
+        let score = state.score();
+        let (bad, compared) = (
+            replay::mismatched(&score),
+            score.values().map(|s| s.compared).sum::<usize>(),
+        );
+        let typed = TraceFile {
+            tokens: trace.tokens.clone(),
+            sequences: sequences.clone(),
+            ..TraceFile::default()
+        };
+        // A file that is late all through follows from itself: then what the tokens alone make is wrong.
+        let heavy = |s: &replay::PointScore| 3 * s.mismatched > s.compared;
+        let first = in_data_order(score.keys().copied()).first().copied();
+        let several = 8 * score.values().filter(|s| heavy(s)).count() >= score.len();
+        let suspect = first.is_some_and(|place| heavy(&score[&place])) || several;
+        if let (true, Some(found)) = (suspect, file::find(&state.path, &typed).transpose()) {
+            let mut findings = vec![found?];
+            findings.extend(types);
+            return Ok(Diagnosis {
+                profile: search.profile.clone(),
+                compared,
+                mismatched: bad,
+                not_made: Vec::new(),
+                findings,
+            });
+        }
+    }
+    let mut best: Option<Diagnosis> = None;
+    for (search, state) in all {
+        let found = search.diagnose(state)?;
+        let share = |d: &Diagnosis| {
+            let causes = d.findings.iter().filter(|f| f.kind != "none");
+            causes.map(|f| f.share).fold(0.0, f64::max)
+        };
+        if best.as_ref().is_none_or(|b| share(&found) > share(b) + TIE) {
+            best = Some(found);
+        }
+        let best = best.as_ref().expect("set above");
+        let wrong = best
+            .findings
+            .iter()
+            .any(|f| f.severity > crate::attribute::Severity::Info);
+        if !wrong || share(best) > 0.98 {
+            break;
+        }
+    }
+    let mut best = best.ok_or_else(|| SimError::value("profile", "at least one", "none"))?;
+    best.findings.extend(types);
+    Ok(best)
+}
+
+fn check_input(model: &Model, trace: &TraceFile) -> Result<()> {
+    let layers = model.config()?.n_layers;
+    let tokens = trace.tokens()?;
+    for row in tokens.rows() {
+        scalescope_sim::datapath::check_tokens(&row.to_vec(), model.config()?.vocab_size)?;
+    }
+    // One more is a file whose blocks are numbered from 1.
+    if trace.layers() > layers && trace.numbered_from_0().is_none_or(|t| t.layers() > layers) {
+        return Err(SimError::value(
+            "dump",
+            format_args!("blocks 0 to {}, as the model has", layers - 1),
+            format_args!("block {}", trace.layers() - 1),
+        ));
+    }
+    if trace.sequences.iter().all(Points::is_empty) {
+        let expected = "at least one tensor of a prefill, such as layer_00/conv_out";
+        return Err(SimError::value("dump", expected, "none"));
+    }
+    Ok(())
+}
+
+impl Search<'_> {
+    fn diagnose(&self, mut state: State) -> Result<Diagnosis> {
+        let score = state.score();
+        if score.is_empty() {
+            return Err(SimError::value(
+                "dump",
+                format_args!("tensors that mode {} makes", state.path.mode().name),
+                "others only",
+            ));
+        }
+        let not_made: Vec<String> = in_data_order(self.sequences[0].keys().copied())
+            .into_iter()
+            .filter(|place| !score.contains_key(place))
+            .map(Place::key)
+            .collect();
+        let total = replay::mismatched(&score);
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        let mut causes: Vec<Finding> = Vec::new();
+        let mut others: Vec<Finding> = Vec::new();
+        let mut unexplained: usize = 0;
+        let mut passed: BTreeSet<Place> = BTreeSet::new();
+        let mut noisy = Vec::new();
+        let mut hints: Vec<Hint> = Vec::new();
+        for _ in 0..4 * state.path.config().n_layers + GIVE_UP {
+            let score = state.score();
+            let Some(first) = first_deviation(&score, &passed) else {
+                break;
+            };
+            let scene = self.scene(&state, &score, first)?;
+            let quiet = Self::may_be_noise(&scene);
+            let judged = match quiet {
+                Some(true) => Vec::new(),
+                Some(false) => self.judge_discrete(&state, &scene)?,
+                None => self.judge(&state, &scene, &hints)?,
+            };
+            let of_total = |left: usize| {
+                (scene.base.saturating_sub(left) as f64 / total as f64).clamp(0.0, 1.0)
+            };
+            let exact = |j: &&judge::Judged| quiet.is_none() || j.first.mismatched == 0;
+            let best = judged.iter().position(|j| j.is_cause(&scene) && exact(&j));
+            if let Some(at) = best {
+                let best = &judged[at];
+                let rest: Vec<&judge::Judged> = judged
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| *i != at)
+                    .map(|(_, j)| j)
+                    .collect();
+                causes.push(cause(best, &rest, &scene, &block, of_total(best.left)));
+                if others.is_empty() {
+                    others = alternatives(&rest, Some(best), &scene, &block, of_total);
+                }
+                let hint = (best.candidate.kind(), best.candidate.site().to_owned());
+                if !hints.contains(&hint) {
+                    hints.push(hint);
+                }
+                let before = score[&first].mismatched;
+                state = self.with(state, &best.candidate, &scene)?;
+                // What it leaves is not searched again.
+                if state
+                    .score()
+                    .get(&first)
+                    .is_some_and(|s| s.mismatched > 0 && s.mismatched <= before)
+                {
+                    passed.insert(first);
+                }
+                continue;
+            }
+            passed.insert(first);
+            if quiet.is_some() {
+                noisy.push((first, scene.at_first.mismatched, scene.pattern.clone()));
+                continue;
+            }
+            causes.push(no_cause(&scene, &block, total, self.sequences));
+            let rest: Vec<&judge::Judged> = judged.iter().collect();
+            if others.is_empty() {
+                others = alternatives(&rest, None, &scene, &block, of_total);
+            }
+            unexplained += 1;
+            if unexplained >= GIVE_UP {
+                break;
+            }
+        }
+        let mut findings = in_every_block(causes, &score);
+        findings.sort_by(|a, b| {
+            (a.kind == "none")
+                .cmp(&(b.kind == "none"))
+                .then(b.share.total_cmp(&a.share))
+        });
+        findings.extend(others);
+        findings.extend(noise(&noisy, total));
+        if findings.is_empty() {
+            findings.push(in_order(&score, &self.profile, state.path.mode()));
+        }
+        Ok(Diagnosis {
+            profile: self.profile.clone(),
+            compared: score.values().map(|s| s.compared).sum(),
+            mismatched: total,
+            not_made,
+            findings,
+        })
+    }
+
+    /// Whether what deviates may be floats of another device: `Some(true)` if it is floats an ulp apart in a
+    /// few elements, `Some(false)` if what such floats make, flowing on, is as far off.
+    fn may_be_noise(scene: &Scene) -> Option<bool> {
+        let s = &scene.at_first;
+        let last_place = scene
+            .pattern
+            .as_ref()
+            .is_some_and(|p| p.how == How::LastPlace && !(p.is_part() && p.accident < -6.0));
+        if last_place && s.mismatched as f64 <= NOISE * s.compared as f64 {
+            return Some(true);
+        }
+        let noise = scene.noise?;
+        // One code that turns makes a whole token deviate: a few tokens more are chance.
+        let columns = scene.made.first().and_then(|made| made.get(&scene.first));
+        let token = columns.map_or(0, |tensor| tensor.dim().1);
+        let expected = 3.0 * noise.mismatched as f64;
+        let allowed = expected + 4.0 * token as f64;
+        let wider = allowed / expected.max(1.0);
+        let near = noise.mismatched > 0
+            && s.mismatched as f64 <= allowed
+            && s.distance <= 3.0 * noise.distance * wider.min(5.0) + 1.0
+            && s.largest <= (3.0 * noise.largest).max(1.0);
+        near.then_some(false)
+    }
+}

@@ -1,0 +1,552 @@
+//! What could be wrong between two tensors of a dump: every fault model at every site, and every way
+//! in which a buffer can be misread.
+
+use super::edit::Edit;
+use super::replay::{from_columns, swapped, to_columns, turned};
+use crate::check_op::{Change, Part};
+use crate::value::Value;
+use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
+use scalescope_sim::arith::requant::Quotient;
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::arith::saturate::Overflow;
+use scalescope_sim::dataflow::{Block, Step};
+use scalescope_sim::fault::{
+    Defect, FAULTS, Fault, FourBitDefect, RoundingRule, ScaleSite, ScanParameter, WeightScale,
+};
+use scalescope_sim::model::{Config, ScaleKey};
+use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::profile::{LinearRule, QuantizerRule, StepRules};
+use scalescope_sim::trace::{Place, TracePoint};
+use std::fmt;
+use std::sync::Arc;
+
+/// How a dumped buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Lie {
+    /// Written column by column under the shape of rows.
+    ByColumns,
+    /// Rows read as if they were columns.
+    FromColumns,
+    /// Its axes have changed places.
+    Turned,
+    /// Two blocks of columns have changed places: the first one's start, their width.
+    Swapped(usize, usize),
+}
+
+/// Who lays a buffer wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// The dump alone: what follows comes from the right tensor.
+    DumpLies,
+    /// The step that writes it; the next one reads what is there.
+    ProducerWrites,
+    /// The step that reads it; what is there is right.
+    ConsumerReads,
+}
+
+/// A dumped tensor that lies differently.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Misread {
+    /// The tensor.
+    pub place: Place,
+    /// How it lies.
+    pub lie: Lie,
+    /// Who is to blame.
+    pub reading: Reading,
+}
+
+impl Misread {
+    /// In words.
+    pub fn words(&self) -> String {
+        let lie = match self.lie {
+            Lie::ByColumns => "is written column by column",
+            Lie::FromColumns => "is read as if its rows were columns",
+            Lie::Turned => "has its axes swapped",
+            Lie::Swapped(..) => "has B and C swapped",
+        };
+        let who = match self.reading {
+            Reading::DumpLies => "in the dump alone",
+            Reading::ProducerWrites => "by the step that writes it",
+            Reading::ConsumerReads => "by the step that reads it",
+        };
+        format!("{} {lie} ({who})", self.place.point.name())
+    }
+
+    /// The tensor as it should lie (or, where the consumer is to blame, as it is read).
+    pub fn undo(&self, value: &Value) -> Value {
+        match self.lie {
+            Lie::ByColumns => from_columns(value),
+            Lie::FromColumns => to_columns(value),
+            Lie::Turned => turned(value),
+            Lie::Swapped(first, width) => swapped(value, first, width),
+        }
+    }
+}
+
+/// Something that could be wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Candidate {
+    /// A fault, or one scale's at every use.
+    Faults(Vec<Fault>),
+    /// A buffer.
+    Misread(Misread),
+    /// A rule of the block.
+    Rule(RuleEdit),
+    /// Something else that a step does otherwise.
+    Edit(Edit),
+}
+
+/// A rule of one block that is another.
+#[derive(Clone)]
+pub struct RuleEdit {
+    /// The block.
+    pub layer: usize,
+    /// The sort: `rounding`, `overflow`, `quotient`, `order`, `function`.
+    pub kind: &'static str,
+    /// The quantizer or step.
+    pub site: &'static str,
+    /// The step.
+    pub step: Step,
+    /// In words.
+    pub words: String,
+    /// Tensors that it can alter.
+    pub alters: Vec<TracePoint>,
+    /// The change.
+    pub change: Arc<dyn Fn(&mut StepRules) + Send + Sync>,
+}
+
+impl fmt::Debug for RuleEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+impl PartialEq for RuleEdit {
+    fn eq(&self, other: &Self) -> bool {
+        (self.layer, self.site, &self.words) == (other.layer, other.site, &other.words)
+    }
+}
+
+impl Candidate {
+    /// The name of its fault model.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Candidate::Faults(faults) => faults[0].defect.name(),
+            Candidate::Misread(m) => match m.lie {
+                Lie::Swapped(..) => "swapped-bc",
+                _ => "transposed",
+            },
+            Candidate::Rule(rule) => rule.kind,
+            Candidate::Edit(edit) => edit.kind,
+        }
+    }
+
+    /// The step that does it.
+    pub fn step(&self, block: &Block) -> Step {
+        let of = |point: TracePoint| {
+            let names = point.names().iter();
+            let mut rows = names.filter_map(|p| block.row(*p));
+            rows.next().map_or(Step::Embed, |row| row.step)
+        };
+        match self {
+            Candidate::Faults(_) => of(self
+                .alters(block)
+                .first()
+                .copied()
+                .unwrap_or(TracePoint::HiddenIn)),
+            Candidate::Misread(m) => of(m.place.point),
+            Candidate::Rule(rule) => rule.step,
+            Candidate::Edit(edit) => edit.step,
+        }
+    }
+
+    /// What is done otherwise, in words.
+    pub fn words(&self) -> String {
+        match self {
+            Candidate::Faults(faults) => {
+                let model = FAULTS.iter().find(|model| model.name == self.kind());
+                let all: Vec<String> = faults
+                    .iter()
+                    .map(|fault| match fault.defect {
+                        Defect::StaleScale { site, factor } => {
+                            let name = match site {
+                                ScaleSite::Key(key) => key.name(),
+                                ScaleSite::Use(by) => by.name(),
+                            };
+                            format!("the scale {name} is times {factor}")
+                        }
+                        _ => model.map_or(String::new(), |model| model.effect.to_owned()),
+                    })
+                    .collect();
+                all.join(" and ")
+            }
+            Candidate::Misread(m) => m.words(),
+            Candidate::Rule(rule) => rule.words.clone(),
+            Candidate::Edit(edit) if edit.alone => format!("{} (in the dump alone)", edit.words),
+            Candidate::Edit(edit) => edit.words.clone(),
+        }
+    }
+
+    /// Where it is, as findings say.
+    pub fn site(&self) -> &str {
+        match self {
+            Candidate::Faults(faults) => faults[0].defect.site(),
+            Candidate::Misread(m) => m.place.point.names()[0].name(),
+            Candidate::Rule(rule) => rule.site,
+            Candidate::Edit(edit) => match &edit.site[..] {
+                "output" | "tokens" | "channels" => edit.point.name(),
+                site => site,
+            },
+        }
+    }
+
+    /// The block.
+    pub fn layer(&self) -> Option<usize> {
+        match self {
+            Candidate::Faults(faults) => faults[0].layer,
+            Candidate::Misread(m) => m.place.layer,
+            Candidate::Rule(rule) => Some(rule.layer),
+            Candidate::Edit(edit) => Some(edit.layer),
+        }
+    }
+
+    /// Whether it is an edit of a part of the tensor.
+    pub fn is_restricted(&self) -> bool {
+        matches!(self, Candidate::Edit(edit) if edit.only.is_some())
+    }
+
+    /// As `--fault` takes it, if it is one fault.
+    pub fn fault(&self) -> Option<&Fault> {
+        match self {
+            Candidate::Faults(faults) if faults.len() == 1 => faults.first(),
+            _ => None,
+        }
+    }
+
+    /// With a factor in place of its own, for stale scales.
+    pub fn with_factor(&self, factor: f32) -> Self {
+        let mut changed = self.clone();
+        if let Candidate::Faults(faults) = &mut changed {
+            for fault in faults {
+                match &mut fault.defect {
+                    Defect::StaleScale { factor: f, .. }
+                    | Defect::FourBit {
+                        what: FourBitDefect::StaleScale(_, f),
+                        ..
+                    } => *f = factor,
+                    _ => {}
+                }
+            }
+        }
+        changed
+    }
+
+    /// The factor of a stale scale.
+    pub fn factor(&self) -> Option<f32> {
+        match self {
+            Candidate::Faults(faults) => match faults[0].defect {
+                Defect::StaleScale { factor, .. }
+                | Defect::FourBit {
+                    what: FourBitDefect::StaleScale(_, factor),
+                    ..
+                } => Some(factor),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Of candidates that explain equally well the one with the lower rank is named first: models
+    /// without a free number, then whole scales, then single uses.
+    pub fn rank(&self) -> usize {
+        match self {
+            Candidate::Faults(faults) => match faults[0].defect {
+                Defect::ConvDoubleInputScale
+                | Defect::ConvHistoryLoss
+                | Defect::HadamardWrap
+                | Defect::MissingScale { .. }
+                | Defect::SwappedBc => 0,
+                Defect::Rounding { .. } | Defect::FourBit { .. } => 1,
+                Defect::Transposed { .. } => 2,
+                Defect::StaleScale {
+                    site: ScaleSite::Key(_),
+                    ..
+                } => 4,
+                Defect::NarrowAccumulator { .. } => 5,
+                Defect::StaleScale { .. } if faults.len() > 1 => 6,
+                Defect::StaleScale { .. } => 7,
+            },
+            Candidate::Misread(_) => 3,
+            Candidate::Rule(rule) => match rule.kind {
+                "rounding" | "overflow" => 1,
+                _ => 3,
+            },
+            Candidate::Edit(edit) => {
+                edit.rank + 2 * usize::from(edit.only.is_some()) + usize::from(edit.alone)
+            }
+        }
+    }
+
+    /// Tensors of the block that it can alter while all before them stay as they are.
+    fn alters(&self, block: &Block) -> Vec<TracePoint> {
+        match self {
+            Candidate::Misread(m) => vec![m.place.point],
+            Candidate::Rule(rule) => rule.alters.clone(),
+            Candidate::Edit(edit) => match edit.point {
+                TracePoint::SsmY if edit.changes_formula() => {
+                    vec![TracePoint::SsmY, TracePoint::SsmState]
+                }
+                point => vec![point],
+            },
+            Candidate::Faults(faults) => {
+                let points = faults.iter().flat_map(|fault| fault.defect.alters(block));
+                points.collect()
+            }
+        }
+    }
+
+    /// Whether it can be what makes `first` the first tensor that deviates: it alters that one, or
+    /// one before it that is not dumped.
+    pub fn fits(&self, block: &Block, first: Place, dumped: &dyn Fn(Place) -> bool) -> bool {
+        let Some(layer) = self.layer() else {
+            return true;
+        };
+        if let Candidate::Misread(m) = self {
+            // What is read wrong is itself as it should be.
+            return (m.place == first) == (m.reading != Reading::ConsumerReads);
+        }
+        let order = |place: Place| (place.layer.unwrap_or(usize::MAX), place.point);
+        self.alters(block).into_iter().any(|point| {
+            let mut places = point.names().iter().map(|p| Place::layer(layer, *p));
+            let place = Place::layer(layer, point);
+            places.clone().any(|p| p == first)
+                || (order(place) < order(first) && !places.any(dumped))
+        })
+    }
+}
+
+/// Steps whose weights can have four bits.
+const FOUR_BITS: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
+
+/// Every stale scale of a block, with the factor 1.
+pub fn scales(layer: usize) -> Vec<Candidate> {
+    let fault = |site| Fault {
+        layer: Some(layer),
+        defect: Defect::StaleScale { site, factor: 1.0 },
+    };
+    let keys = ScaleKey::ALL
+        .into_iter()
+        .map(|key| Candidate::Faults(vec![fault(ScaleSite::Key(key))]));
+    let uses = ScaleUse::ALL
+        .into_iter()
+        .map(|u| Candidate::Faults(vec![fault(ScaleSite::Use(u))]));
+    // A model file of other scales: every use of one key.
+    let whole = ScaleKey::ALL.into_iter().map(|key| {
+        let uses = ScaleUse::ALL.into_iter().filter(|u| u.key() == key);
+        Candidate::Faults(uses.map(|u| fault(ScaleSite::Use(u))).collect())
+    });
+    let four_bits = FOUR_BITS.into_iter().flat_map(|site| {
+        [WeightScale::Group, WeightScale::Channel].map(|scale| {
+            let what = FourBitDefect::StaleScale(scale, 1.0);
+            Candidate::Faults(vec![Fault {
+                layer: Some(layer),
+                defect: Defect::FourBit { site, what },
+            }])
+        })
+    });
+    keys.chain(uses).chain(whole).chain(four_bits).collect()
+}
+
+/// Every fault of a block without a free number.
+pub fn discrete(layer: usize) -> Vec<Candidate> {
+    let mut defects = vec![
+        Defect::ConvDoubleInputScale,
+        Defect::ConvHistoryLoss,
+        Defect::HadamardWrap,
+        Defect::SwappedBc,
+        Defect::MissingScale {
+            site: ScanParameter::ALog,
+        },
+    ];
+    for site in QuantizerRule::ALL {
+        for rule in RoundingRule::ALL {
+            if site.has_quotient() || !rule.is_quotient() {
+                defects.push(Defect::Rounding { site, rule });
+            }
+        }
+    }
+    defects.extend(TracePoint::buffers().map(|site| Defect::Transposed { site }));
+    for site in FOUR_BITS {
+        for what in [
+            FourBitDefect::ScaleOrder(WeightScale::Group),
+            FourBitDefect::ScaleOrder(WeightScale::Channel),
+            FourBitDefect::WordOrder,
+        ] {
+            defects.push(Defect::FourBit { site, what });
+        }
+    }
+    let fault = |defect| {
+        Candidate::Faults(vec![Fault {
+            layer: Some(layer),
+            defect,
+        }])
+    };
+    defects.into_iter().map(fault).collect()
+}
+
+/// Narrow registers of a block, widest first, of those that could overflow.
+pub fn registers(layer: usize, site: Step) -> Vec<Candidate> {
+    let mut all = Vec::new();
+    for bits in (10..=24).rev() {
+        for overflow in [AccOverflow::Wrap, AccOverflow::Saturate] {
+            let register = Accumulator::new(bits, overflow).expect("8 to 64 bits");
+            all.push(Candidate::Faults(vec![Fault {
+                layer: Some(layer),
+                defect: Defect::NarrowAccumulator { site, register },
+            }]));
+        }
+    }
+    all
+}
+
+/// Every way in which a dumped tensor can be misread. One whose axes have changed places (`turned`)
+/// fits no other shape.
+pub fn misreads(config: &Config, place: Place, turned: bool) -> Vec<Candidate> {
+    let readings = [
+        Reading::DumpLies,
+        Reading::ProducerWrites,
+        Reading::ConsumerReads,
+    ];
+    let mut lies = Vec::new();
+    if turned {
+        lies.push(Lie::Turned);
+    } else {
+        if place.point.names()[0].is_buffer() {
+            lies.extend([Lie::ByColumns, Lie::FromColumns]);
+        }
+        if place.point == TracePoint::XProjOut {
+            lies.push(Lie::Swapped(config.dt_rank, config.d_state));
+        }
+    }
+    let misread = |lie| {
+        readings.map(move |reading| {
+            Candidate::Misread(Misread {
+                place,
+                lie,
+                reading,
+            })
+        })
+    };
+    lies.into_iter().flat_map(misread).collect()
+}
+
+/// Every rule of a block that could be another, beyond the fault models.
+pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
+    let mut all = Vec::new();
+    let mut push = |kind, site, step, words: String, alters: Vec<TracePoint>, change| {
+        if !alters.is_empty() {
+            all.push(Candidate::Rule(RuleEdit {
+                layer,
+                kind,
+                site,
+                step,
+                words,
+                alters,
+                change,
+            }));
+        }
+    };
+    for site in QuantizerRule::ALL {
+        let alters = block.quantized_by(site);
+        let step = |point: &TracePoint| block.row(*point).map(|row| row.step);
+        let Some(step) = alters.first().and_then(step) else {
+            continue;
+        };
+        let roundings = [
+            Rounding::Floor,
+            Rounding::Ceil,
+            Rounding::TowardZero,
+            Rounding::NearestTiesUp,
+            Rounding::HalfAwayByAdding,
+        ];
+        for rounding in roundings {
+            let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
+                Arc::new(move |rules| site.edit(rules, |rule| rule.rounding = rounding));
+            let words = format!(
+                "the quantizer rounds otherwise: {}",
+                Part::Rounding(rounding)
+            );
+            push("rounding", site.name(), step, words, alters.clone(), change);
+        }
+        for overflow in Overflow::ALL {
+            let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
+                Arc::new(move |rules| site.edit(rules, |rule| rule.overflow = overflow));
+            let words = format!(
+                "beyond its range the quantizer does otherwise: {}",
+                Part::Overflow(overflow)
+            );
+            push("overflow", site.name(), step, words, alters.clone(), change);
+        }
+        if site.has_quotient() {
+            for quotient in Quotient::ALL {
+                let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
+                    Arc::new(move |rules| site.edit(rules, |rule| rule.quotient = quotient));
+                let words = format!(
+                    "the quantizer divides otherwise: {}",
+                    Part::Quotient(quotient)
+                );
+                push("quotient", site.name(), step, words, alters.clone(), change);
+            }
+        }
+    }
+    for change in Change::all() {
+        let (kind, step) = match change {
+            Change::ConvForm(_) => ("order", Step::Conv),
+            Change::ConvReal(_) => ("function", Step::Conv),
+            Change::ScanFormula(_) | Change::ScanSum(_) | Change::ScanOrder(_) => {
+                ("order", Step::Scan)
+            }
+            Change::ScanReal(_) => ("function", Step::Scan),
+            _ => continue,
+        };
+        let made = Arc::new(move |rules: &mut StepRules| change.apply_to_step(rules));
+        let alters = block.made_by_rule(step.rule());
+        push(
+            kind,
+            step.name(),
+            step,
+            format!("{}: {}", step.name(), change.word()),
+            alters,
+            made,
+        );
+    }
+    for step in Step::LINEAR {
+        for order in scalescope_sim::arith::requant::ScaleOrder::ALL {
+            let at = Step::LINEAR
+                .iter()
+                .position(|s| *s == step)
+                .expect("a linear step");
+            let made = Arc::new(move |rules: &mut StepRules| {
+                let linear: [&mut LinearRule; 4] = rules.linear.each_mut();
+                for (i, rule) in linear.into_iter().enumerate() {
+                    if i == at {
+                        rule.order = order;
+                    }
+                }
+            });
+            let words = format!(
+                "factors in another order: {}",
+                Change::LinearOrder(order).word()
+            );
+            push(
+                "order",
+                step.name(),
+                step,
+                words,
+                block.made_by_rule(step.rule()),
+                made,
+            );
+        }
+    }
+    all
+}

@@ -1,0 +1,323 @@
+//! Edits of a step: what a device may do instead of the step's formula, each as a change of the formula's data
+//! or of its result. The lists here are what is searched; `docs/diagnosis-catalogue.md` shows them.
+
+mod conv;
+mod linear;
+mod result;
+mod scan;
+mod steps;
+
+use super::formula::{Formula, Made, Scene, Seen, like};
+use super::pattern::Pattern;
+use ndarray::{Array2, Axis, concatenate, s};
+use scalescope_sim::dataflow::{Row, Step};
+use scalescope_sim::trace::{Place, Tensor, TracePoint};
+use std::fmt;
+use std::sync::Arc;
+
+pub use linear::{entries, solve_entry};
+pub use result::of_pattern;
+
+/// What is around a sequence: the tensors of the one before it in the batch.
+#[derive(Clone, Copy, Default)]
+pub struct Around<'a> {
+    /// Of the sequence before.
+    pub before: Option<&'a Seen>,
+}
+
+type OfFormula = Arc<dyn Fn(&mut Formula, Around) + Send + Sync>;
+type OfResult = Arc<dyn Fn(&mut Made) + Send + Sync>;
+
+/// What an edit changes.
+#[derive(Clone, Default)]
+pub struct Change {
+    /// The data of the formula.
+    pub formula: Vec<OfFormula>,
+    /// What the step makes.
+    pub result: Vec<OfResult>,
+}
+
+/// Something that a step does otherwise.
+#[derive(Clone)]
+pub struct Edit {
+    /// The sort: `left-out`, `twice`, `neighbour`, `order`, `part-missing`, `function`, ….
+    pub kind: &'static str,
+    /// The block.
+    pub layer: usize,
+    /// The step.
+    pub step: Step,
+    /// The tensor that the step makes.
+    pub point: TracePoint,
+    /// What it is about: `bias`, `D`, `weight`.
+    pub site: String,
+    /// In words.
+    pub words: String,
+    /// Of edits that explain equally well, the lower one is named first.
+    pub rank: usize,
+    /// What is changed.
+    pub change: Change,
+    /// Where alone; everywhere if `None`.
+    pub only: Option<Arc<Pattern>>,
+    /// Whether the dump alone has it, and what follows is made from the right tensor.
+    pub alone: bool,
+}
+
+impl fmt::Debug for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.step.name(), self.kind, self.words)
+    }
+}
+
+impl PartialEq for Edit {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |e: &Edit| {
+            (
+                e.kind,
+                e.layer,
+                e.point,
+                e.words.clone(),
+                e.only.is_some(),
+                e.alone,
+            )
+        };
+        key(self) == key(other)
+    }
+}
+
+impl Edit {
+    /// What the step makes with it.
+    pub fn run(&self, formula: Option<&Formula>, made: &Made, around: Around) -> Option<Made> {
+        let mut made = match self.change.formula.is_empty() {
+            true => made.clone(),
+            false => {
+                let mut changed = formula?.clone();
+                for change in &self.change.formula {
+                    change(&mut changed, around);
+                }
+                changed.run()
+            }
+        };
+        for change in &self.change.result {
+            change(&mut made);
+        }
+        Some(made)
+    }
+
+    /// Two edits of one tensor together.
+    pub fn and(&self, other: &Edit) -> Edit {
+        let mut both = self.clone();
+        both.change
+            .formula
+            .extend(other.change.formula.iter().cloned());
+        both.change
+            .result
+            .extend(other.change.result.iter().cloned());
+        both.kind = if self.kind == other.kind {
+            self.kind
+        } else {
+            "two-edits"
+        };
+        if self.site != other.site {
+            both.site = format!("{} and {}", self.site, other.site);
+        }
+        both.words = format!("{}, and {}", self.words, other.words);
+        both.rank = self.rank + other.rank + 4;
+        both
+    }
+
+    /// Whether it makes the tensor at a place.
+    pub fn makes(&self, place: Place) -> bool {
+        let scan = [TracePoint::SsmY, TracePoint::SsmState];
+        let same = self.point == place.point
+            || self.changes_formula() && scan.contains(&self.point) && scan.contains(&place.point);
+        place.layer == Some(self.layer) && same
+    }
+}
+
+impl Edit {
+    /// Whether it changes the formula, and so all that the step makes.
+    pub fn changes_formula(&self) -> bool {
+        !self.change.formula.is_empty()
+    }
+
+    /// What a step makes with this edit of what it makes by itself; where the edit is restricted, the rest
+    /// stays.
+    pub fn apply(
+        &self,
+        scene: &Scene,
+        row: &Row,
+        own: &Tensor,
+        (sequence, around): (usize, Around),
+    ) -> Option<Tensor> {
+        let numbers = super::formula::numbers(own);
+        let state = row.point.is_state();
+        let formula = match self.changes_formula() {
+            true => Some(scene.formula(row)?),
+            false => None,
+        };
+        let made = match state {
+            true => Made {
+                out: Array2::zeros((0, 0)),
+                state: Some(numbers.clone()),
+            },
+            false => Made {
+                out: numbers.clone(),
+                state: None,
+            },
+        };
+        let made = self.run(formula.as_ref(), &made, around)?;
+        let mut out = if state { made.state? } else { made.out };
+        if out.dim() != numbers.dim() {
+            return None;
+        }
+        if let Some(only) = &self.only {
+            for ((at, to), own) in out.indexed_iter_mut().zip(&numbers) {
+                if !only.contains(sequence, at.0, at.1) {
+                    *to = *own;
+                }
+            }
+        }
+        // Steps read rows that lie one after another.
+        Some(like(&out.as_standard_layout().into_owned(), own))
+    }
+}
+
+/// A list of edits of one row in the making.
+pub struct Edits<'a, 'm> {
+    /// The block.
+    pub scene: &'a Scene<'a, 'm>,
+    /// The row.
+    pub row: &'a Row,
+    /// The list.
+    pub all: Vec<Edit>,
+}
+
+impl Edits<'_, '_> {
+    fn push(&mut self, rank: usize, kind: &'static str, site: &str, words: &str, change: Change) {
+        self.all.push(Edit {
+            kind,
+            layer: self.scene.layer,
+            step: self.row.step,
+            point: self.row.point,
+            site: site.to_owned(),
+            words: words.to_owned(),
+            rank,
+            change,
+            only: None,
+            alone: false,
+        });
+    }
+
+    /// An edit of the data of a formula.
+    fn formula(
+        &mut self,
+        rank: usize,
+        (kind, site): (&'static str, &str),
+        words: impl AsRef<str>,
+        change: impl Fn(&mut Formula, Around) + Send + Sync + 'static,
+    ) {
+        let change = Change {
+            formula: vec![Arc::new(change)],
+            result: Vec::new(),
+        };
+        self.push(rank, kind, site, words.as_ref(), change);
+    }
+
+    /// An edit of a result.
+    fn result(
+        &mut self,
+        rank: usize,
+        (kind, site): (&'static str, &str),
+        words: impl AsRef<str>,
+        change: impl Fn(&mut Made) + Send + Sync + 'static,
+    ) {
+        let change = Change {
+            formula: Vec::new(),
+            result: vec![Arc::new(change)],
+        };
+        self.push(rank, kind, site, words.as_ref(), change);
+    }
+
+    fn layers(&self) -> usize {
+        self.scene.path.config().n_layers
+    }
+
+    /// Other blocks, the neighbours first.
+    fn other_layers(&self) -> Vec<usize> {
+        let own = self.scene.layer;
+        let mut all: Vec<usize> = (0..self.layers()).filter(|l| *l != own).collect();
+        all.sort_by_key(|l| (l.abs_diff(own), *l < own));
+        all
+    }
+}
+
+/// Every edit that is searched of a row.
+pub fn of_row<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, formula: Option<&Formula>) -> Vec<Edit> {
+    let mut edits = Edits {
+        scene,
+        row,
+        all: Vec::new(),
+    };
+    match formula {
+        Some(Formula::Add(_)) => edits.of_add(),
+        Some(Formula::Norm(norm)) => edits.of_norm(norm),
+        Some(Formula::Linear(linear)) => edits.of_linear(linear),
+        Some(Formula::Conv(conv)) => edits.of_conv(conv),
+        Some(Formula::Scan(scan)) => edits.of_scan(scan),
+        Some(Formula::Hadamard(hadamard)) => edits.of_hadamard(hadamard),
+        Some(Formula::Requantize(..)) => edits.of_requantize(),
+        None => {}
+    }
+    if formula.is_some() {
+        edits.of_output();
+    }
+    edits.of_result();
+    edits.all
+}
+
+/// Rows of a tensor moved by some tokens, zeros where there are none.
+fn shifted(values: &Array2<f32>, by: isize) -> Array2<f32> {
+    let mut out = Array2::zeros(values.dim());
+    for (t, mut row) in out.rows_mut().into_iter().enumerate() {
+        if let Some(from) = t.checked_add_signed(-by).filter(|t| *t < values.nrows()) {
+            row.assign(&values.row(from));
+        }
+    }
+    out
+}
+
+/// Columns turned round by some places.
+fn turned(values: &Array2<f32>, by: isize) -> Array2<f32> {
+    let n = values.ncols() as isize;
+    Array2::from_shape_fn(values.dim(), |(t, c)| {
+        values[(t, (c as isize - by).rem_euclid(n.max(1)) as usize)]
+    })
+}
+
+/// Columns in reverse.
+fn reversed(values: &Array2<f32>) -> Array2<f32> {
+    values.slice(s![.., ..;-1]).to_owned()
+}
+
+/// The two halves of columns in each other's place.
+fn halves(values: &Array2<f32>) -> Array2<f32> {
+    let half = values.ncols() / 2;
+    let (a, b) = (values.slice(s![.., ..half]), values.slice(s![.., half..]));
+    concatenate(Axis(1), &[b, a]).expect("parts of one tensor")
+}
+
+/// Words of a move in time.
+fn when(by: isize) -> String {
+    match by {
+        1 => "of the previous token".to_owned(),
+        -1 => "of the next token".to_owned(),
+        by if by > 0 => format!("of {by} tokens before"),
+        by => format!("of {} tokens after", -by),
+    }
+}
+
+/// Puts other numbers in the place of an operand's: as many tokens as it has, since short runs have fewer.
+fn replace(operand: &mut Array2<f32>, other: &Array2<f32>) {
+    let rows = operand.nrows().min(other.nrows());
+    *operand = other.slice(s![..rows, ..]).to_owned();
+}

@@ -1,0 +1,308 @@
+//! Edits of the convolution.
+
+use super::{Around, Edits, replace, shifted, turned, when};
+use crate::diagnose::formula::{Activation, Conv, Formula, numbers};
+use ndarray::{Array2, s};
+use scalescope_sim::dataflow::Columns;
+use scalescope_sim::trace::TracePoint;
+
+fn on_conv(
+    change: impl Fn(&mut Conv) + Send + Sync,
+) -> impl Fn(&mut Formula, Around) + Send + Sync {
+    move |formula, _| {
+        if let Formula::Conv(step) = formula {
+            change(step);
+        }
+    }
+}
+
+impl Edits<'_, '_> {
+    pub(super) fn of_conv(&mut self, own: &Conv) {
+        let (k, e) = own.taps.dim();
+        self.formula(
+            1,
+            ("left-out", "bias"),
+            "the bias is missing",
+            on_conv(|c| c.bias.fill(0.0)),
+        );
+        self.formula(
+            1,
+            ("twice", "bias"),
+            "the bias is added twice",
+            on_conv(|c| {
+                c.bias.iter_mut().for_each(|b| *b *= 2.0);
+            }),
+        );
+        self.formula(
+            2,
+            ("sign", "bias"),
+            "the bias is taken away",
+            on_conv(|c| {
+                c.bias.iter_mut().for_each(|b| *b = -*b);
+            }),
+        );
+        self.formula(
+            1,
+            ("order", "taps"),
+            "the taps are in reverse",
+            on_conv(|c| {
+                c.taps = c.taps.slice(s![..;-1, ..]).to_owned();
+            }),
+        );
+        for tap in 0..k {
+            let words = format!("tap {tap} is missing");
+            self.formula(
+                1,
+                ("part-missing", "taps"),
+                words,
+                on_conv(move |c| c.taps.row_mut(tap).fill(0.0)),
+            );
+        }
+        if k > 2 {
+            let words = "only the token's own tap is summed: no history";
+            self.formula(
+                1,
+                ("history", "taps"),
+                words,
+                on_conv(move |c| {
+                    c.taps.slice_mut(s![..k - 1, ..]).fill(0.0);
+                }),
+            );
+        }
+        for activation in Activation::OTHERS {
+            let words = match activation {
+                Activation::Identity => "SiLU is missing".to_owned(),
+                Activation::SiluTwice => "SiLU is applied twice".to_owned(),
+                other => format!("{} in the place of SiLU", other.name()),
+            };
+            let kind = match activation {
+                Activation::Identity => "left-out",
+                Activation::SiluTwice => "twice",
+                _ => "function",
+            };
+            self.formula(
+                1,
+                (kind, "SiLU"),
+                words,
+                on_conv(move |c| c.activation = activation),
+            );
+        }
+        for tile in [
+            2usize, 4, 8, 16, 32, 64, 128, 256, 512, 3, 5, 6, 10, 12, 20, 24, 40, 48,
+        ] {
+            let words = format!("at every {tile}th token the history is lost");
+            self.formula(
+                if tile.is_power_of_two() { 2 } else { 4 },
+                ("history", "conv"),
+                words,
+                on_conv(move |c| c.tile = Some(tile)),
+            );
+        }
+        for layer in self.other_layers() {
+            let weight = self.scene.path.conv_weight(layer);
+            let Some((w, _)) = weight.tensors() else {
+                continue;
+            };
+            let taps = Array2::from_shape_fn((k, e), |(tap, c)| f32::from(w.codes[(c, tap)]));
+            let (scale, bias): (f32, Vec<f32>) =
+                (w.scale.get(), (0..e).map(|c| weight.bias(c)).collect());
+            let all = (taps.clone(), bias.clone());
+            let words = format!("weight and bias are those of block {layer}");
+            self.formula(
+                2,
+                ("neighbour", "weight"),
+                words,
+                on_conv(move |c| {
+                    (c.taps, c.bias, c.tap_scale) = (all.0.clone(), all.1.clone(), scale);
+                }),
+            );
+            let own_scale = taps.clone();
+            let words = format!("the weight is that of block {layer}, at its own scale");
+            self.formula(
+                2,
+                ("neighbour", "weight"),
+                words,
+                on_conv(move |c| {
+                    (c.taps, c.tap_scale) = (taps.clone(), scale);
+                }),
+            );
+            let words = format!("the weight's codes are those of block {layer}");
+            self.formula(
+                2,
+                ("neighbour", "weight"),
+                words,
+                on_conv(move |c| {
+                    c.taps = own_scale.clone();
+                }),
+            );
+            let words = format!("the bias is that of block {layer}");
+            self.formula(
+                2,
+                ("neighbour", "bias"),
+                words,
+                on_conv(move |c| c.bias = bias.clone()),
+            );
+            let words = format!("the weight's scale is that of block {layer}");
+            self.formula(
+                3,
+                ("neighbour", "weight scale"),
+                words,
+                on_conv(move |c| c.tap_scale = scale),
+            );
+        }
+        for by in [1isize, -1] {
+            let words = format!("the input is that {}", when(by));
+            self.formula(
+                2,
+                ("neighbour", "input"),
+                words,
+                on_conv(move |c| {
+                    c.x.values = shifted(&c.x.values, by);
+                }),
+            );
+            let words = format!("each channel reads channel {:+}", -by);
+            self.formula(
+                3,
+                ("neighbour", "input"),
+                words,
+                on_conv(move |c| {
+                    c.x.values = turned(&c.x.values, by);
+                }),
+            );
+            let words = format!("each channel has the weight of channel {:+}", -by);
+            self.formula(
+                3,
+                ("neighbour", "weight"),
+                words,
+                on_conv(move |c| c.taps = turned(&c.taps, by)),
+            );
+            let words = format!("each channel has the bias of channel {:+}", -by);
+            self.formula(
+                3,
+                ("neighbour", "bias"),
+                words,
+                on_conv(move |c| {
+                    if by > 0 {
+                        c.bias.rotate_right(1)
+                    } else {
+                        c.bias.rotate_left(1)
+                    }
+                }),
+            );
+            let words = format!("the input has a zero point of {by}");
+            self.formula(
+                5,
+                ("zero-point", "input"),
+                words,
+                on_conv(move |c| {
+                    c.x.values += by as f32;
+                    c.history += by as f32;
+                }),
+            );
+        }
+        self.formula(
+            3,
+            ("left-out", "weight scale"),
+            "the weight's scale is left out",
+            on_conv(|c| c.tap_scale = 1.0),
+        );
+        self.formula(
+            3,
+            ("left-out", "input scale"),
+            "the input's scale is left out",
+            on_conv(|c| c.x.scale = 1.0),
+        );
+        let bias_scale = self
+            .scene
+            .path
+            .conv_weight(self.scene.layer)
+            .tensors()
+            .map(|(_, b)| b.scale.get());
+        if let Some(scale) = bias_scale {
+            self.formula(
+                3,
+                ("left-out", "bias scale"),
+                "the bias's scale is left out",
+                on_conv(move |c| {
+                    c.bias.iter_mut().for_each(|b| *b /= scale);
+                }),
+            );
+            let words = "the bias has the weight's scale";
+            self.formula(
+                3,
+                ("neighbour", "bias scale"),
+                words,
+                on_conv(move |c| {
+                    let factor = c.tap_scale / scale;
+                    c.bias.iter_mut().for_each(|b| *b *= factor);
+                }),
+            );
+        }
+        // z in the place of x.
+        if let Some(tensor) = self
+            .scene
+            .seen
+            .get(&TracePoint::InProjOut)
+            .or(self.scene.seen.get(&TracePoint::InProjZ))
+        {
+            let all = numbers(tensor);
+            let range = match all.ncols() {
+                c if c == 2 * e => Columns::Z.range(self.scene.path.config(), c),
+                c => 0..c,
+            };
+            let z = all.slice(s![.., range]).to_owned();
+            self.formula(
+                2,
+                ("neighbour", "input"),
+                "the input is z and not x",
+                on_conv(move |c| {
+                    replace(&mut c.x.values, &z);
+                }),
+            );
+        }
+        self.conv_starts(k);
+    }
+
+    /// What the first tokens find before them.
+    fn conv_starts(&mut self, k: usize) {
+        let last = move |values: &Array2<f32>| {
+            values
+                .slice(s![values.nrows().saturating_sub(k - 1).., ..])
+                .to_owned()
+        };
+        let point = self
+            .row
+            .reads
+            .first()
+            .and_then(|read| Some((read.point()?, read.columns)));
+        let Some((point, columns)) = point else {
+            return;
+        };
+        let config = self.scene.path.config().clone();
+        let words = "the history of the sequence before is not reset";
+        self.formula(2, ("not-reset", "history"), words, move |f, around| {
+            let Formula::Conv(conv) = f else { return };
+            let Some(before) = around.before.and_then(|seen| seen.get(&point)) else {
+                return;
+            };
+            let all = numbers(before);
+            let range = columns.range(&config, all.ncols());
+            let x = last(&all.slice(s![.., range]).to_owned());
+            if x.dim() == conv.history.dim() {
+                conv.history = x;
+            }
+        });
+        let words = "the first tokens find the last ones before them";
+        self.formula(
+            3,
+            ("not-reset", "history"),
+            words,
+            on_conv(move |c| {
+                let x = last(&c.x.values);
+                if x.dim() == c.history.dim() {
+                    c.history = x;
+                }
+            }),
+        );
+    }
+}

@@ -1,0 +1,414 @@
+//! Edits of a product with a weight matrix.
+
+use super::{Edits, halves, replace, reversed, shifted, turned, when};
+use crate::diagnose::formula::{Formula, Linear, numbers};
+use ndarray::{Array2, s};
+use scalescope_sim::dataflow::{Columns, Step};
+use scalescope_sim::trace::Tensor;
+use std::sync::Arc;
+
+/// Changes a linear formula.
+fn on(
+    change: impl Fn(&mut Linear) + Send + Sync,
+) -> impl Fn(&mut Formula, super::Around) + Send + Sync {
+    move |formula, _| {
+        if let Formula::Linear(linear) = formula {
+            change(linear);
+        }
+    }
+}
+
+/// A buffer of the other shape, read as this one.
+fn reread(w: &Array2<f32>) -> Array2<f32> {
+    let (n, k) = w.dim();
+    let t: Vec<f32> = w.t().iter().copied().collect();
+    Array2::from_shape_vec((n, k), t).expect("as many elements")
+}
+
+impl Edits<'_, '_> {
+    pub(super) fn of_linear(&mut self, own: &Linear) {
+        let (n, k) = own.w.dim();
+        self.other_weights(own);
+        for tail in [1usize, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+            .into_iter()
+            .filter(|t| *t < k)
+        {
+            let words = format!("the last {tail} of {k} inputs are not summed");
+            self.formula(
+                1,
+                ("part-missing", "sum"),
+                words,
+                on(move |l| {
+                    l.operands(|_, _, inputs| inputs[k - tail..].fill(false));
+                }),
+            );
+            let words = format!("the first {tail} of {k} inputs are not summed");
+            self.formula(
+                2,
+                ("part-missing", "sum"),
+                words,
+                on(move |l| {
+                    l.operands(|_, _, inputs| inputs[..tail].fill(false));
+                }),
+            );
+        }
+        if k.is_multiple_of(2) {
+            for odd in [0, 1] {
+                let words = format!("only inputs 2i+{odd} are summed");
+                self.formula(
+                    3,
+                    ("part-missing", "sum"),
+                    words,
+                    on(move |l| {
+                        l.operands(|_, _, inputs| {
+                            inputs
+                                .iter_mut()
+                                .enumerate()
+                                .for_each(|(i, used)| *used = i % 2 == odd);
+                        });
+                    }),
+                );
+            }
+            let words = "the halves of the inputs have changed places";
+            self.formula(
+                3,
+                ("order", "inputs"),
+                words,
+                on(|l| {
+                    l.operands(|x, _, _| x.values = halves(&x.values));
+                }),
+            );
+        }
+        self.formula(
+            3,
+            ("order", "inputs"),
+            "inputs meet the weight in reverse",
+            on(|l| {
+                l.operands(|x, _, _| x.values = reversed(&x.values));
+            }),
+        );
+        self.formula(
+            4,
+            ("order", "weight"),
+            "the weight's buffer is read transposed",
+            on(|l| {
+                l.operands(|_, w, _| *w = reread(w));
+            }),
+        );
+        for by in [1isize, -1] {
+            let words = format!("the input is that {}", when(by));
+            self.formula(
+                3,
+                ("neighbour", "input"),
+                words,
+                on(move |l| {
+                    l.operands(|x, _, _| x.values = shifted(&x.values, by));
+                }),
+            );
+            let words = format!("each input has the place of its neighbour ({by:+})");
+            self.formula(
+                4,
+                ("neighbour", "input"),
+                words,
+                on(move |l| {
+                    l.operands(|x, _, _| x.values = turned(&x.values, by));
+                }),
+            );
+            let words = format!("the input has a zero point of {by}");
+            self.formula(
+                5,
+                ("zero-point", "input"),
+                words,
+                on(move |l| {
+                    l.operands(|x, _, _| x.values += by as f32);
+                }),
+            );
+            let words = format!("the weight has a zero point of {by}");
+            self.formula(
+                5,
+                ("zero-point", "weight"),
+                words,
+                on(move |l| {
+                    l.operands(|_, w, _| *w += by as f32);
+                }),
+            );
+        }
+        if own.order.is_some() {
+            self.formula(
+                5,
+                ("format", "input"),
+                "input codes are read as unsigned",
+                on(|l| {
+                    l.operands(|x, _, _| {
+                        x.values
+                            .mapv_inplace(|v| if v < 0.0 { v + 256.0 } else { v })
+                    });
+                }),
+            );
+            for (mask, bits) in [(1u8, 1), (3, 2), (15, 4)] {
+                let words = format!("the low {bits} bits of the input codes are lost");
+                self.formula(
+                    6,
+                    ("width", "input"),
+                    words,
+                    on(move |l| {
+                        l.operands(|x, _, _| {
+                            x.values
+                                .mapv_inplace(|v| f32::from((v as i8 as u8 & !mask) as i8));
+                        });
+                    }),
+                );
+                let words = format!("the low {bits} bits of the weight's codes are lost");
+                self.formula(
+                    6,
+                    ("width", "weight"),
+                    words,
+                    on(move |l| {
+                        l.operands(|_, w, _| {
+                            w.mapv_inplace(|v| f32::from((v as i8 as u8 & !mask) as i8));
+                        });
+                    }),
+                );
+            }
+            let words = "the weight's codes are rounded to four bits";
+            self.formula(
+                6,
+                ("width", "weight"),
+                words,
+                on(|l| {
+                    l.operands(|_, w, _| {
+                        w.mapv_inplace(|v| (v / 16.0).round_ties_even().clamp(-8.0, 7.0) * 16.0);
+                    });
+                }),
+            );
+        }
+        self.formula(
+            4,
+            ("left-out", "weight scale"),
+            "the weight's scale is left out",
+            on(|l| {
+                l.w_scales.fill(1.0);
+            }),
+        );
+        self.formula(
+            4,
+            ("twice", "weight scale"),
+            "the weight's scale is applied twice",
+            on(|l| {
+                l.w_scales.iter_mut().for_each(|s| *s *= *s);
+            }),
+        );
+        self.formula(
+            4,
+            ("left-out", "input scale"),
+            "the input's scale is left out",
+            on(|l| {
+                l.x.scale = 1.0;
+            }),
+        );
+        self.formula(
+            4,
+            ("twice", "input scale"),
+            "the input's scale is applied twice",
+            on(|l| {
+                l.x.scale *= l.x.scale;
+            }),
+        );
+        self.other_inputs(k);
+        if self.row.step == Step::DtProj && n == self.scene.path.config().d_inner {
+            self.early_bias(own);
+        }
+    }
+
+    fn other_weights(&mut self, own: &Linear) {
+        for (i, layer) in self.other_layers().into_iter().enumerate() {
+            let found = crate::diagnose::formula::linear_weight(self.scene, layer, self.row);
+            let Some((w, _)) = found.filter(|(w, _)| w.codes.dim() == own.w.dim()) else {
+                continue;
+            };
+            let codes = Arc::new(w.codes.mapv(f32::from));
+            let scales: Vec<f32> = w.scales.iter().map(|s| s.get()).collect();
+            let rank = if i < 2 { 1 } else { 2 };
+            let words = format!("the weight is that of block {layer}, at its own scale");
+            let (both, kept) = ((Arc::clone(&codes), scales.clone()), codes);
+            self.formula(
+                rank,
+                ("neighbour", "weight"),
+                words,
+                on(move |l| {
+                    l.w = Arc::clone(&both.0);
+                    l.w_scales.clone_from(&both.1);
+                    l.sums = None;
+                }),
+            );
+            let words = format!("the weight's codes are those of block {layer}");
+            self.formula(
+                rank,
+                ("neighbour", "weight"),
+                words,
+                on(move |l| {
+                    l.w = Arc::clone(&kept);
+                    l.sums = None;
+                }),
+            );
+            let words = format!("the weight's scale is that of block {layer}");
+            self.formula(
+                rank,
+                ("neighbour", "weight scale"),
+                words,
+                on(move |l| {
+                    l.w_scales.clone_from(&scales);
+                }),
+            );
+        }
+        let words = "each output has the weight of the next one";
+        self.formula(
+            4,
+            ("neighbour", "weight"),
+            words,
+            on(|l| {
+                l.operands(|_, w, _| {
+                    let n = w.nrows();
+                    *w = Array2::from_shape_fn(w.dim(), |(r, k)| w[((r + 1) % n, k)]);
+                });
+            }),
+        );
+    }
+
+    /// Other tensors of the block in the place of the input.
+    fn other_inputs(&mut self, k: usize) {
+        let own = self.row.reads.first().and_then(|read| read.point());
+        let config = self.scene.path.config();
+        let mut others: Vec<(String, Array2<f32>)> = Vec::new();
+        for (point, tensor) in self.scene.seen {
+            if point.is_state() || point.is_scale() || !matches!(tensor, Tensor::I8(_)) {
+                continue;
+            }
+            let all = numbers(tensor);
+            let parts: &[Columns] = match point.parts() {
+                [] => &[Columns::All],
+                parts => parts,
+            };
+            for part in parts {
+                let range = part.range(config, all.ncols());
+                let same =
+                    Some(*point) == own && (self.row.step != Step::DtProj || *part == Columns::Dt);
+                if range.len() < k || same || *point >= self.row.point {
+                    continue;
+                }
+                let name = match part {
+                    Columns::All => point.name().to_owned(),
+                    part => format!("{} of {}", part.name(), point.name()),
+                };
+                let range = range.start..range.start + k;
+                others.push((name, all.slice(s![.., range]).to_owned()));
+            }
+        }
+        for (name, values) in others {
+            let words = format!("the input is {name}");
+            self.formula(
+                3,
+                ("neighbour", "input"),
+                words,
+                on(move |l| {
+                    l.operands(|x, _, _| replace(&mut x.values, &values));
+                }),
+            );
+        }
+    }
+
+    /// The bias of dt, which belongs to the scan.
+    fn early_bias(&mut self, own: &Linear) {
+        let (_, _, bias) = self.scene.path.scan_weight(self.scene.layer).tensors();
+        let unit = match own.order {
+            Some(_) => own.x.scale * own.w_scales[0],
+            None => 1.0,
+        };
+        let scale = bias.scale.get();
+        let bias: Vec<f32> = bias
+            .codes
+            .iter()
+            .map(|b| scale * f32::from(*b) / unit)
+            .collect();
+        self.formula(
+            3,
+            ("twice", "dt_bias"),
+            "the bias of dt is added here already",
+            on(move |l| {
+                l.bias.clone_from(&bias);
+            }),
+        );
+    }
+}
+
+/// A weight entry that differs, solved from a channel's deviations: the input whose values follow them
+/// best, and by how much.
+pub fn solve_entry(own: &Linear, dumped: &Array2<f32>, channel: usize) -> Option<(usize, f32)> {
+    let made = own.run();
+    let unit = match &own.output.quantizer {
+        Some(q) => own.x.scale * own.w_scales[channel.min(own.w_scales.len() - 1)] / q.scale,
+        None => own.x.scale * own.w_scales[channel.min(own.w_scales.len() - 1)],
+    };
+    let rows = made.nrows();
+    let difference: Vec<f64> = (0..rows)
+        .map(|t| f64::from(dumped[(t, channel)] - made[(t, channel)]) / f64::from(unit))
+        .collect();
+    let power: f64 = difference.iter().map(|d| d * d).sum();
+    let best = (0..own.x.values.ncols()).filter_map(|k| {
+        let x = own.x.values.column(k);
+        let cross: f64 = x
+            .iter()
+            .zip(&difference)
+            .map(|(x, d)| f64::from(*x) * d)
+            .sum();
+        let size: f64 = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+        (size > 0.0).then(|| (k, cross / size, cross * cross / size))
+    });
+    let (k, by, gain) = best.max_by(|a, b| a.2.total_cmp(&b.2))?;
+    (power > 0.0 && gain / power > 0.5).then_some((k, by.round() as f32))
+}
+
+impl Edits<'_, '_> {
+    /// One entry of the weight, solved.
+    pub fn entry(&mut self, own: &Linear, channel: usize, k: usize, by: f32) {
+        let before = own.w[(channel, k)];
+        for by in [by, by - 1.0, by + 1.0, by - 2.0, by + 2.0] {
+            let after = before + by;
+            if by == 0.0 || !(-128.0..=127.0).contains(&after) {
+                continue;
+            }
+            let bits = (before as i8 as u8) ^ (after as i8 as u8);
+            let bit = match bits.count_ones() {
+                1 => format!(", bit {}", bits.trailing_zeros()),
+                _ => String::new(),
+            };
+            let words = format!(
+                "the weight of output {channel} and input {k} is {after} and not {before}{bit}"
+            );
+            self.formula(
+                6,
+                ("weights", "weight"),
+                words,
+                on(move |l| {
+                    l.operands(|_, w, _| w[(channel, k)] = after);
+                }),
+            );
+        }
+    }
+}
+
+/// The edits of one entry of the weight: it differs by about so much.
+pub fn entries<'a>(
+    scene: &'a crate::diagnose::formula::Scene<'a, '_>,
+    row: &'a scalescope_sim::dataflow::Row,
+    own: &Linear,
+    (channel, k, by): (usize, usize, f32),
+) -> Vec<super::Edit> {
+    let mut edits = Edits {
+        scene,
+        row,
+        all: Vec::new(),
+    };
+    edits.entry(own, channel, k, by);
+    edits.all
+}

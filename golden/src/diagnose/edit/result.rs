@@ -1,0 +1,235 @@
+//! Edits of what a step makes, whatever the step; and those that a pattern gives away.
+
+use super::{Edit, Edits, halves, reversed, shifted, turned, when};
+use crate::check_op::Part;
+use crate::diagnose::formula::{Made, Narrow, Scene};
+use crate::diagnose::pattern::{How, Pattern};
+use ndarray::{Array2, s};
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::arith::saturate::Overflow;
+use scalescope_sim::dataflow::Row;
+
+fn each(made: &mut Made, of: impl Fn(f32) -> f32) {
+    made.out.mapv_inplace(&of);
+    if let Some(state) = &mut made.state {
+        state.mapv_inplace(&of);
+    }
+}
+
+/// A code some of whose bits are stuck.
+fn stuck(code: f32, mask: u8, set: bool) -> f32 {
+    let byte = code as i8 as u8;
+    f32::from((if set { byte | mask } else { byte & !mask }) as i8)
+}
+
+fn whole(made: &mut Made, of: impl Fn(&Array2<f32>) -> Array2<f32>) {
+    if !made.out.is_empty() {
+        made.out = of(&made.out);
+    } else if let Some(state) = &mut made.state {
+        *state = of(state);
+    }
+}
+
+impl Edits<'_, '_> {
+    /// How results are stored.
+    pub(super) fn of_output(&mut self) {
+        let codes = self.row.format.dtype() == "i8";
+        if codes {
+            for zero in [1.0f32, -1.0, 2.0, -2.0, 128.0, -128.0] {
+                let words = format!("the zero point is {zero}");
+                self.formula(6, ("zero-point", "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.zero_point = zero;
+                    }
+                });
+            }
+            for rounding in Rounding::ALL {
+                let words = format!(
+                    "the quantizer rounds otherwise: {}",
+                    Part::Rounding(rounding)
+                );
+                self.formula(4, ("rounding", "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.rule.rounding = rounding;
+                    }
+                });
+            }
+            for overflow in Overflow::ALL {
+                let words = format!(
+                    "beyond its range the quantizer does otherwise: {}",
+                    Part::Overflow(overflow)
+                );
+                self.formula(4, ("overflow", "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.rule.overflow = overflow;
+                    }
+                });
+            }
+            for bits in [4u8, 5, 6, 7] {
+                let words = format!("codes have the range of INT{bits}");
+                self.formula(6, ("width", "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.bits = bits;
+                    }
+                });
+            }
+            for offset in [0.5f32, -0.5] {
+                let words = format!("{offset:+} is added before the rounding");
+                self.formula(8, ("rounding", "output"), words, move |f, _| {
+                    f.output().offset = offset;
+                });
+            }
+        }
+        for narrow in [Narrow::F16, Narrow::Bf16] {
+            let words = format!("the result passes through {}", narrow.name());
+            self.formula(9, ("format", "output"), words, move |f, _| {
+                f.output().through = Some(narrow);
+            });
+        }
+    }
+
+    /// Another order, another place.
+    pub(super) fn of_result(&mut self) {
+        let tokens = !self.row.point.is_state();
+        if tokens {
+            for by in [1isize, -1, 2, -2, 3, 4] {
+                let words = format!("each token has the output {}", when(by));
+                self.result(5, ("shifted", "tokens"), words, move |made| {
+                    whole(made, |v| shifted(v, by));
+                });
+            }
+        }
+        let width = self.row.shape[1].of(self.scene.path.config(), 1);
+        for by in [1isize, -1, 2, -2] {
+            let words = format!("each channel has the output of channel {:+}", -by);
+            self.result(5, ("shifted", "channels"), words, move |made| {
+                whole(made, |v| turned(v, by));
+            });
+        }
+        self.result(
+            5,
+            ("order", "channels"),
+            "channels are in reverse",
+            |made| {
+                whole(made, reversed);
+            },
+        );
+        if width.is_multiple_of(2) {
+            let words = "the halves of the channels have changed places";
+            self.result(5, ("order", "channels"), words, |made| whole(made, halves));
+            let words = "channels 2i and 2i+1 have changed places";
+            self.result(5, ("order", "channels"), words, |made| {
+                whole(made, |v| {
+                    Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c ^ 1).min(v.ncols() - 1))])
+                });
+            });
+            let words = "the halves of the channels are interleaved";
+            self.result(6, ("order", "channels"), words, |made| {
+                whole(made, |v| {
+                    let half = v.ncols() / 2;
+                    Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, c % 2 * half + c / 2)])
+                });
+            });
+        }
+        for part in self.row.point.parts() {
+            let config = self.scene.path.config();
+            let range = part.range(config, width);
+            let words = format!("the channels of {} are in reverse", part.name());
+            self.result(6, ("order", part.name()), words, move |made| {
+                let own = made.out.slice(s![.., range.clone()]).to_owned();
+                made.out
+                    .slice_mut(s![.., range.clone()])
+                    .assign(&reversed(&own));
+            });
+        }
+        if tokens {
+            let words = "tokens are in reverse";
+            self.result(6, ("order", "tokens"), words, |made| {
+                whole(made, |v| v.slice(s![..;-1, ..]).to_owned());
+            });
+        }
+        let words = "all are zero";
+        self.result(7, ("left-out", "output"), words, |made| each(made, |_| 0.0));
+        if self.row.format.dtype() == "i8" {
+            for bit in 0..8u8 {
+                for set in [true, false] {
+                    let words = format!("bit {bit} of the codes is stuck at {}", u8::from(set));
+                    self.result(7, ("stuck-bit", "output"), words, move |made| {
+                        each(made, |v| stuck(v, 1 << bit, set));
+                    });
+                }
+            }
+            for mask in [1u8, 3, 7, 15] {
+                let words = format!("the low {} bits are 0", mask.count_ones());
+                self.result(8, ("width", "output"), words, move |made| {
+                    each(made, |v| f32::from((v as i8 as u8 & !mask) as i8));
+                });
+            }
+        }
+    }
+}
+
+/// The edit of a result that a pattern gives away, restricted to it.
+pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern) -> Vec<Edit> {
+    let mut edits = Edits {
+        scene,
+        row,
+        all: Vec::new(),
+    };
+    match pattern.how {
+        How::Sign => edits.result(4, ("sign", "output"), "the sign is turned", |made| {
+            each(made, |v| -v);
+        }),
+        How::Bits { mask, set } => {
+            let bits: Vec<String> = (0..8)
+                .filter(|bit| mask >> bit & 1 == 1)
+                .map(|bit| bit.to_string())
+                .collect();
+            let value = if set { 1 } else { 0 };
+            let words = format!(
+                "bit {} of the codes is stuck at {value}",
+                bits.join(" and ")
+            );
+            edits.result(4, ("stuck-bit", "output"), words, move |made| {
+                each(made, |v| stuck(v, mask, set));
+            });
+        }
+        How::Flipped { mask } => {
+            let words = format!("bits {mask:#010b} of the codes are turned over");
+            edits.result(6, ("flipped-bit", "output"), words, move |made| {
+                each(made, |v| f32::from((v as i8 as u8 ^ mask) as i8));
+            });
+        }
+        How::Clamped { low, high } => {
+            let words = format!("codes end at {low} and {high}");
+            let (low, high) = (f32::from(low), f32::from(high));
+            edits.result(5, ("overflow", "output"), words, move |made| {
+                each(made, |v| v.clamp(low, high));
+            });
+        }
+        How::Constant { value } => {
+            let words = format!("all are {value}");
+            edits.result(5, ("constant", "output"), words, move |made| {
+                each(made, |_| value);
+            });
+        }
+        How::Offset { by } => {
+            let words = format!("{by:+} is added");
+            let codes = row.format.dtype() == "i8";
+            edits.result(5, ("zero-point", "output"), words, move |made| {
+                each(made, |v| match codes {
+                    true => (v + by).clamp(-128.0, 127.0),
+                    false => v + by,
+                });
+            });
+        }
+        How::Factor { factor } if row.format.dtype() != "i8" => {
+            let words = format!("the result is times {factor:.6}");
+            edits.result(7, ("factor", "output"), words, move |made| {
+                each(made, |v| v * factor);
+            });
+        }
+        _ => {}
+    }
+    edits.all
+}

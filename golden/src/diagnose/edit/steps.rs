@@ -1,0 +1,403 @@
+//! Edits of the norm, the rotation and the quantizers between steps.
+
+use super::{Around, Edits, halves, replace, reversed, shifted, when};
+use crate::diagnose::formula::{Add, Formula, Hadamard, Narrow, Norm, numbers};
+use ndarray::Array2;
+use scalescope_sim::trace::{Tensor, TracePoint};
+
+macro_rules! on {
+    ($variant:ident, $type:ty, $name:ident) => {
+        fn $name(
+            change: impl Fn(&mut $type) + Send + Sync,
+        ) -> impl Fn(&mut Formula, Around) + Send + Sync {
+            move |formula, _| {
+                if let Formula::$variant(step) = formula {
+                    change(step);
+                }
+            }
+        }
+    };
+}
+
+on!(Add, Add, on_add);
+on!(Norm, Norm, on_norm);
+on!(Hadamard, Hadamard, on_hadamard);
+
+impl Edits<'_, '_> {
+    pub(super) fn of_add(&mut self) {
+        self.formula(
+            1,
+            ("left-out", "residual"),
+            "the residual is missing",
+            on_add(|a| {
+                a.residual_times = 0.0;
+            }),
+        );
+        self.formula(
+            1,
+            ("left-out", "hidden"),
+            "the block before's output is missing",
+            on_add(|a| {
+                a.hidden_times = 0.0;
+            }),
+        );
+        self.formula(
+            1,
+            ("twice", "residual"),
+            "the residual is added twice",
+            on_add(|a| {
+                a.residual_times = 2.0;
+            }),
+        );
+        self.formula(
+            1,
+            ("twice", "hidden"),
+            "the block before's output is added twice",
+            on_add(|a| {
+                a.hidden_times = 2.0;
+            }),
+        );
+        self.formula(
+            2,
+            ("sign", "residual"),
+            "the residual is taken away",
+            on_add(|a| {
+                a.residual_times = -1.0;
+            }),
+        );
+        for by in [1isize, -1] {
+            let words = format!("the residual is that {}", when(by));
+            self.formula(
+                3,
+                ("neighbour", "residual"),
+                words,
+                on_add(move |a| {
+                    if let Some(r) = &mut a.residual {
+                        r.values = shifted(&r.values, by);
+                    }
+                }),
+            );
+            let words = format!("the block before's output is that {}", when(by));
+            self.formula(
+                3,
+                ("neighbour", "hidden"),
+                words,
+                on_add(move |a| {
+                    a.hidden.values = shifted(&a.hidden.values, by);
+                }),
+            );
+        }
+        for narrow in [Narrow::F16, Narrow::Bf16] {
+            let words = format!("the residual passes through {}", narrow.name());
+            self.formula(
+                3,
+                ("format", "residual"),
+                words,
+                on_add(move |a| {
+                    if let Some(r) = &mut a.residual {
+                        r.values.mapv_inplace(|v| narrow.of(v));
+                    }
+                }),
+            );
+        }
+    }
+
+    pub(super) fn of_norm(&mut self, own: &Norm) {
+        for eps in [0.0f64, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2] {
+            if (eps - own.eps).abs() > 1e-3 * eps.max(own.eps) {
+                let words = format!("ε is {eps:e} and not {:e}", own.eps);
+                self.formula(3, ("constant", "eps"), words, on_norm(move |n| n.eps = eps));
+            }
+        }
+        self.formula(
+            3,
+            ("order", "eps"),
+            "ε is added to the root",
+            on_norm(|n| n.eps_outside = true),
+        );
+        self.formula(
+            2,
+            ("function", "norm"),
+            "the mean is taken away first, as LayerNorm does",
+            on_norm(|n| {
+                n.centred = true;
+            }),
+        );
+        self.formula(
+            1,
+            ("left-out", "weight"),
+            "the norm's weight is missing",
+            on_norm(|n| n.weight.fill(1.0)),
+        );
+        self.formula(
+            2,
+            ("twice", "weight"),
+            "the norm's weight is applied twice",
+            on_norm(|n| {
+                n.weight.iter_mut().for_each(|w| *w *= *w);
+            }),
+        );
+        self.formula(
+            2,
+            ("constant", "weight"),
+            "one is added to the norm's weight",
+            on_norm(|n| {
+                n.weight.iter_mut().for_each(|w| *w += 1.0);
+            }),
+        );
+        self.formula(
+            1,
+            ("left-out", "norm"),
+            "rows are not divided by their root mean square",
+            on_norm(|n| {
+                n.normalizes = false;
+            }),
+        );
+        let m = own.weight.len() as f64;
+        self.formula(
+            2,
+            ("constant", "mean"),
+            "squares are summed, with no mean",
+            on_norm(move |n| n.mean_of = m),
+        );
+        self.formula(
+            4,
+            ("constant", "mean"),
+            "squares are divided by M − 1",
+            on_norm(move |n| {
+                n.mean_of = m / (m - 1.0);
+            }),
+        );
+        for power in [m.log2().floor().exp2(), m.log2().ceil().exp2()] {
+            if power != m {
+                let words = format!("squares are divided by {power} and not by {m}");
+                self.formula(
+                    3,
+                    ("constant", "mean"),
+                    words,
+                    on_norm(move |n| n.mean_of = m / power),
+                );
+            }
+        }
+        for narrow in [Narrow::F16, Narrow::Bf16] {
+            let words = format!("the root's inverse passes through {}", narrow.name());
+            self.formula(
+                4,
+                ("format", "rstd"),
+                words,
+                on_norm(move |n| n.rstd = Some(narrow)),
+            );
+            let words = format!("the residual stream is read through {}", narrow.name());
+            self.formula(
+                4,
+                ("format", "residual"),
+                words,
+                on_norm(move |n| {
+                    n.residual.values.mapv_inplace(|v| narrow.of(v));
+                }),
+            );
+        }
+        for layer in self.other_layers() {
+            let weight = self.scene.path.norm_weight(layer).to_vec();
+            if weight != own.weight {
+                let words = format!("the norm's weight is that of block {layer}");
+                self.formula(
+                    2,
+                    ("neighbour", "weight"),
+                    words,
+                    on_norm(move |n| n.weight.clone_from(&weight)),
+                );
+            }
+        }
+        for by in [1isize, -1] {
+            let words = format!("the input is that {}", when(by));
+            self.formula(
+                3,
+                ("neighbour", "input"),
+                words,
+                on_norm(move |n| {
+                    n.residual.values = shifted(&n.residual.values, by);
+                }),
+            );
+        }
+        for point in [TracePoint::HiddenIn, TracePoint::ResidualIn] {
+            if let Some(tensor) = self.scene.seen.get(&point) {
+                let values = numbers(tensor);
+                let words = format!("{} is normed and not the sum", point.name());
+                self.formula(
+                    2,
+                    ("left-out", "residual"),
+                    words,
+                    on_norm(move |n| {
+                        replace(&mut n.residual.values, &values);
+                    }),
+                );
+            }
+        }
+    }
+
+    pub(super) fn of_hadamard(&mut self, own: &Hadamard) {
+        let Some(size) = own.size else { return };
+        let stages = own.stages.len();
+        for stage in 0..stages {
+            let words = match stage + 1 == stages {
+                true if size.base() > 1 => format!("the factor of {} is missing", size.base()),
+                true => continue,
+                false => format!("the butterflies of stride {} are missing", 1 << stage),
+            };
+            self.formula(
+                1,
+                ("part-missing", "stages"),
+                words,
+                on_hadamard(move |h| h.stages[stage] = false),
+            );
+        }
+        self.formula(
+            1,
+            ("left-out", "rotation"),
+            "nothing is rotated",
+            on_hadamard(move |h| {
+                h.stages.fill(false);
+                h.norm = 1.0 / size.norm();
+            }),
+        );
+        for (norm, words) in [
+            (1.0 / size.norm(), "the factor 1/√E is missing".to_owned()),
+            (size.norm(), "the factor is 1/E and not 1/√E".to_owned()),
+            (
+                std::f64::consts::SQRT_2,
+                "the factor is √2 times as large".to_owned(),
+            ),
+            (
+                1.0 / std::f64::consts::SQRT_2,
+                "the factor is √2 times as small".to_owned(),
+            ),
+            (
+                power(size.norm(), true) / size.norm(),
+                "the factor is the next power of two above 1/√E".to_owned(),
+            ),
+            (
+                power(size.norm(), false) / size.norm(),
+                "the factor is the next power of two below 1/√E".to_owned(),
+            ),
+        ] {
+            self.formula(
+                2,
+                ("constant", "norm"),
+                words,
+                on_hadamard(move |h| h.norm = norm),
+            );
+        }
+        self.formula(
+            2,
+            ("order", "input"),
+            "inputs are in reverse",
+            on_hadamard(|h| h.y.values = reversed(&h.y.values)),
+        );
+        let words = "the halves of the inputs have changed places";
+        self.formula(
+            2,
+            ("order", "input"),
+            words,
+            on_hadamard(|h| h.y.values = halves(&h.y.values)),
+        );
+        let (base, block) = (size.base(), size.n() / size.base());
+        if base > 1 {
+            let words = "the two factors of the transform have changed places";
+            self.formula(
+                2,
+                ("order", "stages"),
+                words,
+                on_hadamard(move |h| {
+                    // As a transform of the interleaved inputs whose outputs are interleaved back.
+                    h.y.values = Array2::from_shape_fn(h.y.values.dim(), |(t, c)| {
+                        h.y.values[(t, c % block * base + c / block)]
+                    });
+                }),
+            );
+        }
+        for by in [1isize, -1] {
+            let words = format!("the input is that {}", when(by));
+            self.formula(
+                3,
+                ("neighbour", "input"),
+                words,
+                on_hadamard(move |h| {
+                    h.y.values = shifted(&h.y.values, by);
+                }),
+            );
+        }
+        for narrow in [Narrow::Bf16, Narrow::F16] {
+            let words = format!("the input passes through {}", narrow.name());
+            self.formula(
+                4,
+                ("format", "input"),
+                words,
+                on_hadamard(move |h| {
+                    h.y.values.mapv_inplace(|v| narrow.of(v));
+                }),
+            );
+        }
+        self.formula(
+            3,
+            ("order", "input"),
+            "the input's buffer is read transposed",
+            on_hadamard(|h| {
+                let (l, e) = h.y.values.dim();
+                let t: Vec<f32> = h.y.values.t().iter().copied().collect();
+                h.y.values = Array2::from_shape_vec((l, e), t).expect("as many elements");
+            }),
+        );
+    }
+
+    pub(super) fn of_requantize(&mut self) {
+        for by in [1isize, -1] {
+            let words = format!("the input is that {}", when(by));
+            self.formula(3, ("neighbour", "input"), words, move |f, _| {
+                if let Formula::Requantize(from, _) = f {
+                    from.values = shifted(&from.values, by);
+                }
+            });
+        }
+        self.formula(
+            4,
+            ("left-out", "input scale"),
+            "the input's scale is left out",
+            |f, _| {
+                if let Formula::Requantize(from, _) = f {
+                    from.scale = 1.0;
+                }
+            },
+        );
+        let e = self.scene.path.config().d_inner;
+        for (point, tensor) in self.scene.seen {
+            let own = self
+                .row
+                .reads
+                .iter()
+                .any(|read| read.point() == Some(*point));
+            if own
+                || *point >= self.row.point
+                || point.is_state()
+                || !matches!(tensor, Tensor::F32(_) | Tensor::F16(_))
+            {
+                continue;
+            }
+            let values = numbers(tensor);
+            if values.ncols() == e && self.row.shape[1].of(self.scene.path.config(), 1) == e {
+                let words = format!("the input is {}", point.name());
+                self.formula(3, ("neighbour", "input"), words, move |f, _| {
+                    if let Formula::Requantize(from, _) = f {
+                        replace(&mut from.values, &values);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// The power of two next to a number, above or below.
+fn power(of: f64, above: bool) -> f64 {
+    let log = of.log2();
+    (if above { log.ceil() } else { log.floor() }).exp2()
+}

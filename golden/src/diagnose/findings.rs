@@ -1,0 +1,327 @@
+//! What a search found, in words.
+
+use super::OTHERS;
+use super::judge::{EXPLAINS, Judged};
+use super::pattern::{How, Pattern};
+use super::replay::Score;
+use super::search::Scene;
+use crate::attribute::{Explained, Finding, Severity};
+use crate::trace_file::Points;
+use scalescope_sim::dataflow::Block;
+use scalescope_sim::fault::Fault;
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::trace::Place;
+use std::collections::BTreeSet;
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// 42,276.
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn where_words(layer: Option<usize>, step: &str) -> String {
+    match layer {
+        Some(layer) => format!("block {layer}, {step}"),
+        None => format!("after the last block, {step}"),
+    }
+}
+
+fn deviation(scene: &Scene) -> String {
+    let s = &scene.at_first;
+    let pattern = scene.pattern.as_ref();
+    let pattern = pattern.map_or(String::new(), |pattern| format!(": {pattern}"));
+    format!(
+        "{} is the first tensor that deviates, in {} of {} elements ({}){pattern}",
+        scene.first,
+        thousands(s.mismatched),
+        thousands(s.compared),
+        percent(s.mismatched as f64 / s.compared as f64)
+    )
+}
+
+fn explained(judged: &Judged, scene: &Scene) -> Explained {
+    let (explained, deviating) = judged.explained(scene);
+    Explained {
+        explained,
+        deviating,
+    }
+}
+
+pub(super) fn cause(
+    best: &Judged,
+    others: &[&Judged],
+    scene: &Scene,
+    block: &Block,
+    share: f64,
+) -> Finding {
+    let c = &best.candidate;
+    let step = c.step(block).name();
+    let Explained {
+        explained: gone,
+        deviating,
+    } = explained(best, scene);
+    let alike: Vec<String> = others
+        .iter()
+        .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.left <= best.left)
+        .filter(|j| best.candidate.is_restricted() || !j.candidate.is_restricted())
+        .map(|j| j.candidate.words())
+        .filter(|words| *words != c.words())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .take(OTHERS)
+        .collect();
+    let mut evidence = format!(
+        "{}: {}; explains {} of {} elements of {} that deviate",
+        where_words(c.layer(), step),
+        c.words(),
+        thousands(gone),
+        thousands(deviating),
+        scene.first,
+    );
+    if let Some(pattern) = &scene.pattern {
+        evidence += &format!(" ({pattern})");
+    }
+    if best.left > 0 {
+        evidence += &format!(
+            "; {} of {} mismatches up to the next tensor handed on are left",
+            thousands(best.left),
+            thousands(scene.base)
+        );
+    }
+    if !alike.is_empty() {
+        evidence += &format!("; these data do not tell it from: {}", alike.join("; "));
+    }
+    Finding {
+        kind: c.kind(),
+        layer: c.layer(),
+        site: c.site().to_owned(),
+        severity: Severity::Error,
+        share,
+        evidence,
+        fault: c.fault().map(ToString::to_string),
+        step: Some(step),
+        pattern: scene.pattern.clone(),
+        edit: Some(c.words()),
+        explained: Some(explained(best, scene)),
+        alike,
+    }
+}
+
+/// Other explanations of the same deviation, each kind and site once.
+pub(super) fn alternatives(
+    judged: &[&Judged],
+    best: Option<&Judged>,
+    scene: &Scene,
+    block: &Block,
+    share: impl Fn(usize) -> f64,
+) -> Vec<Finding> {
+    let name = |j: &Judged| {
+        let c = &j.candidate;
+        (c.kind(), c.layer(), c.site().to_owned())
+    };
+    let mut seen: Vec<_> = best.map(name).into_iter().collect();
+    let mut found = Vec::new();
+    for j in judged {
+        if found.len() == OTHERS || seen.contains(&name(j)) {
+            continue;
+        }
+        seen.push(name(j));
+        let c = &j.candidate;
+        let sort = match j.is_cause(scene) {
+            true => "another explanation",
+            false => "a lead",
+        };
+        let gone = explained(j, scene);
+        found.push(Finding {
+            kind: c.kind(),
+            layer: c.layer(),
+            site: c.site().to_owned(),
+            severity: Severity::Info,
+            share: share(j.left),
+            evidence: format!(
+                "{sort}: {}: {}; explains {} of {} elements of {}",
+                where_words(c.layer(), c.step(block).name()),
+                c.words(),
+                thousands(gone.explained),
+                thousands(gone.deviating),
+                scene.first,
+            ),
+            fault: c.fault().map(ToString::to_string),
+            step: Some(c.step(block).name()),
+            edit: Some(c.words()),
+            explained: Some(gone),
+            ..Finding::default()
+        });
+    }
+    found
+}
+
+/// A deviation that no edit explains.
+pub(super) fn no_cause(
+    scene: &Scene,
+    block: &Block,
+    total: usize,
+    sequences: &[Points],
+) -> Finding {
+    let s = &scene.at_first;
+    let rare = s.mismatched as f64 <= 1e-3 * s.compared as f64;
+    let small = s.largest <= 1.0;
+    let pattern = scene.pattern.as_ref();
+    let part = pattern.is_some_and(|p| p.is_part() && p.accident < -6.0);
+    let step = block.row(scene.first.point).map(|row| row.step.name());
+    let not_finite = pattern.is_some_and(|p| p.how == How::NotFinite);
+    let evidence = match (not_finite, first_not_finite(scene.first, sequences)) {
+        (true, Some(words)) => format!("{words}; {}", deviation(scene)),
+        _ => format!(
+            "{}; no single edit that is searched explains {} of it",
+            deviation(scene),
+            percent(EXPLAINS)
+        ),
+    };
+    Finding {
+        kind: if not_finite { "not-finite" } else { "none" },
+        layer: scene.first.layer,
+        site: scene.first.point.name().to_owned(),
+        severity: match rare && small && !part && !not_finite {
+            true => Severity::Warning,
+            false => Severity::Error,
+        },
+        share: s.mismatched as f64 / total as f64,
+        evidence,
+        step,
+        pattern: scene.pattern.clone(),
+        ..Finding::default()
+    }
+}
+
+/// Where a tensor has its first NaN or infinity.
+fn first_not_finite(place: Place, sequences: &[Points]) -> Option<String> {
+    for (sequence, points) in sequences.iter().enumerate() {
+        let Some(value) = points.get(&place) else {
+            continue;
+        };
+        let elements = value.elements();
+        let columns = value.dim().1.max(1);
+        let found = (0..elements.len()).find(|i| !elements.get(*i).is_finite());
+        if let Some(i) = found {
+            let (row, column) = match place.point.is_state() {
+                true => ("channel", "state"),
+                false => ("token", "channel"),
+            };
+            return Some(format!(
+                "{place} has {} where the model's own value is finite, first at sequence {sequence}, {row} {}, {column} {}",
+                elements.get(i),
+                i / columns,
+                i % columns
+            ));
+        }
+    }
+    None
+}
+
+/// Tensors whose deviations are no larger than those of another device's floats.
+pub(super) fn noise(noisy: &[(Place, usize, Option<Pattern>)], total: usize) -> Option<Finding> {
+    let (first, _, pattern) = noisy.first()?;
+    let elements: usize = noisy.iter().map(|(_, n, _)| n).sum();
+    Some(Finding {
+        kind: "none",
+        layer: first.layer,
+        site: first.point.name().to_owned(),
+        severity: Severity::Info,
+        share: elements as f64 / total.max(1) as f64,
+        evidence: format!(
+            "{} elements of {} tensors ({first} first) differ no more than floats of another device would make them: an ulp in one float of fifty",
+            thousands(elements),
+            noisy.len(),
+        ),
+        pattern: pattern.clone(),
+        ..Finding::default()
+    })
+}
+
+/// Nothing deviates.
+pub(super) fn in_order(score: &Score, profile: &str, mode: &ModeSpec) -> Finding {
+    let compared: usize = score.values().map(|s| s.compared).sum();
+    let bits: usize = score.values().map(|s| s.bits).sum();
+    let equal = match bits {
+        0 => "equal to the last bit".to_owned(),
+        _ => format!("equal, {bits} floats of them within one ulp of binary16"),
+    };
+    Finding {
+        kind: "none",
+        layer: None,
+        site: "all".to_owned(),
+        severity: Severity::Info,
+        share: 0.0,
+        evidence: format!(
+            "all {compared} elements of {} tensors are {equal}: mode {}, profile {profile}",
+            score.len(),
+            mode.name,
+        ),
+        ..Finding::default()
+    }
+}
+
+/// One finding in place of the same one in every block. A rule that all blocks share is how somebody's device
+/// is, not a defect of one.
+pub(super) fn in_every_block(causes: Vec<Finding>, score: &Score) -> Vec<Finding> {
+    let blocks: BTreeSet<usize> = score.keys().filter_map(|place| place.layer).collect();
+    let mut out: Vec<Finding> = Vec::new();
+    for finding in &causes {
+        let same = |f: &&Finding| f.kind == finding.kind && f.site == finding.site;
+        let all: Vec<&Finding> = causes.iter().filter(same).collect();
+        let everywhere = blocks.len() > 2 && all.len() == blocks.len() && finding.kind != "none";
+        if !everywhere {
+            out.push(finding.clone());
+        } else if all[0].layer == finding.layer {
+            let device = matches!(
+                finding.kind,
+                "rounding"
+                    | "hadamard-wrap"
+                    | "overflow"
+                    | "quotient"
+                    | "order"
+                    | "function"
+                    | "format"
+                    | "width"
+            );
+            out.push(Finding {
+                layer: None,
+                severity: match device {
+                    true => Severity::Warning,
+                    false => finding.severity,
+                },
+                share: all.iter().map(|f| f.share).sum::<f64>().min(1.0),
+                evidence: format!("in each of {} blocks; {}", all.len(), finding.evidence),
+                fault: same_fault(&all),
+                ..finding.clone()
+            });
+        }
+    }
+    out
+}
+
+/// The one fault of all blocks, if it is the same in each.
+fn same_fault(all: &[&Finding]) -> Option<String> {
+    let everywhere = |finding: &Finding| {
+        let fault: Fault = finding.fault.as_deref()?.parse().ok()?;
+        Some(Fault {
+            layer: None,
+            ..fault
+        })
+    };
+    let first = everywhere(all[0])?;
+    let same = all.iter().all(|finding| everywhere(finding) == Some(first));
+    same.then(|| first.to_string())
+}

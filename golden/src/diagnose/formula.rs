@@ -1,0 +1,443 @@
+//! The formula of a step, one scalar at a time, with every term, order, function and constant as data that
+//! an edit can change. Without an edit it makes what the step makes; what rounds differently in the
+//! last bit (a scan in another association) is left to the comparison.
+//!
+//! Steps of a chip's units have no formula here: they are edited by their rules only.
+
+mod conv;
+mod hadamard;
+mod linear;
+mod norm;
+mod scan;
+
+pub use conv::Conv;
+pub use hadamard::Hadamard;
+pub use linear::{Linear, weight as linear_weight};
+pub use norm::{Add, Norm};
+pub use scan::{Scan, Step as Delta};
+
+use half::{bf16, f16};
+use ndarray::{Array2, s};
+use scalescope_sim::arith::real::{Ieee, RealMath, RealRules};
+use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
+use scalescope_sim::dataflow::{Block, Format, Quantizer, Read, Row, Step};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::profile::StepRules;
+use scalescope_sim::quant::Scale;
+use scalescope_sim::trace::{Tensor, TracePoint};
+use std::collections::BTreeMap;
+
+/// The tensors of a block as they went in, by point.
+pub type Seen = BTreeMap<TracePoint, Tensor>;
+
+/// The operations of an arithmetic.
+#[derive(Clone, Copy, Debug)]
+pub struct Math {
+    /// `a ⊗ b`.
+    pub mul: fn(f32, f32) -> f32,
+    /// `a ⊕ b`.
+    pub add: fn(f32, f32) -> f32,
+    /// `a·b + c`.
+    pub fma: fn(f32, f32, f32) -> f32,
+    /// `n / d`.
+    pub div: fn(f32, f32) -> f32,
+    /// `exp(x)`.
+    pub exp: fn(f32) -> f32,
+    /// `exp(-x)`.
+    pub exp_neg: fn(f32) -> f32,
+    /// `log(1 + exp(x))`.
+    pub softplus: fn(f32) -> f32,
+}
+
+impl Math {
+    /// The operations of a set.
+    pub fn of(rules: RealRules) -> Self {
+        fn new<R: RealMath>() -> Math {
+            Math {
+                mul: R::mul,
+                add: R::add,
+                fma: R::fma,
+                div: R::div,
+                exp: R::exp,
+                exp_neg: R::exp_neg,
+                softplus: R::softplus,
+            }
+        }
+        match rules {
+            RealRules::CorrectlyRounded => new::<Ieee>(),
+            RealRules::SpecialFunctionUnit => new::<CudaFast>(),
+            RealRules::CudaLibm => new::<CudaLibm>(),
+            RealRules::SpecialFunctionUnitSubnormal => new::<CudaSubnormal>(),
+        }
+    }
+}
+
+/// A function in the place of SiLU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // `name` says what each is
+pub enum Activation {
+    Silu,
+    SiluTwice,
+    Sigmoid,
+    Relu,
+    Identity,
+    Tanh,
+    Gelu,
+    HardSilu,
+}
+
+impl Activation {
+    /// Those that are not SiLU.
+    pub const OTHERS: [Activation; 7] = [
+        Activation::SiluTwice,
+        Activation::Sigmoid,
+        Activation::Relu,
+        Activation::Identity,
+        Activation::Tanh,
+        Activation::Gelu,
+        Activation::HardSilu,
+    ];
+
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "SiLU",
+            Activation::SiluTwice => "SiLU twice",
+            Activation::Sigmoid => "the sigmoid",
+            Activation::Relu => "ReLU",
+            Activation::Identity => "no function",
+            Activation::Tanh => "tanh",
+            Activation::Gelu => "GELU",
+            Activation::HardSilu => "hard SiLU",
+        }
+    }
+
+    /// Of `v`.
+    pub fn of(self, math: Math, v: f32) -> f32 {
+        let sigmoid = |n: f32, z: f32| (math.div)(n, (math.add)(1.0, (math.exp_neg)(z)));
+        match self {
+            Activation::Silu => sigmoid(v, v),
+            Activation::SiluTwice => {
+                let once = sigmoid(v, v);
+                sigmoid(once, once)
+            }
+            Activation::Sigmoid => sigmoid(1.0, v),
+            Activation::Relu => v.max(0.0),
+            Activation::Identity => v,
+            Activation::Tanh => f64::from(v).tanh() as f32,
+            Activation::Gelu => {
+                let v = f64::from(v);
+                let inner = 0.7978845608028654 * (v + 0.044715 * v * v * v);
+                (0.5 * v * (1.0 + inner.tanh())) as f32
+            }
+            Activation::HardSilu => v * ((v + 3.0).clamp(0.0, 6.0) / 6.0),
+        }
+    }
+}
+
+/// A narrower type that a value passes through.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // `name` says what each is
+pub enum Narrow {
+    F16,
+    Bf16,
+    /// Codes of so many bits with this step.
+    Codes(u8, f32),
+}
+
+impl Narrow {
+    /// In words.
+    pub fn name(self) -> String {
+        match self {
+            Narrow::F16 => "f16".to_owned(),
+            Narrow::Bf16 => "bf16".to_owned(),
+            Narrow::Codes(bits, _) => format!("INT{bits}"),
+        }
+    }
+
+    /// Of `v`.
+    #[inline]
+    pub fn of(self, v: f32) -> f32 {
+        match self {
+            Narrow::F16 => f16::from_f32(v).to_f32(),
+            Narrow::Bf16 => bf16::from_f32(v).to_f32(),
+            Narrow::Codes(bits, step) => {
+                let top = f32::from((1i16 << (bits - 1)) - 1);
+                step * (v / step).round_ties_even().clamp(-top - 1.0, top)
+            }
+        }
+    }
+}
+
+/// How results are stored.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Codes, by this quantizer.
+    pub quantizer: Option<Quantize>,
+    /// Whether reals are rounded to binary16.
+    pub half: bool,
+    /// A type that reals pass through before they are stored.
+    pub through: Option<Narrow>,
+    /// What is added to a real before it is stored, in units of the grid for codes.
+    pub offset: f32,
+    /// What it is multiplied with.
+    pub factor: f32,
+}
+
+/// A quantizer.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantize {
+    /// The step of its grid; values are divided by it.
+    pub scale: f32,
+    /// Its rule.
+    pub rule: QuantRule,
+    /// Whether values come in units of the grid.
+    pub in_units: bool,
+    /// Added to the rounded value.
+    pub zero_point: f32,
+    /// The range of codes is that of this many bits.
+    pub bits: u8,
+}
+
+impl Output {
+    /// As reals.
+    pub fn real(half: bool) -> Self {
+        Self {
+            quantizer: None,
+            half,
+            through: None,
+            offset: 0.0,
+            factor: 1.0,
+        }
+    }
+
+    /// What is stored of `v`: a code or a real.
+    #[inline]
+    pub fn of(&self, v: f32) -> f32 {
+        let mut v = v;
+        if let Some(narrow) = self.through {
+            v = narrow.of(v);
+        }
+        let Some(q) = &self.quantizer else {
+            let v = v * self.factor + self.offset;
+            return match self.half {
+                true => f16::from_f32(v).to_f32(),
+                false => v,
+            };
+        };
+        let scale = || Scale::new(q.scale).unwrap_or_else(|_| Scale::new(1.0).expect("one"));
+        let units = match q.in_units {
+            true => v,
+            false => q.rule.in_units(v, scale()),
+        };
+        let units = match (self.factor, self.offset) {
+            (1.0, 0.0) => units,
+            (factor, offset) => units * factor + offset,
+        };
+        let integer = q.rule.rounding.round(units) + q.zero_point;
+        if q.bits < 8 {
+            let top = f32::from((1i16 << (q.bits - 1)) - 1);
+            return integer.clamp(-top - 1.0, top);
+        }
+        f32::from(q.rule.overflow.to_i8(integer))
+    }
+}
+
+/// Something that a step reads: numbers, and what one of them stands for.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    /// Codes or reals.
+    pub values: Array2<f32>,
+    /// The step of codes, 1 for reals.
+    pub scale: f32,
+}
+
+impl Operand {
+    /// The real value of an element.
+    #[inline]
+    pub fn real(&self, math: Math, at: (usize, usize)) -> f32 {
+        match self.scale {
+            1.0 => self.values[at],
+            scale => (math.mul)(scale, self.values[at]),
+        }
+    }
+}
+
+/// The formula of a step.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // each is the step of that name
+pub enum Formula {
+    Add(Add),
+    Norm(Norm),
+    Linear(Linear),
+    Conv(Conv),
+    Scan(Box<Scan>),
+    Hadamard(Hadamard),
+    /// One tensor in another form.
+    Requantize(Operand, Output),
+}
+
+/// What steps are made from: a block of a datapath, and the tensors that went in.
+pub struct Scene<'a, 'm> {
+    /// The datapath, for weights and scales.
+    pub path: &'a Datapath<'m>,
+    /// The block.
+    pub layer: usize,
+    /// Its table.
+    pub block: &'a Block,
+    /// The tensors.
+    pub seen: &'a Seen,
+}
+
+impl Scene<'_, '_> {
+    fn rules(&self, row: &Row) -> Option<&StepRules> {
+        let by = row.rules.first()?.by;
+        Some(&self.path.layer_profile(self.layer).arithmetic(by).prefill)
+    }
+
+    /// The scale of a use.
+    pub fn scale(&self, by: ScaleUse) -> Option<f32> {
+        Some(self.path.scale(self.layer, by)?.get())
+    }
+
+    /// A tensor that a row reads.
+    fn operand(&self, read: &Read) -> Option<Operand> {
+        let tensor = self.seen.get(&read.point()?)?;
+        let codes = matches!(tensor, Tensor::I8(_) | Tensor::Codes(_));
+        let values = numbers(tensor);
+        let columns = read.columns.range(self.path.config(), values.ncols());
+        Some(Operand {
+            values: values.slice(s![.., columns]).to_owned(),
+            scale: match (codes, read.scale) {
+                (true, Some(by)) => self.scale(by)?,
+                _ => 1.0,
+            },
+        })
+    }
+
+    /// How a row's results are stored. A quantizer of a linear step gets values in units of its grid.
+    fn output(&self, row: &Row, rule: Option<QuantRule>, in_units: bool) -> Option<Output> {
+        let quantizer = match (row.quantizer, row.format) {
+            (Some(Quantizer::Static(by)), Format::Int8(_)) => Some(Quantize {
+                scale: self.scale(by)?,
+                rule: rule?,
+                in_units,
+                zero_point: 0.0,
+                bits: 8,
+            }),
+            (Some(_), _) => return None,
+            (None, Format::F16 | Format::F32) => None,
+            (None, _) => return None,
+        };
+        Some(Output {
+            quantizer,
+            ..Output::real(row.format == Format::F16)
+        })
+    }
+
+    /// The formula of the row that makes a tensor; `None` where there is none here.
+    pub fn formula(&self, row: &Row) -> Option<Formula> {
+        match (row.step, row.point) {
+            (Step::Norm, TracePoint::ResidualOut) => Add::of(self, row).map(Formula::Add),
+            (Step::Norm, TracePoint::NormOut) => Norm::of(self, row).map(Formula::Norm),
+            (Step::InProj | Step::XProj | Step::DtProj | Step::OutProj, _)
+                if !row.is_between_steps() && !row.point.is_scale() =>
+            {
+                Linear::of(self, row).map(Formula::Linear)
+            }
+            (Step::Conv, TracePoint::ConvOut | TracePoint::ConvOutF32) => {
+                Conv::of(self, row).map(Formula::Conv)
+            }
+            (Step::Scan, TracePoint::SsmY | TracePoint::SsmState) => {
+                let y = self.block.row(TracePoint::SsmY)?;
+                Scan::of(self, y).map(|scan| Formula::Scan(Box::new(scan)))
+            }
+            (Step::Hadamard, TracePoint::HadOut) => Hadamard::of(self, row).map(Formula::Hadamard),
+            _ if row.is_between_steps() => self.requantize(row),
+            _ => None,
+        }
+    }
+
+    fn requantize(&self, row: &Row) -> Option<Formula> {
+        let [read] = &row.reads[..] else { return None };
+        let rule = self.rules(row).map(|rules| match row.step {
+            Step::Conv => rules.conv_in,
+            _ => self.path.mode().requantize(rules.requantize),
+        });
+        let output = self.output(row, rule, false)?;
+        Some(Formula::Requantize(self.operand(read)?, output))
+    }
+}
+
+/// Codes or reals as numbers.
+pub fn numbers(tensor: &Tensor) -> Array2<f32> {
+    match tensor {
+        Tensor::I8(q) => q.codes.mapv(f32::from),
+        Tensor::Codes(codes) => codes.mapv(f32::from),
+        other => other.to_real(),
+    }
+}
+
+/// Numbers as a tensor like another one.
+pub fn like(numbers: &Array2<f32>, tensor: &Tensor) -> Tensor {
+    match tensor {
+        Tensor::I8(q) => Tensor::I8(scalescope_sim::quant::QTensor {
+            codes: numbers.mapv(|v| v as i8),
+            scale: q.scale,
+        }),
+        Tensor::Codes(_) => Tensor::Codes(numbers.mapv(|v| v as i8)),
+        Tensor::F16(_) => Tensor::F16(numbers.mapv(f16::from_f32)),
+        Tensor::F32(_) => Tensor::F32(numbers.clone()),
+    }
+}
+
+impl Formula {
+    /// What is stored, and of a scan the state after the last token.
+    pub fn run(&self) -> Made {
+        match self {
+            Formula::Add(step) => Made::one(step.run()),
+            Formula::Norm(step) => Made::one(step.run()),
+            Formula::Linear(step) => Made::one(step.run()),
+            Formula::Conv(step) => Made::one(step.run()),
+            Formula::Scan(step) => step.run(),
+            Formula::Hadamard(step) => Made::one(step.run()),
+            Formula::Requantize(from, output) => {
+                let math = Math::of(RealRules::CorrectlyRounded);
+                let dim = from.values.dim();
+                Made::one(Array2::from_shape_fn(dim, |at| {
+                    output.of(from.real(math, at))
+                }))
+            }
+        }
+    }
+
+    /// How results are stored.
+    pub fn output(&mut self) -> &mut Output {
+        match self {
+            Formula::Add(step) => &mut step.output,
+            Formula::Norm(step) => &mut step.output,
+            Formula::Linear(step) => &mut step.output,
+            Formula::Conv(step) => &mut step.output,
+            Formula::Scan(step) => &mut step.output,
+            Formula::Hadamard(step) => &mut step.output,
+            Formula::Requantize(_, output) => output,
+        }
+    }
+}
+
+/// What a formula makes.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The step's tensor, `[L, …]`.
+    pub out: Array2<f32>,
+    /// The state after the last token, `[E, N]`.
+    pub state: Option<Array2<f32>>,
+}
+
+impl Made {
+    fn one(out: Array2<f32>) -> Self {
+        Self { out, state: None }
+    }
+}

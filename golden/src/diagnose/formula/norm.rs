@@ -1,0 +1,124 @@
+//! The residual stream and its norm.
+
+use super::{Narrow, Operand, Output, Scene};
+use ndarray::Array2;
+use scalescope_sim::dataflow::Row;
+use scalescope_sim::trace::TracePoint;
+
+/// `residual ⊕ hidden`.
+#[derive(Clone, Debug)]
+pub struct Add {
+    /// The block before's output.
+    pub hidden: Operand,
+    /// How often it goes in.
+    pub hidden_times: f32,
+    /// The stream; none before the first block.
+    pub residual: Option<Operand>,
+    /// How often it goes in.
+    pub residual_times: f32,
+    /// How results are stored.
+    pub output: Output,
+}
+
+impl Add {
+    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+        let read = |point| {
+            let read = row.reads.iter().find(|read| read.point() == Some(point))?;
+            scene.operand(read)
+        };
+        Some(Self {
+            hidden: read(TracePoint::HiddenIn)?,
+            hidden_times: 1.0,
+            residual: read(TracePoint::ResidualIn),
+            residual_times: 1.0,
+            output: Output::real(false),
+        })
+    }
+
+    /// `[L, M]`.
+    pub fn run(&self) -> Array2<f32> {
+        let hidden = &self.hidden.values;
+        Array2::from_shape_fn(hidden.dim(), |at| {
+            let h = hidden[at] * self.hidden_times;
+            self.output.of(match &self.residual {
+                Some(residual) => h + residual.values[at] * self.residual_times,
+                None => h,
+            })
+        })
+    }
+}
+
+/// `(r ⊗ rstd) ⊗ w`.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// The stream, `[L, M]`.
+    pub residual: Operand,
+    /// M.
+    pub weight: Vec<f32>,
+    /// ε.
+    pub eps: f64,
+    /// Whether ε is added to the root.
+    pub eps_outside: bool,
+    /// Whether the mean is taken away first, as LayerNorm does.
+    pub centred: bool,
+    /// What squares are divided by, over M.
+    pub mean_of: f64,
+    /// Whether rows are normalized at all.
+    pub normalizes: bool,
+    /// The type of 1/rms.
+    pub rstd: Option<Narrow>,
+    /// How results are stored.
+    pub output: Output,
+}
+
+impl Norm {
+    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+        let rule = scene.rules(row)?.norm_out;
+        let residual = scene.operand(row.reads.first()?)?;
+        Some(Self {
+            residual,
+            weight: scene.path.norm_weight(scene.layer).to_vec(),
+            eps: scene.path.config().eps.into(),
+            eps_outside: false,
+            centred: false,
+            mean_of: 1.0,
+            normalizes: true,
+            rstd: None,
+            output: scene.output(row, Some(rule), false)?,
+        })
+    }
+
+    /// Codes or reals, `[L, M]`.
+    pub fn run(&self) -> Array2<f32> {
+        let values = &self.residual.values;
+        let mut out = Array2::zeros(values.dim());
+        for (row, mut to) in values.rows().into_iter().zip(out.rows_mut()) {
+            let m = row.len() as f64;
+            let mean = match self.centred {
+                true => row.iter().map(|v| f64::from(*v)).sum::<f64>() / m,
+                false => 0.0,
+            };
+            let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
+            let mean_square = row.iter().map(square).sum::<f64>() / m * self.mean_of;
+            let root = match self.eps_outside {
+                true => mean_square.sqrt() + self.eps,
+                false => (mean_square + self.eps).sqrt(),
+            };
+            let mut rstd = match self.normalizes {
+                true => (1.0 / root) as f32,
+                false => 1.0,
+            };
+            if let Some(narrow) = self.rstd {
+                rstd = narrow.of(rstd);
+            }
+            for ((to, v), w) in to.iter_mut().zip(row).zip(&self.weight) {
+                let v = match self.centred {
+                    true => (f64::from(*v) - mean) as f32,
+                    false => *v,
+                };
+                *to = self.output.of((v * rstd) * w);
+            }
+        }
+        out
+    }
+}

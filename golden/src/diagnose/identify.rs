@@ -1,0 +1,292 @@
+//! A device's arithmetic, read off a dump: which profile makes the dump's tensors of the dump's own inputs, step
+//! by step.
+//!
+//! The built-in profiles are tried first. From the one that comes nearest, the keys of profile files are
+//! changed, group by group, as long as a step comes nearer to the dump: since every step gets the dump's
+//! inputs, a group is judged by the tensors that its own steps make.
+
+mod keys;
+
+use super::replay::{self, Closeness, Replay, Window};
+use crate::trace_file::TraceFile;
+use keys::{Group, Keys, groups};
+use rayon::prelude::*;
+use scalescope_sim::datapath::{Datapath, Passing};
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::trace::{Place, TracePoint};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt::Write;
+
+/// Rounds over all groups.
+const ROUNDS: usize = 3;
+/// Blocks that are looked at while rules are tried.
+const BLOCKS: usize = 2;
+/// Other settings of a group that are told.
+const SHOWN: usize = 8;
+
+/// Rules of a device, one group of a profile file's keys at a time.
+#[derive(Clone, Debug, Serialize)]
+pub struct GroupFound {
+    /// The step or what the keys are about.
+    pub group: &'static str,
+    /// Elements of its tensors that were compared, in the whole dump.
+    pub compared: usize,
+    /// Elements that the profile does not make.
+    pub mismatched: usize,
+    /// Settings that make the same elements: no input of this dump tells them from the profile's.
+    pub alike: Vec<String>,
+}
+
+/// What was read off a dump.
+#[derive(Clone, Debug, Serialize)]
+pub struct Identified {
+    /// The built-in profile that it goes back to.
+    pub extends: String,
+    /// Built-in profiles that make the same elements of this dump.
+    pub alike: Vec<String>,
+    /// The profile file.
+    pub toml: String,
+    /// Elements compared.
+    pub compared: usize,
+    /// Elements that the profile does not make.
+    pub mismatched: usize,
+    /// Group by group.
+    pub groups: Vec<GroupFound>,
+}
+
+/// A dump, and what its blocks get.
+struct Dump<'a> {
+    model: &'a Model,
+    mode: &'a ModeSpec,
+    trace: &'a TraceFile,
+    /// Block by block, of the first sequence.
+    starts: Vec<Passing>,
+    blocks: Vec<usize>,
+}
+
+/// How far a profile is off at some points: a number that falls as it comes nearer, and elements.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Off {
+    distance: f64,
+    mismatched: usize,
+    compared: usize,
+}
+
+impl Off {
+    fn key(&self) -> f64 {
+        self.distance + 0.1 * self.mismatched as f64 / self.compared.max(1) as f64
+    }
+}
+
+impl Dump<'_> {
+    fn score(&self, profile: &Profile, blocks: &[usize]) -> Result<replay::Score> {
+        let path = Datapath::new(self.model, self.mode, profile)?;
+        let mut total = replay::Score::new();
+        for block in blocks {
+            let points = &self.trace.sequences[0];
+            let mut replay = Replay::new(points, None, Closeness::Bits, &[]);
+            replay.run(
+                &path,
+                Window::blocks(*block..block + 1),
+                self.starts[*block].clone(),
+            )?;
+            replay::add(&mut total, replay.score);
+        }
+        Ok(total)
+    }
+
+    fn off(score: &replay::Score, points: Option<&[TracePoint]>) -> Off {
+        let mut off = Off::default();
+        for (place, s) in score {
+            if points.is_none_or(|points| points.contains(&place.point)) && place.layer.is_some() {
+                off.distance += s.distance / s.compared.max(1) as f64;
+                off.mismatched += s.mismatched;
+                off.compared += s.compared;
+            }
+        }
+        off
+    }
+}
+
+/// The text of a profile file.
+fn text(extends: &str, keys: &[(String, Value)]) -> String {
+    let mut out = format!("version = 1\nextends = \"{extends}\"\n");
+    for (name, value) in keys {
+        let _ = writeln!(out, "{name} = {value}");
+    }
+    out
+}
+
+/// Keys with others over them.
+fn over(keys: &[(String, Value)], more: &[(String, Value)]) -> Keys {
+    let mut all: Keys = keys
+        .iter()
+        .filter(|(name, _)| more.iter().all(|(other, _)| other != name))
+        .cloned()
+        .collect();
+    all.extend(more.iter().cloned());
+    all
+}
+
+fn words(keys: &[(String, Value)]) -> String {
+    let all: Vec<String> = keys
+        .iter()
+        .map(|(name, value)| format!("{name} = {value}"))
+        .collect();
+    all.join(", ")
+}
+
+/// Reads a device's arithmetic off a dump.
+///
+/// # Errors
+///
+/// No tokens, no tensor of a prefill that the mode makes.
+pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Identified> {
+    let layers = model.config()?.n_layers;
+    let tokens = trace.tokens()?.row(0).to_vec();
+    let exact = Profile::get("exact")?;
+    let path = Datapath::new(model, mode, &exact)?;
+    let Some(points) = trace.sequences.first() else {
+        return Err(SimError::value("dump", "tensors of a prefill", "none"));
+    };
+    let mut starts = Vec::new();
+    let mut passing = path.start(&tokens)?;
+    let mut replay = Replay::new(points, None, Closeness::Bits, &[]);
+    for block in 0..layers {
+        starts.push(passing.clone());
+        let next = replay.run(&path, Window::blocks(block..block + 1), passing)?;
+        passing = next.expect("it has no end");
+    }
+    if replay.score.is_empty() {
+        let item = format!("tensors that mode {} makes", mode.name);
+        return Err(SimError::value("dump", item, "others only"));
+    }
+    // Blocks whose inputs are in the dump, spread over the model.
+    let full = |layer: &usize| {
+        let dumped = |layer: usize, point| points.contains_key(&Place::layer(layer, point));
+        dumped(*layer, TracePoint::ResidualOut)
+            || dumped(*layer, TracePoint::NormOut)
+            || *layer == 0
+    };
+    let blocks: Vec<usize> = (0..layers).filter(full).collect();
+    let step = blocks.len().div_ceil(BLOCKS).max(1);
+    let some: Vec<usize> = blocks.iter().copied().step_by(step).collect();
+    let dump = Dump {
+        model,
+        mode,
+        trace,
+        starts,
+        blocks,
+    };
+    let mut bases: Vec<(Off, &str)> = Profile::names()
+        .into_par_iter()
+        .filter_map(|name| {
+            let profile = Profile::get(name).ok()?;
+            let score = dump.score(&profile, &some).ok()?;
+            Some((Dump::off(&score, None), name))
+        })
+        .collect();
+    bases.sort_by(|a, b| a.0.key().total_cmp(&b.0.key()));
+    let Some((best, extends)) = bases.first().copied() else {
+        return Err(SimError::value(
+            "profile",
+            "one that runs on this model",
+            "none",
+        ));
+    };
+    let same = bases.iter().skip(1).filter(|(off, _)| *off == best);
+    let alike: Vec<String> = same.map(|(_, name)| (*name).to_owned()).collect();
+    let mut keys: Keys = Vec::new();
+    let base = text(extends, &[]);
+    let groups = groups();
+    let profile_of = |keys: &Keys| Profile::with_keys("device", &base, keys);
+    let judge = |keys: &Keys, group: &Group| -> Option<Off> {
+        let score = dump.score(&profile_of(keys).ok()?, &some).ok()?;
+        Some(Dump::off(&score, Some(&group.points)))
+    };
+    if best.mismatched > 0 {
+        for _ in 0..ROUNDS {
+            let before = keys.clone();
+            for group in &groups {
+                let Some(now) = judge(&keys, group) else {
+                    continue;
+                };
+                if now.mismatched == 0 {
+                    continue;
+                }
+                let tried: Vec<(f64, Keys)> = group
+                    .moves
+                    .par_iter()
+                    .filter_map(|m| {
+                        let tried = over(&keys, m);
+                        let off = judge(&tried, group)?;
+                        (off.key() < 0.999 * now.key()).then_some((off.key(), tried))
+                    })
+                    .collect();
+                if let Some((_, better)) = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
+                    keys = better;
+                }
+            }
+            if keys == before {
+                break;
+            }
+        }
+    }
+    let profile = profile_of(&keys)?;
+    let whole = dump.score(&profile, &dump.blocks)?;
+    let all = Dump::off(&whole, None);
+    let found = groups.iter().filter_map(|group| {
+        let off = Dump::off(&whole, Some(&group.points));
+        let here = judge(&keys, group)?;
+        // Settings of the same group that make the same elements.
+        let alike: Vec<String> = group
+            .moves
+            .par_iter()
+            .filter(|m| {
+                let tried = over(&keys, m);
+                let other = profile_of(&tried).is_ok_and(|p| p.hash() != profile.hash());
+                other && judge(&tried, group).is_some_and(|off| off == here)
+            })
+            .map(|m| words(m))
+            .collect();
+        (off.compared > 0).then(|| GroupFound {
+            group: group.name,
+            compared: off.compared,
+            mismatched: off.mismatched,
+            alike: alike.into_iter().take(SHOWN).collect(),
+        })
+    });
+    Ok(Identified {
+        extends: extends.to_owned(),
+        alike,
+        toml: text(extends, &keys),
+        compared: all.compared,
+        mismatched: all.mismatched,
+        groups: found.collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every setting that is tried is one that profile files have.
+    #[test]
+    fn moves_are_keys_of_profile_files() {
+        let mut known = 0;
+        for group in groups() {
+            for keys in &group.moves {
+                let over = ["exact", "asic-int8"]
+                    .iter()
+                    .any(|base| Profile::with_keys("device", &text(base, &[]), keys).is_ok());
+                assert!(over, "{}", words(keys));
+                known += 1;
+            }
+        }
+        assert!(known > 500);
+    }
+}

@@ -1,0 +1,370 @@
+//! Which candidate leaves the fewest mismatches.
+
+use super::candidate::{self, Candidate};
+use super::fit;
+use super::local::Local;
+use super::search::{Scene, Search, State};
+use super::{OTHERS, TIE};
+use crate::diagnose::edit::{self, Edit};
+use crate::diagnose::formula::{self, Seen};
+use crate::diagnose::replay::PointScore;
+use rayon::prelude::*;
+use scalescope_sim::dataflow::{Block, Phase, Step};
+use scalescope_sim::error::Result;
+use scalescope_sim::trace::{Place, TracePoint};
+
+/// Stale scales whose factor is fitted finely.
+const FINE: usize = 6;
+/// Edits that are run through the window.
+const RUN: usize = 8;
+/// An edit that removes less of the first rows' mismatches is not run on all.
+const HOPE: f64 = 0.3;
+/// A cause explains this share of what deviates in the first tensor.
+pub(super) const EXPLAINS: f64 = 0.99;
+
+/// A candidate and the mismatches that are left with it.
+pub(super) struct Judged {
+    pub(super) candidate: Candidate,
+    /// In the window.
+    pub(super) left: usize,
+    /// In the first tensor.
+    pub(super) first: PointScore,
+}
+
+impl Judged {
+    /// How many of the elements of the first tensor that deviate it explains. Where floats deviate by more than
+    /// an ulp, one within an ulp of what an edit makes is explained.
+    pub(super) fn explained(&self, scene: &Scene) -> (usize, usize) {
+        let base = &scene.at_first;
+        let (left, of) = match base.far {
+            0 => (self.first.mismatched, base.mismatched),
+            far => (self.first.far, far),
+        };
+        (of.saturating_sub(left), of)
+    }
+
+    /// Whether it explains so much that it is named a cause.
+    pub(super) fn is_cause(&self, scene: &Scene) -> bool {
+        let (explained, of) = self.explained(scene);
+        let all = match of < 100 {
+            true => explained == of,
+            false => explained as f64 >= EXPLAINS * of as f64,
+        };
+        // An edit that another device's floats keep from being exact leaves what their noise makes.
+        let base = &scene.at_first;
+        let but_noise = scene.noise.is_some_and(|n| {
+            n.far > 0
+                && self.first.far <= 2 * n.far
+                && self.first.distance <= 2.0 * n.distance
+                && self.first.distance <= 0.05 * base.distance
+        });
+        (all || but_noise) && self.left < scene.base
+    }
+}
+
+/// What an earlier cause was: the first guess for the next one.
+pub(super) type Hint = (&'static str, String);
+
+impl Search<'_> {
+    /// Every candidate of a scene with what it leaves, the best first.
+    pub(super) fn judge(
+        &self,
+        state: &State,
+        scene: &Scene,
+        hints: &[Hint],
+    ) -> Result<Vec<Judged>> {
+        let (config, score) = (state.path.config(), state.score());
+        let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        let fits = |c: &Candidate| c.fits(&block, scene.first, &dumped);
+        let (mut discrete, mut scales, mut registers) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in scene.blocks.clone() {
+            discrete.extend(candidate::discrete(layer).into_iter().filter(fits));
+            discrete.extend(candidate::rules(layer, &block).into_iter().filter(fits));
+            scales.extend(candidate::scales(layer).into_iter().filter(fits));
+            for site in Step::SUMS {
+                registers.extend(candidate::registers(layer, site).into_iter().filter(fits));
+            }
+            for place in score.keys().filter(|p| p.layer == Some(layer)) {
+                let misreads = candidate::misreads(config, *place, self.is_turned(*place));
+                discrete.extend(misreads.into_iter().filter(fits));
+            }
+        }
+        let off = self.far(state, scene, None)?;
+        if !hints.is_empty() {
+            let hinted = |kind: &str, site: &str| hints.iter().any(|h| h.0 == kind && h.1 == site);
+            let of = |c: &Candidate| hinted(c.kind(), c.site());
+            let first: Vec<Candidate> = discrete.iter().filter(|c| of(c)).cloned().collect();
+            let mut judged = self.judge_all(state, scene, first)?;
+            let first: Vec<Candidate> = scales.iter().filter(|c| of(c)).cloned().collect();
+            judged.extend(self.judge_scales(state, scene, first, off)?);
+            judged.extend(self.judge_edits(state, scene, &block, &|e| {
+                let site = Candidate::Edit(e.clone());
+                hinted(e.kind, site.site())
+            })?);
+            if judged.iter().any(|j| j.is_cause(scene)) {
+                return Ok(ranked(judged, scene));
+            }
+        }
+        let near = self.hopeful(state, scene, discrete, off)?;
+        let mut judged = self.judge_all(state, scene, near)?;
+        judged.extend(self.judge_edits(state, scene, &block, &|_| true)?);
+        // What is explained to the last element needs no number to be fitted.
+        let whole = |j: &Judged| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
+        if !judged.iter().any(whole) {
+            judged.extend(self.judge_scales(state, scene, scales, off)?);
+        }
+        if !judged.iter().any(|j| j.is_cause(scene)) {
+            let narrow = self.nearest(state, scene, registers, off, OTHERS)?;
+            judged.extend(self.judge_all(state, scene, narrow)?);
+        }
+        Ok(ranked(judged, scene))
+    }
+
+    /// Faults and rules alone, for what may be noise.
+    pub(super) fn judge_discrete(&self, state: &State, scene: &Scene) -> Result<Vec<Judged>> {
+        let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        let mut all = Vec::new();
+        let Some(layer) = scene.first.layer else {
+            return Ok(all);
+        };
+        let candidates = candidate::discrete(layer)
+            .into_iter()
+            .chain(candidate::rules(layer, &block))
+            .filter(|c| c.fits(&block, scene.first, &dumped))
+            .collect();
+        let off = self.far(state, scene, None)?;
+        let near = self.hopeful(state, scene, candidates, off)?;
+        all.extend(self.judge_all(state, scene, near)?);
+        Ok(ranked(all, scene))
+    }
+
+    fn judge_all(
+        &self,
+        state: &State,
+        scene: &Scene,
+        candidates: Vec<Candidate>,
+    ) -> Result<Vec<Judged>> {
+        candidates
+            .into_par_iter()
+            .map(|candidate| {
+                let (left, first) = self.left(state, scene, &candidate)?;
+                Ok(Judged {
+                    candidate,
+                    left,
+                    first,
+                })
+            })
+            .collect()
+    }
+
+    /// Candidates that bring the first rows nearer.
+    fn hopeful(
+        &self,
+        state: &State,
+        scene: &Scene,
+        candidates: Vec<Candidate>,
+        off: f64,
+    ) -> Result<Vec<Candidate>> {
+        if scene.rows.is_none() {
+            return Ok(candidates);
+        }
+        let kept: Vec<Option<Candidate>> = candidates
+            .into_par_iter()
+            .map(|c| {
+                let far = self.far(state, scene, Some(&c))?;
+                Ok((far < 0.8 * off).then_some(c))
+            })
+            .collect::<Result<_>>()?;
+        Ok(kept.into_iter().flatten().collect())
+    }
+
+    /// Edits of the step that makes the first tensor, and of those before it that the dump does not show.
+    fn judge_edits(
+        &self,
+        state: &State,
+        scene: &Scene,
+        block: &Block,
+        wanted: &(dyn Fn(&Edit) -> bool + Sync),
+    ) -> Result<Vec<Judged>> {
+        let mut candidates: Vec<Edit> = Vec::new();
+        if let Some(local) = Local::of(self, state, scene, block) {
+            candidates.extend(local.best(wanted, RUN));
+        }
+        candidates.extend(self.edits_before(state, scene, block, wanted)?);
+        let alone: Vec<Edit> = candidates
+            .iter()
+            .filter(|e| e.point == scene.first.point)
+            .map(|e| Edit {
+                alone: true,
+                ..e.clone()
+            })
+            .collect();
+        candidates.extend(alone);
+        self.judge_all(
+            state,
+            scene,
+            candidates.into_iter().map(Candidate::Edit).collect(),
+        )
+    }
+
+    /// Edits of steps between the last tensor that the dump has and the first that deviates.
+    fn edits_before(
+        &self,
+        state: &State,
+        scene: &Scene,
+        block: &Block,
+        wanted: &(dyn Fn(&Edit) -> bool + Sync),
+    ) -> Result<Vec<Edit>> {
+        let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
+        let mut all: Vec<Edit> = Vec::new();
+        let nothing = Seen::new();
+        for layer in scene.blocks.clone() {
+            let seen = scene.seen[scene.sequence].get(&layer).unwrap_or(&nothing);
+            let here = formula::Scene {
+                path: &state.path,
+                layer,
+                block,
+                seen,
+            };
+            for row in block.rows() {
+                let place = Place::layer(layer, row.point);
+                let before = (place.layer, place.point) < (scene.first.layer, scene.first.point);
+                if !row.point.in_layer()
+                    || !before
+                    || dumped(place)
+                    || row.point == TracePoint::SsmState
+                {
+                    continue;
+                }
+                let formula = here.formula(row);
+                all.extend(
+                    edit::of_row(&here, row, formula.as_ref())
+                        .into_iter()
+                        .filter(|e| wanted(e)),
+                );
+            }
+        }
+        if all.is_empty() {
+            return Ok(all);
+        }
+        let off = self.far(state, scene, None)?;
+        let mut near: Vec<(f64, Edit)> = all
+            .into_par_iter()
+            .map(|e| {
+                let candidate = Candidate::Edit(e);
+                let far = self.far(state, scene, Some(&candidate))?;
+                let Candidate::Edit(e) = candidate else {
+                    unreachable!("made above")
+                };
+                Ok((far, e))
+            })
+            .collect::<Result<_>>()?;
+        near.retain(|(far, _)| *far < (1.0 - HOPE) * off);
+        near.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.rank.cmp(&b.1.rank)));
+        near.truncate(RUN);
+        Ok(near.into_iter().map(|(_, e)| e).collect())
+    }
+
+    /// Fits the factors of stale scales and judges the best of them.
+    fn judge_scales(
+        &self,
+        state: &State,
+        scene: &Scene,
+        scales: Vec<Candidate>,
+        off: f64,
+    ) -> Result<Vec<Judged>> {
+        let far = |c: &Candidate, factor: f32| self.far(state, scene, Some(&c.with_factor(factor)));
+        let mut rough: Vec<(Candidate, fit::Bracket)> = scales
+            .into_par_iter()
+            .map(|c| {
+                let bracket = fit::coarse(|factor| far(&c, factor))?;
+                Ok((c, bracket))
+            })
+            .collect::<Result<_>>()?;
+        rough.retain(|(_, bracket)| bracket.value < 0.97 * off);
+        rough.sort_by(|a, b| a.1.value.total_cmp(&b.1.value));
+        rough.truncate(FINE);
+        rough
+            .into_par_iter()
+            .map(|(c, bracket)| {
+                let (factor, _) =
+                    fit::refine(bracket.factor, bracket.width, 18, |factor| far(&c, factor))?;
+                let left = |factor: f32| self.left(state, scene, &c.with_factor(factor));
+                // Of equally good ones the number of the fewest digits.
+                let mut best = (factor, usize::MAX, PointScore::default());
+                for number in fit::round_numbers(factor).into_iter().chain([factor]) {
+                    let (now, first) = left(number)?;
+                    if now < best.1 {
+                        best = (number, now, first);
+                    }
+                }
+                let hopeful = best.2.mismatched * 3 < scene.at_first.mismatched;
+                if best.1 > 0 && best.1 < scene.base && hopeful {
+                    let all = |factor: f32| left(factor).map(|(left, _)| left as f64);
+                    let (factor, now) = fit::refine(best.0, 1e-3, 16, all)?;
+                    if (now as usize) < best.1 {
+                        let (now, first) = left(factor)?;
+                        best = (factor, now, first);
+                    }
+                }
+                Ok(Judged {
+                    candidate: c.with_factor(best.0),
+                    left: best.1,
+                    first: best.2,
+                })
+            })
+            .collect()
+    }
+
+    /// The candidates that come nearest on a few tokens.
+    fn nearest(
+        &self,
+        state: &State,
+        scene: &Scene,
+        candidates: Vec<Candidate>,
+        off: f64,
+        count: usize,
+    ) -> Result<Vec<Candidate>> {
+        let mut near: Vec<(f64, Candidate)> = candidates
+            .into_par_iter()
+            .map(|c| Ok((self.far(state, scene, Some(&c))?, c)))
+            .collect::<Result<_>>()?;
+        near.retain(|(value, _)| *value < off);
+        near.sort_by(|a, b| a.0.total_cmp(&b.0));
+        near.truncate(count);
+        Ok(near.into_iter().map(|(_, c)| c).collect())
+    }
+
+    /// The number of sequences.
+    pub(super) fn batch(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// The best first; of equally good ones the simpler.
+fn ranked(mut judged: Vec<Judged>, scene: &Scene) -> Vec<Judged> {
+    judged.retain(|j| j.left < scene.base);
+    judged.sort_by_key(|j| (j.left, j.candidate.rank()));
+    // Floats that an ulp keeps apart do not decide.
+    let left = |j: &Judged| (j.first.far, j.left);
+    judged.sort_by_key(|j| (left(j), j.candidate.rank()));
+    if let Some((far, _)) = judged.first().map(left) {
+        let tied = far + (TIE * scene.at_first.far as f64) as usize;
+        let near = judged.partition_point(|j| j.first.far <= tied);
+        let fewest = judged[..near].iter().map(|j| j.left).min().unwrap_or(0);
+        let floats = scene.at_first.mismatched > scene.at_first.far
+            || judged[..near]
+                .iter()
+                .any(|j| j.first.mismatched > j.first.far);
+        // Where nothing but codes is judged, the whole window counts.
+        let slack = match floats {
+            true => scene.at_first.mismatched / 20,
+            false => (TIE * scene.base as f64) as usize,
+        };
+        let tied = |j: &Judged| j.left <= fewest + slack;
+        judged[..near].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
+    }
+    judged
+}

@@ -1,0 +1,485 @@
+//! The step that makes the first tensor that deviates, by itself: edits of its formula, tried without running
+//! the block.
+
+use super::edit::{self, Around, Edit};
+use super::formula::{self, Formula, Made, Seen, numbers};
+use super::pattern::{Indices, Pair, Pattern, describe};
+use super::search::{Scene, Search, State};
+use crate::ulp::ulp_f16;
+use crate::value::Value;
+use half::f16;
+use ndarray::Array2;
+use rayon::prelude::*;
+use scalescope_sim::dataflow::{Block, Row};
+use scalescope_sim::trace::{Place, TracePoint};
+use std::sync::Arc;
+
+/// Elements of a scan's output that a first look computes.
+const FIRST_LOOK: usize = 4_000;
+/// An edit has to explain this share of the first look's mismatches.
+const HOPE: f64 = 0.25;
+/// Edits that are combined in twos.
+const LEADS: usize = 4;
+
+/// A tensor of a dump as numbers.
+pub(super) fn values(value: &Value) -> Array2<f32> {
+    match value {
+        Value::I8(a) => a.mapv(f32::from),
+        Value::F16(a) => a.mapv(f16::to_f32),
+        Value::F32(a) => a.clone(),
+    }
+}
+
+/// When an element of a type counts as another.
+#[derive(Clone, Copy)]
+struct Judge {
+    dtype: &'static str,
+    unit: f32,
+}
+
+impl Judge {
+    fn of(value: &Value, numbers: &Array2<f32>) -> Self {
+        let finite = numbers.iter().filter(|v| v.is_finite());
+        let (sum, count) = finite.fold((0.0f64, 0usize), |(sum, n), v| {
+            (sum + f64::from(*v) * f64::from(*v), n + 1)
+        });
+        Self {
+            dtype: value.dtype(),
+            unit: (sum / count.max(1) as f64).sqrt() as f32,
+        }
+    }
+
+    fn differs(&self, a: f32, b: f32) -> bool {
+        if a == b {
+            return false;
+        }
+        let error = (a - b).abs();
+        match self.dtype {
+            "i8" => true,
+            "f16" => {
+                let near = ulp_f16(f16::from_f32(a), f16::from_f32(b)).is_some_and(|ulp| ulp <= 1);
+                !(near || error <= 1e-4 * self.unit)
+            }
+            _ => !(error <= 1e-5 * a.abs().max(b.abs()) || error <= 1e-6 * self.unit),
+        }
+    }
+}
+
+/// One tensor of one sequence that is judged.
+struct Target {
+    made: Array2<f32>,
+    dumped: Array2<f32>,
+    judge: Judge,
+    state: bool,
+}
+
+/// One sequence.
+struct Sequence {
+    formula: Option<Formula>,
+    targets: Vec<Target>,
+    own: Made,
+}
+
+/// The step.
+pub(super) struct Local<'a, 'm> {
+    row: &'a Row,
+    path: &'a scalescope_sim::datapath::Datapath<'m>,
+    block: &'a Block,
+    layer: usize,
+    seen: Vec<&'a Seen>,
+    sequences: Vec<Sequence>,
+    pattern: Option<Arc<Pattern>>,
+    /// Mismatches without an edit.
+    base: usize,
+}
+
+/// How an edit does: what it leaves everywhere, and restricted to the pattern.
+#[derive(Clone, Copy, Default)]
+struct Left {
+    all: usize,
+    restricted: usize,
+}
+
+impl Search<'_> {
+    /// What deviates in a scene's first tensor; `None` where it has another shape.
+    pub(super) fn pattern(&self, scene: &Scene) -> Option<Pattern> {
+        let mut owned = Vec::new();
+        let mut codes = false;
+        for (s, made) in scene.made.iter().enumerate() {
+            let dumped = self.sequences[s].get(&scene.first)?;
+            let made = match made.get(&scene.first) {
+                Some(made) => made.clone(),
+                None => return None,
+            };
+            let (found, _) = Value::from_tensor(made);
+            if found.dim() != dumped.dim() || found.dtype() != dumped.dtype() {
+                return None;
+            }
+            codes = found.dtype() == "i8";
+            let (made, dumped) = (values(&found), values(dumped));
+            let near = self.closeness == super::replay::Closeness::Near;
+            let judge = Judge::of(&found, &made);
+            let deviates: Vec<bool> = made
+                .iter()
+                .zip(&dumped)
+                .map(|(a, b)| match near {
+                    true => judge.differs(*a, *b),
+                    false => a.to_bits() != b.to_bits(),
+                })
+                .collect();
+            owned.push((made, dumped, deviates));
+        }
+        let pairs: Vec<Pair> = owned
+            .iter()
+            .map(|(made, dumped, deviates)| Pair {
+                made: made.as_slice().expect("row-major"),
+                dumped: dumped.as_slice().expect("row-major"),
+                deviates,
+                columns: made.ncols(),
+            })
+            .collect();
+        Some(describe(&pairs, codes, scene.first.point.is_state()))
+    }
+}
+
+impl<'a, 'm> Local<'a, 'm> {
+    /// The step of a scene's first tensor; `None` where the dump's tensor has another shape.
+    pub(super) fn of(
+        search: &'a Search,
+        state: &'a State<'m>,
+        scene: &'a Scene,
+        block: &'a Block,
+    ) -> Option<Self> {
+        let layer = scene.first.layer?;
+        let row = block.row(scene.first.point)?;
+        let mut places = vec![scene.first];
+        if scene.first.point == TracePoint::SsmY {
+            places.push(Place::layer(layer, TracePoint::SsmState));
+        }
+        let mut local = Self {
+            row,
+            path: &state.path,
+            block,
+            layer,
+            seen: Vec::new(),
+            sequences: Vec::new(),
+            pattern: scene.pattern.clone().map(Arc::new),
+            base: 0,
+        };
+        for s in 0..search.batch() {
+            let seen = scene.seen[s].get(&layer)?;
+            let here = local.scene(seen);
+            let mut targets = Vec::new();
+            for place in &places {
+                let (Some(made), Some(dumped)) =
+                    (scene.made[s].get(place), search.sequences[s].get(place))
+                else {
+                    continue;
+                };
+                let (found, _) = Value::from_tensor(made.clone());
+                if found.dim() != dumped.dim() || found.dtype() != dumped.dtype() {
+                    return None;
+                }
+                let made = values(&found);
+                targets.push(Target {
+                    judge: Judge::of(&found, &made),
+                    made,
+                    dumped: values(dumped),
+                    state: place.point.is_state(),
+                });
+            }
+            let own = scene.made[s].get(&scene.first)?;
+            let own = match scene.first.point.is_state() {
+                true => Made {
+                    out: Array2::zeros((0, 0)),
+                    state: Some(numbers(own)),
+                },
+                false => Made {
+                    out: numbers(own),
+                    state: None,
+                },
+            };
+            let formula = here.formula(row);
+            local.sequences.push(Sequence {
+                formula: formula.filter(|f| holds(f, &own)),
+                targets,
+                own,
+            });
+            local.seen.push(seen);
+        }
+        local.base = local
+            .sequences
+            .iter()
+            .map(|s| s.left(&s.own, None).all)
+            .sum();
+        (local.base > 0).then_some(local)
+    }
+
+    fn scene(&self, seen: &'a Seen) -> formula::Scene<'a, 'm> {
+        formula::Scene {
+            path: self.path,
+            layer: self.layer,
+            block: self.block,
+            seen,
+        }
+    }
+
+    /// Channels of a first look; `None` for all.
+    fn few(&self) -> Option<Vec<bool>> {
+        let Some(Formula::Scan(scan)) = self.sequences.iter().find_map(|s| s.formula.as_ref())
+        else {
+            return None;
+        };
+        let (l, e) = scan.u.values.dim();
+        let count = (FIRST_LOOK / l.max(1)).max(8);
+        if count >= e {
+            return None;
+        }
+        // Channels that deviate, and some others.
+        let target = self.sequences.iter().flat_map(|s| &s.targets).next()?;
+        let deviates = |c: usize| {
+            let differs = |(a, b): (&f32, &f32)| target.judge.differs(*a, *b);
+            match target.state {
+                true => target
+                    .made
+                    .row(c)
+                    .iter()
+                    .zip(target.dumped.row(c))
+                    .any(differs),
+                false => target
+                    .made
+                    .column(c)
+                    .iter()
+                    .zip(target.dumped.column(c))
+                    .any(differs),
+            }
+        };
+        let mut used = vec![false; e];
+        let bad: Vec<usize> = (0..e).filter(|c| deviates(*c)).collect();
+        for i in 0..count.min(bad.len()) {
+            used[bad[i * bad.len() / count.min(bad.len())]] = true;
+        }
+        for i in 0..count / 4 {
+            used[i * e / (count / 4).max(1)] = true;
+        }
+        Some(used)
+    }
+
+    fn left(&self, edit: &Edit, few: Option<&Vec<bool>>) -> Option<Left> {
+        let mut total = Left::default();
+        for (s, sequence) in self.sequences.iter().enumerate() {
+            let around = Around {
+                before: s.checked_sub(1).map(|before| self.seen[before]),
+            };
+            let mut formula = sequence.formula.clone();
+            if let (Some(Formula::Scan(scan)), Some(few)) = (&mut formula, few) {
+                scan.channels = Some(few.clone());
+            }
+            if edit.changes_formula() && formula.is_none() {
+                return None;
+            }
+            let made = edit.run(formula.as_ref(), &sequence.own, around)?;
+            let pattern = self.pattern.as_deref().map(|p| (s, p));
+            let left = sequence.left_in(&made, pattern, few.filter(|_| edit.changes_formula()));
+            total.all += left.all;
+            total.restricted += left.restricted;
+        }
+        Some(total)
+    }
+
+    /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer.
+    pub(super) fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
+        let seen = self.seen[0];
+        let here = self.scene(seen);
+        let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
+        let mut edits = edit::of_row(&here, self.row, formula);
+        if let Some(pattern) = &self.pattern {
+            edits.extend(edit::of_pattern(&here, self.row, pattern));
+            edits.extend(self.solved(&here, formula, pattern));
+        }
+        edits.retain(|e| wanted(e));
+        let few = self.few();
+        let base_few = match &few {
+            Some(few) => self
+                .sequences
+                .iter()
+                .map(|s| s.left_in(&s.own, None, Some(few)).all)
+                .sum(),
+            None => self.base,
+        };
+        let judged = |edits: &[Edit], few: Option<&Vec<bool>>, base: usize| -> Vec<(usize, Edit)> {
+            let mut judged: Vec<(usize, Edit)> = edits
+                .par_iter()
+                .filter_map(|e| {
+                    let left = self.left(e, few)?;
+                    let restricted = self.may_restrict() && left.restricted < left.all;
+                    let best = match restricted {
+                        true => left.restricted,
+                        false => left.all,
+                    };
+                    let only = self.pattern.clone().filter(|_| restricted);
+                    let explained = base.saturating_sub(best) as f64 / base.max(1) as f64;
+                    (explained >= HOPE).then(|| (best, Edit { only, ..e.clone() }))
+                })
+                .collect();
+            judged.sort_by_key(|(left, e)| (*left, e.rank + 2 * usize::from(e.only.is_some())));
+            judged
+        };
+        let mut best = judged(&edits, few.as_ref(), base_few);
+        if few.is_some() {
+            best.truncate(2 * count);
+            let again: Vec<Edit> = best.into_iter().map(|(_, e)| e).collect();
+            best = judged(&again, None, self.base);
+        }
+        // Two together, where one does not suffice.
+        let enough = best
+            .first()
+            .is_some_and(|(left, _)| *left * 50 <= self.base);
+        if !enough && !best.is_empty() {
+            let leads: Vec<Edit> = best.iter().take(LEADS).map(|(_, e)| e.clone()).collect();
+            let pairs: Vec<Edit> = leads
+                .iter()
+                .flat_map(|lead| {
+                    let others = edits
+                        .iter()
+                        .filter(move |e| (e.kind, &e.site) != (lead.kind, &lead.site));
+                    others.map(move |e| lead.and(e))
+                })
+                .collect();
+            let mut both = judged(&pairs, few.as_ref(), base_few);
+            both.truncate(count);
+            let again: Vec<Edit> = both.into_iter().map(|(_, e)| e).collect();
+            let both = judged(&again, None, self.base);
+            best.extend(both.into_iter().filter(|(left, _)| *left * 50 <= self.base));
+            best.sort_by_key(|(left, e)| (*left, e.rank));
+        }
+        best.truncate(count);
+        best.into_iter().map(|(_, e)| e).collect()
+    }
+
+    /// Whether edits are tried on the pattern's part alone: not where few elements would prove anything.
+    fn may_restrict(&self) -> bool {
+        let Some(pattern) = &self.pattern else {
+            return false;
+        };
+        let target = self.sequences.iter().flat_map(|s| &s.targets).next();
+        let Some(target) = target else { return false };
+        let (rows, columns) = target.made.dim();
+        let count = |of: &Indices, n: usize| (0..n).filter(|i| of.contains(*i)).count();
+        let inside = count(&pattern.sequences, self.sequences.len())
+            * count(&pattern.tokens, rows)
+            * count(&pattern.channels, columns);
+        pattern.is_part() && pattern.deviating >= 8 && inside >= 16 && pattern.accident < -6.0
+    }
+
+    /// Weights solved from the deviations of a few channels.
+    fn solved(
+        &self,
+        here: &formula::Scene<'_, 'm>,
+        formula: Option<&Formula>,
+        pattern: &Pattern,
+    ) -> Vec<Edit> {
+        let Some(Formula::Linear(own)) = formula else {
+            return Vec::new();
+        };
+        let channels: Vec<usize> = match &pattern.channels {
+            Indices::One { index } => vec![*index],
+            Indices::Few { indices } if indices.len() <= 4 => indices.clone(),
+            Indices::Range { first, last } if last - first < 4 => (*first..=*last).collect(),
+            _ => return Vec::new(),
+        };
+        let Some(target) = self.sequences.first().and_then(|s| s.targets.first()) else {
+            return Vec::new();
+        };
+        let mut all: Vec<Edit> = Vec::new();
+        for channel in channels {
+            let Some((k, by)) = edit::solve_entry(own, &target.dumped, channel) else {
+                return Vec::new();
+            };
+            let entry = edit::entries(here, self.row, own, (channel, k, by));
+            // The one that fits best in this channel.
+            let column = |e: &Edit| -> usize {
+                let Some(made) = e.run(formula, &self.sequences[0].own, Around::default()) else {
+                    return usize::MAX;
+                };
+                let pairs = made.out.column(channel).to_owned();
+                let dumped = target.dumped.column(channel);
+                pairs
+                    .iter()
+                    .zip(dumped)
+                    .filter(|(a, b)| target.judge.differs(**a, **b))
+                    .count()
+            };
+            let Some(best) = entry.into_iter().min_by_key(column) else {
+                return Vec::new();
+            };
+            all.push(best);
+        }
+        let Some((first, others)) = all.split_first() else {
+            return Vec::new();
+        };
+        let mut whole = others.iter().fold(first.clone(), |a, b| a.and(b));
+        whole.rank = 6;
+        vec![whole]
+    }
+}
+
+/// Whether a formula without an edit makes what the step makes, within the last place.
+fn holds(formula: &Formula, own: &Made) -> bool {
+    let made = formula.run();
+    let (found, expected) = match (&own.state, &made.state) {
+        (Some(own), Some(made)) => (made, own),
+        (None, _) => (&made.out, &own.out),
+        _ => return false,
+    };
+    if found.dim() != expected.dim() {
+        return false;
+    }
+    let unit = expected.iter().map(|v| v.abs()).fold(0.0, f32::max);
+    let off = found.iter().zip(expected).filter(|(a, b)| {
+        (**a - **b).abs() > 2e-3 * unit.max(b.abs()).min(b.abs().max(1e-2 * unit))
+    });
+    off.count() * 200 <= expected.len()
+}
+
+impl Sequence {
+    fn left(&self, made: &Made, pattern: Option<(usize, &Pattern)>) -> Left {
+        self.left_in(made, pattern, None)
+    }
+
+    fn left_in(
+        &self,
+        made: &Made,
+        pattern: Option<(usize, &Pattern)>,
+        few: Option<&Vec<bool>>,
+    ) -> Left {
+        let mut left = Left::default();
+        for target in &self.targets {
+            let edited = match target.state {
+                true => made.state.as_ref().unwrap_or(&target.made),
+                false => &made.out,
+            };
+            if edited.dim() != target.made.dim() {
+                left.all += target.made.len();
+                left.restricted += target.made.len();
+                continue;
+            }
+            for (at, edited) in edited.indexed_iter() {
+                let channel = if target.state { at.0 } else { at.1 };
+                if few.is_some_and(|few| !few[channel]) {
+                    continue;
+                }
+                let dumped = target.dumped[at];
+                let wrong = target.judge.differs(*edited, dumped);
+                left.all += usize::from(wrong);
+                left.restricted += match pattern {
+                    Some((s, pattern)) if !pattern.contains(s, at.0, at.1) => {
+                        usize::from(target.judge.differs(target.made[at], dumped))
+                    }
+                    _ => usize::from(wrong),
+                };
+            }
+        }
+        left
+    }
+}

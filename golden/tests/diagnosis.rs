@@ -1,0 +1,529 @@
+//! How often the diagnosis is right on faults that are no fault models: made by an emulation of its own in
+//! f64, which knows nothing of the edits that are searched, put into a run and flowing on.
+//!
+//! ```text
+//! cargo test --release -p scalescope-golden --test all diagnosis::grid -- --ignored --nocapture
+//! ```
+
+mod cases;
+mod emulation;
+
+use cases::{Case, cases};
+use emulation::{Faulty, Seen};
+use half::f16;
+use ndarray::Array2;
+use scalescope_golden::attribute::{Finding, Severity};
+use scalescope_golden::diagnose::diagnose;
+use scalescope_golden::diagnose::identify::identify;
+use scalescope_golden::trace_file::TraceFile;
+use scalescope_golden::value::Value;
+use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::error::Result;
+use scalescope_sim::fault::Fault;
+use scalescope_sim::mode::{MODES, ModeTable};
+use scalescope_sim::profile::{PROFILES, Profile};
+use scalescope_sim::sample;
+use scalescope_sim::trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint as P};
+use std::time::Instant;
+
+fn tokens(length: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..length)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) as u32 % 8192
+        })
+        .collect()
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Sort {
+    Full,
+    Three,
+    Outputs,
+}
+
+fn selection(sort: Sort) -> Selection {
+    let points = match sort {
+        Sort::Full => None,
+        Sort::Three => Some(vec![P::ConvOut, P::ConvOutF32, P::SsmY, P::OutProjOut]),
+        Sort::Outputs => Some(vec![P::OutProjOut]),
+    };
+    Selection {
+        layers: None,
+        points,
+    }
+}
+
+fn trace(tokens: &[u32], recorder: Recorder) -> TraceFile {
+    let ids = Array2::from_shape_vec((1, tokens.len()), tokens.to_vec()).unwrap();
+    let mut trace = TraceFile::from_recorders(ids, [recorder]).unwrap();
+    trace.scales.clear();
+    trace
+}
+
+fn dump(path: &Datapath, layer: usize, case: &Case, tokens: &[u32], sort: Sort) -> TraceFile {
+    let mut probe = Faulty {
+        path,
+        layer,
+        points: case.points,
+        make: &case.make,
+        seen: Seen::new(),
+        recorder: Recorder::new(selection(sort)),
+    };
+    path.prefill(tokens, LogitRows::None, &mut probe).unwrap();
+    trace(tokens, probe.recorder)
+}
+
+fn is_right(finding: &Finding, case: &Case, layer: usize) -> bool {
+    finding.layer == Some(layer)
+        && case
+            .right
+            .iter()
+            .any(|(kind, site)| (finding.kind, &finding.site[..]) == (*kind, *site))
+}
+
+#[derive(Default)]
+struct Rates {
+    cases: usize,
+    placed: usize,
+    patterns: usize,
+    first: usize,
+    three: usize,
+    searched: usize,
+    wrong: usize,
+    seconds: Vec<f64>,
+}
+
+impl Rates {
+    fn print(&mut self, name: &str) {
+        self.seconds.sort_by(f64::total_cmp);
+        let median = self
+            .seconds
+            .get(self.seconds.len() / 2)
+            .copied()
+            .unwrap_or(0.0);
+        let worst = self.seconds.last().copied().unwrap_or(0.0);
+        println!(
+            "| {name} | {} | {} | {} | {} of {} | {} | {} | {median:.1} s, at most {worst:.1} s |",
+            self.cases,
+            self.placed,
+            self.patterns,
+            self.first,
+            self.searched,
+            self.three,
+            self.wrong
+        );
+    }
+}
+
+fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rates {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let mut rates = Rates::default();
+    for (i, case) in cases.iter().enumerate() {
+        let (mode, profile) = modes[i % modes.len()];
+        let mode = table.get(mode).unwrap();
+        let path = Datapath::new(&model, mode, &Profile::get(profile).unwrap()).unwrap();
+        let layer = (i * 5 + 1) % 12;
+        let tokens = tokens(length, i as u64 + 1);
+        let file = dump(&path, layer, case, &tokens, sort);
+        let begun = Instant::now();
+        let found = diagnose(&model, mode, &file, PROFILES).unwrap();
+        rates.seconds.push(begun.elapsed().as_secs_f64());
+        let first = &found.findings[0];
+        let at = found.findings.iter().position(|f| is_right(f, case, layer));
+        let placed = first.layer == Some(layer) && first.step == Some(case.step);
+        let pattern = first
+            .pattern
+            .as_ref()
+            .is_some_and(|p| [p.tokens.is_part(), p.channels.is_part()] == case.part);
+        let named = first.severity == Severity::Error && first.kind != "none" && at != Some(0);
+        rates.cases += 1;
+        rates.placed += usize::from(placed);
+        rates.patterns += usize::from(pattern);
+        rates.searched += usize::from(!case.right.is_empty());
+        rates.first += usize::from(at == Some(0));
+        rates.three += usize::from(at.is_some_and(|at| at < 3));
+        rates.wrong += usize::from(named);
+        if !placed
+            || named
+            || !pattern && sort == Sort::Full
+            || !case.right.is_empty() && at != Some(0)
+        {
+            println!(
+                "   {} (mode {}, {profile}, block {layer}): {placed} {pattern} {at:?}, {:.1} s",
+                case.name,
+                mode.name,
+                rates.seconds.last().unwrap()
+            );
+            for f in found.findings.iter().take(3) {
+                println!("      {} {} {}: {}", f.severity, f.kind, f.site, f.evidence);
+            }
+        }
+    }
+    rates
+}
+
+/// The rates of docs/diagnosis-catalogue.md.
+#[test]
+#[ignore = "minutes: measures the rates in the documentation"]
+fn grid() {
+    let wanted = std::env::var("SCALESCOPE_GRID").unwrap_or_default();
+    let is = |name: &str| wanted.is_empty() || wanted.contains(name);
+    println!(
+        "| dumps | cases | step and block | pattern | edit first | among three | named wrongly | time |"
+    );
+    let mut all = cases();
+    if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
+        all.retain(|case| case.name.contains(&name));
+    }
+    let int8 = [
+        ("0", "exact"),
+        ("2-1", "exact"),
+        ("0", "deployed"),
+        ("2-0", "exact"),
+    ];
+    if is("full") {
+        run(&all, Sort::Full, &int8, 64).print("every tensor");
+    }
+    if is("three") {
+        run(&all, Sort::Three, &int8, 64).print("conv_out, ssm_y, out_proj_out");
+    }
+    if is("outputs") {
+        run(&all, Sort::Outputs, &int8, 64).print("out_proj_out");
+    }
+    if is("scales") {
+        scales();
+    }
+    if is("quiet") {
+        quiet();
+    }
+}
+
+/// Stale scales of small factors.
+fn scales() {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let (mut right, mut all) = (0, 0);
+    let mut seconds = Vec::new();
+    for (i, by) in [
+        "norm_out",
+        "in_proj_in",
+        "conv_in",
+        "conv_out",
+        "x_proj_in",
+        "dt_proj_in",
+        "scan_dt",
+        "scan_u",
+        "scan_b",
+        "scan_c",
+        "scan_z",
+        "had_out",
+        "out_proj_in",
+        "state_out",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for factor in [1.01, 0.93, 1.13] {
+            let (mode, layer) = (["0", "2-1", "2-4", "3"][i % 4], (i * 5 + 2) % 12);
+            let mode = table.get(mode).unwrap();
+            let profile = Profile::get(["exact", "deployed"][i % 2]).unwrap();
+            let fault: Fault = format!("stale-scale@layer={layer},site={by},factor={factor}")
+                .parse()
+                .unwrap();
+            let path = Datapath::with_faults(&model, mode, &profile, &[fault]).unwrap();
+            let clean = Datapath::new(&model, mode, &profile).unwrap();
+            let ids = tokens(64, i as u64);
+            let of = |path: &Datapath| {
+                let mut recorder = Recorder::new(Selection::default());
+                path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+                trace(&ids, recorder)
+            };
+            let file = of(&path);
+            if file == of(&clean) {
+                continue;
+            }
+            let begun = Instant::now();
+            let found = diagnose(&model, mode, &file, PROFILES).unwrap();
+            seconds.push(begun.elapsed().as_secs_f64());
+            let first = &found.findings[0];
+            all += 1;
+            let ok = first.kind == "stale-scale"
+                && first.layer == Some(layer)
+                && first.severity == Severity::Error;
+            right += usize::from(ok);
+            if !ok {
+                println!(
+                    "   {fault} mode {}: {} {} {}",
+                    mode.name, first.severity, first.kind, first.evidence
+                );
+            }
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    println!(
+        "| stale scales of 1.01, 0.93, 1.13 | {right} of {all} named | median {:.1} s |",
+        seconds[seconds.len() / 2]
+    );
+}
+
+/// Dumps without a fault, with floats an ulp off in one of fifty: full and sparse.
+fn quiet() {
+    let model = sample::model();
+    let (mut errors, mut all) = (0, 0);
+    let mut seconds = Vec::new();
+    for (i, mode) in MODES.iter().filter(|m| m.needs_quantized()).enumerate() {
+        for (k, sort) in [Sort::Full, Sort::Three, Sort::Outputs]
+            .into_iter()
+            .enumerate()
+        {
+            for flows in [false, true] {
+                let profile = &PROFILES[(i + k) % PROFILES.len()];
+                let path = Datapath::new(&model, mode, profile).unwrap();
+                let ids = tokens(64, 77 + i as u64);
+                let mut probe = Shaken {
+                    flows,
+                    dice: 12345 + i as u64,
+                    recorder: Recorder::new(selection(sort)),
+                    blocks: if i % 3 == 2 {
+                        vec![0, 6, 11]
+                    } else {
+                        (0..12).collect()
+                    },
+                };
+                path.prefill(&ids, LogitRows::None, &mut probe).unwrap();
+                let mut recorder = probe.recorder;
+                recorder
+                    .tensors
+                    .retain(|place, _| place.layer.is_none_or(|l| probe.blocks.contains(&l)));
+                let file = trace(&ids, recorder);
+                let begun = Instant::now();
+                let found = diagnose(&model, mode, &file, PROFILES).unwrap();
+                seconds.push(begun.elapsed().as_secs_f64());
+                all += 1;
+                let wrong: Vec<&Finding> = found
+                    .findings
+                    .iter()
+                    .filter(|f| f.severity == Severity::Error)
+                    .collect();
+                errors += usize::from(!wrong.is_empty());
+                if let Some(f) = wrong.first() {
+                    let sort = match sort {
+                        Sort::Full => "full",
+                        Sort::Three => "three",
+                        Sort::Outputs => "outputs",
+                    };
+                    println!(
+                        "   mode {} {} {sort} flows {flows} blocks {}: {} {} {}",
+                        mode.name,
+                        profile.name,
+                        probe.blocks.len(),
+                        f.severity,
+                        f.kind,
+                        f.evidence
+                    );
+                }
+            }
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    println!(
+        "| y an ulp off in 2 % | {errors} errors in {all} | median {:.1} s, at most {:.1} s |",
+        seconds[seconds.len() / 2],
+        seconds[seconds.len() - 1]
+    );
+}
+
+struct Shaken {
+    flows: bool,
+    dice: u64,
+    recorder: Recorder,
+    blocks: Vec<usize>,
+}
+
+impl Probe for Shaken {
+    fn wants(&self, place: Place) -> bool {
+        self.recorder.wants(place) || place.point == P::SsmY
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        let own = value.clone();
+        if place.point == P::SsmY
+            && let Tensor::F16(y) = value
+        {
+            for v in y.iter_mut() {
+                self.dice = self
+                    .dice
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
+                if (self.dice >> 33).is_multiple_of(50) && v.to_f32() != 0.0 {
+                    *v = f16::from_bits(v.to_bits() ^ 1);
+                }
+            }
+        }
+        if self.recorder.wants(place) {
+            self.recorder.visit(place, value)?;
+        }
+        if !self.flows {
+            *value = own;
+        }
+        Ok(())
+    }
+}
+
+fn clean(mode: &str, profile: &str, length: usize) -> TraceFile {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let profile = Profile::get(profile).unwrap();
+    let path = Datapath::new(&model, table.get(mode).unwrap(), &profile).unwrap();
+    let ids = tokens(length, 5);
+    let mut recorder = Recorder::new(Selection::default());
+    path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+    trace(&ids, recorder)
+}
+
+fn first_of(file: &TraceFile, mode: &str, profile: &str) -> Finding {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let profile = Profile::get(profile).unwrap();
+    let found = diagnose(&model, table.get(mode).unwrap(), file, &[profile]).unwrap();
+    found.findings[0].clone()
+}
+
+/// Files that are wrong as files are named once, by what is wrong with all of them.
+#[test]
+fn wrong_files_are_named_once() {
+    let file = clean("0", "exact", 24);
+    let mut late = file.clone();
+    for (place, value) in &mut late.sequences[0] {
+        if let (Value::I8(a), false) = (value, place.point.is_state()) {
+            let before = a.clone();
+            for t in 1..a.nrows() {
+                a.row_mut(t).assign(&before.row(t - 1));
+            }
+        }
+    }
+    late.sequences[0].retain(|place, value| value.dtype() == "i8" && !place.point.is_state());
+    assert_eq!(first_of(&late, "0", "exact").kind, "file-late");
+    let mut from_1 = file.clone();
+    from_1.sequences[0] = (file.sequences[0].iter())
+        .map(|(place, value)| {
+            let layer = place.layer.map(|layer| layer + 1);
+            (Place { layer, ..*place }, value.clone())
+        })
+        .collect();
+    assert_eq!(first_of(&from_1, "0", "exact").kind, "file-numbered-from-1");
+    let mut floats = file;
+    for value in floats.sequences[0].values_mut() {
+        if let Value::I8(a) = value {
+            *value = Value::F32(a.mapv(f32::from));
+        }
+    }
+    let model = sample::model();
+    let table = ModeTable::default();
+    let found = diagnose(&model, table.get("0").unwrap(), &floats, &PROFILES[..1]).unwrap();
+    assert_eq!(found.mismatched, 0);
+    let kinds: Vec<&str> = found.findings.iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, ["none", "file-types"]);
+}
+
+/// A fault of no fault model is named with its step, pattern and edit.
+#[test]
+fn a_missing_bias_is_named() {
+    let all = cases();
+    let case = all.iter().find(|c| c.name == "conv bias missing").unwrap();
+    let model = sample::model();
+    let table = ModeTable::default();
+    let exact = Profile::get("exact").unwrap();
+    let path = Datapath::new(&model, table.get("0").unwrap(), &exact).unwrap();
+    let file = dump(&path, 2, case, &tokens(16, 3), Sort::Full);
+    let found = first_of(&file, "0", "exact");
+    assert!(is_right(&found, case, 2), "{found:#?}");
+    assert_eq!(found.edit.as_deref(), Some("the bias is missing"));
+    let explained = found.explained.unwrap();
+    assert_eq!(explained.explained, explained.deviating);
+    assert_eq!(found.step, Some("conv"));
+}
+
+/// The file of `SCALESCOPE_DUMP`, in the mode of `SCALESCOPE_MODE`.
+#[test]
+#[ignore = "reads a file of somebody's"]
+fn of_a_file() {
+    let path = std::env::var("SCALESCOPE_DUMP").expect("SCALESCOPE_DUMP=dump.npz");
+    let mode = std::env::var("SCALESCOPE_MODE").unwrap_or("0".into());
+    let file = TraceFile::read(path).unwrap();
+    let table = ModeTable::default();
+    let begun = Instant::now();
+    let found = diagnose(&sample::model(), table.get(&mode).unwrap(), &file, PROFILES).unwrap();
+    println!(
+        "{:.1} s, profile {}",
+        begun.elapsed().as_secs_f64(),
+        found.profile
+    );
+    for f in &found.findings {
+        println!(
+            "{} {} {:?} {}: {}",
+            f.severity, f.kind, f.layer, f.site, f.evidence
+        );
+    }
+}
+
+/// Profiles read off clean dumps of theirs.
+#[test]
+#[ignore = "minutes: reads the built-in profiles off their dumps"]
+fn identified() {
+    let table = ModeTable::default();
+    let model = sample::model();
+    let mut names: Vec<(String, Option<&str>)> = [
+        "exact",
+        "torch",
+        "deployed",
+        "asic-int8",
+        "tflite-single",
+        "tflite-double",
+        "pow2",
+    ]
+    .map(|name| (name.to_owned(), None))
+    .to_vec();
+    names.extend(
+        DRAWN
+            .iter()
+            .enumerate()
+            .map(|(i, text)| (format!("drawn {i}"), Some(*text))),
+    );
+    for (name, text) in names {
+        let profile = match text {
+            Some(text) => Profile::from_toml(&name, &format!("version = 1\n{text}")).unwrap(),
+            None => Profile::get(&name).unwrap(),
+        };
+        let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
+        let ids = tokens(64, 9);
+        let mut recorder = Recorder::new(Selection::default());
+        path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+        let file = trace(&ids, recorder);
+        let begun = Instant::now();
+        let found = identify(&model, table.get("0").unwrap(), &file).unwrap();
+        let same = Profile::from_toml("found", &found.toml).unwrap().hash() == profile.hash();
+        println!(
+            "{name}: {} of {} not made, the same rules: {same}, {:.1} s: {}",
+            found.mismatched,
+            found.compared,
+            begun.elapsed().as_secs_f64(),
+            found.toml.replace('\n', "; ")
+        );
+    }
+}
+
+/// Profiles drawn from the rules.
+const DRAWN: &[&str] = &[
+    "requant.scaling = \"fixed\"\nrequant.multiplier_bits = 12\nrequant.rounding = \"floor\"",
+    "requant.x_proj.rounding = \"toward-zero\"\naccumulator.in_proj.bits = 18\naccumulator.in_proj.overflow = \"saturate\"",
+    "scan.state = \"f16\"\nquantizer.rounding = \"nearest-ties-up\"",
+    "scan.state = \"int16\"\nscan.headroom = 1\nhadamard.form = \"integer\"\nhadamard.bits = 14",
+    "nonlinearity.silu.form = \"table\"\nnonlinearity.silu.entries = 64\nrequant.conv.scaling = \"fixed\"\nrequant.conv.multiplier_bits = 16",
+    "scan.order = \"chunked\"\nscan.block = 16\nscan.state = \"f16\"",
+];

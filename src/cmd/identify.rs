@@ -1,0 +1,85 @@
+//! `scalescope identify`: a device's arithmetic, read off a dump.
+
+use crate::Outcome;
+use crate::cli::ModelArgs;
+use crate::input::{load_subject, mode_table, read_trace};
+use crate::output::{print, print_json, table, table_text};
+use clap::Args;
+use scalescope_golden::diagnose::identify::{Identified, identify};
+use scalescope_sim::atomic::write_text;
+use scalescope_sim::error::Result;
+use serde_json::json;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Arguments of `identify`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  scalescope identify --mode 0 --trace dump.npz -o device.toml
+  scalescope attribute --mode 0 --trace dump.npz --profile device.toml
+
+Each step is judged by itself, with the dump's own inputs. Rules that no input of the dump tells apart are
+listed. docs/diagnosis-catalogue.md")]
+pub struct IdentifyArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The mode (see `scalescope modes`)
+    #[arg(long, default_value = "0")]
+    pub mode: String,
+    /// A dump: tokens and the tensors of a prefill, see docs/trace-points.md
+    #[arg(long, value_name = "FILE")]
+    pub trace: PathBuf,
+    /// Writes the profile here
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub fn run(args: &IdentifyArgs) -> Result<Outcome> {
+    let known = mode_table(&args.model.modes_file)?;
+    let mode = known.get(&args.mode)?.clone();
+    let trace = read_trace(&args.trace)?;
+    let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
+    let found = identify(&subject.model, &mode, &trace).map_err(|e| e.in_file(&args.trace))?;
+    if let Some(path) = &args.output {
+        write_text(path, &found.toml)?;
+    }
+    match args.json {
+        true => print_json(&json!({
+            "model": subject.name, "trace": args.trace, "mode": mode.name, "identified": found,
+        })),
+        false => print(&text(&found)),
+    }
+    Ok(match found.mismatched {
+        0 => Outcome::Success,
+        _ => Outcome::Mismatch,
+    })
+}
+
+fn text(found: &Identified) -> String {
+    let mut out = format!("{}\n", found.toml);
+    let mut rows = table(&["group", "compared", "not made"], 1);
+    for group in &found.groups {
+        rows.add_row(vec![
+            group.group.to_owned(),
+            group.compared.to_string(),
+            group.mismatched.to_string(),
+        ]);
+    }
+    out += &table_text(&rows);
+    if !found.alike.is_empty() {
+        let _ = writeln!(out, "\nthe same on this dump: {}", found.alike.join(", "));
+    }
+    for group in found.groups.iter().filter(|g| !g.alike.is_empty()) {
+        let _ = writeln!(
+            out,
+            "{}: no input of this dump tells it from {}",
+            group.group,
+            group.alike.join("; ")
+        );
+    }
+    out
+}
