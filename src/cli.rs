@@ -45,15 +45,17 @@ use std::sync::Arc;
     version,
     propagate_version = true,
     after_help = "Examples:
-  scalescope report                            every mode against the float model, on the sample model
-  scalescope modes                             what each mode quantizes, and where
+  scalescope report                    every mode against the float model
+  scalescope modes                     what each mode quantizes, and where
   scalescope run --mode 2-1 --text \"It was a dark\" --generate 40
-  scalescope run --mode 0 --tokens t.npy --trace out.npz --layers 0,6 --points conv_out,ssm_y
+  scalescope run --mode 0 --tokens t.npy --trace out.npz --layers 0,6
   scalescope quantize path/to/mamba-130m-hf -o q.safetensors
   scalescope check --model q.safetensors --golden trace.npz --mode 0
+  scalescope attribute --mode 0 --trace dump.npz
   scalescope eval --data passages.jsonl --samples out.jsonl
 
-Exit codes: 0 done and equal, 1 a mismatch, 2 an argument or input that cannot be used."
+Exit codes: 0 done and equal, 1 a mismatch, 2 an argument or input that cannot
+be used."
 )]
 pub struct Cli {
     /// Number of threads (results do not depend on it) [default: one per core]

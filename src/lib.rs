@@ -17,6 +17,7 @@ mod cmd;
 pub mod device;
 pub mod embed;
 pub mod eval;
+mod help;
 pub mod input;
 mod interrupt;
 pub mod kept;
@@ -26,7 +27,7 @@ pub mod sweep;
 pub mod texts;
 pub mod tokenizer;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use cli::{Cli, Command};
 use scalescope_sim::error::{Result, SimError};
 use std::ffi::OsString;
@@ -48,7 +49,8 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line, the program's name first; its exit code.
 pub fn main_of(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let cli = Cli::parse_from(arguments);
+    let matches = help::grouped(Cli::command()).get_matches_from(arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(cli).and_then(|outcome| output::printed().map(|()| outcome)) {
         Ok(Outcome::Success) => 0,
         Ok(Outcome::Mismatch) => 1,

@@ -132,9 +132,14 @@ fn dumps_that_cannot_be_judged_are_refused() {
         assert_eq!(out.status.code(), Some(1));
         let answer: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
         let first = &answer["findings"][0];
-        assert_eq!((&first["kind"], &first["layer"]), (&"not-finite".into(), &1.into()));
+        assert_eq!(
+            (&first["kind"], &first["layer"]),
+            (&"not-finite".into(), &1.into())
+        );
         let words = first["evidence"].as_str().unwrap();
-        let place = format!("{Y} has {name} where the model's own value is finite, first at sequence 0, token 1, channel 2");
+        let place = format!(
+            "{Y} has {name} where the model's own value is finite, first at sequence 0, token 1, channel 2"
+        );
         assert!(words.starts_with(&place), "{words}");
     }
     let ids = |edit: fn(ArrayD<i32>) -> ArrayD<i32>| {

@@ -1,0 +1,114 @@
+//! The first screen of `--help`: commands in groups, by what people come for.
+
+use clap::Command;
+use std::fmt::Write;
+
+/// What people come for, and the commands for it.
+const GROUPS: &[(&str, &[&str])] = &[
+    (
+        "Run and report",
+        &["report", "run", "eval", "modes", "info", "quantize"],
+    ),
+    (
+        "Check and compare",
+        &["check", "check-op", "compare", "map"],
+    ),
+    (
+        "Diagnose",
+        &[
+            "attribute",
+            "identify",
+            "propagate",
+            "lineage",
+            "equiv",
+            "recommend",
+            "faults",
+        ],
+    ),
+    (
+        "Design a chip",
+        &["headroom", "sweep", "export", "check-export"],
+    ),
+];
+
+/// Commands that the first screen only names.
+const MORE: &[&str] = &[
+    "bench",
+    "bench-gpu",
+    "crosscheck",
+    "selftest",
+    "merge",
+    "completions",
+    "help",
+];
+
+/// The command line with its commands in groups.
+pub fn grouped(command: Command) -> Command {
+    let mut text = String::from(
+        "{about-with-newline}\n{usage-heading} {usage}\n\nWithout a model, commands use the built-in sample model.\n",
+    );
+    for (title, names) in GROUPS {
+        let _ = writeln!(text, "\n{title}:");
+        for name in *names {
+            let about = command.find_subcommand(name).and_then(Command::get_about);
+            let about = about.map(ToString::to_string).unwrap_or_default();
+            let mut lines = wrapped(&about, 80 - INDENT).into_iter();
+            let first = lines.next().unwrap_or_default();
+            let _ = writeln!(text, "  {name:width$}{first}", width = INDENT - 2);
+            for line in lines {
+                let _ = writeln!(text, "{:INDENT$}{line}", "");
+            }
+        }
+    }
+    let _ = writeln!(text, "\nMore: {}", MORE.join(", "));
+    text += "\nOptions:\n{options}{after-help}";
+    command.help_template(text)
+}
+
+/// Columns before a command's words.
+const INDENT: usize = 16;
+
+/// Words in lines of at most `width` characters.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::CommandFactory;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_command_is_in_one_group() {
+        let grouped = GROUPS.iter().flat_map(|(_, names)| *names);
+        let all: Vec<&str> = grouped.chain(MORE).copied().collect();
+        let listed: BTreeSet<&str> = all.iter().copied().collect();
+        assert_eq!(all.len(), listed.len(), "a command is listed twice");
+        let mut command = Cli::command();
+        command.build();
+        let names: BTreeSet<&str> = command.get_subcommands().map(Command::get_name).collect();
+        assert_eq!(listed, names);
+    }
+
+    #[test]
+    fn the_first_screen_fits() {
+        let help = super::grouped(Cli::command()).render_help().to_string();
+        for line in help.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        assert!(help.lines().count() < 60, "{help}");
+        assert!(help.contains("Diagnose:\n  attribute"), "{help}");
+    }
+}
