@@ -27,12 +27,14 @@ use scalescope_sim::score::SequenceScore;
 use scalescope_sim::trace::{Recorder, Selection};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A model in memory.
 #[pyclass(frozen, module = "scalescope._scalescope")]
 pub struct Model {
     kept: Arc<Kept>,
+    /// Digests of the embedding without and with a quantized part: hashing one takes as long as many tokens.
+    digests: [OnceLock<Option<String>>; 2],
 }
 
 /// Which places a run keeps.
@@ -72,6 +74,7 @@ fn run(
     setup: &Setup,
     tokens: &ndarray::Array2<u32>,
     selection: &Selection,
+    digest: Option<String>,
 ) -> Result<(TraceFile, String)> {
     let done: Vec<(Recorder, SequenceScore)> = (0..tokens.nrows())
         .into_par_iter()
@@ -96,7 +99,7 @@ fn run(
         mode: Some(setup.mode.name.to_string()),
         profile: Some(setup.profile.name.to_string()),
         profile_hash: Some(setup.profile.hash()),
-        model: model_digest(simulator.borrow_owner()),
+        model: digest,
         ..Meta::default()
     };
     if !setup.faults.is_empty() {
@@ -135,7 +138,10 @@ impl Model {
             kept: None,
         };
         let kept = work::long(py, None, || Kept::open(args))?;
-        Ok(Self { kept })
+        Ok(Self {
+            kept,
+            digests: Default::default(),
+        })
     }
 
     /// The path, or "sample model".
@@ -200,7 +206,10 @@ impl Model {
             for row in tokens.outer_iter() {
                 check_tokens(&row.to_vec(), vocabulary)?;
             }
-            run(&simulator, &setup, &tokens, &selection)
+            let model = simulator.borrow_owner();
+            let digest = &self.digests[usize::from(model.quantized.is_some())];
+            let digest = digest.get_or_init(|| model_digest(model)).clone();
+            run(&simulator, &setup, &tokens, &selection, digest)
         })?;
         Ok((parts(py, trace)?, more))
     }
