@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn the_first_screen_fits() {
-        let help = super::grouped(Cli::command()).render_help().to_string();
+        let mut command = super::grouped(Cli::command().term_width(80));
+        let help = command.render_help().to_string();
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }

@@ -325,9 +325,6 @@ impl Candidate {
     }
 }
 
-/// Steps whose weights can have four bits.
-const FOUR_BITS: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
-
 /// Every stale scale of a block, with the factor 1.
 pub fn scales(layer: usize) -> Vec<Candidate> {
     let fault = |site| Fault {
@@ -345,7 +342,7 @@ pub fn scales(layer: usize) -> Vec<Candidate> {
         let uses = ScaleUse::ALL.into_iter().filter(|u| u.key() == key);
         Candidate::Faults(uses.map(|u| fault(ScaleSite::Use(u))).collect())
     });
-    let four_bits = FOUR_BITS.into_iter().flat_map(|site| {
+    let four_bits = Step::FOUR_BIT.into_iter().flat_map(|site| {
         [WeightScale::Group, WeightScale::Channel].map(|scale| {
             let what = FourBitDefect::StaleScale(scale, 1.0);
             Candidate::Faults(vec![Fault {
@@ -376,7 +373,7 @@ pub fn discrete(layer: usize) -> Vec<Candidate> {
         }
     }
     defects.extend(TracePoint::buffers().map(|site| Defect::Transposed { site }));
-    for site in FOUR_BITS {
+    for site in Step::FOUR_BIT {
         for what in [
             FourBitDefect::ScaleOrder(WeightScale::Group),
             FourBitDefect::ScaleOrder(WeightScale::Channel),

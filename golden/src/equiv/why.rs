@@ -230,11 +230,11 @@ fn rules_at(run: Run, point: TracePoint, step: Option<usize>) -> Vec<(String, St
             continue;
         }
         let mut rules = match step {
-            None => arithmetic.prefill.clone(),
-            Some(_) => arithmetic.decode.clone(),
+            None => arithmetic.prefill,
+            Some(_) => arithmetic.decode,
         };
         rules.requantize = run.mode.requantize(rules.requantize);
-        let all = serde_json::to_value(&rules).expect("rules are plain data");
+        let all = serde_json::to_value(rules).expect("rules are plain data");
         let part = rule.path.split('.').fold(&all, |value, key| {
             // Names of steps are spelled as steps are, other fields as rules are.
             let spelled = value.get(key).or_else(|| value.get(key.replace('_', "-")));
