@@ -109,7 +109,7 @@ mod tests {
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
-        assert!(help.lines().count() < 60, "{help}");
+        assert!(help.lines().count() < 75, "{help}");
         assert!(help.contains("Diagnose:\n  attribute"), "{help}");
     }
 }

@@ -11,13 +11,13 @@ const LISTS: [&str; 4] = ["modes", "faults", "completions", "help"];
 /// Every command of the program, as its help lists them.
 fn commands() -> BTreeSet<String> {
     let help = stdout(&["--help"]);
-    let list = help.split("Commands:\n").nth(1).unwrap();
-    let list = list.split("\n\n").next().unwrap();
-    let names = list
-        .lines()
-        .filter(|line| line.starts_with("  ") && !line.starts_with("   "));
-    names
-        .map(|line| line.split_whitespace().next().unwrap().to_owned())
+    let list = help.split("\nOptions:\n").next().unwrap();
+    let (groups, more) = list.split_once("\nMore: ").unwrap();
+    let lines = groups.lines();
+    let named = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let grouped = named.map(|line| line.split_whitespace().next().unwrap());
+    (grouped.chain(more.trim().split(", ")))
+        .map(str::to_owned)
         .collect()
 }
 
@@ -53,7 +53,12 @@ fn every_command_says_how_much_it_looked_at() {
         ("recommend", &["--mode", "0"], "44 tokens"),
         ("attribute", &["--mode", "2-4"], "11 tokens"),
     ];
-    let others: [(&[&str], &str); 10] = [
+    let others: [(&[&str], &str); 12] = [
+        (
+            &["identify", "--mode", "0", "--trace", arg(&trace)],
+            "in_proj",
+        ),
+        (&["map", arg(&trace)], " arrays"),
         (
             &[
                 "eval",
@@ -122,7 +127,7 @@ fn every_command_says_how_much_it_looked_at() {
     }
     for (args, count) in others {
         let mut args = args.to_vec();
-        if ["eval", "bench", "check", "export"].contains(&args[0]) {
+        if ["eval", "bench", "check", "export", "identify"].contains(&args[0]) {
             args.extend(&tiny);
         }
         ask(&args, count);

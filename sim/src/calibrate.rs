@@ -477,7 +477,7 @@ mod tests {
         let error = calibrate(&model, &samples(), &options, &progress::ignore).unwrap_err();
         let error = error.to_string();
         assert!(
-            error.starts_with("block 1: conv: layer_01/conv_out_f32 of sample 0: "),
+            error.starts_with("layer_01/conv_out_f32 of sample 0: "),
             "{error}"
         );
     }

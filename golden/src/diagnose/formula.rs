@@ -164,7 +164,7 @@ impl Narrow {
             Narrow::F16 => f16::from_f32(v).to_f32(),
             Narrow::Bf16 => bf16::from_f32(v).to_f32(),
             Narrow::Codes(bits, step) => {
-                let top = f32::from((1i16 << (bits - 1)) - 1);
+                let top = ((1i32 << (bits - 1)) - 1) as f32;
                 step * (v / step).round_ties_even().clamp(-top - 1.0, top)
             }
         }

@@ -113,7 +113,8 @@ pub fn suggest(path: &Path) -> Result<String> {
         .copied()
         .unwrap_or(0);
     let mut out = format!(
-        "# Check every point: it was guessed from the array's name.\nversion = 1\nfirst_layer = {first}\n"
+        "# {} arrays. Check every point: it was guessed from the array's name.\nversion = 1\nfirst_layer = {first}\n",
+        names.len()
     );
     match tokens {
         Some((name, what)) => {
