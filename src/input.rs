@@ -22,7 +22,7 @@ use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::generate::{OwnText, own_text};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
-use scalescope_sim::model::{ActivationScales, Checkpoint, FloatModel, Model};
+use scalescope_sim::model::{ActivationScales, Checkpoint, FloatModel, Model, QuantizedModel};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::quant::Scale;
 use scalescope_sim::sample;
@@ -87,10 +87,8 @@ pub fn runnable(modes: Vec<ModeSpec>, list: &str, subject: &Subject) -> Vec<Mode
     let stays = |mode: &ModeSpec| named(mode) || subject.has_parts(mode);
     let (modes, left_out): (Vec<_>, Vec<_>) = modes.into_iter().partition(stays);
     for mode in left_out {
-        let what = format!(
-            "mode {} is left out: it needs the float model (--float)",
-            mode.name
-        );
+        let lacks = subject.lacks(&mode).unwrap_or_default();
+        let what = format!("mode {} is left out: it needs {lacks}", mode.name);
         note(&subject.name, what);
     }
     modes
@@ -295,12 +293,30 @@ fn find_tokenizer(args: &ModelArgs, model: &Path) -> TokenizerSource {
 impl Subject {
     /// Whether the model has the parts that a mode runs on.
     pub fn has_parts(&self, mode: &ModeSpec) -> bool {
+        self.lacks(mode).is_none()
+    }
+
+    /// What a mode runs on and the model lacks.
+    fn lacks(&self, mode: &ModeSpec) -> Option<&'static str> {
         let model = &self.model;
         let float = match mode.rotated {
             true => model.float.is_some(),
             false => model.original.is_some(),
         };
-        (!mode.needs_float() || float) && (!mode.needs_quantized() || model.quantized.is_some())
+        let second = |model: &QuantizedModel| {
+            let mut layers = model.layers.iter();
+            layers.all(|layer| layer.scales.x_proj_input_max.is_some())
+        };
+        let quantized = model.quantized.as_deref();
+        if mode.needs_float() && !float {
+            Some("the float model (--float)")
+        } else if mode.needs_quantized() && quantized.is_none() {
+            Some("a quantized model")
+        } else if mode.needs_second_scale() && !quantized.is_some_and(second) {
+            Some("a second calibrated scale, x_proj_input_max (scalescope quantize writes it)")
+        } else {
+            None
+        }
     }
 
     /// The tokenizer, loaded; its tokens are the model's.
