@@ -56,7 +56,7 @@ pub fn note(about: impl Display, what: impl Display) {
 /// What was said since the last call of this, where another program calls commands.
 static NOTES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Takes what [`note`] said on behalf of the calling program.
+/// Takes what `note` said on behalf of the calling program.
 pub fn take_notes() -> Vec<String> {
     std::mem::take(&mut *lock(&NOTES))
 }
