@@ -270,7 +270,7 @@ fn clean_dumps_are_not_blamed() {
 
 /// 30 random faults of every model (or `SCALESCOPE_GRID` of them), for three sorts of dumps.
 #[test]
-#[ignore = "minutes: the whole grid"]
+#[ignore = "minutes: the whole grid; cargo test --release -p scalescope-golden --test all attribution::grid -- --ignored --nocapture"]
 fn grid() {
     let count: u64 = std::env::var("SCALESCOPE_GRID").map_or(30, |n| n.parse().unwrap());
     let sorts = [

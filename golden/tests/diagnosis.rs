@@ -169,7 +169,7 @@ fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rat
 
 /// The rates of docs/diagnosis-catalogue.md.
 #[test]
-#[ignore = "minutes: measures the rates in the documentation"]
+#[ignore = "minutes: measures the rates in the documentation; cargo test --release -p scalescope-golden --test all diagnosis::grid -- --ignored --nocapture"]
 fn grid() {
     let wanted = std::env::var("SCALESCOPE_GRID").unwrap_or_default();
     let is = |name: &str| wanted.is_empty() || wanted.contains(name);
@@ -451,7 +451,7 @@ fn a_missing_bias_is_named() {
 
 /// The file of `SCALESCOPE_DUMP`, in the mode of `SCALESCOPE_MODE`.
 #[test]
-#[ignore = "reads a file of somebody's"]
+#[ignore = "needs a dump of one's own; SCALESCOPE_DUMP=dump.npz cargo test --release -p scalescope-golden --test all of_a_file -- --ignored --nocapture"]
 fn of_a_file() {
     let path = std::env::var("SCALESCOPE_DUMP").expect("SCALESCOPE_DUMP=dump.npz");
     let mode = std::env::var("SCALESCOPE_MODE").unwrap_or("0".into());
@@ -474,7 +474,7 @@ fn of_a_file() {
 
 /// Profiles read off clean dumps of theirs.
 #[test]
-#[ignore = "minutes: reads the built-in profiles off their dumps"]
+#[ignore = "minutes: reads the built-in profiles off their dumps; cargo test --release -p scalescope-golden --test all diagnosis::identified -- --ignored --nocapture"]
 fn identified() {
     let table = ModeTable::default();
     let model = sample::model();
