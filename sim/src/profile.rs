@@ -1,7 +1,7 @@
 //! Arithmetics and profiles, as data. An [`Arithmetic`] is a full rule set for the steps; a
 //! [`Profile`] maps the implementations a mode names to arithmetics. Steps read the fields.
 //!
-//! Source: datapath specification, sections 4 to 7; `docs/arithmetic.md` shows the tables.
+//! `docs/arithmetic.md` shows the tables.
 
 pub mod choices;
 pub mod cost;

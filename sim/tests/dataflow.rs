@@ -21,6 +21,7 @@ use scalescope_sim::fault::{Defect, Fault, ScaleSite};
 use scalescope_sim::mode::*;
 use scalescope_sim::model::{Checkpoint, Model};
 use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::profile::{InputScale, Profile, QuantizerRule, StepRules};
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
@@ -506,6 +507,23 @@ fn drawn(seed: u64) -> ModeSpec {
     }
 }
 
+/// Without a rotation, the Hadamard quantizer is what makes out_proj's input.
+#[test]
+fn a_mode_without_rotation() {
+    let model = model();
+    let mode = ModeSpec {
+        name: "not-rotated".into(),
+        rotated: false,
+        ..MODES[0].clone()
+    };
+    for granularity in [ActivationGranularity::Tensor, ActivationGranularity::Token] {
+        let mut profile = Profile::get("exact").unwrap();
+        profile.storage.activation_granularity = granularity;
+        let told = hold_against_engine(&model, &mode, &profile);
+        assert!(told.contains(&QuantizerRule::HadOut), "{granularity:?}");
+    }
+}
+
 #[test]
 fn modes_drawn_at_random() {
     let model = model();
@@ -514,8 +532,7 @@ fn modes_drawn_at_random() {
     for seed in 1..=20 {
         let mut profile = Profile::get(names[seed as usize % 4]).unwrap();
         if seed % 5 == 0 {
-            profile.storage.activation_granularity =
-                scalescope_sim::profile::unit::ActivationGranularity::Token;
+            profile.storage.activation_granularity = ActivationGranularity::Token;
         }
         let mode = drawn(seed);
         // A chip's scan takes codes only.

@@ -9,7 +9,7 @@ const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
 
 /// An f32 to binary16: nearest, ties to even, subnormals kept, overflow to infinity (`f16`). NaN
-/// stays NaN, quiet, with the upper bits of its payload. Source: datapath specification, section 1.
+/// stays NaN, quiet, with the upper bits of its payload. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn to_f16(v: f32) -> f16 {
     /// 2^-14, the smallest normal binary16.

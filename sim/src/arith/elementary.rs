@@ -1,5 +1,5 @@
 //! Correctly rounded f32 `exp` and `log1p`: for every input the f32 nearest to the true value, ties
-//! to even. Source: datapath specification, section 7 (`exact`, `torch`).
+//! to even. Source: `docs/arithmetic.md` (`exact`, `torch`).
 //!
 //! Both evaluate a series in f64, whose error of about one f64 ulp leaves the nearest f32 in doubt
 //! only for the few inputs whose result lies that close to the midpoint of two f32. Those inputs are

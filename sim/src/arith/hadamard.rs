@@ -1,4 +1,4 @@
-//! Hadamard transforms in f32, in their defined order. Source: datapath specification, section 2.
+//! Hadamard transforms in f32, in their defined order. Source: `docs/arithmetic.md`.
 //!
 //! A length n is c·2^k with c the first of 12, 40, 28, 20 that fits, else a power of two (c = 1);
 //! the matrix is `H_c ⊗ H_{2^k}`. Butterflies (`a+b`, `a−b`) run over strides 1, 2, 4, … inside

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// In which order an accumulator meets the two factors `a` (activation scales) and `b` (weight
 /// scale) of a linear step. Two roundings in f32 each; the orders differ in the last bit, and that
-/// decides ties. Source: datapath specification, section 4, step 2.
+/// decides ties. Source: `docs/arithmetic.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScaleOrder {

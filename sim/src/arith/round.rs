@@ -35,7 +35,7 @@ macro_rules! shifted {
         floor + <$integer>::from(up)
     }};
 }
-/// How a real number becomes an integer. Source of the first two: datapath specification, section 1.
+/// How a real number becomes an integer. Source of the first two: `docs/arithmetic.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rounding {

@@ -1,5 +1,5 @@
 //! The GPU's special-function unit in integer form, and the functions the CUDA kernels build on it.
-//! Source: datapath specification, sections 5 and 6.
+//! Source: `docs/arithmetic.md` (the rules of each arithmetic).
 //!
 //! | function | is | used by |
 //! |---|---|---|
@@ -127,7 +127,7 @@ fn rcp_mantissa(m: u32) -> u32 {
 
 /// The special-function unit's 2^x for every f32. NaN gives 0x7FFFFFFF, results below 2^-126 give
 /// 0, from 2^128 on infinity, subnormal x counts as 0. Monotone; within 1.4 ulp for x ≥ 0 and 2.1 ulp
-/// for x < 0. Source: datapath specification, section 6.
+/// for x < 0. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn ex2(x: f32) -> f32 {
     let bits = x.to_bits();
@@ -151,7 +151,7 @@ pub fn ex2(x: f32) -> f32 {
 
 /// The special-function unit's 1/x for every f32. NaN gives 0x7FFFFFFF, subnormals count as 0 of
 /// their sign both in and out, ±0 gives ±∞ and ±∞ gives ±0. Monotone on either side of 0, within 1
-/// ulp. Source: datapath specification, section 6.
+/// ulp. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn rcp(x: f32) -> f32 {
     let bits = x.to_bits();
@@ -208,7 +208,7 @@ pub fn flush(x: f32) -> f32 {
 }
 
 /// Fast-math `expf`: `ex2(x ⊗ log2 e)`, flushed. For every f32, monotone, within 2.1 + 1.2·|x| ulp:
-/// the rounding of the product grows with it. Source: datapath specification, section 6.
+/// the rounding of the product grows with it. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn exp_fast(x: f32) -> f32 {
     ex2(flush(flush(x) * LOG2_E))
@@ -255,7 +255,7 @@ pub(crate) const LOG1P_COEFFICIENTS: [u32; 9] = [
 
 /// Fast-math `log1pf`, for a ≥ 0 and NaN, monotone, within 0.9 ulp; a subnormal
 /// counts as 0. For negative a the
-/// value is defined by the formula but not a logarithm. Source: datapath specification, section 6.
+/// value is defined by the formula but not a logarithm. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn log1p_fast(a: f32) -> f32 {
     // Only operands of the first step can be subnormal: from there on every value is zero, normal,
@@ -291,7 +291,7 @@ pub fn log1p_libm(a: f32) -> f32 {
 }
 
 /// `ex2` with subnormal results: 2^t for every t, within 2.5 ulp. Below −126 it is the square of
-/// `ex2(t ⊗ 0.5)`. Source: datapath specification, section 5.
+/// `ex2(t ⊗ 0.5)`. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn exp2a(t: f32) -> f32 {
     let halved = t < -126.0;
@@ -301,7 +301,7 @@ pub fn exp2a(t: f32) -> f32 {
 
 /// `expf` of the decode kernels: `exp2a(x ⊗ log2 e)`, subnormals kept. For every f32, monotone, within
 /// 2.1 + 1.2·|x| ulp.
-/// Source: datapath specification, section 5.
+/// Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn expa(x: f32) -> f32 {
     exp2a(x * LOG2_E)
@@ -309,7 +309,7 @@ pub fn expa(x: f32) -> f32 {
 
 /// Division of the decode kernels: `rcp(d ⊗ k) ⊗ (n ⊗ k)`, where the power of two k keeps `d ⊗ k`
 /// and its reciprocal normal. For every n and d, within 2 ulp where the quotient is normal.
-/// Source: datapath specification, section 5.
+/// Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn diva(n: f32, d: f32) -> f32 {
     let size = d.abs();
@@ -333,7 +333,7 @@ pub(crate) const LOGA_COEFFICIENTS: [u32; 9] = [
 ];
 
 /// `logf` of the decode kernels, for s ≥ 1, infinity and NaN; monotone, within 0.9 ulp.
-/// Source: datapath specification, section 5.
+/// Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn loga(s: f32) -> f32 {
     let bits = s.to_bits();

@@ -370,16 +370,11 @@ impl Run<'_, '_> {
 
     fn rotate(&mut self, y: &Matrix) -> Result<Matrix> {
         let values = y.rows * y.columns;
+        let rule = self.rules(Implementation::Cuda).hadamard.quantizer();
         let out = match (self.layer.rotation, self.layer.mode.had_out) {
             (Some(size), Precision::Int8) => {
                 let scale = self.scale(ScaleUse::HadOut);
                 // The quotient is in the factor.
-                let rules = self.rules(Implementation::Cuda).hadamard;
-                let rule = QuantRule {
-                    rounding: rules.rounding,
-                    overflow: rules.overflow,
-                    ..QuantRule::HALF_AWAY
-                };
                 let factor = quantizer_factor(size, scale);
                 let quantizer = self.quantizer(TracePoint::HadOut, values, scale, rule);
                 rotate::rotate(y, size, factor, Kind::I8(scale), quantizer)?
@@ -389,7 +384,6 @@ impl Run<'_, '_> {
                 rotate::rotate(y, size, factor, Kind::F32, NO_QUANTIZER)?
             }
             (None, Precision::Int8) => {
-                let rule = QuantRule::HALF_AWAY;
                 self.quantize(TracePoint::HadOut, y, ScaleUse::HadOut, rule)?
             }
             (None, Precision::Float) => convert::real(y, None)?,

@@ -8,7 +8,7 @@ use crate::arith::real::RealMath;
 use crate::{arith::real::Slices, kernels};
 
 /// The arithmetic of the prefill kernels: subnormal operands and results flushed to zero, division
-/// and functions by the special-function unit. Source: datapath specification, sections 4 and 6.
+/// and functions by the special-function unit. Source: `docs/arithmetic.md`.
 pub type CudaFast = Fast<false>;
 
 /// [`CudaFast`], or (`FLUSHED`) the same for operands that are flushed already.
@@ -103,7 +103,7 @@ impl RealMath for CudaLibm {
 }
 
 /// The arithmetic of the decode kernels: IEEE operations with subnormals kept, division and
-/// functions by the special-function unit. Source: datapath specification, section 5.
+/// functions by the special-function unit. Source: `docs/arithmetic.md`.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaSubnormal;
 

@@ -1,6 +1,6 @@
 //! Coefficients of the special-function unit's quadratic interpolations, one row `[C0, C1, C2]`
 //! for each segment of the mantissa. Fitted to the results of an NVIDIA H200 for all 2^23 mantissas;
-//! with them the integer form of datapath specification, section 6, gives every one of those
+//! with them the integer form (`docs/arithmetic.md`) gives every one of those
 //! results (`sim/tests/sfu_measured.rs`).
 
 /// 2^f: segment s covers f in [s/64, (s+1)/64).

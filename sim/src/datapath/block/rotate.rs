@@ -1,7 +1,6 @@
 //! The online Hadamard rotation and its quantizer.
 
 use super::{Operand, Run};
-use crate::arith::requant::QuantRule;
 use crate::error::Result;
 use crate::mode::{Implementation, Precision};
 use crate::plan::ScaleUse;
@@ -37,7 +36,7 @@ impl Run<'_, '_> {
                 TracePoint::HadOut,
                 &y.to_real(),
                 ScaleUse::HadOut,
-                QuantRule::HALF_AWAY,
+                rules.quantizer(),
             )),
             (None, Precision::Float) => Tensor::F32(y.to_real()),
         };
@@ -61,7 +60,7 @@ impl Run<'_, '_> {
                 let rotated = rotate::rotate(y.to_real(), size);
                 dynamic::tokens(&rotated, grid, rules.quantizer())
             }
-            (None, None) => dynamic::tokens(&y.to_real(), grid, QuantRule::HALF_AWAY),
+            (None, None) => dynamic::tokens(&y.to_real(), grid, rules.quantizer()),
         };
         self.probe.count(place, status);
         self.show_tokens(TracePoint::HadOut, q)
