@@ -238,11 +238,13 @@ pub fn scales_for(file: &Path, float: &FloatModel) -> Result<Vec<ActivationScale
     Ok(layers)
 }
 
-/// A model of random weights; it is its own float model, rotated by construction. Of four bits where the
-/// name ends so.
+/// A model of random weights; it is its own float model, rotated by construction. `-w4a8` after the shape's
+/// name makes in_proj and out_proj four-bit, `-full` embedding and head INT8.
 fn synthetic_subject(name: &str, args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
-    let bits = name.rsplit_once('-').filter(|(_, bits)| *bits == "w4a8");
-    let shape = Shape::named(bits.map_or(name, |(shape, _)| shape))?;
+    let shape = name.strip_suffix("-full").unwrap_or(name);
+    let full = shape != name;
+    let bits = shape.rsplit_once('-').filter(|(_, bits)| *bits == "w4a8");
+    let shape = Shape::named(bits.map_or(shape, |(shape, _)| shape))?;
     let mut model = Model::default();
     if bits.is_some() || modes.iter().any(ModeSpec::needs_float) {
         model.float = Some(Arc::new(synthetic::float_model(shape)));
@@ -252,6 +254,9 @@ fn synthetic_subject(name: &str, args: &ModelArgs, modes: &[ModeSpec]) -> Result
         if let (Some((_, bits)), Some(float)) = (bits, &model.float) {
             let bits: FourBits = bits.parse().expect("matched above");
             quantize::to_int4(&mut quantized, float, &bits)?;
+        }
+        if full {
+            synthetic::to_int8_ends(&mut quantized);
         }
         model.quantized = Some(Arc::new(quantized));
     }

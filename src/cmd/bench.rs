@@ -195,7 +195,7 @@ fn measurement(
 ) -> Measurement {
     let seconds = times.total.as_secs_f64();
     let tokens = times.tokens as f64;
-    let work = linear_work(path.config(), path.mode());
+    let work = linear_work(path);
     let rate = |integer: bool| {
         // The head is left out: prefill runs it for one token, decode is bound by reading it.
         let linear = work[..4].iter().filter(|w| w.integer == integer);

@@ -1,8 +1,9 @@
 //! How much there is to do: multiplications of the linear steps, and the weights they read.
 
 use crate::dataflow::Step;
-use crate::mode::{ModeSpec, Precision};
-use crate::model::Config;
+use crate::datapath::Datapath;
+use crate::mode::Precision;
+use crate::step::linear::LinearWeight;
 
 /// A linear step over all blocks, for one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,52 +19,87 @@ pub struct LinearWork {
 }
 
 /// The linear steps of a model in a mode, the head last.
-pub fn linear_work(config: &Config, mode: &ModeSpec) -> [LinearWork; 5] {
-    let (m, e) = (config.d_model, config.d_inner);
-    let of_blocks = |step, rows: usize, columns: usize, input: Precision| {
-        let products = (config.n_layers * rows * columns) as u64;
-        let codes = mode.weights == Precision::Int8;
+pub fn linear_work(path: &Datapath) -> [LinearWork; 5] {
+    let mode = path.mode();
+    let sum = |step, weights: &mut dyn Iterator<Item = &LinearWeight<'_>>, codes: bool| {
+        let (mut products, mut bytes, mut integer) = (0, 0.0, codes);
+        for weight in weights {
+            let (outputs, inputs) = weight.dim();
+            products += (outputs * inputs) as u64;
+            bytes += (outputs * inputs) as f64 * weight.bits() / 8.0;
+            integer &= !matches!(weight, LinearWeight::Float { .. } | LinearWeight::Wide(_));
+        }
         LinearWork {
             step,
             products,
-            integer: codes && input == Precision::Int8,
-            bytes: products * if codes { 1 } else { 2 },
+            integer,
+            bytes: bytes as u64,
         }
     };
-    let head = (config.vocab_size * m) as u64;
+    let of_blocks = |step, input: Precision| {
+        let layers = 0..path.config().n_layers;
+        let mut weights = layers.flat_map(|layer| path.linear_weights(layer, step));
+        sum(step, &mut weights, input == Precision::Int8)
+    };
+    let (head, codes) = path.head();
     [
-        of_blocks(Step::InProj, 2 * e, m, mode.norm_out),
-        of_blocks(Step::XProj, config.x_proj_width(), e, mode.x_proj_in),
-        of_blocks(Step::DtProj, e, config.dt_rank, mode.x_proj_out),
-        of_blocks(Step::OutProj, m, e, mode.had_out),
-        LinearWork {
-            step: Step::Head,
-            products: head,
-            integer: false,
-            bytes: 2 * head,
-        },
+        of_blocks(Step::InProj, mode.norm_out),
+        of_blocks(Step::XProj, mode.x_proj_in),
+        of_blocks(Step::DtProj, mode.x_proj_out),
+        of_blocks(Step::OutProj, mode.had_out),
+        sum(Step::Head, &mut std::iter::once(head), codes),
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::synthetic::Shape;
+    use crate::checkpoint::quantize::{FourBits, to_int4};
+    use crate::checkpoint::synthetic::{self, Shape};
     use crate::mode::ModeTable;
+    use crate::model::Model;
+    use crate::profile::Profile;
+    use std::sync::Arc;
 
     #[test]
-    fn the_130m_shape_has_the_published_work() {
-        let config = Shape::named("130m").unwrap().config();
+    fn work_is_that_of_the_weights() {
+        let shape = Shape {
+            name: "one block",
+            n_layers: 1,
+            d_model: 256,
+            vocab_size: 256,
+        };
+        let float = synthetic::float_model(shape);
         let table = ModeTable::default();
-        let int8 = linear_work(&config, table.get("0").unwrap());
-        let blocks: u64 = int8[..4].iter().map(|w| w.products).sum();
-        assert_eq!(
-            blocks,
-            24 * (3072 * 768 + 80 * 1536 + 1536 * 48 + 768 * 1536)
-        );
-        assert!(int8[..4].iter().all(|w| w.integer && w.bytes == w.products));
-        assert_eq!(int8[4].products, 50_280 * 768);
-        let fp32 = linear_work(&config, table.get("1").unwrap());
-        assert!(fp32.iter().all(|w| !w.integer && w.bytes == 2 * w.products));
+        let work = |mode: &str, bits: Option<FourBits>, ends: bool| {
+            let mut quantized = synthetic::quantized_model(shape);
+            if let Some(bits) = bits {
+                to_int4(&mut quantized, &float, &bits).unwrap();
+            }
+            if ends {
+                synthetic::to_int8_ends(&mut quantized);
+            }
+            let model = Model {
+                quantized: Some(Arc::new(quantized)),
+                float: Some(Arc::new(float.clone())),
+                ..Model::default()
+            };
+            let mode = table.get(mode).unwrap();
+            linear_work(&Datapath::new(&model, mode, &Profile::get("exact").unwrap()).unwrap())
+        };
+        let products = [1024 * 256, 48 * 512, 512 * 16, 256 * 512, 256 * 256];
+        let bits = |work: [LinearWork; 5]| work.map(|w| 8.0 * w.bytes as f64 / w.products as f64);
+        let int8 = work("0", None, false);
+        assert_eq!(int8.map(|w| w.products), products);
+        assert_eq!(int8.map(|w| w.integer), [true, true, true, true, false]);
+        assert_eq!(bits(int8), [8.0, 8.0, 8.0, 8.0, 16.0]);
+        assert!(work("0", None, true).iter().all(|w| w.integer));
+        assert_eq!(bits(work("0", None, true)), [8.0; 5]);
+        let int4 = bits(work("0", Some("w4a8".parse().unwrap()), false));
+        // A scale of 16 bits for 128 codes.
+        assert_eq!([int4[0], int4[3]], [4.125; 2]);
+        let fp32 = work("1", None, false);
+        assert!(fp32.iter().all(|w| !w.integer));
+        assert_eq!(bits(fp32), [16.0; 5]);
     }
 }

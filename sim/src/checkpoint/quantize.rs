@@ -71,23 +71,34 @@ pub fn quantize(
         .zip(scales)
         .map(|(layer, scales)| quantize_layer(layer, *scales, recipe))
         .collect();
+    let (embedding, head) = quantize_ends(&model.embedding, &model.head, recipe, ends);
     Ok(QuantizedModel {
         float_digest: None,
         config: model.config.clone(),
-        embedding: match ends {
-            Ends::F16 => Embedding::F16(model.embedding.clone()),
-            Ends::Int8 { .. } => Embedding::Rows(rows(&model.embedding, recipe.step)),
-        },
+        embedding,
         layers,
         norm_f: model.norm_f.clone(),
-        head: match ends {
-            Ends::F16 => Head::F16(model.head.clone()),
-            Ends::Int8 { head_input } => Head::Quantized {
-                input: head_input,
-                weight: matrix(&model.head, recipe.step).into(),
-            },
-        },
+        head,
     })
+}
+
+/// Embedding and head, both of a row for each token.
+pub(crate) fn quantize_ends(
+    embedding: &Array2<f16>,
+    head: &Array2<f16>,
+    recipe: &Recipe,
+    ends: Ends,
+) -> (Embedding, Head) {
+    match ends {
+        Ends::F16 => (Embedding::F16(embedding.clone()), Head::F16(head.clone())),
+        Ends::Int8 { head_input } => (
+            Embedding::Rows(rows(embedding, recipe.step)),
+            Head::Quantized {
+                input: head_input,
+                weight: matrix(head, recipe.step).into(),
+            },
+        ),
+    }
 }
 
 pub(crate) fn quantize_layer(

@@ -6,7 +6,7 @@
 //! number of threads, in every version.
 
 use super::config;
-use super::quantize::quantize_layer;
+use super::quantize::{Ends, quantize_ends, quantize_layer};
 use super::recipe::Recipe;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, Embedding, FloatLayer, FloatModel, Head};
@@ -131,6 +131,17 @@ pub fn quantized_model(shape: Shape) -> QuantizedModel {
         norm_f: vec![f16::ONE; config.d_model],
         config,
     }
+}
+
+/// Turns embedding, final norm and head of a [`quantized_model`] into INT8.
+pub fn to_int8_ends(model: &mut QuantizedModel) {
+    let (Embedding::F16(embedding), Head::F16(head)) = (&model.embedding, &model.head) else {
+        return;
+    };
+    // Five standard deviations of what the norm gives, as for the blocks.
+    let head_input = Scale::from_absmax(5.0, 1e-6).expect("5 / 127 is a scale");
+    let ends = Ends::Int8 { head_input };
+    (model.embedding, model.head) = quantize_ends(embedding, head, &Recipe::GOLDEN, ends);
 }
 
 /// Activation scales that fit the weights here, one set a layer: about five standard deviations of

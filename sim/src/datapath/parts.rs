@@ -62,6 +62,11 @@ impl<'m> Datapath<'m> {
         seen.collect()
     }
 
+    /// The head's weight, and whether codes meet it.
+    pub fn head(&self) -> (&LinearWeight<'m>, bool) {
+        (&self.head, self.head_input.is_some())
+    }
+
     /// The convolution's weight.
     pub fn conv_weight(&self, layer: usize) -> &ConvWeight {
         &self.layers[layer].conv

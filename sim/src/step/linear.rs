@@ -145,6 +145,31 @@ impl LinearWeight<'_> {
         Some((low, high))
     }
 
+    /// Outputs and inputs.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            LinearWeight::Int8 { codes, .. } => codes.dim(),
+            LinearWeight::Scaled(weight) => weight.codes.dim(),
+            LinearWeight::Int4(weight) => weight.dim(),
+            LinearWeight::Float { weight, .. } => weight.dim(),
+            LinearWeight::Wide(weight) => weight.dim(),
+        }
+    }
+
+    /// Bits of a weight as it is read, scales of groups included; a scale of a row or of the whole weight is not.
+    pub fn bits(&self) -> f64 {
+        let group = 16.0 / GROUP as f64;
+        match self {
+            LinearWeight::Int8 { .. } => 8.0,
+            LinearWeight::Scaled(weight) if weight.groups.is_none() => 8.0,
+            LinearWeight::Scaled(_) => 8.0 + group,
+            LinearWeight::Int4(weight) if weight.source().groups.is_none() => 4.0,
+            LinearWeight::Int4(_) => 4.0 + group,
+            LinearWeight::Float { .. } => 16.0,
+            LinearWeight::Wide(_) => 32.0,
+        }
+    }
+
     /// Prepares for being read once a token, from end to end.
     pub(crate) fn enlarge_pages(&self) {
         match self {
@@ -582,11 +607,17 @@ impl Epilogue for ChannelCodes {
     #[inline(always)]
     fn finish(&self, columns: Range<usize>, acc: &[i32], out: &mut [i8]) -> Status {
         let Self(real, rule) = self;
+        let mut values = [0.0; ROOM];
         let mut status = Status::default();
-        in_parts(columns, acc, out, |columns, acc, values, out| {
-            let _ = real.finish(columns, acc, values);
-            status += codes_of(rule.rounding, rule.overflow, |v| v, values, out);
-        });
+        let mut done = 0;
+        while done < acc.len() {
+            let (columns, part) = part(&columns, done..acc.len());
+            let values = &mut values[..part.len()];
+            let _ = real.finish(columns, &acc[part.clone()], values);
+            let codes = &mut out[part.clone()];
+            status += codes_of(rule.rounding, rule.overflow, |v| v, values, codes);
+            done = part.end;
+        }
         status
     }
 }
@@ -599,34 +630,36 @@ impl<E: Epilogue<Out = f32>> Epilogue for ToF16<E> {
 
     #[inline(always)]
     fn finish(&self, columns: Range<usize>, acc: &[i32], out: &mut [f16]) -> Status {
-        in_parts(columns, acc, out, |columns, acc, values, out| {
-            let _ = self.0.finish(columns, acc, values);
-            for (out, value) in out.iter_mut().zip(values) {
+        let mut values = [0.0; ROOM];
+        let mut done = 0;
+        while done < acc.len() {
+            let (columns, part) = part(&columns, done..acc.len());
+            let values = &mut values[..part.len()];
+            let _ = self.0.finish(columns, &acc[part.clone()], values);
+            for (out, value) in out[part.clone()].iter_mut().zip(values) {
                 *out = to_f16(*value);
             }
-        });
+            done = part.end;
+        }
         Status::default()
     }
 }
 
-/// Hands sums on in parts of rows, each with room for as many real values.
+/// Outputs of a panel of the kernels.
+const PANEL: usize = 32;
+/// Real values between sums and outputs: four rows of a panel, which the kernels hand over at once.
+const ROOM: usize = 4 * PANEL;
+
+/// The next sums that have room together, of those still to do: whole rows of a panel, or a part of a longer
+/// row; and the columns that they begin with. A function with a closure for what is done to them would not
+/// be copied into each instruction set, and its loops would not become vectors.
 #[inline(always)]
-fn in_parts<T>(
-    columns: Range<usize>,
-    acc: &[i32],
-    out: &mut [T],
-    mut part: impl FnMut(Range<usize>, &[i32], &mut [f32], &mut [T]),
-) {
-    /// Outputs of a panel of the kernels.
-    const PART: usize = 32;
-    let mut values = [0.0; PART];
+fn part(columns: &Range<usize>, left: Range<usize>) -> (Range<usize>, Range<usize>) {
     let width = columns.len();
-    for (acc, out) in acc.chunks(width).zip(out.chunks_mut(width)) {
-        let mut first = columns.start;
-        for (acc, out) in acc.chunks(PART).zip(out.chunks_mut(PART)) {
-            let next = first + acc.len();
-            part(first..next, acc, &mut values[..acc.len()], out);
-            first = next;
-        }
+    if width == PANEL {
+        return (columns.clone(), left.start..left.end.min(left.start + ROOM));
     }
+    let first = columns.start + left.start % width;
+    let count = (columns.end - first).min(ROOM);
+    (first..first + count, left.start..left.start + count)
 }
