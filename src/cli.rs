@@ -158,7 +158,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
     /// A model of random weights in a published shape: 130m, 370m, 790m, 1.4b, 2.8b (or tiny); 130m-w4a8 has
-    /// four-bit weights, 130m-full and 130m-w4a8-full an INT8 embedding and head too
+    /// four-bit weights; 130m-full, 130m-w4a8-full a quantized embedding and head
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "float", "scales"])]
     pub synthetic: Option<String>,
     /// Folder of the float model (transformers or mamba_ssm), when --model is quantized

@@ -239,7 +239,7 @@ pub fn scales_for(file: &Path, float: &FloatModel) -> Result<Vec<ActivationScale
 }
 
 /// A model of random weights; it is its own float model, rotated by construction. `-w4a8` after the shape's
-/// name makes in_proj and out_proj four-bit, `-full` embedding and head INT8.
+/// name makes linear weights four-bit, `-full` embedding and head too, or INT8.
 fn synthetic_subject(name: &str, args: &ModelArgs, modes: &[ModeSpec]) -> Result<Subject> {
     let shape = name.strip_suffix("-full").unwrap_or(name);
     let full = shape != name;
@@ -256,7 +256,7 @@ fn synthetic_subject(name: &str, args: &ModelArgs, modes: &[ModeSpec]) -> Result
             quantize::to_int4(&mut quantized, float, &bits)?;
         }
         if full {
-            synthetic::to_int8_ends(&mut quantized);
+            synthetic::quantize_ends_of(&mut quantized)?;
         }
         model.quantized = Some(Arc::new(quantized));
     }

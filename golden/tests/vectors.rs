@@ -139,13 +139,20 @@ fn quantizing_gives_every_bit_of_a_w4a8_model_of_quamba() {
     use scalescope_sim::checkpoint::quantize::{Ends, quantize, to_int4};
     use scalescope_sim::checkpoint::recipe::Recipe;
     use scalescope_sim::checkpoint::{fold, hf, scales};
+    use scalescope_sim::model::Head;
     let Loaded::Quantized(theirs) = load(&path_of("W4A8_MODEL")).unwrap() else {
         panic!("a quantized model")
     };
     let float = hf::read(&path_of("W4A8_FLOAT")).unwrap();
     let float = fold::fold(float, &Recipe::QUAMBA).unwrap();
     let scales = scales::read(&path_of("W4A8_SCALES")).unwrap().layers;
-    let mut ours = quantize(&float, &scales, &Recipe::QUAMBA, Ends::F16).unwrap();
+    let ends = match theirs.head {
+        Head::F16(_) => Ends::F16,
+        Head::Quantized {
+            input: head_input, ..
+        } => Ends::Int4 { head_input },
+    };
+    let mut ours = quantize(&float, &scales, &Recipe::QUAMBA, ends).unwrap();
     to_int4(&mut ours, &float, &"w4a8".parse().unwrap()).unwrap();
     for (i, (ours, theirs)) in ours.layers.iter().zip(&theirs.layers).enumerate() {
         assert!(ours.in_proj == theirs.in_proj, "block {i}, in_proj");

@@ -27,6 +27,8 @@ pub enum EndsArg {
     F16,
     /// INT8
     Int8,
+    /// Embedding and head in four bits, the final norm's output INT8
+    Int4,
 }
 
 /// What is written.
@@ -63,7 +65,7 @@ pub struct QuantizeArgs {
     /// What embedding, final norm and head become
     #[arg(long, value_enum, default_value = "f16")]
     pub ends: EndsArg,
-    /// Scale of the final norm's output, for --ends int8
+    /// Scale of the final norm's output, for --ends int8 and int4
     /// [default: that of the model of --scales, or calibrated]
     #[arg(long, value_name = "SCALE")]
     pub head_scale: Option<f32>,
@@ -213,7 +215,12 @@ fn all_scales(
             calibrated_head(float, &samples.sequences, &samples.options).map_err(in_file)?
         }
     };
-    Ok((layers, Ends::Int8 { head_input }, origin))
+    let ends = match args.ends {
+        EndsArg::F16 => Ends::F16,
+        EndsArg::Int8 => Ends::Int8 { head_input },
+        EndsArg::Int4 => Ends::Int4 { head_input },
+    };
+    Ok((layers, ends, origin))
 }
 
 /// The scale of the head's input in the model of --scales.

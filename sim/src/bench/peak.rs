@@ -7,6 +7,7 @@ use crate::quant::Scale;
 use crate::step::linear::Requantize;
 use ndarray::Array2;
 use serde::Serialize;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 /// Peaks of all threads of the pool together.
@@ -25,8 +26,8 @@ pub struct Peaks {
     pub read_gbs: f64,
 }
 
-/// Measures them with the instruction set in use, for about half a second. Each thread counts its
-/// fastest of many short stretches, so other work on the machine disturbs little.
+/// Measures them with the instruction set in use, for about half a second. In arithmetic each thread counts its
+/// fastest of many short stretches, so other work on the machine disturbs little; memory is read by all at once.
 pub fn measure() -> Peaks {
     /// A stretch of arithmetic: well below a time slice.
     const STRETCH: Duration = Duration::from_micros(500);
@@ -47,12 +48,16 @@ pub fn measure() -> Peaks {
         };
         rayon::broadcast(of_thread).iter().sum::<f64>() / 1e9
     };
+    // Threads share one memory: all begin together, and the last one ends the pass.
+    let together = Barrier::new(rayon::current_num_threads());
     let reading = |_: rayon::BroadcastContext| {
         let buffer = vec![1u64; BYTES / 8];
         pages::enlarge(&buffer);
         (0..PASSES).fold(0.0f64, |best, _| {
+            together.wait();
             let begun = Instant::now();
             std::hint::black_box(peak::read(&buffer));
+            together.wait();
             best.max(BYTES as f64 / begun.elapsed().as_secs_f64())
         })
     };

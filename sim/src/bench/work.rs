@@ -77,7 +77,7 @@ mod tests {
                 to_int4(&mut quantized, &float, &bits).unwrap();
             }
             if ends {
-                synthetic::to_int8_ends(&mut quantized);
+                synthetic::quantize_ends_of(&mut quantized).unwrap();
             }
             let model = Model {
                 quantized: Some(Arc::new(quantized)),
@@ -98,6 +98,8 @@ mod tests {
         let int4 = bits(work("0", Some("w4a8".parse().unwrap()), false));
         // A scale of 16 bits for 128 codes.
         assert_eq!([int4[0], int4[3]], [4.125; 2]);
+        let int4 = bits(work("0", Some("w4a8".parse().unwrap()), true));
+        assert_eq!([int4[0], int4[3], int4[4]], [4.125; 3]);
         let fp32 = work("1", None, false);
         assert!(fp32.iter().all(|w| !w.integer));
         assert_eq!(bits(fp32), [16.0; 5]);

@@ -19,7 +19,7 @@ use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
 use crate::model::{ActivationScales, Embedding, FloatLayer, FloatModel, Head, QRows};
 use crate::model::{QuantizedLayer, QuantizedModel};
-use crate::quant::{QTensor, QVector, Scale};
+use crate::quant::{QTensor, QVector, QWeight, Scale};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use ndarray::Array2;
@@ -38,6 +38,11 @@ pub enum Ends {
     F16,
     /// INT8: the embedding row by row, the norm's output at this scale, the head's weight.
     Int8 {
+        /// Scale of the final norm's output.
+        head_input: Scale,
+    },
+    /// Embedding and head in four bits, the norm's output INT8 at this scale.
+    Int4 {
         /// Scale of the final norm's output.
         head_input: Scale,
     },
@@ -71,7 +76,7 @@ pub fn quantize(
         .zip(scales)
         .map(|(layer, scales)| quantize_layer(layer, *scales, recipe))
         .collect();
-    let (embedding, head) = quantize_ends(&model.embedding, &model.head, recipe, ends);
+    let (embedding, head) = quantize_ends(&model.embedding, &model.head, recipe, ends)?;
     Ok(QuantizedModel {
         float_digest: None,
         config: model.config.clone(),
@@ -82,23 +87,24 @@ pub fn quantize(
     })
 }
 
-/// Embedding and head, both of a row for each token.
+/// Embedding and head, both of a row for each token. Fails as [`to_int4`] does.
 pub(crate) fn quantize_ends(
     embedding: &Array2<f16>,
     head: &Array2<f16>,
     recipe: &Recipe,
     ends: Ends,
-) -> (Embedding, Head) {
-    match ends {
-        Ends::F16 => (Embedding::F16(embedding.clone()), Head::F16(head.clone())),
-        Ends::Int8 { head_input } => (
-            Embedding::Rows(rows(embedding, recipe.step)),
-            Head::Quantized {
-                input: head_input,
-                weight: matrix(head, recipe.step).into(),
-            },
+) -> Result<(Embedding, Head)> {
+    let (bits, input, weight) = match ends {
+        Ends::F16 => return Ok((Embedding::F16(embedding.clone()), Head::F16(head.clone()))),
+        Ends::Int8 { head_input } => (8, head_input, matrix(head, recipe.step).into()),
+        Ends::Int4 { head_input } => (
+            4,
+            head_input,
+            QWeight::Int4(int4::int4("lm_head.weight", head)?),
         ),
-    }
+    };
+    let embedding = Embedding::Rows(rows(embedding, bits, recipe.step));
+    Ok((embedding, Head::Quantized { input, weight }))
 }
 
 pub(crate) fn quantize_layer(
@@ -149,24 +155,33 @@ fn vector(weights: &[f16], step: Step) -> QVector {
     QVector { codes, scale }
 }
 
-/// Row by row, at a scale of the row's signed maximum. (A row without a positive value is lost, as it is
-/// with the reference.)
-fn rows(weights: &Array2<f16>, step: Step) -> QRows {
+/// Row by row, at a scale of the row's signed maximum: over 127, or over 8 in four bits. (A row without a
+/// positive value is lost, as it is with the reference.)
+fn rows(weights: &Array2<f16>, bits: u8, step: Step) -> QRows {
     let largest = |row: ndarray::ArrayView1<f16>| {
         let values = row.iter().map(|w| f32::from(*w));
         values.fold(f32::NEG_INFINITY, f32::max)
     };
+    let four = bits == 4;
+    let step = |largest: f32| {
+        if four {
+            largest / 8.0
+        } else {
+            step.of(largest)
+        }
+    };
     let scales: Vec<f16> = (weights.rows().into_iter())
-        .map(|row| to_f16(step.of(largest(row))))
+        .map(|row| to_f16(step(largest(row))))
         .collect();
     let code = |(row, column)| {
         let quotient = f32::from(weights[(row, column)]) / f32::from(scales[row]);
-        nearest_code(f32::from(to_f16(quotient)))
+        let code = nearest_code(f32::from(to_f16(quotient)));
+        if four { code.clamp(-8, 7) } else { code }
     };
     QRows {
         codes: Array2::from_shape_fn(weights.dim(), code),
         scales,
-        bits: 8,
+        bits,
     }
 }
 
@@ -323,7 +338,7 @@ mod tests {
     #[test]
     fn embedding_rows_have_scales_of_their_signed_maximum() {
         let weights = Array2::from_shape_vec((2, 3), f16s(&[1.27, -2.54, 0.0, 0.0, -0.5, 0.0]));
-        let rows = rows(&weights.unwrap(), Step::Reciprocal);
+        let rows = rows(&weights.unwrap(), 8, Step::Reciprocal);
         let scale = f16::from_f32(f32::from(f16::from_f32(1.27)) / 127.0);
         assert_eq!(rows.scales[0], scale);
         // −254 is out of reach; so is everything in a row without a positive value.

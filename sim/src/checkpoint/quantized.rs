@@ -21,7 +21,8 @@
 //!
 //! A weight is in four bits if its type is U8; [`crate::quant::Int4Tensor`] says what its bytes are.
 //! Metadata: `config`, the configuration (of `transformers` or `mamba_ssm`) as JSON; `format`, `int8-mamba`; and, where
-//! it is known, `float_sha256`, the [digest](super::identity::digest) of the float model it was made from.
+//! it is known, `float_sha256`, the [digest](super::identity::digest) of the float model it was made from; and
+//! `embedding_bits`, `4`, where codes of the embedding are −8 to 7.
 
 use super::config;
 use super::container::Container;
@@ -47,6 +48,8 @@ use std::path::Path;
 pub const FORMAT: &str = "int8-mamba";
 /// The metadata key of the float model's digest.
 const FLOAT_DIGEST: &str = "float_sha256";
+/// The metadata key that says that codes of the embedding have four bits.
+const EMBEDDING_BITS: &str = "embedding_bits";
 
 /// Reads a quantized model from a file.
 ///
@@ -98,11 +101,7 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
     Ok(QuantizedModel {
         float_digest: file.metadata(FLOAT_DIGEST).map(str::to_owned),
         embedding: match int8(EMBEDDING) {
-            true => Embedding::Rows(QRows {
-                codes: codes(file, EMBEDDING, [v, m])?,
-                scales: file.tensor(EMBEDDING_SCALE, &[v])?.exact_f16()?,
-                bits: 8,
-            }),
+            true => Embedding::Rows(rows(file, [v, m])?),
             false => Embedding::F16(table(EMBEDDING)?),
         },
         head: match int8(HEAD) || int4(HEAD) {
@@ -115,6 +114,31 @@ pub(crate) fn from_container(file: &Container<'_>) -> Result<QuantizedModel> {
         norm_f: file.tensor("norm_f.weight", &[m])?.exact_f16()?,
         layers: layers.into_iter().collect::<Result<_>>()?,
         config,
+    })
+}
+
+/// The rows of a quantized embedding: of eight bits unless the file says four, and then no code has more.
+fn rows(file: &Container<'_>, shape: [usize; 2]) -> Result<QRows> {
+    let codes = codes(file, EMBEDDING, shape)?;
+    let refuse = |item: &str, expected: &str, found: String| {
+        Err(SimError::file(file.path(), item, expected, found))
+    };
+    let bits = match file.metadata(EMBEDDING_BITS) {
+        None => 8,
+        Some("4") => 4,
+        Some(other) => {
+            let item = format!("metadata {EMBEDDING_BITS}");
+            return refuse(&item, "4, or nothing", super::input::shown(other));
+        }
+    };
+    let wide = codes.iter().find(|code| !(-8..8).contains(*code));
+    if let (4, Some(code)) = (bits, wide) {
+        return refuse(EMBEDDING, "codes of four bits, -8 to 7", code.to_string());
+    }
+    Ok(QRows {
+        codes,
+        scales: file.tensor(EMBEDDING_SCALE, &[shape[0]])?.exact_f16()?,
+        bits,
     })
 }
 
@@ -351,6 +375,9 @@ pub fn write_to(out: &mut impl Write, model: &QuantizedModel) -> io::Result<()> 
     let mut metadata = json!({"config": config, "format": FORMAT});
     if let Some(digest) = &model.float_digest {
         metadata[FLOAT_DIGEST] = json!(digest);
+    }
+    if matches!(&model.embedding, Embedding::Rows(rows) if rows.bits == 4) {
+        metadata[EMBEDDING_BITS] = json!("4");
     }
     header.insert("__metadata__".to_owned(), metadata);
     let mut end = 0;

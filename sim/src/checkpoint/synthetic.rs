@@ -11,7 +11,7 @@ use super::recipe::Recipe;
 use crate::error::{Result, SimError};
 use crate::model::{ActivationScales, Config, Embedding, FloatLayer, FloatModel, Head};
 use crate::model::{QuantizedLayer, QuantizedModel, ScaleKey};
-use crate::quant::Scale;
+use crate::quant::{QWeight, Scale};
 use crate::random::Stream;
 use half::f16;
 use ndarray::Array2;
@@ -133,15 +133,24 @@ pub fn quantized_model(shape: Shape) -> QuantizedModel {
     }
 }
 
-/// Turns embedding, final norm and head of a [`quantized_model`] into INT8.
-pub fn to_int8_ends(model: &mut QuantizedModel) {
+/// Quantizes embedding, final norm and head of a [`quantized_model`]: to four bits where in_proj has four, to INT8
+/// elsewhere.
+///
+/// # Errors
+///
+/// A head that four bits do not fit.
+pub fn quantize_ends_of(model: &mut QuantizedModel) -> Result<()> {
     let (Embedding::F16(embedding), Head::F16(head)) = (&model.embedding, &model.head) else {
-        return;
+        return Ok(());
     };
     // Five standard deviations of what the norm gives, as for the blocks.
-    let head_input = Scale::from_absmax(5.0, 1e-6).expect("5 / 127 is a scale");
-    let ends = Ends::Int8 { head_input };
-    (model.embedding, model.head) = quantize_ends(embedding, head, &Recipe::GOLDEN, ends);
+    let head_input = Scale::from_absmax(5.0, 1e-6)?;
+    let ends = match model.layers[0].in_proj {
+        QWeight::Int4(_) => Ends::Int4 { head_input },
+        QWeight::Int8(_) => Ends::Int8 { head_input },
+    };
+    (model.embedding, model.head) = quantize_ends(embedding, head, &Recipe::GOLDEN, ends)?;
+    Ok(())
 }
 
 /// Activation scales that fit the weights here, one set a layer: about five standard deviations of

@@ -128,7 +128,7 @@ fn has_groups(inputs: usize) -> bool {
 }
 
 /// A weight in four bits, row by row.
-fn int4(name: &str, weight: &Array2<f16>) -> Result<Int4Tensor> {
+pub(super) fn int4(name: &str, weight: &Array2<f16>) -> Result<Int4Tensor> {
     let (outputs, inputs) = weight.dim();
     if !has_groups(inputs) {
         return Err(SimError::value(
