@@ -133,7 +133,7 @@ fn a_w4a8_model_of_quamba_is_reproduced_step_by_step_and_as_it_flows() {
 }
 
 #[test]
-#[ignore = "needs a W4A8 model and its trace, which are too large for the repository; W4A8_MODEL=FOLDER W4A8_FLOAT=FOLDER W4A8_SCALES=FILE cargo test -p scalescope-golden --test all vectors -- --ignored"]
+#[ignore = "needs a W4A8 model, which is too large for the repository; W4A8_MODEL=FOLDER W4A8_FLOAT=FOLDER W4A8_SCALES=FILE cargo test -p scalescope-golden --test all vectors -- --ignored"]
 fn quantizing_gives_every_bit_of_a_w4a8_model_of_quamba() {
     use scalescope_sim::checkpoint::load::{Loaded, load};
     use scalescope_sim::checkpoint::quantize::{Ends, quantize, to_int4};

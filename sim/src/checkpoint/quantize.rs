@@ -175,8 +175,12 @@ fn rows(weights: &Array2<f16>, bits: u8, step: Step) -> QRows {
         .collect();
     let code = |(row, column)| {
         let quotient = f32::from(weights[(row, column)]) / f32::from(scales[row]);
-        let code = nearest_code(f32::from(to_f16(quotient)));
-        if four { code.clamp(-8, 7) } else { code }
+        let quotient = f32::from(to_f16(quotient));
+        if !four {
+            return nearest_code(quotient);
+        }
+        // 0 to 15 in binary16, which rounds the sum.
+        nearest_code(f32::from(to_f16(quotient + 8.0))).clamp(0, 15) - 8
     };
     QRows {
         codes: Array2::from_shape_fn(weights.dim(), code),
