@@ -30,7 +30,7 @@ pub(crate) fn plan(length: usize) -> (usize, usize) {
 /// The affine map x → a·x + b of a stretch of tokens.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Map {
+pub(super) struct Map {
     a: Lanes,
     b: Lanes,
 }
@@ -55,136 +55,159 @@ impl Map {
 pub(super) struct BlockScan;
 
 impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
-    fn chunk(length: usize) -> usize {
+    fn chunk(length: usize, _: usize) -> usize {
         let (threads, items) = plan(length);
         threads * items
     }
 
-    fn scratch(length: usize) -> usize {
-        let (threads, items) = plan(length);
-        threads * items
+    fn looked_up(length: usize, _: usize) -> usize {
+        plan(length).1
     }
 
     #[inline(always)]
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, tokens: usize, length: usize) {
         let (threads, items) = plan(length);
         let states = scratch.state.len();
-        let mut folds = [Map::IDENTITY; MAX_THREADS];
-        let folds = &mut folds[..threads];
-        scratch.decay[tokens..].fill(Map::IDENTITY.a);
-        scratch.input[tokens..].fill(Map::IDENTITY.b);
-        for n in 0..states {
-            tile.decays::<R>(scratch, tokens, n);
-            for (thread, fold) in folds.iter_mut().enumerate() {
-                let from = thread * items;
-                let count = tokens.saturating_sub(from).min(items);
-                let items_there = from..from + count;
-                *fold = fold_items::<R, F>(tile, scratch, items_there, first, n);
+        let items_of = |thread: usize| {
+            let from = (thread * items).min(tokens);
+            from..(from + items).min(tokens)
+        };
+        // A look-up is cheap enough to be made twice, a function is not.
+        let kept = scratch.table.is_none();
+        if kept {
+            tile.decays::<R>(scratch, first, 0..tokens);
+        }
+        let decays = |scratch: &mut Scratch, items: &Range<usize>| match kept {
+            true => items.start,
+            false => {
+                tile.decays::<R>(scratch, first, items.clone());
+                0
+            }
+        };
+        // Of each thread, and one more: the states at the end.
+        let mut maps = std::mem::take(&mut scratch.maps);
+        maps.resize((threads + 1) * states, Map::IDENTITY);
+        for (thread, folds) in maps.chunks_exact_mut(states).take(threads).enumerate() {
+            let there = items_of(thread);
+            let at = decays(scratch, &there);
+            let count = there.len();
+            fold_items::<R, F>(tile, scratch, there, first, at, folds);
+            for fold in folds {
                 for _ in count.max(1)..items {
                     *fold = fold.then::<R>(&Map::IDENTITY);
                 }
             }
-            for warp in folds.chunks_exact_mut(WARP) {
-                kogge_stone::<R>(warp);
-            }
-            let running = Map {
-                a: [1.0; LANES],
-                b: scratch.state[n],
-            };
-            let mut before: Option<Map> = None; // fold of the warps before this one
-            for (w, warp) in folds.chunks_exact(WARP).enumerate() {
-                for lane in 0..WARP {
-                    let exclusive = match (&before, lane) {
-                        (None, 0) => None,
-                        (None, _) => Some(warp[lane - 1]),
-                        (Some(before), 0) => Some(*before),
-                        (Some(before), _) => Some(before.then::<R>(&warp[lane - 1])),
-                    };
-                    let prefix = match exclusive {
-                        Some(exclusive) => running.then::<R>(&exclusive),
-                        None => running,
-                    };
-                    let from = ((w * WARP + lane) * items).min(tokens);
-                    let items_there = from..(from + items).min(tokens);
-                    replay_items::<R, F>(tile, scratch, items_there, first, n, prefix.b);
-                }
-                before = Some(match before {
-                    Some(before) => before.then::<R>(&warp[WARP - 1]),
-                    None => warp[WARP - 1],
-                });
-            }
-            let running = running.then::<R>(&before.expect("a chunk has at least one warp"));
-            scratch.state[n] = running.b;
         }
+        for (n, state) in scratch.state.iter().enumerate() {
+            prefixes::<R>(*state, &mut maps[n..], states, threads);
+        }
+        for (thread, prefixes) in maps.chunks_exact(states).enumerate() {
+            for (state, prefix) in scratch.state.iter_mut().zip(prefixes) {
+                *state = prefix.b;
+            }
+            if thread < threads {
+                let there = items_of(thread);
+                let at = decays(scratch, &there);
+                tile.advance::<R, F>(scratch, first, there, at);
+            }
+        }
+        scratch.maps = maps;
     }
 }
 
-/// The fold of one thread's items, tokens of a chunk that begins with token `first`; keeps what enters
-/// state n at each.
+/// Puts the states before each thread's items, and after the last, in the place of one state's folds, every
+/// `stride`-th of `maps`.
+#[inline(always)]
+fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map], stride: usize, threads: usize) {
+    let mut folds = [Map::IDENTITY; MAX_THREADS];
+    let folds = &mut folds[..threads];
+    for (fold, map) in folds.iter_mut().zip(maps.iter().step_by(stride)) {
+        *fold = *map;
+    }
+    for warp in folds.chunks_exact_mut(WARP) {
+        kogge_stone::<R>(warp);
+    }
+    let running = Map {
+        a: [1.0; LANES],
+        b: state,
+    };
+    let mut before: Option<Map> = None; // fold of the warps before this one
+    for (w, warp) in folds.chunks_exact(WARP).enumerate() {
+        for lane in 0..WARP {
+            let exclusive = match (&before, lane) {
+                (None, 0) => None,
+                (None, _) => Some(warp[lane - 1]),
+                (Some(before), 0) => Some(*before),
+                (Some(before), _) => Some(before.then::<R>(&warp[lane - 1])),
+            };
+            maps[(w * WARP + lane) * stride] = match exclusive {
+                Some(exclusive) => running.then::<R>(&exclusive),
+                None => running,
+            };
+        }
+        before = Some(match before {
+            Some(before) => before.then::<R>(&warp[WARP - 1]),
+            None => warp[WARP - 1],
+        });
+    }
+    maps[threads * stride] = running.then::<R>(&before.expect("a chunk has at least one warp"));
+}
+
+/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state. Their decays
+/// lie from token `at` on.
 #[inline(always)]
 fn fold_items<R: RealMath, F: Formula<R>>(
     tile: &Tile,
-    scratch: &mut Scratch,
+    scratch: &Scratch,
     items: Range<usize>,
     first: usize,
-    n: usize,
-) -> Map {
+    at: usize,
+    folds: &mut [Map],
+) {
+    /// States side by side, so that none waits for the token before.
+    const SIDE_BY_SIDE: usize = 4;
     if items.is_empty() {
-        return Map::IDENTITY;
+        return folds.fill(Map::IDENTITY);
     }
-    let states = scratch.state.len();
-    let Scratch {
-        decay,
-        input,
-        drive,
-        u,
-        ..
-    } = scratch;
-    let (decay, input) = (&decay[items.clone()], &mut input[items.clone()]);
-    let (drive, u) = (&drive[items.clone()], &u[items.clone()]);
-    let b = tile.b[(first + items.start) * states..].iter().skip(n);
-    let b = b.step_by(states);
-    let inputs = drive.iter().zip(u).zip(b).zip(input);
-    let mut maps = decay
-        .iter()
-        .zip(inputs)
-        .map(|(a, (((drive, u), b), input))| {
-            *input = tile.input::<R, F>(*b, *drive, *u);
-            Map { a: *a, b: *input }
-        });
-    let mut fold = maps.next().expect("an item");
-    for map in maps {
-        fold = fold.then::<R>(&map);
+    let (together, left) = folds.as_chunks_mut::<SIDE_BY_SIDE>();
+    let count = together.len() * SIDE_BY_SIDE;
+    for (i, folds) in together.iter_mut().enumerate() {
+        let n = i * SIDE_BY_SIDE;
+        *folds = fold_states::<R, F, SIDE_BY_SIDE>(tile, scratch, items.clone(), first, at, n);
     }
-    fold
+    for (i, fold) in left.iter_mut().enumerate() {
+        [*fold] = fold_states::<R, F, 1>(tile, scratch, items.clone(), first, at, count + i);
+    }
 }
 
-/// Moves state n from `x` through one thread's items and adds it to their outputs.
+/// [`fold_items`] of G states from n on; there is an item.
 #[inline(always)]
-fn replay_items<R: RealMath, F: Formula<R>>(
+fn fold_states<R: RealMath, F: Formula<R>, const G: usize>(
     tile: &Tile,
-    scratch: &mut Scratch,
+    scratch: &Scratch,
     items: Range<usize>,
     first: usize,
+    at: usize,
     n: usize,
-    mut x: Lanes,
-) {
-    if items.is_empty() {
-        return;
-    }
+) -> [Map; G] {
     let states = scratch.state.len();
-    let Scratch {
-        decay, input, out, ..
-    } = scratch;
-    let (decay, input) = (&decay[items.clone()], &input[items.clone()]);
-    let out = &mut out[items.clone()];
-    let c = tile.c[(first + items.start) * states..].iter().skip(n);
-    let c = c.step_by(states);
-    for (((decay, input), out), c) in decay.iter().zip(input).zip(out).zip(c) {
-        let (state, sum) = (x, *out);
-        x = lanes(|e| R::fma(decay[e], state[e], input[e]));
-        *out = lanes(|e| F::accumulate(x[e], *c, sum[e]));
+    let b = tile.b[(first + items.start) * states + n..].chunks(states);
+    let decay = scratch.decay[at * states + n..].chunks(states);
+    let (drive, u) = (&scratch.drive[items.clone()], &scratch.u[items]);
+    let mut maps = decay.zip(drive).zip(u).zip(b).map(|(((a, drive), u), b)| {
+        let (a, b) = (&a[..G], &b[..G]);
+        std::array::from_fn(|g| Map {
+            a: a[g],
+            b: tile.input::<R, F>(b[g], *drive, *u),
+        })
+    });
+    let mut folds: [Map; G] = maps.next().expect("an item");
+    for maps in maps {
+        for g in 0..G {
+            folds[g] = folds[g].then::<R>(&maps[g]);
+        }
     }
+    folds
 }
 
 /// Inclusive scan of a warp: offsets 1, 2, 4, 8, 16, all lanes at once.

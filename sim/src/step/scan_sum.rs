@@ -4,12 +4,9 @@
 //! order of the sum is the order of the states and, for each, how many times the two sums on top become one.
 
 use super::scan_formula::Formula;
-use super::scan_tile::{Recurrence, Scratch, Tile};
+use super::scan_tile::{Recurrence, Scratch, Tile, cached_tokens};
 use crate::arith::real::{Lanes, RealMath, lanes};
 use crate::profile::SumOrder;
-
-/// Tokens whose values fit the first-level cache.
-const CHUNK: usize = 64;
 
 /// A state's product on its way into the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +61,8 @@ fn halves(first: usize, step: usize, states: usize, terms: &mut Vec<Term>) {
 pub(super) struct SummedScan;
 
 impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
-    fn chunk(_: usize) -> usize {
-        CHUNK
-    }
-
-    fn scratch(length: usize) -> usize {
-        CHUNK.min(length)
+    fn chunk(_: usize, states: usize) -> usize {
+        cached_tokens(states)
     }
 
     fn terms(order: SumOrder, states: usize) -> Vec<Term> {
@@ -79,25 +72,13 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
     #[inline(always)]
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, tokens: usize, _: usize) {
         let states = scratch.state.len();
-        let one = tokens == 1;
-        if one {
-            tile.decays_of_states::<R>(scratch);
-        }
+        tile.decays::<R>(scratch, first, 0..tokens);
         let mut depth = 0;
         for term in tile.terms {
             let n = term.state;
             let mut x = scratch.state[n];
-            if one {
-                scratch.decay[0] = scratch.decay[n];
-            } else {
-                R::decays(
-                    &tile.alpha[n],
-                    &scratch.delta[..tokens],
-                    &mut scratch.decay[..tokens],
-                );
-            }
             // As slices of one length: the loop then has no pointers to fetch and no bounds to check.
-            let decay = &scratch.decay[..tokens];
+            let decay = scratch.decay[n..].iter().step_by(states);
             let (drive, u) = (&scratch.drive[..tokens], &scratch.u[..tokens]);
             let from = first * states + n;
             let b = tile.b[from..].iter().step_by(states);
@@ -105,7 +86,7 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
             let pushes = term.merges == 0;
             depth += usize::from(pushes);
             let top = &mut scratch.sums[(depth - 1) * tokens..][..tokens];
-            let lanes_of_tokens = decay.iter().zip(drive).zip(u).zip(top.iter_mut());
+            let lanes_of_tokens = decay.zip(drive).zip(u).zip(top.iter_mut());
             for ((((decay, drive), u), sum), (b, c)) in lanes_of_tokens.zip(b.zip(c)) {
                 let input = tile.input::<R, F>(*b, *drive, *u);
                 let before = x;

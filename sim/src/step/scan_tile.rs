@@ -5,7 +5,9 @@
 //! each token, for each lane" around a function; and, where a token needs the one before it,
 //! [`lanes`].
 
-use super::scan::{Outputs, ScanInputs, ScanWeight, States};
+use super::scan::{Outputs, ScanInputs, ScanWeight, Source, States};
+use super::scan_block::Map;
+use super::scan_codes::{CodeTable, GateTable};
 use super::scan_formula::Formula;
 use super::scan_sum::Term;
 use crate::arith::binary16::to_f16;
@@ -18,6 +20,7 @@ use crate::kernels::lines::Lines;
 use crate::kernels::transpose;
 use crate::profile::SumOrder;
 use half::f16;
+use std::ops::Range;
 
 /// A tile of channels: what it reads and where it writes.
 pub(super) struct Tile<'a> {
@@ -31,6 +34,8 @@ pub(super) struct Tile<'a> {
     pub alpha: &'a [Lanes],
     /// The sum over states, where it has an order of its own.
     pub terms: &'a [Term],
+    /// What z alone decides of the gate, by its code.
+    pub gate: Option<&'a GateTable>,
     /// The first channel.
     pub first: usize,
     /// Channels, at most [`LANES`].
@@ -55,10 +60,12 @@ pub(super) struct Scratch {
     /// slices.
     skip: Lines<f32, LANES>,
     bias: Lines<f32, LANES>,
-    /// Decay of one state, token by token; of one token, state by state.
+    /// Decays of some tokens, `[tokens, N]`.
     pub decay: Lines<f32, LANES>,
-    /// What enters that state, token by token (block scan).
-    pub input: Lines<f32, LANES>,
+    /// softplus and decays by code, where dt has codes.
+    pub table: Option<CodeTable>,
+    /// Of the block scan's threads.
+    pub maps: Vec<Map>,
     /// Partial sums over states, token by token, one below the other.
     pub sums: Lines<f32, LANES>,
     /// The states, `[N]`.
@@ -68,16 +75,24 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub fn new(tokens: usize, states: usize, terms: &[Term]) -> Self {
+    /// For chunks of `tokens`, and the decays of as many as `decays`.
+    pub fn new(
+        tokens: usize,
+        decays: usize,
+        states: usize,
+        terms: &[Term],
+        table: Option<CodeTable>,
+    ) -> Self {
         let zeros = |count| Lines::new(0.0, count);
         // In memory in this order, most often: what is written lies below what is read with it, so that
         // a read never has the low address bits of a write just made, for which it would have to wait.
-        let (out, decay, input) = (zeros(tokens), zeros(tokens.max(states)), zeros(tokens));
+        let (out, decay) = (zeros(tokens), zeros(decays * states));
         let depth = deepest(terms);
         Self {
             out,
             decay,
-            input,
+            table,
+            maps: Vec::new(),
             drive: zeros(tokens),
             u: zeros(tokens),
             delta: zeros(tokens),
@@ -102,13 +117,20 @@ fn deepest(terms: &[Term]) -> usize {
     depths.max().unwrap_or(0)
 }
 
+/// Tokens whose decays fit the first-level cache.
+pub(super) fn cached_tokens(states: usize) -> usize {
+    (256 / states).clamp(4, 64)
+}
+
 /// An order of the recurrence.
 pub(super) trait Recurrence<R: RealMath, F: Formula<R>> {
     /// Tokens of a chunk, for a sequence of `length`.
-    fn chunk(length: usize) -> usize;
+    fn chunk(length: usize, states: usize) -> usize;
 
-    /// Tokens that a scratch must hold.
-    fn scratch(length: usize) -> usize;
+    /// Tokens of a chunk whose decays are looked up together.
+    fn looked_up(length: usize, states: usize) -> usize {
+        Self::chunk(length, states)
+    }
 
     /// The sum over N states in an order; empty where the recurrence adds states up as it goes.
     fn terms(_: SumOrder, _: usize) -> Vec<Term> {
@@ -179,8 +201,6 @@ impl Tile<'_> {
         self.inputs
             .u
             .load(first, self.first, self.width, &mut scratch.u[..tokens]);
-        let delta = &mut scratch.delta[..tokens];
-        self.inputs.dt.load(first, self.first, self.width, delta);
         let Scratch {
             delta,
             u,
@@ -188,39 +208,106 @@ impl Tile<'_> {
             out,
             skip,
             bias,
+            table,
             ..
         } = scratch;
-        let (delta, drive) = (flat_mut(delta, tokens), flat_mut(drive, tokens));
         let (u, out) = (flat_mut(u, tokens), flat_mut(out, tokens));
         let scale = self.inputs.u.scale();
         for ((u, out), skip) in u.iter_mut().zip(out).zip(skip.as_flattened()) {
             *u = R::mul(scale, *u);
             *out = <F as Formula<R::OfResults>>::first_output(*skip, *u);
         }
-        let scale = self.inputs.dt.scale();
-        for (delta, bias) in delta.iter_mut().zip(bias.as_flattened()) {
-            *delta = <F as Formula<R>>::dt(scale, *delta, *bias);
+        let delta = &mut delta[..tokens];
+        match table {
+            Some(table) => table.deltas(first, delta),
+            None => {
+                self.inputs.dt.load(first, self.first, self.width, delta);
+                let delta = delta.as_flattened_mut();
+                let scale = self.inputs.dt.scale();
+                for (delta, bias) in delta.iter_mut().zip(bias.as_flattened()) {
+                    *delta = <F as Formula<R>>::dt(scale, *delta, *bias);
+                }
+                R::softplus_slice(delta);
+                delta
+                    .iter_mut()
+                    .for_each(|delta| *delta = R::operand(*delta));
+            }
         }
-        R::softplus_slice(delta);
-        for ((delta, u), drive) in delta.iter_mut().zip(u).zip(drive) {
-            *delta = R::operand(*delta);
+        let drive = flat_mut(drive, tokens);
+        for ((delta, u), drive) in delta.as_flattened().iter().zip(u).zip(drive) {
             *drive = <F as Formula<R::OfResults>>::drive(*delta, *u);
         }
     }
 
-    /// Decays of state n for the chunk's tokens.
+    /// Decays of some of the chunk's tokens, which begins with token `first`; to the start of their place.
     #[inline(always)]
-    pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, tokens: usize, n: usize) {
-        let Scratch { delta, decay, .. } = scratch;
-        R::decays(&self.alpha[n], &delta[..tokens], &mut decay[..tokens]);
+    pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, first: usize, tokens: Range<usize>) {
+        let states = self.alpha.len();
+        let decay = &mut scratch.decay[..tokens.len() * states];
+        match &scratch.table {
+            Some(table) => table.decays(first + tokens.start, states, decay),
+            None => {
+                let delta = &scratch.delta[tokens];
+                for (delta, decay) in delta.iter().zip(decay.chunks_exact_mut(states)) {
+                    // A product does not ask which factor is which.
+                    R::decays(delta, self.alpha, decay);
+                }
+            }
+        }
     }
 
-    /// Decays of all states for the chunk's first token.
+    /// Moves all states through some of the chunk's tokens, which begins with token `first`, and adds them to
+    /// the outputs, n ascending. Their decays lie from token `at` on.
     #[inline(always)]
-    pub fn decays_of_states<R: RealMath>(&self, scratch: &mut Scratch) {
-        let Scratch { delta, decay, .. } = scratch;
-        // A product does not ask which factor is which.
-        R::decays(&delta[0], self.alpha, &mut decay[..self.alpha.len()]);
+    pub fn advance<R: RealMath, F: Formula<R>>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: Range<usize>,
+        at: usize,
+    ) {
+        /// States side by side: enough that none waits for the one before, few enough for registers.
+        const SIDE_BY_SIDE: usize = 8;
+        let states = self.alpha.len();
+        let together = states / SIDE_BY_SIDE * SIDE_BY_SIDE;
+        for n in (0..together).step_by(SIDE_BY_SIDE) {
+            self.advance_states::<R, F, SIDE_BY_SIDE>(scratch, first, tokens.clone(), at, n);
+        }
+        for n in together..states {
+            self.advance_states::<R, F, 1>(scratch, first, tokens.clone(), at, n);
+        }
+    }
+
+    /// [`Tile::advance`] of G states from n on.
+    #[inline(always)]
+    fn advance_states<R: RealMath, F: Formula<R>, const G: usize>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: Range<usize>,
+        at: usize,
+        n: usize,
+    ) {
+        let states = self.alpha.len();
+        let from = (first + tokens.start) * states + n;
+        let (b, c) = (self.b[from..].chunks(states), self.c[from..].chunks(states));
+        let decay = scratch.decay[at * states + n..].chunks(states);
+        let (drive, u) = (&scratch.drive[tokens.clone()], &scratch.u[tokens.clone()]);
+        let out = &mut scratch.out[tokens];
+        let mut x: [Lanes; G] = std::array::from_fn(|g| scratch.state[n + g]);
+        let of_tokens = out.iter_mut().zip(drive).zip(u).zip(decay).zip(b.zip(c));
+        for ((((out, drive), u), decay), (b, c)) in of_tokens {
+            let (decay, b, c) = (&decay[..G], &b[..G], &c[..G]);
+            let mut sum = *out;
+            for g in 0..G {
+                let input = self.input::<R, F>(b[g], *drive, *u);
+                let (before, above) = (x[g], sum);
+                x[g] = lanes(|e| F::update(decay[g][e], before[e], input[e]));
+                sum = lanes(|e| F::accumulate(x[g][e], c[g], above[e]));
+            }
+            *out = sum;
+        }
+        scratch.state[n..][..G].copy_from_slice(&x);
     }
 
     /// What enters a state, given its B.
@@ -240,7 +327,8 @@ impl Tile<'_> {
         let Scratch {
             u,
             out,
-            decay,
+            delta,
+            drive,
             skip,
             ..
         } = scratch;
@@ -250,13 +338,28 @@ impl Tile<'_> {
             *out = F::last_output(*out, *skip, *u);
         }
         if let Some(source) = &self.inputs.z {
-            let z = &mut decay[..tokens];
+            let z = &mut drive[..tokens];
             source.load(first, self.first, self.width, z);
             let scale = source.scale();
             for z in z.as_flattened_mut() {
                 *z = R::mul(scale, *z);
             }
-            F::gate(out.as_flattened_mut(), z.as_flattened());
+            let (out, z) = (out.as_flattened_mut(), z.as_flattened());
+            match (self.gate, source) {
+                (Some(gate), Source::Int8 { codes, .. }) => {
+                    let columns = codes.ncols();
+                    let all = codes.as_slice().expect("activations are row-major");
+                    let rows = all[first * columns..].chunks_exact(columns);
+                    let parts = &mut delta[..tokens];
+                    for (part, row) in parts.iter_mut().zip(rows) {
+                        gate.look_up(&row[self.first..][..self.width], part);
+                    }
+                    for ((out, z), part) in out.iter_mut().zip(z).zip(parts.as_flattened()) {
+                        *out = F::gated(*out, *z, *part);
+                    }
+                }
+                _ => F::gate(out, z),
+            }
         }
         for (t, out) in out.iter().enumerate() {
             match self.y {

@@ -38,6 +38,15 @@ impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
     fn div(n: f32, d: f32) -> f32 {
         Self::mul(n, rcp(d))
     }
+    /// A division is a product with the unit's reciprocal.
+    #[inline(always)]
+    fn sigmoid_divisor(z: f32) -> f32 {
+        rcp(Self::add(1.0, Self::exp_neg(z)))
+    }
+    #[inline(always)]
+    fn by_sigmoid(n: f32, reciprocal: f32) -> f32 {
+        Self::mul(n, reciprocal)
+    }
     #[inline(always)]
     fn exp(x: f32) -> f32 {
         exp_fast(x)
