@@ -77,19 +77,15 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
         if kept {
             tile.decays::<R>(scratch, first, 0..tokens);
         }
-        let decays = |scratch: &mut Scratch, items: &Range<usize>| match kept {
-            true => items.start,
-            false => {
-                tile.decays::<R>(scratch, first, items.clone());
-                0
-            }
-        };
         // Of each thread, and one more: the states at the end.
         let mut maps = std::mem::take(&mut scratch.maps);
         maps.resize((threads + 1) * states, Map::IDENTITY);
         for (thread, folds) in maps.chunks_exact_mut(states).take(threads).enumerate() {
             let there = items_of(thread);
-            let at = decays(scratch, &there);
+            let at = if kept { there.start } else { 0 };
+            if !kept {
+                tile.decays::<R>(scratch, first, there.clone());
+            }
             let count = there.len();
             fold_items::<R, F>(tile, scratch, there, first, at, folds);
             for fold in folds {
@@ -107,7 +103,10 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
             }
             if thread < threads {
                 let there = items_of(thread);
-                let at = decays(scratch, &there);
+                let at = if kept { there.start } else { 0 };
+                if !kept {
+                    tile.decays::<R>(scratch, first, there.clone());
+                }
                 tile.advance::<R, F>(scratch, first, there, at);
             }
         }
@@ -194,17 +193,19 @@ fn fold_states<R: RealMath, F: Formula<R>, const G: usize>(
     let b = tile.b[(first + items.start) * states + n..].chunks(states);
     let decay = scratch.decay[at * states + n..].chunks(states);
     let (drive, u) = (&scratch.drive[items.clone()], &scratch.u[items]);
-    let mut maps = decay.zip(drive).zip(u).zip(b).map(|(((a, drive), u), b)| {
+    let mut folds = [Map::IDENTITY; G];
+    for (i, (((a, drive), u), b)) in decay.zip(drive).zip(u).zip(b).enumerate() {
         let (a, b) = (&a[..G], &b[..G]);
-        std::array::from_fn(|g| Map {
-            a: a[g],
-            b: tile.input::<R, F>(b[g], *drive, *u),
-        })
-    });
-    let mut folds: [Map; G] = maps.next().expect("an item");
-    for maps in maps {
         for g in 0..G {
-            folds[g] = folds[g].then::<R>(&maps[g]);
+            let map = Map {
+                a: a[g],
+                b: tile.input::<R, F>(b[g], *drive, *u),
+            };
+            folds[g] = if i == 0 {
+                map
+            } else {
+                folds[g].then::<R>(&map)
+            };
         }
     }
     folds
