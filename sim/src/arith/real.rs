@@ -41,6 +41,10 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     /// uses them is done.
     type OfResults: RealMath;
 
+    /// Whether a subnormal result of a sum, a product or an fma becomes a zero of its sign. Else these are the
+    /// operations of IEEE 754.
+    const FLUSHES: bool = false;
+
     /// `x` as this arithmetic takes an operand.
     #[inline(always)]
     fn operand(x: f32) -> f32 {

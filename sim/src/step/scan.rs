@@ -444,14 +444,12 @@ where
     let terms = O::terms(rules.sum, n);
     let gate = GateTable::of::<R, F>(inputs.z.as_ref(), l);
     let mut status = Status::default();
-    let stretch = STRETCH.next_multiple_of(O::chunk(l, n));
+    let stretch = STRETCH.next_multiple_of(O::chunk(l));
     let scratch = || {
         let table = CodeTable::of(&inputs.dt, stretch.min(l), n);
-        let decays = match table {
-            Some(_) => O::looked_up(l, n),
-            None => O::chunk(l, n),
-        };
-        Scratch::new(O::chunk(l, n).min(l), decays.min(l), n, &terms, table)
+        let chunk = O::chunk(l).min(l);
+        let decays = O::decays(l, n, table.is_some()).min(chunk);
+        Scratch::new(chunk, decays, n, &terms, table)
     };
     for from in (0..l).step_by(stretch) {
         let tokens = from..(from + stretch).min(l);
@@ -467,6 +465,7 @@ where
                         b: &b,
                         c: &c,
                         alpha: &alpha[tile * n..][..n],
+                        sum: rules.sum,
                         terms: &terms,
                         gate: gate.as_ref(),
                         first,
@@ -509,11 +508,12 @@ where
         } else {
             tile.load_state(scratch);
         }
+        tile.parameters::<R>(scratch);
         if let Some(mut table) = scratch.table.take() {
             table.learn::<R, F>(&tile, self.tokens.clone());
             scratch.table = Some(table);
         }
-        let chunk = O::chunk(length, scratch.state.len());
+        let chunk = O::chunk(length);
         for first in self.tokens.clone().step_by(chunk) {
             let tokens = chunk.min(self.tokens.end - first);
             tile.begin::<R, F>(scratch, first, tokens);

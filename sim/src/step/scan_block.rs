@@ -7,7 +7,7 @@
 //! are array elements, so the order is the kernel's whatever runs it.
 
 use super::scan_formula::Formula;
-use super::scan_tile::{Recurrence, Scratch, Tile};
+use super::scan_tile::{Recurrence, Scratch, Tile, cached_tokens};
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 use std::ops::Range;
 
@@ -55,13 +55,17 @@ impl Map {
 pub(super) struct BlockScan;
 
 impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
-    fn chunk(length: usize, _: usize) -> usize {
+    fn chunk(length: usize) -> usize {
         let (threads, items) = plan(length);
         threads * items
     }
 
-    fn looked_up(length: usize, _: usize) -> usize {
-        plan(length).1
+    /// A look-up is cheap enough to be made twice, a function is not.
+    fn decays(length: usize, states: usize, by_table: bool) -> usize {
+        match by_table {
+            true => plan(length).1.max(cached_tokens(states)),
+            false => <Self as Recurrence<R, F>>::chunk(length),
+        }
     }
 
     #[inline(always)]
@@ -72,57 +76,50 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
             let from = (thread * items).min(tokens);
             from..(from + items).min(tokens)
         };
-        // A look-up is cheap enough to be made twice, a function is not.
         let kept = scratch.table.is_none();
         if kept {
             tile.decays::<R>(scratch, first, 0..tokens);
         }
-        // Of each thread, and one more: the states at the end.
+        // Of each state the maps of the threads, and one more: the state at the end.
+        let row = threads + 1;
         let mut maps = std::mem::take(&mut scratch.maps);
-        maps.resize((threads + 1) * states, Map::IDENTITY);
-        for (thread, folds) in maps.chunks_exact_mut(states).take(threads).enumerate() {
+        maps.resize(states * row, Map::IDENTITY);
+        let mut folds = vec![Map::IDENTITY; states];
+        for thread in 0..threads {
             let there = items_of(thread);
-            let at = if kept { there.start } else { 0 };
-            if !kept {
-                tile.decays::<R>(scratch, first, there.clone());
-            }
             let count = there.len();
-            fold_items::<R, F>(tile, scratch, there, first, at, folds);
-            for fold in folds {
+            fold_items::<R, F>(tile, scratch, there, first, kept, &mut folds);
+            for (fold, maps) in folds.iter_mut().zip(maps.chunks_exact_mut(row)) {
                 for _ in count.max(1)..items {
                     *fold = fold.then::<R>(&Map::IDENTITY);
                 }
+                maps[thread] = *fold;
             }
         }
-        for (n, state) in scratch.state.iter().enumerate() {
-            prefixes::<R>(*state, &mut maps[n..], states, threads);
+        for (state, maps) in scratch.state.iter().zip(maps.chunks_exact_mut(row)) {
+            prefixes::<R>(*state, maps);
         }
-        for (thread, prefixes) in maps.chunks_exact(states).enumerate() {
-            for (state, prefix) in scratch.state.iter_mut().zip(prefixes) {
-                *state = prefix.b;
+        for thread in 0..row {
+            for (state, prefixes) in scratch.state.iter_mut().zip(maps.chunks_exact(row)) {
+                *state = prefixes[thread].b;
             }
             if thread < threads {
                 let there = items_of(thread);
-                let at = if kept { there.start } else { 0 };
-                if !kept {
-                    tile.decays::<R>(scratch, first, there.clone());
+                if !tile.fused_by_table::<R>(scratch, first, there.clone()) {
+                    tile.advance::<R, F>(scratch, first, there, kept);
                 }
-                tile.advance::<R, F>(scratch, first, there, at);
             }
         }
         scratch.maps = maps;
     }
 }
 
-/// Puts the states before each thread's items, and after the last, in the place of one state's folds, every
-/// `stride`-th of `maps`.
+/// Puts the states before each thread's items, and after the last, in the place of a state's folds.
 #[inline(always)]
-fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map], stride: usize, threads: usize) {
+fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map]) {
     let mut folds = [Map::IDENTITY; MAX_THREADS];
-    let folds = &mut folds[..threads];
-    for (fold, map) in folds.iter_mut().zip(maps.iter().step_by(stride)) {
-        *fold = *map;
-    }
+    let folds = &mut folds[..maps.len() - 1];
+    folds.copy_from_slice(&maps[..folds.len()]);
     for warp in folds.chunks_exact_mut(WARP) {
         kogge_stone::<R>(warp);
     }
@@ -139,7 +136,7 @@ fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map], stride: usize, threads:
                 (Some(before), 0) => Some(*before),
                 (Some(before), _) => Some(before.then::<R>(&warp[lane - 1])),
             };
-            maps[(w * WARP + lane) * stride] = match exclusive {
+            maps[w * WARP + lane] = match exclusive {
                 Some(exclusive) => running.then::<R>(&exclusive),
                 None => running,
             };
@@ -149,24 +146,35 @@ fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map], stride: usize, threads:
             None => warp[WARP - 1],
         });
     }
-    maps[threads * stride] = running.then::<R>(&before.expect("a chunk has at least one warp"));
+    maps[folds.len()] = running.then::<R>(&before.expect("a chunk has at least one warp"));
 }
 
-/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state. Their decays
-/// lie from token `at` on.
+/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state. `kept` as in
+/// [`Tile::advance`].
 #[inline(always)]
 fn fold_items<R: RealMath, F: Formula<R>>(
     tile: &Tile,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
     items: Range<usize>,
     first: usize,
-    at: usize,
+    kept: bool,
     folds: &mut [Map],
 ) {
     /// States side by side, so that none waits for the token before.
     const SIDE_BY_SIDE: usize = 4;
     if items.is_empty() {
         return folds.fill(Map::IDENTITY);
+    }
+    if let Some([a, b]) = tile.folded_by_table::<R>(scratch, first, items.clone()) {
+        for (fold, (a, b)) in folds.iter_mut().zip(a.into_iter().zip(b)) {
+            *fold = Map { a, b };
+        }
+        return;
+    }
+    let mut at = items.start;
+    if !kept {
+        tile.decays::<R>(scratch, first, items.clone());
+        at = 0;
     }
     let (together, left) = folds.as_chunks_mut::<SIDE_BY_SIDE>();
     let count = together.len() * SIDE_BY_SIDE;

@@ -7,28 +7,26 @@ use super::scan::Source;
 use super::scan_formula::Formula;
 use super::scan_tile::Tile;
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
-#[cfg(target_arch = "x86_64")]
-use crate::isa::Isa;
 use crate::isa::{Kernel, dispatch};
 use crate::kernels::lines::Lines;
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::transpose;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// INT8 codes, in the order of their bits as `u8`.
 const CODES: usize = 256;
-/// Entries from a channel to the next: not a power of two, or the same code of all channels would have one
+/// Entries from a channel's to the next one's: not a power of two, or the same code of all channels would have one
 /// place in the cache.
-const STRIDE: usize = CODES + 1;
+pub(crate) const STRIDE: usize = CODES + 1;
+/// Bytes of a line of the table.
+const LINE: u16 = size_of::<Lanes>() as u16;
 /// Tokens from which a table costs less than it saves.
 const WORTH: usize = 16;
 
 /// softplus(dt) and decays of a tile of channels, for the codes that a stretch of time has.
 pub(super) struct CodeTable {
-    /// The stretch's first token, and its codes, token by token.
+    /// The stretch's first token, and its codes times [`LINE`], token by token.
     start: usize,
-    codes: Vec<[u8; LANES]>,
+    offsets: Vec<[u16; LANES]>,
     /// softplus(dt), `[channels, codes]`.
     delta: Vec<f32>,
     /// Decays, `[channels, codes, N]`, N in whole lines.
@@ -46,7 +44,7 @@ impl CodeTable {
         let lines = states.div_ceil(LANES);
         Some(Self {
             start: 0,
-            codes: vec![[0; LANES]; tokens],
+            offsets: vec![[0; LANES]; tokens],
             delta: vec![0.0; LANES * CODES],
             decay: Lines::new(0.0, LANES * STRIDE * lines),
             lines,
@@ -68,10 +66,18 @@ impl CodeTable {
         let all = codes.as_slice().expect("activations are row-major");
         let rows = all[tokens.start * columns..].chunks_exact(columns);
         let mut occurs = [[0u8; CODES]; LANES];
-        for (to, row) in self.codes[..tokens.len()].iter_mut().zip(rows) {
-            for (e, code) in row[tile.first..][..tile.width].iter().enumerate() {
-                to[e] = *code as u8;
-                occurs[e][usize::from(to[e])] = 1;
+        for (offsets, row) in self.offsets[..tokens.len()].iter_mut().zip(rows) {
+            let row = &row[tile.first..][..tile.width];
+            let mut codes = [0; LANES];
+            match <&[i8; LANES]>::try_from(row) {
+                Ok(row) => codes = *row,
+                Err(_) => codes[..row.len()].copy_from_slice(row),
+            }
+            for e in 0..LANES {
+                offsets[e] = u16::from(codes[e] as u8) * LINE;
+            }
+            for e in 0..LANES {
+                occurs[e][usize::from(codes[e] as u8)] = 1;
             }
         }
         let (_, bias) = tile.weight.skip_and_bias::<R>(tile.first, tile.width);
@@ -105,17 +111,34 @@ impl CodeTable {
     /// softplus(dt) of the tokens from `first` on.
     #[inline(always)]
     pub fn deltas(&self, first: usize, to: &mut [Lanes]) {
-        for (to, codes) in to.iter_mut().zip(&self.codes[first - self.start..]) {
+        for (to, offsets) in to.iter_mut().zip(self.offsets_from(first)) {
             for e in 0..LANES {
-                to[e] = self.delta[e * CODES + usize::from(codes[e])];
+                to[e] = self.delta[e * CODES + usize::from(offsets[e] / LINE)];
             }
         }
     }
 
     /// Decays of the tokens from `first` on, `[tokens, N]`.
-    #[inline(always)]
     pub fn decays(&self, first: usize, states: usize, to: &mut [Lanes]) {
-        look_up(self, &self.codes[first - self.start..], states, to);
+        for (to, offsets) in to.chunks_exact_mut(states).zip(self.offsets_from(first)) {
+            for (e, offset) in offsets.iter().enumerate() {
+                let entry = (e * STRIDE + usize::from(offset / LINE)) * self.lines;
+                let entry = self.decay[entry..][..self.lines].as_flattened();
+                for (to, decay) in to.iter_mut().zip(entry) {
+                    to[e] = *decay;
+                }
+            }
+        }
+    }
+
+    /// The codes of the tokens from `first` on, times [`LINE`].
+    pub fn offsets_from(&self, first: usize) -> &[[u16; LANES]] {
+        &self.offsets[first - self.start..]
+    }
+
+    /// Decays as lines, an entry at `channel · STRIDE + code`, where an entry is one line.
+    pub fn one_line_entries(&self) -> Option<&[Lanes]> {
+        (self.lines == 1).then_some(&self.decay)
     }
 }
 
@@ -159,40 +182,22 @@ impl<R: RealMath, F: Formula<R::OfResults>> Kernel for GateParts<R, F> {
     }
 }
 
-/// The codes that are marked; `to` has room for all.
+/// The codes that are marked by ones; `to` has room for all.
 #[inline(always)]
 fn codes_that_occur<'a>(marks: &[u8; CODES], to: &'a mut [u8; CODES]) -> &'a [u8] {
     let mut count = 0;
-    for (eight, marks) in marks.as_chunks::<8>().0.iter().enumerate() {
-        let mut left = u64::from_le_bytes(*marks);
-        while left != 0 {
-            to[count] = 8 * eight as u8 + (left.trailing_zeros() / 8) as u8;
+    for (i, marks) in marks.as_chunks::<64>().0.iter().enumerate() {
+        let mut bits = 0;
+        for (byte, eight) in marks.as_chunks::<8>().0.iter().enumerate() {
+            // Eight ones and zeros, a byte each, meet in the highest byte.
+            let product = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080);
+            bits |= (product >> 56) << (8 * byte);
+        }
+        while bits != 0 {
+            to[count] = 64 * i as u8 + bits.trailing_zeros() as u8;
             count += 1;
-            left &= left - 1;
+            bits &= bits - 1;
         }
     }
     &to[..count]
-}
-
-/// Moves only, and so one copy does for every instruction set.
-#[inline(never)]
-fn look_up(table: &CodeTable, codes: &[[u8; LANES]], states: usize, to: &mut [Lanes]) {
-    let at = |e: usize, code: u8| (e * STRIDE + usize::from(code)) * table.lines;
-    #[cfg(target_arch = "x86_64")]
-    if states.is_multiple_of(LANES) && Isa::current() >= Isa::Avx512 {
-        for (to, codes) in to.chunks_exact_mut(states).zip(codes) {
-            let entries = std::array::from_fn(|e| at(e, codes[e]));
-            // SAFETY: the instruction set was found.
-            unsafe { transpose::entries_to_lanes(&table.decay, entries, to) };
-        }
-        return;
-    }
-    for (to, codes) in to.chunks_exact_mut(states).zip(codes) {
-        for (e, code) in codes.iter().enumerate() {
-            let entry = table.decay[at(e, *code)..][..table.lines].as_flattened();
-            for (to, decay) in to.iter_mut().zip(entry) {
-                to[e] = *decay;
-            }
-        }
-    }
 }

@@ -4,9 +4,12 @@
 //! order of the sum is the order of the states and, for each, how many times the two sums on top become one.
 
 use super::scan_formula::Formula;
-use super::scan_tile::{Recurrence, Scratch, Tile, cached_tokens};
+use super::scan_tile::{Recurrence, Scratch, Tile};
 use crate::arith::real::{Lanes, RealMath, lanes};
 use crate::profile::SumOrder;
+
+/// Tokens whose values fit the first-level cache.
+const CHUNK: usize = 64;
 
 /// A state's product on its way into the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +64,12 @@ fn halves(first: usize, step: usize, states: usize, terms: &mut Vec<Term>) {
 pub(super) struct SummedScan;
 
 impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
-    fn chunk(_: usize, states: usize) -> usize {
-        cached_tokens(states)
+    fn chunk(_: usize) -> usize {
+        CHUNK
+    }
+
+    fn decays(_: usize, _: usize, _: bool) -> usize {
+        CHUNK
     }
 
     fn terms(order: SumOrder, states: usize) -> Vec<Term> {
@@ -72,6 +79,9 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
     #[inline(always)]
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, tokens: usize, _: usize) {
         let states = scratch.state.len();
+        if tile.separate_by_table::<R>(scratch, first, tokens) {
+            return;
+        }
         tile.decays::<R>(scratch, first, 0..tokens);
         let mut depth = 0;
         for term in tile.terms {

@@ -10,14 +10,14 @@ use super::scan_block::Map;
 use super::scan_codes::{CodeTable, GateTable};
 use super::scan_formula::Formula;
 use super::scan_sum::Term;
-use crate::arith::binary16::to_f16;
+use crate::arith::binary16::narrow;
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 use crate::arith::saturate::Status;
 use crate::isa::Isa;
 use crate::kernels::columns::SplitColumns;
 use crate::kernels::lines::Lines;
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::transpose;
+use crate::kernels::{self, transpose};
 use crate::profile::SumOrder;
 use half::f16;
 use std::ops::Range;
@@ -32,7 +32,8 @@ pub(super) struct Tile<'a> {
     pub c: &'a [f32],
     /// exp(A_log) of these channels, `[N]`.
     pub alpha: &'a [Lanes],
-    /// The sum over states, where it has an order of its own.
+    /// The sum over states, where it has an order of its own, and its terms.
+    pub sum: SumOrder,
     pub terms: &'a [Term],
     /// What z alone decides of the gate, by its code.
     pub gate: Option<&'a GateTable>,
@@ -56,6 +57,8 @@ pub(super) struct Scratch {
     pub drive: Lines<f32, LANES>,
     /// Output of the chunk's tokens.
     pub out: Lines<f32, LANES>,
+    /// The same, rounded to binary16.
+    halves: Vec<[f16; LANES]>,
     /// s_D ⊗ q_D and the bias of dt, once for each token: passes over many tokens then are passes over flat
     /// slices.
     skip: Lines<f32, LANES>,
@@ -93,6 +96,7 @@ impl Scratch {
             decay,
             table,
             maps: Vec::new(),
+            halves: vec![[f16::ZERO; LANES]; tokens],
             drive: zeros(tokens),
             u: zeros(tokens),
             delta: zeros(tokens),
@@ -125,11 +129,11 @@ pub(super) fn cached_tokens(states: usize) -> usize {
 /// An order of the recurrence.
 pub(super) trait Recurrence<R: RealMath, F: Formula<R>> {
     /// Tokens of a chunk, for a sequence of `length`.
-    fn chunk(length: usize, states: usize) -> usize;
+    fn chunk(length: usize) -> usize;
 
-    /// Tokens of a chunk whose decays are looked up together.
-    fn looked_up(length: usize, states: usize) -> usize {
-        Self::chunk(length, states)
+    /// Tokens whose decays a scratch must hold.
+    fn decays(_length: usize, states: usize, _by_table: bool) -> usize {
+        cached_tokens(states)
     }
 
     /// The sum over N states in an order; empty where the recurrence adds states up as it goes.
@@ -187,6 +191,14 @@ impl Tile<'_> {
         }
     }
 
+    /// What the channels' parameters are at every token.
+    #[inline(always)]
+    pub fn parameters<R: RealMath>(&self, scratch: &mut Scratch) {
+        let (skip, bias) = self.weight.skip_and_bias::<R>(self.first, self.width);
+        scratch.skip.fill(skip);
+        scratch.bias.fill(bias);
+    }
+
     /// Loads a chunk: u, the softplus of dt, and the outputs before the first state.
     #[inline(always)]
     pub fn begin<R: RealMath, F: Formula<R> + Formula<R::OfResults>>(
@@ -195,9 +207,6 @@ impl Tile<'_> {
         first: usize,
         tokens: usize,
     ) {
-        let (skip, bias) = self.weight.skip_and_bias::<R>(self.first, self.width);
-        scratch.skip[..tokens].fill(skip);
-        scratch.bias[..tokens].fill(bias);
         self.inputs
             .u
             .load(first, self.first, self.width, &mut scratch.u[..tokens]);
@@ -257,24 +266,37 @@ impl Tile<'_> {
     }
 
     /// Moves all states through some of the chunk's tokens, which begins with token `first`, and adds them to
-    /// the outputs, n ascending. Their decays lie from token `at` on.
+    /// the outputs, n ascending. `kept` are decays that lie in their place from the chunk's start on.
     #[inline(always)]
     pub fn advance<R: RealMath, F: Formula<R>>(
         &self,
         scratch: &mut Scratch,
         first: usize,
         tokens: Range<usize>,
-        at: usize,
+        kept: bool,
     ) {
         /// States side by side: enough that none waits for the one before, few enough for registers.
         const SIDE_BY_SIDE: usize = 8;
         let states = self.alpha.len();
         let together = states / SIDE_BY_SIDE * SIDE_BY_SIDE;
-        for n in (0..together).step_by(SIDE_BY_SIDE) {
-            self.advance_states::<R, F, SIDE_BY_SIDE>(scratch, first, tokens.clone(), at, n);
-        }
-        for n in together..states {
-            self.advance_states::<R, F, 1>(scratch, first, tokens.clone(), at, n);
+        let cached = if kept {
+            tokens.len()
+        } else {
+            cached_tokens(states)
+        };
+        for from in tokens.clone().step_by(cached.max(1)) {
+            let tokens = from..(from + cached).min(tokens.end);
+            let mut at = from;
+            if !kept {
+                self.decays::<R>(scratch, first, tokens.clone());
+                at = 0;
+            }
+            for n in (0..together).step_by(SIDE_BY_SIDE) {
+                self.advance_states::<R, F, SIDE_BY_SIDE>(scratch, first, tokens.clone(), at, n);
+            }
+            for n in together..states {
+                self.advance_states::<R, F, 1>(scratch, first, tokens.clone(), at, n);
+            }
         }
     }
 
@@ -310,6 +332,128 @@ impl Tile<'_> {
         scratch.state[n..][..G].copy_from_slice(&x);
     }
 
+    /// Some of the chunk's tokens, as the kernels take them that have the table in their loops; `None` where
+    /// there is no table, N is not theirs or the machine has none of them.
+    #[cfg(target_arch = "x86_64")]
+    fn for_kernels<'t>(
+        &'t self,
+        table: &'t Option<CodeTable>,
+        drive: &'t [Lanes],
+        u: &'t [Lanes],
+        first: usize,
+        tokens: Range<usize>,
+    ) -> Option<kernels::scan::Tokens<'t>> {
+        if self.alpha.len() != LANES || Isa::current() < Isa::Avx512 {
+            return None;
+        }
+        let table = table.as_ref()?;
+        let of_tokens = (first + tokens.start) * LANES..(first + tokens.end) * LANES;
+        Some(kernels::scan::Tokens {
+            table: table.one_line_entries()?,
+            codes: &table.offsets_from(first + tokens.start)[..tokens.len()],
+            drive: &drive[tokens.clone()],
+            u: &u[tokens],
+            b: &self.b[of_tokens.clone()],
+            c: &self.c[of_tokens],
+        })
+    }
+
+    /// [`Tile::advance`] of the fused formula by a kernel, if there is one.
+    #[inline(always)]
+    pub fn fused_by_table<R: RealMath>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: Range<usize>,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let Scratch {
+                table,
+                drive,
+                u,
+                out,
+                state,
+                ..
+            } = scratch;
+            let inputs = self.for_kernels(table, drive, u, first, tokens.clone());
+            if let (Some(inputs), Some(state)) = (inputs, state.first_chunk_mut()) {
+                let out = &mut out[tokens];
+                // SAFETY: the instruction set was found.
+                unsafe {
+                    match R::FLUSHES {
+                        true => kernels::scan::fused::<true>(inputs, state, out),
+                        false => kernels::scan::fused::<false>(inputs, state, out),
+                    }
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The chunk's tokens through the formula whose operations are separate, by a kernel, if there is one.
+    #[inline(always)]
+    pub fn separate_by_table<R: RealMath>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: usize,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let Scratch {
+                table,
+                drive,
+                u,
+                out,
+                state,
+                ..
+            } = scratch;
+            let inputs = self.for_kernels(table, drive, u, first, 0..tokens);
+            if let (Some(inputs), Some(state)) = (inputs, state.first_chunk_mut()) {
+                let out = &mut out[..tokens];
+                // SAFETY: the instruction set was found.
+                unsafe {
+                    match R::FLUSHES {
+                        true => kernels::scan::separate::<true>(self.sum, inputs, state, out),
+                        false => kernels::scan::separate::<false>(self.sum, inputs, state, out),
+                    }
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The maps of some of the chunk's tokens as one for each state, by a kernel, if there is one.
+    #[inline(always)]
+    pub fn folded_by_table<R: RealMath>(
+        &self,
+        scratch: &Scratch,
+        first: usize,
+        tokens: Range<usize>,
+    ) -> Option<[[Lanes; LANES]; 2]> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let Scratch {
+                table, drive, u, ..
+            } = scratch;
+            let inputs = self.for_kernels(table, drive, u, first, tokens)?;
+            let [mut a, mut b] = [[[0.0; LANES]; LANES]; 2];
+            // SAFETY: the instruction set was found.
+            unsafe {
+                match R::FLUSHES {
+                    true => kernels::scan::fold::<true>(inputs, &mut a, &mut b),
+                    false => kernels::scan::fold::<false>(inputs, &mut a, &mut b),
+                }
+            }
+            Some([a, b])
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
     /// What enters a state, given its B.
     #[inline(always)]
     pub fn input<R: RealMath, F: Formula<R>>(&self, b: f32, drive: Lanes, u: Lanes) -> Lanes {
@@ -330,6 +474,7 @@ impl Tile<'_> {
             delta,
             drive,
             skip,
+            halves,
             ..
         } = scratch;
         let out = &mut out[..tokens];
@@ -361,15 +506,17 @@ impl Tile<'_> {
                 _ => F::gate(out, z),
             }
         }
-        for (t, out) in out.iter().enumerate() {
-            match self.y {
-                Outputs::F32(y) => self.store(y, first + t, *out),
-                Outputs::F16(y) => {
-                    let mut rounded = [f16::ZERO; LANES];
-                    for e in 0..LANES {
-                        rounded[e] = to_f16(out[e]);
-                    }
-                    self.store(y, first + t, rounded);
+        match self.y {
+            Outputs::F32(y) => {
+                for (t, out) in out.iter().enumerate() {
+                    self.store(y, first + t, *out);
+                }
+            }
+            Outputs::F16(y) => {
+                let halves = &mut halves[..tokens];
+                narrow(out.as_flattened(), halves.as_flattened_mut());
+                for (t, halves) in halves.iter().enumerate() {
+                    self.store(y, first + t, *halves);
                 }
             }
         }

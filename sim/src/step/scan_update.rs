@@ -16,7 +16,7 @@ const MAX_GROUPS: usize = 64;
 pub(super) struct GroupedUpdate;
 
 impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for GroupedUpdate {
-    fn chunk(_: usize, _: usize) -> usize {
+    fn chunk(_: usize) -> usize {
         1
     }
 

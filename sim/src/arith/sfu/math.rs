@@ -18,6 +18,8 @@ pub struct Fast<const FLUSHED: bool>;
 impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
     type OfResults = Fast<true>;
 
+    const FLUSHES: bool = true;
+
     #[inline(always)]
     fn operand(x: f32) -> f32 {
         if FLUSHED { x } else { flush(x) }
