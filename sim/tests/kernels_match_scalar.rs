@@ -348,10 +348,10 @@ fn scans_by_code() {
             let weight = ScanWeight::int8(&a_log, &d, &vector(random.codes(1, e), 0.041));
             let u = random.codes(l, e);
             let [b, c] = std::array::from_fn(|_| random.codes(l, n));
-            let int8 = |codes, s| Source::Int8 {
-                codes,
-                scale: scale(s),
-            };
+            fn int8(codes: &Array2<i8>, s: f32) -> Source<'_> {
+                let scale = Scale::new(s).unwrap();
+                Source::Int8 { codes, scale }
+            }
             // Of token and channel: every code in turn, a code of the channel's own, and a few.
             let patterns: [fn(usize, usize) -> i8; 3] = [
                 |t, c| (37 * t + 11 * c) as i8,
@@ -363,19 +363,22 @@ fn scans_by_code() {
                 let z = Array2::from_shape_fn((l, e), |(t, c)| pattern(3 * t + 1, c));
                 let real = |codes: &Array2<i8>, s: f32| codes.mapv(|q| s * f32::from(q));
                 let (real_dt, real_z) = (real(&dt, s_dt), real(&z, s_z));
-                let inputs = |dt, z| ScanInputs {
+                let coded = ScanInputs {
                     u: int8(&u, 0.02),
-                    dt,
+                    dt: int8(&dt, s_dt),
                     b: int8(&b, 0.011),
                     c: int8(&c, 0.017),
-                    z: Some(z),
+                    z: Some(int8(&z, s_z)),
                     state: None,
                 };
+                let reals = ScanInputs {
+                    dt: Source::Real(&real_dt),
+                    z: Some(Source::Real(&real_z)),
+                    ..coded
+                };
                 for rules in &all_rules {
-                    let coded = inputs(int8(&dt, s_dt), int8(&z, s_z));
                     let got = selective_scan(rules, &weight, &coded);
                     Isa::Baseline.limit();
-                    let reals = inputs(Source::Real(&real_dt), Source::Real(&real_z));
                     let want = selective_scan(rules, &weight, &reals);
                     isa.limit();
                     let bits = |v: &Array2<f32>| v.mapv(f32::to_bits);
