@@ -7,7 +7,7 @@ use ndarray::Array2;
 use scalescope_sim::arith::binary16::{from_f16, narrow, to_f16, widen};
 use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::arith::int4::Dequantize;
-use scalescope_sim::arith::real::{Ieee, LANES, RealMath};
+use scalescope_sim::arith::real::{Ieee, LANES, RealMath, RealRules};
 use scalescope_sim::arith::requant::{QuantRule, Quotient, ScaleOrder};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
@@ -19,11 +19,14 @@ use scalescope_sim::kernels::matmul_f32::RealWeight;
 use scalescope_sim::kernels::matmul_i8::{Nibbles, Sums, matmul_i8};
 use scalescope_sim::mode::MODES;
 use scalescope_sim::model::Model;
-use scalescope_sim::profile::{CUDA_FAST, EXACT, PROFILES, ScanFormula, TORCH};
+use scalescope_sim::profile::{
+    CUDA_FAST, EXACT, PROFILES, ScanFormula, ScanOrder, ScanRules, SumOrder, TORCH,
+};
 use scalescope_sim::quant::{Acc, QTensor, QVector, Scale, dequantize_slice};
 use scalescope_sim::step::linear::Requantize;
 use scalescope_sim::step::scan::{
-    Outputs, ScanInputs, ScanWeight, Source, selective_scan_f16, selective_scan_quantize,
+    Outputs, ScanInputs, ScanWeight, Source, selective_scan, selective_scan_f16,
+    selective_scan_quantize,
 };
 use scalescope_sim::trace::{Recorder, Selection};
 
@@ -59,6 +62,7 @@ fn every_kernel_on_every_instruction_set() {
             pool.install(real_products);
             pool.install(scans);
         }
+        scans_by_code();
         slices();
         rotations();
         short_and_unaligned();
@@ -290,6 +294,102 @@ fn scans() {
                         assert_eq!(again, y, "{name}");
                     }
                     None => assert!(l > 512, "{name}"),
+                }
+            }
+        }
+    }
+}
+
+/// Scans that look up what depends on codes, against scalar code that computes it for every token: there dt and z
+/// are real values, which powers of two as scales keep the same. Every code, one code, and some; lengths around
+/// the borders of chunks and plans.
+fn scans_by_code() {
+    let isa = Isa::current();
+    let scale = |v: f32| Scale::new(v).unwrap();
+    let (s_dt, s_z) = (2f32.powi(-5), 2f32.powi(-6));
+    let mut all_rules = Vec::new();
+    for real in RealRules::ALL {
+        let exact = ScanRules {
+            real,
+            ..EXACT.prefill.scan
+        };
+        all_rules.push(exact);
+        all_rules.push(ScanRules {
+            order: ScanOrder::WarpBlock,
+            ..exact
+        });
+        all_rules.extend(SumOrder::ALL.map(|sum| ScanRules {
+            formula: ScanFormula::Separate,
+            sum,
+            ..exact
+        }));
+    }
+    for (e, n, lengths) in [
+        (
+            20,
+            16,
+            &[15, 16, 17, 63, 64, 65, 128, 129, 257, 511, 512, 513][..],
+        ),
+        (16, 16, &[256, 1030]),
+        (17, 5, &[16, 130, 520]),
+        (16, 32, &[64, 260]),
+    ] {
+        for &l in lengths {
+            let mut random = Random((e * 1000 + n * 10 + l) as u64);
+            let vector = |codes: Array2<i8>, s| QVector {
+                codes: codes.into_raw_vec_and_offset().0,
+                scale: scale(s),
+            };
+            let a_log = QTensor {
+                codes: random.codes(e, n).mapv(|q| q / 2),
+                scale: scale(0.021),
+            };
+            let d = vector(random.codes(1, e), 0.0093);
+            let weight = ScanWeight::int8(&a_log, &d, &vector(random.codes(1, e), 0.041));
+            let u = random.codes(l, e);
+            let [b, c] = std::array::from_fn(|_| random.codes(l, n));
+            fn int8(codes: &Array2<i8>, s: f32) -> Source<'_> {
+                let scale = Scale::new(s).unwrap();
+                Source::Int8 { codes, scale }
+            }
+            // Of token and channel: every code in turn, a code of the channel's own, and a few.
+            let patterns: [fn(usize, usize) -> i8; 3] = [
+                |t, c| (37 * t + 11 * c) as i8,
+                |_, c| (91 * c + 5) as i8,
+                |t, c| ((t * t + c) % 23 + 3 * c) as i8,
+            ];
+            for pattern in patterns {
+                let dt = Array2::from_shape_fn((l, e), |(t, c)| pattern(t, c));
+                let z = Array2::from_shape_fn((l, e), |(t, c)| pattern(3 * t + 1, c));
+                let real = |codes: &Array2<i8>, s: f32| codes.mapv(|q| s * f32::from(q));
+                let (real_dt, real_z) = (real(&dt, s_dt), real(&z, s_z));
+                let coded = ScanInputs {
+                    u: int8(&u, 0.02),
+                    dt: int8(&dt, s_dt),
+                    b: int8(&b, 0.011),
+                    c: int8(&c, 0.017),
+                    z: Some(int8(&z, s_z)),
+                    state: None,
+                };
+                let reals = ScanInputs {
+                    dt: Source::Real(&real_dt),
+                    z: Some(Source::Real(&real_z)),
+                    ..coded
+                };
+                for rules in &all_rules {
+                    let got = selective_scan(rules, &weight, &coded);
+                    Isa::Baseline.limit();
+                    let want = selective_scan(rules, &weight, &reals);
+                    isa.limit();
+                    let bits = |v: &Array2<f32>| v.mapv(f32::to_bits);
+                    assert!(
+                        bits(&got.y) == bits(&want.y),
+                        "{isa:?} {rules:?} {e} {n} {l}"
+                    );
+                    assert!(
+                        bits(&got.state) == bits(&want.state),
+                        "{isa:?} {rules:?} {e} {n} {l}"
+                    );
                 }
             }
         }

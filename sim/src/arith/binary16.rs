@@ -2,6 +2,8 @@
 //! every instruction set (the `half` crate asks for the machine's instructions at each element).
 
 use crate::isa::{Kernel, dispatch};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::halves;
 use half::f16;
 use std::hint::select_unpredictable as select;
 
@@ -52,12 +54,20 @@ pub fn from_f16(v: f16) -> f32 {
 /// [`to_f16`] of each value.
 pub fn narrow(values: &[f32], out: &mut [f16]) {
     assert_eq!(values.len(), out.len());
+    #[cfg(target_arch = "x86_64")]
+    if halves::narrow(values, out) {
+        return;
+    }
     dispatch(Narrow { values, out });
 }
 
 /// [`from_f16`] of each value.
 pub fn widen(values: &[f16], out: &mut [f32]) {
     assert_eq!(values.len(), out.len());
+    #[cfg(target_arch = "x86_64")]
+    if halves::widen(values, out) {
+        return;
+    }
     dispatch(Widen { values, out });
 }
 

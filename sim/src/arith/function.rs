@@ -246,6 +246,15 @@ impl Inputs {
         self.count += 1;
         self.beyond += u64::from(beyond);
     }
+
+    /// The same inputs, each read `times` times.
+    pub(crate) fn repeated(self, times: u64) -> Self {
+        Self {
+            count: self.count * times,
+            beyond: self.beyond * times,
+            ..self
+        }
+    }
 }
 
 impl std::ops::AddAssign for Inputs {

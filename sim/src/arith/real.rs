@@ -41,6 +41,10 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     /// uses them is done.
     type OfResults: RealMath;
 
+    /// Whether a subnormal result of a sum, a product or an fma becomes a zero of its sign. Else these are the
+    /// operations of IEEE 754.
+    const FLUSHES: bool = false;
+
     /// `x` as this arithmetic takes an operand.
     #[inline(always)]
     fn operand(x: f32) -> f32 {
@@ -71,7 +75,20 @@ pub trait RealMath: Copy + Send + Sync + 'static {
     /// `n / (1 + exp(-z))`: SiLU when `n = z`, the gate when `n = out ⊗ z`.
     #[inline(always)]
     fn times_sigmoid(n: f32, z: f32) -> f32 {
-        Self::div(n, Self::add(1.0, Self::exp_neg(z)))
+        Self::by_sigmoid(n, Self::sigmoid_divisor(z))
+    }
+
+    /// What z alone decides of [`RealMath::times_sigmoid`]: `1 + exp(-z)`, or what this arithmetic makes of it
+    /// before n comes in.
+    #[inline(always)]
+    fn sigmoid_divisor(z: f32) -> f32 {
+        Self::add(1.0, Self::exp_neg(z))
+    }
+
+    /// `times_sigmoid(n, z)` from `sigmoid_divisor(z)`.
+    #[inline(always)]
+    fn by_sigmoid(n: f32, divisor: f32) -> f32 {
+        Self::div(n, divisor)
     }
 
     /// Computes `slices` by code of its own for the machine's lanes and returns true, or returns

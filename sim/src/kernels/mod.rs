@@ -33,11 +33,15 @@ pub(crate) mod butterflies;
 pub mod columns;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod exp;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod halves;
 pub(crate) mod lines;
 pub mod matmul_f32;
 pub mod matmul_i8;
 pub mod pages;
 pub mod peak;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod scan;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod sfu;
 #[cfg(target_arch = "x86_64")]

@@ -71,34 +71,43 @@ fn rows_to_words(rows: &[i8], k: usize, from: usize) -> [__m512i; 16] {
     words
 }
 
-/// The transpose where nothing is missing. Vectors are put together from 128 bits of four rows while loading, and
-/// only the words inside 128 bits are left to turn: half the shuffles, which one port of the core does.
+/// The transpose where nothing is missing.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn turn_full(rows: &[i8], k: usize, from: usize) -> [__m512i; 16] {
     assert!(from + 64 <= k && rows.len() == 16 * k);
     let mut out = [_mm512_setzero_si512(); 16];
-    for (c, out) in out.chunks_exact_mut(4).enumerate() {
-        let quarter = |row: usize| {
+    for (c, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *out = turned_quarters(|row| {
             // SAFETY: 16 codes of a row that is there, by the assertion.
             unsafe { _mm_loadu_si128(rows.as_ptr().add(row * k + from + 16 * c).cast()) }
-        };
-        // Row r of each four rows, one four in each 128 bits.
-        let of_fours = |r: usize| {
-            let v = _mm512_castsi128_si512(quarter(r));
-            let v = _mm512_inserti32x4::<1>(v, quarter(4 + r));
-            let v = _mm512_inserti32x4::<2>(v, quarter(8 + r));
-            _mm512_inserti32x4::<3>(v, quarter(12 + r))
-        };
-        let [a, b, x, y] = [0, 1, 2, 3].map(of_fours);
-        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (xy_low, xy_high) = (_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
-        out[0] = _mm512_unpacklo_epi64(ab_low, xy_low);
-        out[1] = _mm512_unpackhi_epi64(ab_low, xy_low);
-        out[2] = _mm512_unpacklo_epi64(ab_high, xy_high);
-        out[3] = _mm512_unpackhi_epi64(ab_high, xy_high);
+        });
     }
     out
+}
+
+/// Four words of each of 16 rows turned while loading: lane i of result j is word j of row i. Vectors are put
+/// together from four rows, and only the words inside 128 bits are left to turn: half the shuffles, which one port
+/// of the core does.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn turned_quarters(quarter: impl Fn(usize) -> __m128i) -> [__m512i; 4] {
+    // Row r of each four rows, one four in each 128 bits.
+    let of_fours = |r: usize| {
+        let v = _mm512_castsi128_si512(quarter(r));
+        let v = _mm512_inserti32x4::<1>(v, quarter(4 + r));
+        let v = _mm512_inserti32x4::<2>(v, quarter(8 + r));
+        _mm512_inserti32x4::<3>(v, quarter(12 + r))
+    };
+    let [a, b, x, y] = [0, 1, 2, 3].map(of_fours);
+    let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (xy_low, xy_high) = (_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+    [
+        _mm512_unpacklo_epi64(ab_low, xy_low),
+        _mm512_unpackhi_epi64(ab_low, xy_low),
+        _mm512_unpacklo_epi64(ab_high, xy_high),
+        _mm512_unpackhi_epi64(ab_high, xy_high),
+    ]
 }
 
 /// `[16, N]` to `[N, 16]`, for N a multiple of 16.

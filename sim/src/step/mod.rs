@@ -21,6 +21,7 @@ pub mod rotate;
 pub mod rotate_unit;
 pub mod scan;
 mod scan_block;
+pub(crate) mod scan_codes;
 mod scan_formula;
 mod scan_sequential;
 mod scan_sum;

@@ -9,10 +9,12 @@
 //! |---|---|
 //! | `scan` | inputs, weights, dispatch |
 //! | `scan_formula` | the three formulas |
+//! | `scan_codes` | what depends on channel and code alone: softplus and decays by code of dt |
 //! | `scan_tile` | a tile on its way through time: loading, functions, gate |
 //! | `scan_sequential`, `scan_sum`, `scan_block`, `scan_update` | the orders of the recurrence |
 
 use super::scan_block::BlockScan;
+use super::scan_codes::{CodeTable, GateTable};
 use super::scan_formula::{Formula, Fused, Grouped, Separate};
 use super::scan_sequential::SequentialScan;
 use super::scan_sum::SummedScan;
@@ -440,36 +442,42 @@ where
     let (b, c) = (inputs.b.real::<R>(), inputs.c.real::<R>());
     let alpha = weight.alpha::<R>(rules.real);
     let terms = O::terms(rules.sum, n);
+    let gate = GateTable::of::<R, F>(inputs.z.as_ref(), l);
     let mut status = Status::default();
     let stretch = STRETCH.next_multiple_of(O::chunk(l));
+    let scratch = || {
+        let table = CodeTable::of(&inputs.dt, stretch.min(l), n);
+        let chunk = O::chunk(l).min(l);
+        let decays = O::decays(l, n, table.is_some()).min(chunk);
+        Scratch::new(chunk, decays, n, &terms, table)
+    };
     for from in (0..l).step_by(stretch) {
         let tokens = from..(from + stretch).min(l);
         status += (0..e.div_ceil(LANES))
             .into_par_iter()
             .with_min_len((TASK / (tokens.len() * n * LANES)).max(1))
-            .map_init(
-                || Scratch::new(O::scratch(l), n, &terms),
-                |scratch, tile| {
-                    let first = tile * LANES;
-                    dispatch(Channels::<R, F, O> {
-                        tile: Tile {
-                            weight,
-                            inputs,
-                            b: &b,
-                            c: &c,
-                            alpha: &alpha[tile * n..][..n],
-                            terms: &terms,
-                            first,
-                            width: LANES.min(e - first),
-                            y: &y,
-                            state: &state,
-                        },
-                        tokens: tokens.clone(),
-                        scratch,
-                        rules: std::marker::PhantomData,
-                    })
-                },
-            )
+            .map_init(scratch, |scratch, tile| {
+                let first = tile * LANES;
+                dispatch(Channels::<R, F, O> {
+                    tile: Tile {
+                        weight,
+                        inputs,
+                        b: &b,
+                        c: &c,
+                        alpha: &alpha[tile * n..][..n],
+                        sum: rules.sum,
+                        terms: &terms,
+                        gate: gate.as_ref(),
+                        first,
+                        width: LANES.min(e - first),
+                        y: &y,
+                        state: &state,
+                    },
+                    tokens: tokens.clone(),
+                    scratch,
+                    rules: std::marker::PhantomData,
+                })
+            })
             .reduce(Status::default, Status::plus);
     }
     status
@@ -500,8 +508,14 @@ where
         } else {
             tile.load_state(scratch);
         }
-        for first in self.tokens.clone().step_by(O::chunk(length)) {
-            let tokens = O::chunk(length).min(self.tokens.end - first);
+        tile.parameters::<R>(scratch);
+        if let Some(mut table) = scratch.table.take() {
+            table.learn::<R, F>(&tile, self.tokens.clone());
+            scratch.table = Some(table);
+        }
+        let chunk = O::chunk(length);
+        for first in self.tokens.clone().step_by(chunk) {
+            let tokens = chunk.min(self.tokens.end - first);
             tile.begin::<R, F>(scratch, first, tokens);
             O::advance(&tile, scratch, first, tokens, length);
             tile.finish::<R, F>(scratch, first, tokens);

@@ -7,7 +7,7 @@
 //! are array elements, so the order is the kernel's whatever runs it.
 
 use super::scan_formula::Formula;
-use super::scan_tile::{Recurrence, Scratch, Tile};
+use super::scan_tile::{Recurrence, Scratch, Tile, cached_tokens};
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 use std::ops::Range;
 
@@ -30,7 +30,7 @@ pub(crate) fn plan(length: usize) -> (usize, usize) {
 /// The affine map x → a·x + b of a stretch of tokens.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Map {
+pub(super) struct Map {
     a: Lanes,
     b: Lanes,
 }
@@ -60,131 +60,163 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
         threads * items
     }
 
-    fn scratch(length: usize) -> usize {
-        let (threads, items) = plan(length);
-        threads * items
+    /// A look-up is cheap enough to be made twice, a function is not.
+    fn decays(length: usize, states: usize, by_table: bool) -> usize {
+        match by_table {
+            true => plan(length).1.max(cached_tokens(states)),
+            false => <Self as Recurrence<R, F>>::chunk(length),
+        }
     }
 
     #[inline(always)]
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, tokens: usize, length: usize) {
         let (threads, items) = plan(length);
         let states = scratch.state.len();
-        let mut folds = [Map::IDENTITY; MAX_THREADS];
-        let folds = &mut folds[..threads];
-        scratch.decay[tokens..].fill(Map::IDENTITY.a);
-        scratch.input[tokens..].fill(Map::IDENTITY.b);
-        for n in 0..states {
-            tile.decays::<R>(scratch, tokens, n);
-            for (thread, fold) in folds.iter_mut().enumerate() {
-                let from = thread * items;
-                let count = tokens.saturating_sub(from).min(items);
-                let items_there = from..from + count;
-                *fold = fold_items::<R, F>(tile, scratch, items_there, first, n);
+        let items_of = |thread: usize| {
+            let from = (thread * items).min(tokens);
+            from..(from + items).min(tokens)
+        };
+        let kept = scratch.table.is_none();
+        if kept {
+            tile.decays::<R>(scratch, first, 0..tokens);
+        }
+        // Of each state the maps of the threads, and one more: the state at the end.
+        let row = threads + 1;
+        let mut maps = std::mem::take(&mut scratch.maps);
+        maps.resize(states * row, Map::IDENTITY);
+        let mut folds = vec![Map::IDENTITY; states];
+        for thread in 0..threads {
+            let there = items_of(thread);
+            let count = there.len();
+            fold_items::<R, F>(tile, scratch, there, first, kept, &mut folds);
+            for (fold, maps) in folds.iter_mut().zip(maps.chunks_exact_mut(row)) {
                 for _ in count.max(1)..items {
                     *fold = fold.then::<R>(&Map::IDENTITY);
                 }
+                maps[thread] = *fold;
             }
-            for warp in folds.chunks_exact_mut(WARP) {
-                kogge_stone::<R>(warp);
-            }
-            let running = Map {
-                a: [1.0; LANES],
-                b: scratch.state[n],
-            };
-            let mut before: Option<Map> = None; // fold of the warps before this one
-            for (w, warp) in folds.chunks_exact(WARP).enumerate() {
-                for lane in 0..WARP {
-                    let exclusive = match (&before, lane) {
-                        (None, 0) => None,
-                        (None, _) => Some(warp[lane - 1]),
-                        (Some(before), 0) => Some(*before),
-                        (Some(before), _) => Some(before.then::<R>(&warp[lane - 1])),
-                    };
-                    let prefix = match exclusive {
-                        Some(exclusive) => running.then::<R>(&exclusive),
-                        None => running,
-                    };
-                    let from = ((w * WARP + lane) * items).min(tokens);
-                    let items_there = from..(from + items).min(tokens);
-                    replay_items::<R, F>(tile, scratch, items_there, first, n, prefix.b);
-                }
-                before = Some(match before {
-                    Some(before) => before.then::<R>(&warp[WARP - 1]),
-                    None => warp[WARP - 1],
-                });
-            }
-            let running = running.then::<R>(&before.expect("a chunk has at least one warp"));
-            scratch.state[n] = running.b;
         }
+        for (state, maps) in scratch.state.iter().zip(maps.chunks_exact_mut(row)) {
+            prefixes::<R>(*state, maps);
+        }
+        for thread in 0..row {
+            for (state, prefixes) in scratch.state.iter_mut().zip(maps.chunks_exact(row)) {
+                *state = prefixes[thread].b;
+            }
+            if thread < threads {
+                let there = items_of(thread);
+                if !tile.fused_by_table::<R>(scratch, first, there.clone()) {
+                    tile.advance::<R, F>(scratch, first, there, kept);
+                }
+            }
+        }
+        scratch.maps = maps;
     }
 }
 
-/// The fold of one thread's items, tokens of a chunk that begins with token `first`; keeps what enters
-/// state n at each.
+/// Puts the states before each thread's items, and after the last, in the place of a state's folds.
+#[inline(always)]
+fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map]) {
+    let mut folds = [Map::IDENTITY; MAX_THREADS];
+    let folds = &mut folds[..maps.len() - 1];
+    folds.copy_from_slice(&maps[..folds.len()]);
+    for warp in folds.chunks_exact_mut(WARP) {
+        kogge_stone::<R>(warp);
+    }
+    let running = Map {
+        a: [1.0; LANES],
+        b: state,
+    };
+    let mut before: Option<Map> = None; // fold of the warps before this one
+    for (w, warp) in folds.chunks_exact(WARP).enumerate() {
+        for lane in 0..WARP {
+            let exclusive = match (&before, lane) {
+                (None, 0) => None,
+                (None, _) => Some(warp[lane - 1]),
+                (Some(before), 0) => Some(*before),
+                (Some(before), _) => Some(before.then::<R>(&warp[lane - 1])),
+            };
+            maps[w * WARP + lane] = match exclusive {
+                Some(exclusive) => running.then::<R>(&exclusive),
+                None => running,
+            };
+        }
+        before = Some(match before {
+            Some(before) => before.then::<R>(&warp[WARP - 1]),
+            None => warp[WARP - 1],
+        });
+    }
+    maps[folds.len()] = running.then::<R>(&before.expect("a chunk has at least one warp"));
+}
+
+/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state. `kept` as in
+/// [`Tile::advance`].
 #[inline(always)]
 fn fold_items<R: RealMath, F: Formula<R>>(
     tile: &Tile,
     scratch: &mut Scratch,
     items: Range<usize>,
     first: usize,
-    n: usize,
-) -> Map {
-    if items.is_empty() {
-        return Map::IDENTITY;
-    }
-    let states = scratch.state.len();
-    let Scratch {
-        decay,
-        input,
-        drive,
-        u,
-        ..
-    } = scratch;
-    let (decay, input) = (&decay[items.clone()], &mut input[items.clone()]);
-    let (drive, u) = (&drive[items.clone()], &u[items.clone()]);
-    let b = tile.b[(first + items.start) * states..].iter().skip(n);
-    let b = b.step_by(states);
-    let inputs = drive.iter().zip(u).zip(b).zip(input);
-    let mut maps = decay
-        .iter()
-        .zip(inputs)
-        .map(|(a, (((drive, u), b), input))| {
-            *input = tile.input::<R, F>(*b, *drive, *u);
-            Map { a: *a, b: *input }
-        });
-    let mut fold = maps.next().expect("an item");
-    for map in maps {
-        fold = fold.then::<R>(&map);
-    }
-    fold
-}
-
-/// Moves state n from `x` through one thread's items and adds it to their outputs.
-#[inline(always)]
-fn replay_items<R: RealMath, F: Formula<R>>(
-    tile: &Tile,
-    scratch: &mut Scratch,
-    items: Range<usize>,
-    first: usize,
-    n: usize,
-    mut x: Lanes,
+    kept: bool,
+    folds: &mut [Map],
 ) {
+    /// States side by side, so that none waits for the token before.
+    const SIDE_BY_SIDE: usize = 4;
     if items.is_empty() {
+        return folds.fill(Map::IDENTITY);
+    }
+    if let Some([a, b]) = tile.folded_by_table::<R>(scratch, first, items.clone()) {
+        for (fold, (a, b)) in folds.iter_mut().zip(a.into_iter().zip(b)) {
+            *fold = Map { a, b };
+        }
         return;
     }
-    let states = scratch.state.len();
-    let Scratch {
-        decay, input, out, ..
-    } = scratch;
-    let (decay, input) = (&decay[items.clone()], &input[items.clone()]);
-    let out = &mut out[items.clone()];
-    let c = tile.c[(first + items.start) * states..].iter().skip(n);
-    let c = c.step_by(states);
-    for (((decay, input), out), c) in decay.iter().zip(input).zip(out).zip(c) {
-        let (state, sum) = (x, *out);
-        x = lanes(|e| R::fma(decay[e], state[e], input[e]));
-        *out = lanes(|e| F::accumulate(x[e], *c, sum[e]));
+    let mut at = items.start;
+    if !kept {
+        tile.decays::<R>(scratch, first, items.clone());
+        at = 0;
     }
+    let (together, left) = folds.as_chunks_mut::<SIDE_BY_SIDE>();
+    let count = together.len() * SIDE_BY_SIDE;
+    for (i, folds) in together.iter_mut().enumerate() {
+        let n = i * SIDE_BY_SIDE;
+        *folds = fold_states::<R, F, SIDE_BY_SIDE>(tile, scratch, items.clone(), first, at, n);
+    }
+    for (i, fold) in left.iter_mut().enumerate() {
+        [*fold] = fold_states::<R, F, 1>(tile, scratch, items.clone(), first, at, count + i);
+    }
+}
+
+/// [`fold_items`] of G states from n on; there is an item.
+#[inline(always)]
+fn fold_states<R: RealMath, F: Formula<R>, const G: usize>(
+    tile: &Tile,
+    scratch: &Scratch,
+    items: Range<usize>,
+    first: usize,
+    at: usize,
+    n: usize,
+) -> [Map; G] {
+    let states = scratch.state.len();
+    let b = tile.b[(first + items.start) * states + n..].chunks(states);
+    let decay = scratch.decay[at * states + n..].chunks(states);
+    let (drive, u) = (&scratch.drive[items.clone()], &scratch.u[items]);
+    let mut folds = [Map::IDENTITY; G];
+    for (i, (((a, drive), u), b)) in decay.zip(drive).zip(u).zip(b).enumerate() {
+        let (a, b) = (&a[..G], &b[..G]);
+        for g in 0..G {
+            let map = Map {
+                a: a[g],
+                b: tile.input::<R, F>(b[g], *drive, *u),
+            };
+            folds[g] = if i == 0 {
+                map
+            } else {
+                folds[g].then::<R>(&map)
+            };
+        }
+    }
+    folds
 }
 
 /// Inclusive scan of a warp: offsets 1, 2, 4, 8, 16, all lanes at once.

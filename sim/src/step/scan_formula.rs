@@ -21,6 +21,10 @@ pub(super) trait Formula<R: RealMath>: Copy + Send + Sync {
     fn last_output(out: f32, skip: f32, u: f32) -> f32;
     /// The gated outputs, from the outputs and z.
     fn gate(out: &mut [f32], z: &[f32]);
+    /// What z alone decides of a gated output.
+    fn gate_part(z: f32) -> f32;
+    /// [`Formula::gate`] of one output, from z and `gate_part(z)`.
+    fn gated(out: f32, z: f32, part: f32) -> f32;
 }
 
 /// The CUDA prefill kernel's formula.
@@ -62,6 +66,14 @@ impl<R: RealMath> Formula<R> for Fused {
             *out = R::mul(*out, *z);
         }
         R::times_sigmoid_slice(out, z);
+    }
+    #[inline(always)]
+    fn gate_part(z: f32) -> f32 {
+        R::sigmoid_divisor(z)
+    }
+    #[inline(always)]
+    fn gated(out: f32, z: f32, divisor: f32) -> f32 {
+        R::by_sigmoid(R::mul(out, z), divisor)
     }
 }
 
@@ -111,6 +123,14 @@ impl<R: RealMath> Formula<R> for Separate {
             }
         }
     }
+    #[inline(always)]
+    fn gate_part(z: f32) -> f32 {
+        R::times_sigmoid(z, z)
+    }
+    #[inline(always)]
+    fn gated(out: f32, _: f32, silu: f32) -> f32 {
+        R::mul(out, silu)
+    }
 }
 
 /// The CUDA decode kernel's formula. Its sum over states is grouped, so it accumulates in
@@ -150,8 +170,17 @@ impl<R: RealMath> Formula<R> for Grouped {
     #[inline(always)]
     fn gate(out: &mut [f32], z: &[f32]) {
         for (out, z) in out.iter_mut().zip(z) {
-            let sigmoid = R::div(1.0, R::add(R::exp_neg(*z), 1.0));
-            *out = R::mul(*out, R::mul(*z, sigmoid));
+            let part = <Self as Formula<R>>::gate_part(*z);
+            *out = <Self as Formula<R>>::gated(*out, *z, part);
         }
+    }
+    #[inline(always)]
+    fn gate_part(z: f32) -> f32 {
+        let sigmoid = R::div(1.0, R::add(R::exp_neg(z), 1.0));
+        R::mul(z, sigmoid)
+    }
+    #[inline(always)]
+    fn gated(out: f32, _: f32, gate: f32) -> f32 {
+        R::mul(out, gate)
     }
 }

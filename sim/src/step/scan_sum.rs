@@ -68,8 +68,8 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
         CHUNK
     }
 
-    fn scratch(length: usize) -> usize {
-        CHUNK.min(length)
+    fn decays(_: usize, _: usize, _: bool) -> usize {
+        CHUNK
     }
 
     fn terms(order: SumOrder, states: usize) -> Vec<Term> {
@@ -79,25 +79,16 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
     #[inline(always)]
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, tokens: usize, _: usize) {
         let states = scratch.state.len();
-        let one = tokens == 1;
-        if one {
-            tile.decays_of_states::<R>(scratch);
+        if tile.separate_by_table::<R>(scratch, first, tokens) {
+            return;
         }
+        tile.decays::<R>(scratch, first, 0..tokens);
         let mut depth = 0;
         for term in tile.terms {
             let n = term.state;
             let mut x = scratch.state[n];
-            if one {
-                scratch.decay[0] = scratch.decay[n];
-            } else {
-                R::decays(
-                    &tile.alpha[n],
-                    &scratch.delta[..tokens],
-                    &mut scratch.decay[..tokens],
-                );
-            }
             // As slices of one length: the loop then has no pointers to fetch and no bounds to check.
-            let decay = &scratch.decay[..tokens];
+            let decay = scratch.decay[n..].iter().step_by(states);
             let (drive, u) = (&scratch.drive[..tokens], &scratch.u[..tokens]);
             let from = first * states + n;
             let b = tile.b[from..].iter().step_by(states);
@@ -105,7 +96,7 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for SummedScan {
             let pushes = term.merges == 0;
             depth += usize::from(pushes);
             let top = &mut scratch.sums[(depth - 1) * tokens..][..tokens];
-            let lanes_of_tokens = decay.iter().zip(drive).zip(u).zip(top.iter_mut());
+            let lanes_of_tokens = decay.zip(drive).zip(u).zip(top.iter_mut());
             for ((((decay, drive), u), sum), (b, c)) in lanes_of_tokens.zip(b.zip(c)) {
                 let input = tile.input::<R, F>(*b, *drive, *u);
                 let before = x;

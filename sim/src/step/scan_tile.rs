@@ -5,19 +5,22 @@
 //! each token, for each lane" around a function; and, where a token needs the one before it,
 //! [`lanes`].
 
-use super::scan::{Outputs, ScanInputs, ScanWeight, States};
+use super::scan::{Outputs, ScanInputs, ScanWeight, Source, States};
+use super::scan_block::Map;
+use super::scan_codes::{CodeTable, GateTable};
 use super::scan_formula::Formula;
 use super::scan_sum::Term;
-use crate::arith::binary16::to_f16;
+use crate::arith::binary16::narrow;
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 use crate::arith::saturate::Status;
 use crate::isa::Isa;
 use crate::kernels::columns::SplitColumns;
 use crate::kernels::lines::Lines;
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::transpose;
+use crate::kernels::{self, transpose};
 use crate::profile::SumOrder;
 use half::f16;
+use std::ops::Range;
 
 /// A tile of channels: what it reads and where it writes.
 pub(super) struct Tile<'a> {
@@ -29,8 +32,11 @@ pub(super) struct Tile<'a> {
     pub c: &'a [f32],
     /// exp(A_log) of these channels, `[N]`.
     pub alpha: &'a [Lanes],
-    /// The sum over states, where it has an order of its own.
+    /// The sum over states, where it has an order of its own, and its terms.
+    pub sum: SumOrder,
     pub terms: &'a [Term],
+    /// What z alone decides of the gate, by its code.
+    pub gate: Option<&'a GateTable>,
     /// The first channel.
     pub first: usize,
     /// Channels, at most [`LANES`].
@@ -51,14 +57,18 @@ pub(super) struct Scratch {
     pub drive: Lines<f32, LANES>,
     /// Output of the chunk's tokens.
     pub out: Lines<f32, LANES>,
+    /// The same, rounded to binary16.
+    halves: Vec<[f16; LANES]>,
     /// s_D ⊗ q_D and the bias of dt, once for each token: passes over many tokens then are passes over flat
     /// slices.
     skip: Lines<f32, LANES>,
     bias: Lines<f32, LANES>,
-    /// Decay of one state, token by token; of one token, state by state.
+    /// Decays of some tokens, `[tokens, N]`.
     pub decay: Lines<f32, LANES>,
-    /// What enters that state, token by token (block scan).
-    pub input: Lines<f32, LANES>,
+    /// softplus and decays by code, where dt has codes.
+    pub table: Option<CodeTable>,
+    /// Of the block scan's threads.
+    pub maps: Vec<Map>,
     /// Partial sums over states, token by token, one below the other.
     pub sums: Lines<f32, LANES>,
     /// The states, `[N]`.
@@ -68,16 +78,25 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub fn new(tokens: usize, states: usize, terms: &[Term]) -> Self {
+    /// For chunks of `tokens`, and the decays of as many as `decays`.
+    pub fn new(
+        tokens: usize,
+        decays: usize,
+        states: usize,
+        terms: &[Term],
+        table: Option<CodeTable>,
+    ) -> Self {
         let zeros = |count| Lines::new(0.0, count);
         // In memory in this order, most often: what is written lies below what is read with it, so that
         // a read never has the low address bits of a write just made, for which it would have to wait.
-        let (out, decay, input) = (zeros(tokens), zeros(tokens.max(states)), zeros(tokens));
+        let (out, decay) = (zeros(tokens), zeros(decays * states));
         let depth = deepest(terms);
         Self {
             out,
             decay,
-            input,
+            table,
+            maps: Vec::new(),
+            halves: vec![[f16::ZERO; LANES]; tokens],
             drive: zeros(tokens),
             u: zeros(tokens),
             delta: zeros(tokens),
@@ -102,13 +121,20 @@ fn deepest(terms: &[Term]) -> usize {
     depths.max().unwrap_or(0)
 }
 
+/// Tokens whose decays fit the first-level cache.
+pub(super) fn cached_tokens(states: usize) -> usize {
+    (256 / states).clamp(4, 64)
+}
+
 /// An order of the recurrence.
 pub(super) trait Recurrence<R: RealMath, F: Formula<R>> {
     /// Tokens of a chunk, for a sequence of `length`.
     fn chunk(length: usize) -> usize;
 
-    /// Tokens that a scratch must hold.
-    fn scratch(length: usize) -> usize;
+    /// Tokens whose decays a scratch must hold.
+    fn decays(_length: usize, states: usize, _by_table: bool) -> usize {
+        cached_tokens(states)
+    }
 
     /// The sum over N states in an order; empty where the recurrence adds states up as it goes.
     fn terms(_: SumOrder, _: usize) -> Vec<Term> {
@@ -165,6 +191,14 @@ impl Tile<'_> {
         }
     }
 
+    /// What the channels' parameters are at every token.
+    #[inline(always)]
+    pub fn parameters<R: RealMath>(&self, scratch: &mut Scratch) {
+        let (skip, bias) = self.weight.skip_and_bias::<R>(self.first, self.width);
+        scratch.skip.fill(skip);
+        scratch.bias.fill(bias);
+    }
+
     /// Loads a chunk: u, the softplus of dt, and the outputs before the first state.
     #[inline(always)]
     pub fn begin<R: RealMath, F: Formula<R> + Formula<R::OfResults>>(
@@ -173,14 +207,9 @@ impl Tile<'_> {
         first: usize,
         tokens: usize,
     ) {
-        let (skip, bias) = self.weight.skip_and_bias::<R>(self.first, self.width);
-        scratch.skip[..tokens].fill(skip);
-        scratch.bias[..tokens].fill(bias);
         self.inputs
             .u
             .load(first, self.first, self.width, &mut scratch.u[..tokens]);
-        let delta = &mut scratch.delta[..tokens];
-        self.inputs.dt.load(first, self.first, self.width, delta);
         let Scratch {
             delta,
             u,
@@ -188,39 +217,241 @@ impl Tile<'_> {
             out,
             skip,
             bias,
+            table,
             ..
         } = scratch;
-        let (delta, drive) = (flat_mut(delta, tokens), flat_mut(drive, tokens));
         let (u, out) = (flat_mut(u, tokens), flat_mut(out, tokens));
         let scale = self.inputs.u.scale();
         for ((u, out), skip) in u.iter_mut().zip(out).zip(skip.as_flattened()) {
             *u = R::mul(scale, *u);
             *out = <F as Formula<R::OfResults>>::first_output(*skip, *u);
         }
-        let scale = self.inputs.dt.scale();
-        for (delta, bias) in delta.iter_mut().zip(bias.as_flattened()) {
-            *delta = <F as Formula<R>>::dt(scale, *delta, *bias);
+        let delta = &mut delta[..tokens];
+        match table {
+            Some(table) => table.deltas(first, delta),
+            None => {
+                self.inputs.dt.load(first, self.first, self.width, delta);
+                let delta = delta.as_flattened_mut();
+                let scale = self.inputs.dt.scale();
+                for (delta, bias) in delta.iter_mut().zip(bias.as_flattened()) {
+                    *delta = <F as Formula<R>>::dt(scale, *delta, *bias);
+                }
+                R::softplus_slice(delta);
+                delta
+                    .iter_mut()
+                    .for_each(|delta| *delta = R::operand(*delta));
+            }
         }
-        R::softplus_slice(delta);
-        for ((delta, u), drive) in delta.iter_mut().zip(u).zip(drive) {
-            *delta = R::operand(*delta);
+        let drive = flat_mut(drive, tokens);
+        for ((delta, u), drive) in delta.as_flattened().iter().zip(u).zip(drive) {
             *drive = <F as Formula<R::OfResults>>::drive(*delta, *u);
         }
     }
 
-    /// Decays of state n for the chunk's tokens.
+    /// Decays of some of the chunk's tokens, which begins with token `first`; to the start of their place.
     #[inline(always)]
-    pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, tokens: usize, n: usize) {
-        let Scratch { delta, decay, .. } = scratch;
-        R::decays(&self.alpha[n], &delta[..tokens], &mut decay[..tokens]);
+    pub fn decays<R: RealMath>(&self, scratch: &mut Scratch, first: usize, tokens: Range<usize>) {
+        let states = self.alpha.len();
+        let decay = &mut scratch.decay[..tokens.len() * states];
+        match &scratch.table {
+            Some(table) => table.decays(first + tokens.start, states, decay),
+            None => {
+                let delta = &scratch.delta[tokens];
+                for (delta, decay) in delta.iter().zip(decay.chunks_exact_mut(states)) {
+                    // A product does not ask which factor is which.
+                    R::decays(delta, self.alpha, decay);
+                }
+            }
+        }
     }
 
-    /// Decays of all states for the chunk's first token.
+    /// Moves all states through some of the chunk's tokens, which begins with token `first`, and adds them to
+    /// the outputs, n ascending. `kept` are decays that lie in their place from the chunk's start on.
     #[inline(always)]
-    pub fn decays_of_states<R: RealMath>(&self, scratch: &mut Scratch) {
-        let Scratch { delta, decay, .. } = scratch;
-        // A product does not ask which factor is which.
-        R::decays(&delta[0], self.alpha, &mut decay[..self.alpha.len()]);
+    pub fn advance<R: RealMath, F: Formula<R>>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: Range<usize>,
+        kept: bool,
+    ) {
+        /// States side by side: enough that none waits for the one before, few enough for registers.
+        const SIDE_BY_SIDE: usize = 8;
+        let states = self.alpha.len();
+        let together = states / SIDE_BY_SIDE * SIDE_BY_SIDE;
+        let cached = if kept {
+            tokens.len()
+        } else {
+            cached_tokens(states)
+        };
+        for from in tokens.clone().step_by(cached.max(1)) {
+            let tokens = from..(from + cached).min(tokens.end);
+            let mut at = from;
+            if !kept {
+                self.decays::<R>(scratch, first, tokens.clone());
+                at = 0;
+            }
+            for n in (0..together).step_by(SIDE_BY_SIDE) {
+                self.advance_states::<R, F, SIDE_BY_SIDE>(scratch, first, tokens.clone(), at, n);
+            }
+            for n in together..states {
+                self.advance_states::<R, F, 1>(scratch, first, tokens.clone(), at, n);
+            }
+        }
+    }
+
+    /// [`Tile::advance`] of G states from n on.
+    #[inline(always)]
+    fn advance_states<R: RealMath, F: Formula<R>, const G: usize>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: Range<usize>,
+        at: usize,
+        n: usize,
+    ) {
+        let states = self.alpha.len();
+        let from = (first + tokens.start) * states + n;
+        let (b, c) = (self.b[from..].chunks(states), self.c[from..].chunks(states));
+        let decay = scratch.decay[at * states + n..].chunks(states);
+        let (drive, u) = (&scratch.drive[tokens.clone()], &scratch.u[tokens.clone()]);
+        let out = &mut scratch.out[tokens];
+        let mut x: [Lanes; G] = std::array::from_fn(|g| scratch.state[n + g]);
+        let of_tokens = out.iter_mut().zip(drive).zip(u).zip(decay).zip(b.zip(c));
+        for ((((out, drive), u), decay), (b, c)) in of_tokens {
+            let (decay, b, c) = (&decay[..G], &b[..G], &c[..G]);
+            let mut sum = *out;
+            for g in 0..G {
+                let input = self.input::<R, F>(b[g], *drive, *u);
+                let (before, above) = (x[g], sum);
+                x[g] = lanes(|e| F::update(decay[g][e], before[e], input[e]));
+                sum = lanes(|e| F::accumulate(x[g][e], c[g], above[e]));
+            }
+            *out = sum;
+        }
+        scratch.state[n..][..G].copy_from_slice(&x);
+    }
+
+    /// Some of the chunk's tokens, as the kernels take them that have the table in their loops; `None` where
+    /// there is no table, N is not theirs or the machine has none of them.
+    #[cfg(target_arch = "x86_64")]
+    fn for_kernels<'t>(
+        &'t self,
+        table: &'t Option<CodeTable>,
+        drive: &'t [Lanes],
+        u: &'t [Lanes],
+        first: usize,
+        tokens: Range<usize>,
+    ) -> Option<kernels::scan::Tokens<'t>> {
+        if self.alpha.len() != LANES || Isa::current() < Isa::Avx512 {
+            return None;
+        }
+        let table = table.as_ref()?;
+        let of_tokens = (first + tokens.start) * LANES..(first + tokens.end) * LANES;
+        Some(kernels::scan::Tokens {
+            table: table.one_line_entries()?,
+            codes: &table.offsets_from(first + tokens.start)[..tokens.len()],
+            drive: &drive[tokens.clone()],
+            u: &u[tokens],
+            b: &self.b[of_tokens.clone()],
+            c: &self.c[of_tokens],
+        })
+    }
+
+    /// [`Tile::advance`] of the fused formula by a kernel, if there is one.
+    #[inline(always)]
+    pub fn fused_by_table<R: RealMath>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: Range<usize>,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let Scratch {
+                table,
+                drive,
+                u,
+                out,
+                state,
+                ..
+            } = scratch;
+            let inputs = self.for_kernels(table, drive, u, first, tokens.clone());
+            if let (Some(inputs), Some(state)) = (inputs, state.first_chunk_mut()) {
+                let out = &mut out[tokens];
+                // SAFETY: the instruction set was found.
+                unsafe {
+                    match R::FLUSHES {
+                        true => kernels::scan::fused::<true>(inputs, state, out),
+                        false => kernels::scan::fused::<false>(inputs, state, out),
+                    }
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The chunk's tokens through the formula whose operations are separate, by a kernel, if there is one.
+    #[inline(always)]
+    pub fn separate_by_table<R: RealMath>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        tokens: usize,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let Scratch {
+                table,
+                drive,
+                u,
+                out,
+                state,
+                ..
+            } = scratch;
+            let inputs = self.for_kernels(table, drive, u, first, 0..tokens);
+            if let (Some(inputs), Some(state)) = (inputs, state.first_chunk_mut()) {
+                let out = &mut out[..tokens];
+                // SAFETY: the instruction set was found.
+                unsafe {
+                    match R::FLUSHES {
+                        true => kernels::scan::separate::<true>(self.sum, inputs, state, out),
+                        false => kernels::scan::separate::<false>(self.sum, inputs, state, out),
+                    }
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The maps of some of the chunk's tokens as one for each state, by a kernel, if there is one.
+    #[inline(always)]
+    pub fn folded_by_table<R: RealMath>(
+        &self,
+        scratch: &Scratch,
+        first: usize,
+        tokens: Range<usize>,
+    ) -> Option<[[Lanes; LANES]; 2]> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let Scratch {
+                table, drive, u, ..
+            } = scratch;
+            let inputs = self.for_kernels(table, drive, u, first, tokens)?;
+            let [mut a, mut b] = [[[0.0; LANES]; LANES]; 2];
+            // SAFETY: the instruction set was found.
+            unsafe {
+                match R::FLUSHES {
+                    true => kernels::scan::fold::<true>(inputs, &mut a, &mut b),
+                    false => kernels::scan::fold::<false>(inputs, &mut a, &mut b),
+                }
+            }
+            Some([a, b])
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        None
     }
 
     /// What enters a state, given its B.
@@ -240,8 +471,10 @@ impl Tile<'_> {
         let Scratch {
             u,
             out,
-            decay,
+            delta,
+            drive,
             skip,
+            halves,
             ..
         } = scratch;
         let out = &mut out[..tokens];
@@ -250,23 +483,40 @@ impl Tile<'_> {
             *out = F::last_output(*out, *skip, *u);
         }
         if let Some(source) = &self.inputs.z {
-            let z = &mut decay[..tokens];
+            let z = &mut drive[..tokens];
             source.load(first, self.first, self.width, z);
             let scale = source.scale();
             for z in z.as_flattened_mut() {
                 *z = R::mul(scale, *z);
             }
-            F::gate(out.as_flattened_mut(), z.as_flattened());
-        }
-        for (t, out) in out.iter().enumerate() {
-            match self.y {
-                Outputs::F32(y) => self.store(y, first + t, *out),
-                Outputs::F16(y) => {
-                    let mut rounded = [f16::ZERO; LANES];
-                    for e in 0..LANES {
-                        rounded[e] = to_f16(out[e]);
+            let (out, z) = (out.as_flattened_mut(), z.as_flattened());
+            match (self.gate, source) {
+                (Some(gate), Source::Int8 { codes, .. }) => {
+                    let columns = codes.ncols();
+                    let all = codes.as_slice().expect("activations are row-major");
+                    let rows = all[first * columns..].chunks_exact(columns);
+                    let parts = &mut delta[..tokens];
+                    for (part, row) in parts.iter_mut().zip(rows) {
+                        gate.look_up(&row[self.first..][..self.width], part);
                     }
-                    self.store(y, first + t, rounded);
+                    for ((out, z), part) in out.iter_mut().zip(z).zip(parts.as_flattened()) {
+                        *out = F::gated(*out, *z, *part);
+                    }
+                }
+                _ => F::gate(out, z),
+            }
+        }
+        match self.y {
+            Outputs::F32(y) => {
+                for (t, out) in out.iter().enumerate() {
+                    self.store(y, first + t, *out);
+                }
+            }
+            Outputs::F16(y) => {
+                let halves = &mut halves[..tokens];
+                narrow(out.as_flattened(), halves.as_flattened_mut());
+                for (t, halves) in halves.iter().enumerate() {
+                    self.store(y, first + t, *halves);
                 }
             }
         }

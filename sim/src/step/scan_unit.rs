@@ -223,6 +223,38 @@ impl Column {
     }
 }
 
+/// Values of dt that a channel has, each once: what depends on them alone is computed so often.
+struct Distinct {
+    /// A token of each value, and how many have it.
+    of: Vec<(usize, u64)>,
+    /// The place in `of` of each token's value.
+    places: Vec<usize>,
+}
+
+impl Distinct {
+    /// Codes repeat; FP32 values are taken as if they did not.
+    fn of(dt: &Column) -> Self {
+        let mut places_of_codes = [None; 256];
+        let mut of = Vec::new();
+        let places = (0..dt.reals.len()).map(|t| {
+            let mut new = || {
+                of.push((t, 0));
+                of.len() - 1
+            };
+            let place = match dt.codes.get(t) {
+                Some(code) => *places_of_codes[usize::from(*code as u8)].get_or_insert_with(new),
+                None => new(),
+            };
+            of[place].1 += 1;
+            place
+        });
+        Self {
+            places: places.collect(),
+            of,
+        }
+    }
+}
+
 /// One channel of the inputs.
 struct Channel {
     index: usize,
@@ -362,11 +394,17 @@ impl<A: Alu> Kernel for ChannelScan<'_, A> {
         let Self { alu, channel, .. } = self;
         let (n, l) = (self.lanes.len(), channel.u.reals.len());
         let alpha = self.weight.exact_alpha(channel.index);
+        let distinct = Distinct::of(&channel.dt);
         let mut seen = ScanSeen::default();
-        let mut deltas = vec![A::Value::default(); l];
+        let mut deltas = Vec::with_capacity(distinct.of.len());
+        for (t, count) in &distinct.of {
+            let mut one = ScanSeen::default();
+            deltas.push(alu.delta(&channel, *t, &mut one));
+            seen.softplus += one.softplus.repeated(*count);
+        }
+        let mut decays = vec![A::Value::default(); deltas.len()];
         let mut sums = vec![A::Value::default(); l];
-        for (t, (delta, sum)) in deltas.iter_mut().zip(&mut sums).enumerate() {
-            *delta = alu.delta(&channel, t, &mut seen);
+        for (t, sum) in sums.iter_mut().enumerate() {
             *sum = alu.first(&channel, t, &mut seen);
         }
         let mut states = Vec::with_capacity(n);
@@ -374,9 +412,13 @@ impl<A: Alu> Kernel for ChannelScan<'_, A> {
         let mut maps = vec![(A::Value::default(), A::Value::default()); l];
         for (s, lane) in self.lanes.iter().enumerate() {
             let alpha = alu.alpha(alpha(s));
-            for (t, (map, delta)) in maps.iter_mut().zip(&deltas).enumerate() {
-                let a = alu.decay(alpha, *delta, &mut seen);
-                *map = (a, alu.drive(&channel, lane, t, *delta));
+            for ((decay, delta), (_, count)) in decays.iter_mut().zip(&deltas).zip(&distinct.of) {
+                let mut one = ScanSeen::default();
+                *decay = alu.decay(alpha, *delta, &mut one);
+                seen.exp += one.exp.repeated(*count);
+            }
+            for (t, (map, place)) in maps.iter_mut().zip(&distinct.places).enumerate() {
+                *map = (decays[*place], alu.drive(&channel, lane, t, deltas[*place]));
             }
             let before = self.state.map_or(0.0, |source| match source {
                 Source::Int8 { codes, scale } => scale.get() * f32::from(codes[(channel.index, s)]),

@@ -20,14 +20,10 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for GroupedUpdate {
         1
     }
 
-    fn scratch(_: usize) -> usize {
-        1
-    }
-
     #[inline(always)]
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, _: usize, _: usize) {
         let states = scratch.state.len();
-        tile.decays_of_states::<R>(scratch);
+        tile.decays::<R>(scratch, first, 0..1);
         for n in 0..states {
             let b = tile.b[first * states + n];
             let input = tile.input::<R, F>(b, scratch.drive[0], scratch.u[0]);

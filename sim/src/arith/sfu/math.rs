@@ -18,6 +18,8 @@ pub struct Fast<const FLUSHED: bool>;
 impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
     type OfResults = Fast<true>;
 
+    const FLUSHES: bool = true;
+
     #[inline(always)]
     fn operand(x: f32) -> f32 {
         if FLUSHED { x } else { flush(x) }
@@ -37,6 +39,15 @@ impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
     #[inline(always)]
     fn div(n: f32, d: f32) -> f32 {
         Self::mul(n, rcp(d))
+    }
+    /// A division is a product with the unit's reciprocal.
+    #[inline(always)]
+    fn sigmoid_divisor(z: f32) -> f32 {
+        rcp(Self::add(1.0, Self::exp_neg(z)))
+    }
+    #[inline(always)]
+    fn by_sigmoid(n: f32, reciprocal: f32) -> f32 {
+        Self::mul(n, reciprocal)
     }
     #[inline(always)]
     fn exp(x: f32) -> f32 {
