@@ -104,6 +104,8 @@ TABLE: tuple[Row, ...] = (
     Row("*", "mixer", "forward", "argument 0", "norm_out", module="MambaMixer"),
     Row("MambaMixer", "in_proj", "forward", "result", "in_proj_out"),
     Row("MambaMixer", "act", "forward", "result", "conv_out_f32", "bdl", call=0),
+    # In version 5 SiLU is a part of the convolution's function.
+    Row("MambaMixer", "x_proj", "forward", "argument 0", "conv_out_f32", unless="conv_out_f32"),
     Row("MambaMixer", "x_proj", "forward", "result", "x_proj_out"),
     Row("MambaMixer", "out_proj", "forward", "argument 0", "ssm_y"),
     Row("MambaMixer", "out_proj", "forward", "result", "out_proj_out"),
