@@ -113,7 +113,7 @@ fn draw(kind: &str, dice: &mut Dice, uses: bool) -> Fault {
         "hadamard-wrap" => Defect::HadamardWrap,
         "swapped-bc" => Defect::SwappedBc,
         "missing-scale" => Defect::MissingScale {
-            site: ScanParameter::ALog,
+            site: dice.of(&ScanParameter::ALL),
         },
         "stale-scale" => {
             let strength = 1.25 * (dice.unit() * 3f64.log2()).exp2();
@@ -250,6 +250,27 @@ fn faults_are_named() {
         assert_eq!(first.severity, Severity::Error);
         assert!(first.share > 0.99, "{}: {first:#?}", case.fault);
     });
+}
+
+/// Codes taken for real values: every parameter of the scan that could be, in one block each.
+#[test]
+fn a_missing_scale_is_named_by_its_parameter() {
+    let model = sample::model();
+    let (mode, exact) = (&MODES[0], Profile::get("exact").unwrap());
+    for (i, site) in ScanParameter::ALL.into_iter().enumerate() {
+        let fault = Fault {
+            layer: Some(2 + 3 * i),
+            defect: Defect::MissingScale { site },
+        };
+        let path = Datapath::with_faults(&model, mode, &exact, &[fault]).unwrap();
+        let dump = dump(&path, &tokens(24, 3), Points::All);
+        let found = diagnose(&model, mode, &dump, std::slice::from_ref(&exact)).unwrap();
+        let first = &found.findings[0];
+        let named = (first.kind, first.layer, &first.site[..]);
+        let expected = ("missing-scale", fault.layer, site.name());
+        assert_eq!(named, expected, "{first:#?}");
+        assert_eq!(first.fault.as_deref(), Some(&fault.to_string()[..]));
+    }
 }
 
 #[test]

@@ -361,10 +361,8 @@ pub fn discrete(layer: usize) -> Vec<Candidate> {
         Defect::ConvHistoryLoss,
         Defect::HadamardWrap,
         Defect::SwappedBc,
-        Defect::MissingScale {
-            site: ScanParameter::ALog,
-        },
     ];
+    defects.extend(ScanParameter::ALL.map(|site| Defect::MissingScale { site }));
     for site in QuantizerRule::ALL {
         for rule in RoundingRule::ALL {
             if site.has_quotient() || !rule.is_quotient() {
