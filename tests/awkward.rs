@@ -511,7 +511,10 @@ fn codes_in_another_type_are_codes_and_a_type_that_does_not_fit_is_named_by_side
         for (code, said) in asked(&path) {
             assert_eq!(code, 0, "{dtype}: {said}");
             let of_type = format!("{CODES}: {dtype} [1, 3, 128], ");
-            assert!(said.contains(&of_type) && said.contains("INT8 codes"), "{said}");
+            assert!(
+                said.contains(&of_type) && said.contains("INT8 codes"),
+                "{said}"
+            );
         }
         // One code off is one mismatch, in whatever type.
         let path = stored(&bench, "off.npz", |mut codes| {

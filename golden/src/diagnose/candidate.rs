@@ -276,7 +276,10 @@ impl Candidate {
                 Defect::StaleScale { .. } if faults.len() > 1 => 6,
                 Defect::StaleScale { .. } => 7,
             },
-            Candidate::Misread(_) => 3,
+            Candidate::Misread(m) => match m.reading {
+                Reading::DumpLies | Reading::ProducerWrites => 3,
+                Reading::ConsumerReads => 4,
+            },
             Candidate::Rule(rule) => match rule.kind {
                 "rounding" | "overflow" => 1,
                 _ => 3,

@@ -298,7 +298,9 @@ fn exchanged(path: &Datapath, trace: &TraceFile, made: &Made) -> Option<Finding>
         .iter()
         .filter(|(_, count)| **count >= 2.max(blocks.len() / 2))
         .collect();
-    let own_values = often.iter().all(|((_, holds), _)| holds.starts_with("its values"));
+    let own_values = often
+        .iter()
+        .all(|((_, holds), _)| holds.starts_with("its values"));
     let kind = match own_values {
         true => "file-unfinished",
         false => "file-exchanged",

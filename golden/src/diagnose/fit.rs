@@ -84,6 +84,16 @@ pub fn round_numbers(factor: f32) -> Vec<f32> {
     numbers
 }
 
+/// A factor, and those up to some last places beside it, the nearest first.
+pub fn neighbours(factor: f32, places: usize) -> Vec<f32> {
+    let (mut below, mut above, mut all) = (factor, factor, vec![factor]);
+    for _ in 0..places {
+        (below, above) = (below.next_down(), above.next_up());
+        all.extend([below, above]);
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

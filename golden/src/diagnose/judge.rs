@@ -58,7 +58,12 @@ impl Judged {
                 && self.first.distance <= 2.0 * n.distance
                 && self.first.distance <= 0.05 * base.distance
         });
-        (all || but_noise) && self.left < scene.base
+        (all || but_noise) && self.gains(scene)
+    }
+
+    /// Whether it leaves less: fewer elements, or floats that no more than the last place keeps apart.
+    fn gains(&self, scene: &Scene) -> bool {
+        self.left < scene.base || self.first.far < scene.at_first.far
     }
 }
 
@@ -286,15 +291,21 @@ impl Search<'_> {
         rough.retain(|(_, bracket)| bracket.value < 0.97 * off);
         rough.sort_by(|a, b| a.1.value.total_cmp(&b.1.value));
         rough.truncate(FINE);
+        // Codes tell a factor as far as their steps, floats to its last place.
+        let real = scene.made[scene.sequence].get(&scene.first);
+        let real = real.is_some_and(|made| made.dtype() == "f32");
+        let (rounds, places) = if real { (30, 3) } else { (18, 0) };
         rough
             .into_par_iter()
             .map(|(c, bracket)| {
-                let (factor, _) =
-                    fit::refine(bracket.factor, bracket.width, 18, |factor| far(&c, factor))?;
+                let (factor, _) = fit::refine(bracket.factor, bracket.width, rounds, |factor| {
+                    far(&c, factor)
+                })?;
                 let left = |factor: f32| self.left(state, scene, &c.with_factor(factor));
                 // Of equally good ones the number of the fewest digits.
                 let mut best = (factor, usize::MAX, PointScore::default());
-                for number in fit::round_numbers(factor).into_iter().chain([factor]) {
+                let beside = fit::neighbours(factor, places);
+                for number in fit::round_numbers(factor).into_iter().chain(beside) {
                     let (now, first) = left(number)?;
                     if now < best.1 {
                         best = (number, now, first);
@@ -345,7 +356,7 @@ impl Search<'_> {
 
 /// The best first; of equally good ones the simpler.
 fn ranked(mut judged: Vec<Judged>, scene: &Scene) -> Vec<Judged> {
-    judged.retain(|j| j.left < scene.base);
+    judged.retain(|j| j.gains(scene));
     judged.sort_by_key(|j| (j.left, j.candidate.rank()));
     // Floats that an ulp keeps apart do not decide.
     let left = |j: &Judged| (j.first.far, j.left);

@@ -37,10 +37,17 @@ impl Edits<'_, '_> {
             self.part(2, 0..tail, format!("the first {tail} of {k} inputs"));
         }
         // Tiles of K in the middle.
-        for tile in [8usize, 16, 32, 64, 128, 256].into_iter().filter(|t| 2 * t < k) {
+        for tile in [8usize, 16, 32, 64, 128, 256]
+            .into_iter()
+            .filter(|t| 2 * t < k)
+        {
             for first in (tile..k - tile).step_by(tile).filter(|f| f + tile < k) {
                 let last = first + tile - 1;
-                self.part(3, first..last + 1, format!("inputs {first} to {last} of {k}"));
+                self.part(
+                    3,
+                    first..last + 1,
+                    format!("inputs {first} to {last} of {k}"),
+                );
             }
         }
         if k.is_multiple_of(2) {

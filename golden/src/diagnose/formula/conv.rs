@@ -121,7 +121,10 @@ impl Conv {
     }
 
     fn factors(&self, chip: &Chip) -> Option<Factors> {
-        let rule = self.output.quantizer.map_or(QuantRule::NEAREST_EVEN, |q| q.rule);
+        let rule = self
+            .output
+            .quantizer
+            .map_or(QuantRule::NEAREST_EVEN, |q| q.rule);
         let rules = chip.silu.as_ref().map(|silu| *silu.rule());
         let fraction = rules.map_or(0, |rule| i32::from(rule.input_fraction));
         let input = self.tap_scale.iter().map(|tap| {
@@ -167,7 +170,10 @@ impl Conv {
             };
             return self.output.of(self.activation.of(m, v));
         };
-        let (mut seen, one) = (Inputs::default(), 2f64.powi(-i32::from(silu.rule().output_fraction)));
+        let (mut seen, one) = (
+            Inputs::default(),
+            2f64.powi(-i32::from(silu.rule().output_fraction)),
+        );
         let x = match fixed {
             true => silu.fit(input.integer(sum, 0)),
             false => silu.input(real(sum).into()),
@@ -185,9 +191,7 @@ impl Conv {
         };
         let plain = (self.output.factor, self.output.offset, self.output.through);
         match (&by.output, &self.output.quantizer) {
-            (Some(to_codes), Some(q)) if plain == (1.0, 0.0, None) => {
-                q.fit(to_codes.integer(y, 0))
-            }
+            (Some(to_codes), Some(q)) if plain == (1.0, 0.0, None) => q.fit(to_codes.integer(y, 0)),
             _ => self.output.of((y as f64 * one) as f32),
         }
     }
@@ -197,7 +201,10 @@ impl Conv {
         let (k, e) = self.taps.dim();
         let rows = self.x.values.nrows();
         let m = self.math;
-        let chip = self.chip.as_ref().and_then(|chip| Some((chip, self.factors(chip)?)));
+        let chip = self
+            .chip
+            .as_ref()
+            .and_then(|chip| Some((chip, self.factors(chip)?)));
         Array2::from_shape_fn((rows, e), |(t, c)| {
             let first = self.tile.map_or(0, |tile| t / tile * tile);
             let x = |tap: usize| -> f32 {

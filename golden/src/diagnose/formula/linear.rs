@@ -171,15 +171,14 @@ impl Linear {
         to.par_chunks_mut(n.max(1))
             .zip(x.par_chunks(k.max(1)))
             .for_each(|(to, x)| {
-                let x: Vec<i32> = range
-                    .clone()
-                    .map(|i| (x[i] * times[i]) as i32)
-                    .collect();
+                let x: Vec<i32> = range.clone().map(|i| (x[i] * times[i]) as i32).collect();
                 for (to, w) in to.iter_mut().zip(w.chunks_exact(k)) {
                     let products = || x.iter().zip(&w[range.clone()]);
                     *to = match (exact, narrow) {
                         (true, true) => products().map(|(x, w)| x * w).sum::<i32>().into(),
-                        (true, false) => products().map(|(x, w)| i64::from(*x) * i64::from(*w)).sum(),
+                        (true, false) => {
+                            products().map(|(x, w)| i64::from(*x) * i64::from(*w)).sum()
+                        }
                         (false, _) => {
                             let terms = products().map(|(x, w)| i64::from(*x) * i64::from(*w));
                             self.accumulator.sum(terms).0
@@ -191,10 +190,7 @@ impl Linear {
     }
 
     /// Changes the operands: the sums are no longer those of the model.
-    pub fn operands(
-        &mut self,
-        change: impl FnOnce(&mut Operand, &mut Array2<f32>, &mut Vec<f32>),
-    ) {
+    pub fn operands(&mut self, change: impl FnOnce(&mut Operand, &mut Array2<f32>, &mut Vec<f32>)) {
         let mut w = (*self.w).clone();
         change(&mut self.x, &mut w, &mut self.times);
         self.w = Arc::new(w);
@@ -246,7 +242,8 @@ impl Linear {
                     None => self.x.scale,
                 };
                 let a = Multiplier::new(a).unwrap_or_else(|_| Multiplier::new(1.0).expect("1"));
-                let scales: Vec<Option<Scale>> = (0..n).map(|c| Scale::new(scale(c)).ok()).collect();
+                let scales: Vec<Option<Scale>> =
+                    (0..n).map(|c| Scale::new(scale(c)).ok()).collect();
                 Array2::from_shape_fn(sums.dim(), |(t, c)| {
                     let v = scales[c].map(|b| order.apply(a, b, Acc(sum(t, c) as i32)));
                     self.output.of(v.unwrap_or(0.0))
@@ -255,7 +252,8 @@ impl Linear {
             Meet::FourBits => {
                 let scales: Vec<f32> = (0..n).map(|c| scale(c) / units.unwrap_or(1.0)).collect();
                 Array2::from_shape_fn(sums.dim(), |(t, c)| {
-                    self.output.of((sum(t, c) as f32 * scales[c]) * self.x.scale)
+                    self.output
+                        .of((sum(t, c) as f32 * scales[c]) * self.x.scale)
                 })
             }
             Meet::Unit(scaling) => {
@@ -266,7 +264,10 @@ impl Linear {
                     Requantizer::new(scaling, factor, rule).ok()
                 };
                 // One for each row of the weight, and of the input where rows have their own.
-                let (rows, columns) = (self.x.rows.as_ref().map_or(1, Vec::len), self.w_scales.len());
+                let (rows, columns) = (
+                    self.x.rows.as_ref().map_or(1, Vec::len),
+                    self.w_scales.len(),
+                );
                 let all: Vec<Option<Requantizer>> = (0..rows)
                     .flat_map(|t| (0..columns).map(move |c| (t, c)))
                     .map(|(t, c)| made(t, c))
@@ -290,10 +291,7 @@ impl Linear {
         let x = Array2::from_shape_fn((l, k), |at| self.times[at.1] * self.x.real(m, at));
         let w = Array2::from_shape_fn((n, k), |(c, i)| scale(c) * self.w[(c, i)]);
         let mut out = Array2::zeros((l, n));
-        let (x, w) = (
-            x.as_slice().expect("fresh"),
-            w.as_slice().expect("fresh"),
-        );
+        let (x, w) = (x.as_slice().expect("fresh"), w.as_slice().expect("fresh"));
         let to = out.as_slice_mut().expect("fresh");
         to.par_chunks_mut(n.max(1))
             .zip(x.par_chunks(k.max(1)))

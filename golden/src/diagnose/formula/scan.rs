@@ -253,12 +253,20 @@ impl Scan {
             || !self.input_delta
             || !matches!(self.gate, None | Some(Activation::Silu))
             || self.late
-            || [self.state, self.narrow_delta, self.narrow_gate, self.narrow_sum] != [None; 4];
+            || [
+                self.state,
+                self.narrow_delta,
+                self.narrow_gate,
+                self.narrow_sum,
+            ] != [None; 4];
         if inside {
             return None;
         }
         let vector = |values: &[f32], scale: Scale| QVector {
-            codes: values.iter().map(|v| (v / scale.get()).round() as i8).collect(),
+            codes: values
+                .iter()
+                .map(|v| (v / scale.get()).round() as i8)
+                .collect(),
             scale,
         };
         let weight = ScanWeight::int8(
@@ -286,7 +294,9 @@ impl Scan {
         for first in (0..l).step_by(tile) {
             let rows = first..(first + tile).min(l);
             let held = [&self.u, &self.dt, &self.b, &c, &self.z].map(|x| Held::of(x, rows.clone()));
-            let [u, dt, b, c, z] = held.each_ref().map(|held| held.as_ref().and_then(Held::source));
+            let [u, dt, b, c, z] = held
+                .each_ref()
+                .map(|held| held.as_ref().and_then(Held::source));
             let state = before.as_ref().filter(|_| first == 0).map(Source::Real);
             let inputs = ScanInputs {
                 u: u?,
