@@ -348,7 +348,7 @@ impl Search<'_> {
         Ok(replay.map_or(f64::INFINITY, |r| replay::distance(&r.score)))
     }
 
-    /// Runs the window; `None` if the candidate takes a scale out of its range.
+    /// Runs the window; `None` if the candidate takes a scale or a factor out of its range.
     pub(super) fn look<'s>(
         &'s self,
         state: &'s State,
@@ -397,7 +397,11 @@ impl Search<'_> {
             replay.keeps = scene.blocks.clone();
         }
         replay.noise = look.noise;
-        replay.run(path, window, start)?;
+        match replay.run(path, window, start) {
+            // It takes a scale that is found at run time out of its range.
+            Err(_) if look.candidate.is_some() => return Ok(None),
+            done => done?,
+        };
         Ok(Some(Seeing {
             score: replay.score,
             seen: replay.seen,
