@@ -117,7 +117,13 @@ impl Search<'_> {
         // What is explained to the last element needs no number to be fitted.
         let whole = |j: &Judged| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
         if !judged.iter().any(whole) {
-            judged.extend(self.judge_scales(state, scene, scales, off)?);
+            let fitted = self.judge_scales(state, scene, scales, off)?;
+            let hidden = fitted.iter().map(|j| &j.candidate);
+            let hidden: Vec<Candidate> = hidden.filter(|c| c.hides(&block)).cloned().collect();
+            judged.extend(fitted);
+            if !judged.iter().any(|j| j.is_cause(scene)) {
+                judged.extend(self.fitted(state, scene, hidden, off, fit::dense)?);
+            }
         }
         if !judged.iter().any(|j| j.is_cause(scene)) {
             let narrow = self.nearest(state, scene, registers, off, OTHERS)?;
@@ -178,8 +184,8 @@ impl Search<'_> {
         let kept: Vec<Option<Candidate>> = candidates
             .into_par_iter()
             .map(|c| {
-                let far = self.far(state, scene, Some(&c))?;
-                Ok((far < 0.8 * off).then_some(c))
+                let near = || Ok(self.far(state, scene, Some(&c))? < 0.8 * off);
+                Ok((c.needs_all_tokens() || near()?).then_some(c))
             })
             .collect::<Result<_>>()?;
         Ok(kept.into_iter().flatten().collect())
@@ -280,11 +286,22 @@ impl Search<'_> {
         scales: Vec<Candidate>,
         off: f64,
     ) -> Result<Vec<Judged>> {
+        self.fitted(state, scene, scales, off, fit::coarse)
+    }
+
+    fn fitted(
+        &self,
+        state: &State,
+        scene: &Scene,
+        scales: Vec<Candidate>,
+        off: f64,
+        grid: fn(&mut dyn FnMut(f32) -> Result<f64>) -> Result<fit::Bracket>,
+    ) -> Result<Vec<Judged>> {
         let far = |c: &Candidate, factor: f32| self.far(state, scene, Some(&c.with_factor(factor)));
         let mut rough: Vec<(Candidate, fit::Bracket)> = scales
             .into_par_iter()
             .map(|c| {
-                let bracket = fit::coarse(|factor| far(&c, factor))?;
+                let bracket = grid(&mut |factor| far(&c, factor))?;
                 Ok((c, bracket))
             })
             .collect::<Result<_>>()?;

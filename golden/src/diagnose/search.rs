@@ -237,7 +237,8 @@ impl Search<'_> {
         let sequence = state.scores.iter().position(|s| deviates(&s)).unwrap_or(0);
         let length = self.tokens[sequence].len();
         let row = state.scores[sequence][&first].first_row.unwrap_or(0);
-        let rows = (row + FIRST_ROWS / 2).max(FIRST_ROWS);
+        // Whole tiles of what runs in tiles.
+        let rows = (row + FIRST_ROWS / 2).max(FIRST_ROWS).next_multiple_of(8);
         let whole = first.point.is_state() || first.point.is_scale() || rows >= length;
         let mut scene = Scene {
             first,
