@@ -73,7 +73,7 @@ pub(super) fn cause(
     } = explained(best, scene);
     let alike: Vec<String> = others
         .iter()
-        .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.left <= best.left)
+        .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.far <= best.far)
         .filter(|j| best.candidate.is_restricted() || !j.candidate.is_restricted())
         .map(|j| j.candidate.words())
         .filter(|words| *words != c.words())

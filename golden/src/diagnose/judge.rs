@@ -3,7 +3,7 @@
 use super::candidate::{self, Candidate};
 use super::fit;
 use super::local::Local;
-use super::search::{Scene, Search, State};
+use super::search::{Left, Scene, Search, State};
 use super::{OTHERS, TIE};
 use crate::diagnose::edit::{self, Edit};
 use crate::diagnose::formula::{self, Seen};
@@ -27,6 +27,8 @@ pub(super) struct Judged {
     pub(super) candidate: Candidate,
     /// In the window.
     pub(super) left: usize,
+    /// Of these, the ones that are not near: other codes, floats that are more than about an ulp apart.
+    pub(super) far: usize,
     /// In the first tensor.
     pub(super) first: PointScore,
 }
@@ -160,10 +162,11 @@ impl Search<'_> {
         candidates
             .into_par_iter()
             .map(|candidate| {
-                let (left, first) = self.left(state, scene, &candidate)?;
+                let Left { left, far, first } = self.left(state, scene, &candidate)?;
                 Ok(Judged {
                     candidate,
                     left,
+                    far,
                     first,
                 })
             })
@@ -320,27 +323,29 @@ impl Search<'_> {
                 })?;
                 let left = |factor: f32| self.left(state, scene, &c.with_factor(factor));
                 // Of equally good ones the number of the fewest digits.
-                let mut best = (factor, usize::MAX, PointScore::default());
+                let mut best = (factor, Left::default());
+                best.1.left = usize::MAX;
                 let beside = fit::neighbours(factor, places);
                 for number in fit::round_numbers(factor).into_iter().chain(beside) {
-                    let (now, first) = left(number)?;
-                    if now < best.1 {
-                        best = (number, now, first);
+                    let now = left(number)?;
+                    if now.left < best.1.left {
+                        best = (number, now);
                     }
                 }
-                let hopeful = best.2.mismatched * 3 < scene.at_first.mismatched;
-                if best.1 > 0 && best.1 < scene.base && hopeful {
-                    let all = |factor: f32| left(factor).map(|(left, _)| left as f64);
+                let hopeful = best.1.first.mismatched * 3 < scene.at_first.mismatched;
+                if best.1.left > 0 && best.1.left < scene.base && hopeful {
+                    let all = |factor: f32| left(factor).map(|now| now.left as f64);
                     let (factor, now) = fit::refine(best.0, 1e-3, 16, all)?;
-                    if (now as usize) < best.1 {
-                        let (now, first) = left(factor)?;
-                        best = (factor, now, first);
+                    if (now as usize) < best.1.left {
+                        best = (factor, left(factor)?);
                     }
                 }
+                let Left { left, far, first } = best.1;
                 Ok(Judged {
                     candidate: c.with_factor(best.0),
-                    left: best.1,
-                    first: best.2,
+                    left,
+                    far,
+                    first,
                 })
             })
             .collect()
@@ -374,25 +379,23 @@ impl Search<'_> {
 /// The best first; of equally good ones the simpler.
 fn ranked(mut judged: Vec<Judged>, scene: &Scene) -> Vec<Judged> {
     judged.retain(|j| j.gains(scene));
-    judged.sort_by_key(|j| (j.left, j.candidate.rank()));
-    // Floats that an ulp keeps apart do not decide.
-    let left = |j: &Judged| (j.first.far, j.left);
-    judged.sort_by_key(|j| (left(j), j.candidate.rank()));
-    if let Some((far, _)) = judged.first().map(left) {
-        let tied = far + (TIE * scene.at_first.far as f64) as usize;
-        let near = judged.partition_point(|j| j.first.far <= tied);
-        let fewest = judged[..near].iter().map(|j| j.left).min().unwrap_or(0);
-        let floats = scene.at_first.mismatched > scene.at_first.far
-            || judged[..near]
-                .iter()
-                .any(|j| j.first.mismatched > j.first.far);
-        // Where nothing but codes is judged, the whole window counts.
-        let slack = match floats {
-            true => scene.at_first.mismatched / 20,
-            false => (TIE * scene.base as f64) as usize,
-        };
-        let tied = |j: &Judged| j.left <= fewest + slack;
-        judged[..near].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
+    // Floats that an ulp keeps apart do not decide, but where nothing else deviates.
+    let near = scene.at_first.far > 0;
+    let left = |j: &Judged| match near {
+        true => (j.first.far, j.far),
+        false => (j.first.mismatched, j.left),
+    };
+    let of = match near {
+        true => scene.at_first.far,
+        false => scene.at_first.mismatched,
+    };
+    let slack = |of: usize| (TIE * of as f64) as usize;
+    judged.sort_by_key(|j| (left(j), j.candidate.rank(), j.left));
+    if let Some((first, _)) = judged.first().map(left) {
+        let alike = judged.partition_point(|j| left(j).0 <= first + slack(of));
+        let fewest = judged[..alike].iter().map(|j| left(j).1).min().unwrap_or(0);
+        let tied = |j: &Judged| left(j).1 <= fewest + slack(scene.base);
+        judged[..alike].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
     }
     judged
 }

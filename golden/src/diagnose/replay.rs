@@ -253,8 +253,12 @@ impl Replay<'_> {
         if self.rows.is_none() {
             check_shape(place, whole, &found)?;
         }
-        let score = self.score.entry(place).or_default();
-        compare(score, judged, &found, self.closeness);
+        // The one scale of a tensor is that of all its rows.
+        let of_all = place.point.is_scale() && whole.dim().0 == 1;
+        if self.rows.is_none() || !of_all {
+            let score = self.score.entry(place).or_default();
+            compare(score, judged, &found, self.closeness);
+        }
         if handed_on.dim() == found.dim() && handed_on.dtype() == found.dtype() {
             *value = match (&*value, handed_on.clone()) {
                 (Tensor::Codes(_), Value::I8(codes)) => Tensor::Codes(codes),
@@ -268,8 +272,8 @@ impl Replay<'_> {
 impl Probe for Looking<'_, '_, '_> {
     fn wants(&self, place: Place) -> bool {
         let replay = &*self.replay;
-        let whole_only = place.point.is_state() || place.point.is_scale();
-        let here = replay.points.contains_key(&place) && !(whole_only && replay.rows.is_some());
+        let here = replay.points.contains_key(&place)
+            && !(place.point.is_state() && replay.rows.is_some());
         here || replay.keeps(place)
             || replay.stop == Some(place)
             || replay.noise.is_some() && is_noisy(place)
@@ -308,8 +312,8 @@ impl Probe for Looking<'_, '_, '_> {
         if keeps {
             replay.made.insert(place, value.clone());
         }
-        let whole_only = place.point.is_state() || place.point.is_scale();
-        if replay.points.contains_key(&place) && !(whole_only && replay.rows.is_some()) {
+        let whole_only = place.point.is_state() && replay.rows.is_some();
+        if replay.points.contains_key(&place) && !whole_only {
             replay.dumped(place, value)?;
         }
         if replay.edits.iter().any(alone) {

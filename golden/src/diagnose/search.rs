@@ -7,7 +7,7 @@ use super::pattern::Pattern;
 use super::replay::{self, Closeness, PointScore, Replay, Score, Window, between};
 use crate::trace_file::{Points, in_data_order};
 use rayon::prelude::*;
-use scalescope_sim::dataflow::{Block, Origin, Phase};
+use scalescope_sim::dataflow::{Block, Origin, Phase, Quantizer, Row};
 use scalescope_sim::datapath::{Datapath, Passing};
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Tensor, TracePoint};
@@ -67,6 +67,17 @@ pub(super) struct Scene {
     pub(super) noise: Option<PointScore>,
     /// What deviates in the first tensor; `None` where its shape is another.
     pub(super) pattern: Option<Pattern>,
+}
+
+/// What is left with a candidate.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Left {
+    /// Mismatches in the window.
+    pub(super) left: usize,
+    /// Those that are not near.
+    pub(super) far: usize,
+    /// How the first tensor compares.
+    pub(super) first: PointScore,
 }
 
 /// A run of a scene's window.
@@ -239,7 +250,21 @@ impl Search<'_> {
         let row = state.scores[sequence][&first].first_row.unwrap_or(0);
         // Whole tiles of what runs in tiles.
         let rows = (row + FIRST_ROWS / 2).max(FIRST_ROWS).next_multiple_of(8);
-        let whole = first.point.is_state() || first.point.is_scale() || rows >= length;
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        // What a scale is found from at run time is all rows, but where the dump has what comes of it.
+        let found = |row: &Row| match row.quantizer {
+            Some(Quantizer::Tensor(_)) => row.point.scales(),
+            Some(_) if row.point == TracePoint::SsmU => {
+                let quantizer = state.path.mode().u_quantizer.as_ref();
+                quantizer.map(|_| row.point)
+            }
+            _ => None,
+        };
+        let hidden = |point| (from..last + 1).any(|l| !score.contains_key(&Place::layer(l, point)));
+        let whole = first.point.is_state()
+            || first.point.is_scale()
+            || rows >= length
+            || block.rows().iter().filter_map(found).any(hidden);
         let mut scene = Scene {
             first,
             blocks: from..last + 1,
@@ -304,31 +329,28 @@ impl Search<'_> {
         missing.unwrap_or(layer).min(layers - 1)
     }
 
-    /// Mismatches that are left in the window with a candidate, and in its first tensor; nothing is gained
-    /// by one that cannot be.
-    pub(super) fn left(
-        &self,
-        state: &State,
-        scene: &Scene,
-        candidate: &Candidate,
-    ) -> Result<(usize, PointScore)> {
+    /// What is left in the window with a candidate; nothing is gained by one that cannot be.
+    pub(super) fn left(&self, state: &State, scene: &Scene, candidate: &Candidate) -> Result<Left> {
         let look = Look {
             candidate: Some(candidate),
             ..Look::default()
         };
-        let (mut left, mut first) = (0, PointScore::default());
+        let mut all = Left::default();
         for sequence in 0..self.tokens.len() {
-            match self.look(state, scene, sequence, look)? {
-                Some(replay) => {
-                    left += replay::mismatched(&replay.score);
-                    let mut both = Score::from([(scene.first, first)]);
-                    replay::add(&mut both, replay.score);
-                    first = both[&scene.first];
-                }
-                None => return Ok((scene.base, scene.at_first)),
-            }
+            let Some(replay) = self.look(state, scene, sequence, look)? else {
+                return Ok(Left {
+                    left: scene.base,
+                    far: scene.base,
+                    first: scene.at_first,
+                });
+            };
+            all.left += replay::mismatched(&replay.score);
+            all.far += replay.score.values().map(|s| s.far).sum::<usize>();
+            let mut both = Score::from([(scene.first, all.first)]);
+            replay::add(&mut both, replay.score);
+            all.first = both[&scene.first];
         }
-        Ok((left, first))
+        Ok(all)
     }
 
     /// How far the window is off with a candidate, on the scene's first rows.
