@@ -13,14 +13,16 @@ use emulation::{Faulty, Seen};
 use half::f16;
 use ndarray::Array2;
 use scalescope_golden::attribute::{Finding, Severity};
-use scalescope_golden::diagnose::diagnose;
 use scalescope_golden::diagnose::identify::identify;
+use scalescope_golden::diagnose::{diagnose, formula};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_golden::value::Value;
+use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::{MODES, ModeTable};
+use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::profile::{PROFILES, Profile};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint as P};
@@ -449,6 +451,85 @@ fn a_missing_bias_is_named() {
     assert_eq!(found.step, Some("conv"));
 }
 
+/// Without an edit a formula makes what the step makes, in every built-in profile and in storages of a chip's.
+#[test]
+fn formulas_make_what_steps_make() {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let own = |text: &str| Profile::from_toml("own", &format!("version = 1\n{text}")).unwrap();
+    let mut profiles: Vec<Profile> = Profile::names()
+        .into_iter()
+        .map(|name| Profile::get(name).unwrap())
+        .collect();
+    profiles.extend(
+        [
+            "weights.granularity = \"channel\"\nweights.conv_granularity = \"channel\"",
+            "weights.bits = 4\nweights.granularity = \"group\"\nrequant.scaling = \"fixed\"",
+            "activations.granularity = \"token\"",
+            "scan.state = \"int16\"\nhadamard.form = \"integer\"\nrequant.scaling = \"power-of-two\"",
+        ]
+        .map(own),
+    );
+    let modes = ["0", "2-1", "3", "6-0", "6-4"];
+    let ids = tokens(24, 5);
+    let mut seen_formulas = 0;
+    for profile in &profiles {
+        for mode in modes {
+            let Ok(path) = Datapath::new(&model, table.get(mode).unwrap(), profile) else {
+                continue;
+            };
+            let mut recorder = Recorder::new(Selection::default());
+            if path.prefill(&ids, LogitRows::None, &mut recorder).is_err() {
+                continue;
+            }
+            let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
+            for layer in [0, 5] {
+                let here = recorder
+                    .tensors
+                    .iter()
+                    .filter(|(p, _)| p.layer == Some(layer));
+                let seen: formula::Seen = here.map(|(p, t)| (p.point, t.clone())).collect();
+                let scene = formula::Scene {
+                    path: &path,
+                    layer,
+                    block: &block,
+                    seen: &seen,
+                };
+                for row in block.rows() {
+                    let words = format!(
+                        "{} mode {mode} block {layer}: {:?}",
+                        profile.name, row.point
+                    );
+                    let Some(formula) = scene.formula(row) else {
+                        let steps = [P::NormOut, P::ConvOut, P::SsmY, P::HadOut, P::OutProjOut];
+                        let by_token =
+                            profile.storage.activation_granularity == ActivationGranularity::Token;
+                        assert!(by_token || !steps.contains(&row.point), "{words}");
+                        continue;
+                    };
+                    let made = formula.run();
+                    let made = match row.point.is_state() {
+                        true => made.state.unwrap(),
+                        false => made.out,
+                    };
+                    let own = formula::numbers(&seen[&row.point]);
+                    assert_eq!(made.dim(), own.dim(), "{words}");
+                    let apart =
+                        |(a, b): &(&f32, &f32)| (**a - **b).abs() > 1e-3 * b.abs().max(1e-3);
+                    let apart = made.iter().zip(&own).filter(apart).count();
+                    assert!(
+                        apart * 200 <= own.len(),
+                        "{words}: {apart} of {}",
+                        own.len()
+                    );
+                    seen_formulas += 1;
+                }
+            }
+        }
+    }
+    assert!(seen_formulas > 500, "{seen_formulas}");
+}
+
 /// The file of `SCALESCOPE_DUMP`, in the mode of `SCALESCOPE_MODE`.
 #[test]
 #[ignore = "needs a dump of one's own; SCALESCOPE_DUMP=dump.npz cargo test --release -p scalescope-golden --test all of_a_file -- --ignored --nocapture"]
@@ -495,6 +576,8 @@ fn identified() {
             .enumerate()
             .map(|(i, text)| (format!("drawn {i}"), Some(*text))),
     );
+    let wanted = std::env::var("SCALESCOPE_PROFILE").unwrap_or_default();
+    names.retain(|(name, _)| name.contains(&wanted));
     for (name, text) in names {
         let profile = match text {
             Some(text) => Profile::from_toml(&name, &format!("version = 1\n{text}")).unwrap(),
@@ -526,4 +609,18 @@ const DRAWN: &[&str] = &[
     "scan.state = \"int16\"\nscan.headroom = 1\nhadamard.form = \"integer\"\nhadamard.bits = 14",
     "nonlinearity.silu.form = \"table\"\nnonlinearity.silu.entries = 64\nrequant.conv.scaling = \"fixed\"\nrequant.conv.multiplier_bits = 16",
     "scan.order = \"chunked\"\nscan.block = 16\nscan.state = \"f16\"",
+    "requant.out_proj.scaling = \"power-of-two\"",
+    "quantizer.overflow = \"wrap\"\nrequant.rounding = \"nearest-ties-away\"",
+    "nonlinearity.exp.form = \"shift\"\nscan.state = \"int16\"",
+    "nonlinearity.softplus.form = \"table\"\nnonlinearity.softplus.entries = 128\nnonlinearity.softplus.interpolation = \"nearest\"",
+    "weights.conv_granularity = \"channel\"",
+    "weights.granularity = \"channel\"\nrequant.in_proj.rounding = \"floor\"",
+    "accumulator.x_proj.bits = 16\naccumulator.x_proj.overflow = \"wrap\"",
+    "hadamard.form = \"integer\"\nhadamard.bits = 12\nhadamard.fraction = 2",
+    "scan.state = \"int8\"\nscan.requantize_every = 4",
+    "scan.order = \"kogge-stone\"\nscan.block = 32",
+    "nonlinearity.silu.form = \"polynomial\"\nnonlinearity.silu.segments = 16\nnonlinearity.silu.degree = 2",
+    "activations.scales = \"power-of-two\"",
+    "requant.scaling = \"fixed\"\nrequant.multiplier_bits = 32\nrequant.rounding_steps = \"double\"\nrequant.first_rounding = \"nearest-ties-up\"\nrequant.rounding = \"nearest-ties-away\"",
+    "requant.dt_proj.rounding = \"ceil\"\nscan.state = \"int24\"\nscan.scale = \"power-of-two\"",
 ];

@@ -78,8 +78,89 @@ impl Math {
     }
 }
 
-/// A function in the place of SiLU.
+/// A table of a function's values in the function's place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Table {
+    /// Values.
+    pub entries: u16,
+    /// Where it begins; inputs before are taken for this one.
+    pub low: f32,
+    /// Where it ends; inputs beyond are taken for this one.
+    pub high: f32,
+    /// What lies between.
+    pub between: Between,
+}
+
+/// What a table gives between its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// A straight line; the last entry lies at the end.
+    Line,
+    /// The nearest entry; the last one lies at the end.
+    Nearest,
+    /// The entry before; the last one lies a step before the end.
+    Before,
+    /// The function at the middle of the step.
+    Middle,
+}
+
+impl Table {
+    /// Every table that is tried over some ranges.
+    pub fn all(ranges: &[(f32, f32)]) -> Vec<Self> {
+        use Between::{Before, Line, Middle, Nearest};
+        let mut all = Vec::new();
+        for (low, high) in ranges.iter().copied() {
+            for entries in [16, 32, 64, 128, 256, 1024] {
+                all.extend([Line, Nearest, Before, Middle].map(|between| Self {
+                    entries,
+                    low,
+                    high,
+                    between,
+                }));
+            }
+        }
+        all
+    }
+
+    /// In words.
+    pub fn name(self) -> String {
+        let between = match self.between {
+            Between::Line => "straight lines between them",
+            Between::Nearest => "the nearest one",
+            Between::Before => "the one before",
+            Between::Middle => "one for each step, of its middle",
+        };
+        let Self {
+            entries, low, high, ..
+        } = self;
+        format!("a table of {entries} entries from {low} to {high}, {between}")
+    }
+
+    /// A function by this table.
+    pub fn of(self, function: impl Fn(f32) -> f32, v: f32) -> f32 {
+        let steps = match self.between {
+            Between::Line | Between::Nearest => f32::from(self.entries) - 1.0,
+            Between::Before | Between::Middle => f32::from(self.entries),
+        };
+        let step = (self.high - self.low) / steps;
+        let at = ((v - self.low) / step).clamp(0.0, steps);
+        let last = f32::from(self.entries) - 1.0;
+        let entry = |i: f32| function(self.low + i.min(last) * step);
+        match self.between {
+            Between::Nearest => entry(at.round()),
+            Between::Before => entry(at.floor()),
+            Between::Middle => function(self.low + (at.floor().min(last) + 0.5) * step),
+            Between::Line => {
+                let (before, rest) = (at.floor(), at.fract());
+                let first = entry(before);
+                first + rest * (entry(before + 1.0) - first)
+            }
+        }
+    }
+}
+
+/// A function in the place of SiLU.
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // `name` says what each is
 pub enum Activation {
     Silu,
@@ -90,6 +171,7 @@ pub enum Activation {
     Tanh,
     Gelu,
     HardSilu,
+    Tabled(Table),
 }
 
 impl Activation {
@@ -105,8 +187,9 @@ impl Activation {
     ];
 
     /// In words.
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let name = match self {
+            Activation::Tabled(table) => return table.name(),
             Activation::Silu => "SiLU",
             Activation::SiluTwice => "SiLU twice",
             Activation::Sigmoid => "the sigmoid",
@@ -115,7 +198,8 @@ impl Activation {
             Activation::Tanh => "tanh",
             Activation::Gelu => "GELU",
             Activation::HardSilu => "hard SiLU",
-        }
+        };
+        name.to_owned()
     }
 
     /// Of `v`.
@@ -136,6 +220,7 @@ impl Activation {
                 let inner = 0.7978845608028654 * (v + 0.044715 * v * v * v);
                 (0.5 * v * (1.0 + inner.tanh())) as f32
             }
+            Activation::Tabled(table) => table.of(|v| sigmoid(v, v), v),
             Activation::HardSilu => v * ((v + 3.0).clamp(0.0, 6.0) / 6.0),
         }
     }

@@ -83,17 +83,22 @@ impl Off {
 }
 
 impl Dump<'_> {
-    fn score(&self, profile: &Profile, blocks: &[usize]) -> Result<replay::Score> {
+    /// How blocks compare, as far as the last of some points; `None` for all.
+    fn score(
+        &self,
+        profile: &Profile,
+        blocks: &[usize],
+        last: Option<&[TracePoint]>,
+    ) -> Result<replay::Score> {
         let path = Datapath::new(self.model, self.mode, profile)?;
+        let points = &self.trace.sequences[0];
         let mut total = replay::Score::new();
         for block in blocks {
-            let points = &self.trace.sequences[0];
             let mut replay = Replay::new(points, None, Closeness::Bits, &[]);
-            replay.run(
-                &path,
-                Window::blocks(*block..block + 1),
-                self.starts[*block].clone(),
-            )?;
+            let here = last.into_iter().flatten().map(|p| Place::layer(*block, *p));
+            replay.stop = here.filter(|place| points.contains_key(place)).max();
+            let window = Window::blocks(*block..block + 1);
+            replay.run(&path, window, self.starts[*block].clone())?;
             replay::add(&mut total, replay.score);
         }
         Ok(total)
@@ -186,7 +191,7 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
         .into_par_iter()
         .filter_map(|name| {
             let profile = Profile::get(name).ok()?;
-            let score = dump.score(&profile, &some).ok()?;
+            let score = dump.score(&profile, &some, None).ok()?;
             Some((Dump::off(&score, None), name))
         })
         .collect();
@@ -205,8 +210,9 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
     let groups = groups();
     let profile_of = |keys: &Keys| Profile::with_keys("device", &base, keys);
     let judge = |keys: &Keys, group: &Group| -> Option<Off> {
-        let score = dump.score(&profile_of(keys).ok()?, &some).ok()?;
-        Some(Dump::off(&score, Some(&group.points)))
+        let points = Some(&group.points[..]);
+        let score = dump.score(&profile_of(keys).ok()?, &some, points).ok()?;
+        Some(Dump::off(&score, points))
     };
     if best.mismatched > 0 {
         for _ in 0..ROUNDS {
@@ -237,7 +243,7 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
         }
     }
     let profile = profile_of(&keys)?;
-    let whole = dump.score(&profile, &dump.blocks)?;
+    let whole = dump.score(&profile, &dump.blocks, None)?;
     let all = Dump::off(&whole, None);
     let found = groups.iter().filter_map(|group| {
         let off = Dump::off(&whole, Some(&group.points));

@@ -1,7 +1,7 @@
 //! Edits of the convolution.
 
 use super::{Around, Edits, moves, replace, turned};
-use crate::diagnose::formula::{Activation, Conv, Formula, numbers};
+use crate::diagnose::formula::{Activation, Conv, Formula, Table, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Columns;
 use scalescope_sim::trace::TracePoint;
@@ -86,6 +86,12 @@ impl Edits<'_, '_> {
                 words,
                 on_conv(move |c| c.activation = activation),
             );
+        }
+        for table in Table::all(&[(-4.0, 4.0), (-8.0, 8.0), (-16.0, 16.0)]) {
+            let words = format!("SiLU is {}", table.name());
+            let activation = Activation::Tabled(table);
+            let change = on_conv(move |c| c.activation = activation);
+            self.formula(5, ("function", "SiLU"), words, change);
         }
         for tile in [
             2usize, 4, 8, 16, 32, 64, 128, 256, 512, 3, 5, 6, 10, 12, 20, 24, 40, 48,

@@ -1,7 +1,7 @@
 //! Edits of the selective scan.
 
 use super::{Edits, moves, replace, reversed, turned};
-use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, numbers};
+use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, Table, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Columns;
 use scalescope_sim::plan::ScaleUse;
@@ -135,6 +135,24 @@ impl Edits<'_, '_> {
             "decays are 1 − α·δ and not exp(−α·δ)",
             on(|s| s.linear_decay = true),
         );
+        for table in Table::all(&[(-8.0, 8.0), (-16.0, 16.0)]) {
+            let words = format!("the gate's SiLU is {}", table.name());
+            let gate = Some(Activation::Tabled(table));
+            self.formula(5, ("function", "gate"), words, on(move |s| s.gate = gate));
+            let words = format!("softplus is {}", table.name());
+            let delta = Delta::Tabled(table);
+            self.formula(
+                5,
+                ("function", "softplus"),
+                words,
+                on(move |s| s.delta = delta),
+            );
+        }
+        for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
+            let words = format!("the exp of decays is {}", table.name());
+            let change = on(move |s| s.decay = Some(table));
+            self.formula(5, ("function", "decay"), words, change);
+        }
     }
 
     fn inputs(&mut self, own: &Scan) {

@@ -201,10 +201,8 @@ impl Linear {
     pub fn part(&mut self, range: Range<usize>, times: f32) {
         let more: Vec<f32> = self.times.iter().map(|before| times - before).collect();
         self.times[range.clone()].fill(times);
-        self.sums = match self.sums.take().filter(|_| self.is_exact()) {
-            Some(sums) => Some(Arc::new(&*sums + &self.sums_of(range, &more))),
-            None => None,
-        };
+        let sums = self.sums.take().filter(|_| self.is_exact());
+        self.sums = sums.map(|sums| Arc::new(&*sums + &self.sums_of(range, &more)));
     }
 
     /// Moves the rows of the input, and with them those of the sums.

@@ -1,6 +1,6 @@
 //! The selective scan.
 
-use super::{Activation, Made, Math, Narrow, Operand, Output, Quantize, Scene};
+use super::{Activation, Made, Math, Narrow, Operand, Output, Quantize, Scene, Table};
 use ndarray::{Array2, s};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Columns, Format, Row};
@@ -13,7 +13,7 @@ use scalescope_sim::step::scan_unit::unit_scan;
 use scalescope_sim::trace::TracePoint;
 
 /// What makes δ of dt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // `name` says what each is
 pub enum Step {
     Softplus,
@@ -23,6 +23,7 @@ pub enum Step {
     Identity,
     Sigmoid,
     Magnitude,
+    Tabled(Table),
 }
 
 impl Step {
@@ -37,8 +38,9 @@ impl Step {
     ];
 
     /// In words.
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let name = match self {
+            Step::Tabled(table) => return table.name(),
             Step::Softplus => "softplus",
             Step::SoftplusTwice => "softplus twice",
             Step::Exp => "exp",
@@ -46,7 +48,8 @@ impl Step {
             Step::Identity => "no function",
             Step::Sigmoid => "the sigmoid",
             Step::Magnitude => "the magnitude",
-        }
+        };
+        name.to_owned()
     }
 
     fn of(self, m: Math, v: f32) -> f32 {
@@ -58,6 +61,7 @@ impl Step {
             Step::Identity => v,
             Step::Sigmoid => Activation::Sigmoid.of(m, v),
             Step::Magnitude => v.abs(),
+            Step::Tabled(table) => table.of(m.softplus, v),
         }
     }
 }
@@ -102,6 +106,8 @@ pub struct Scan {
     pub a_is_log: bool,
     /// Decays are 1 − α·δ and not exp.
     pub linear_decay: bool,
+    /// A table that decays come from.
+    pub decay: Option<Table>,
     /// Whether B enters with δ.
     pub input_delta: bool,
     /// What makes the gate of z; `None` leaves the output ungated.
@@ -194,6 +200,7 @@ impl Scan {
             delta: Step::Softplus,
             a_is_log: true,
             linear_decay: false,
+            decay: None,
             input_delta: true,
             gate: Some(Activation::Silu),
             before: None,
@@ -250,6 +257,7 @@ impl Scan {
         let inside = self.delta != Step::Softplus
             || !self.a_is_log
             || self.linear_decay
+            || self.decay.is_some()
             || !self.input_delta
             || !matches!(self.gate, None | Some(Activation::Silu))
             || self.late
@@ -345,9 +353,11 @@ impl Scan {
             };
             for (n, x) in x.iter_mut().enumerate() {
                 let b = self.b.real(m, (t, n));
-                let decay = match self.linear_decay {
-                    true => 1.0 - alpha[n] * delta,
-                    false => (m.exp_neg)((m.mul)(alpha[n], delta)),
+                let exponent = (m.mul)(alpha[n], delta);
+                let decay = match (self.linear_decay, self.decay) {
+                    (true, _) => 1.0 - exponent,
+                    (false, Some(table)) => table.of(m.exp, -exponent),
+                    (false, None) => (m.exp_neg)(exponent),
                 };
                 let cs = self.c.real(m, (t, n));
                 let before = *x * self.carry;
