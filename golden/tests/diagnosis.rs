@@ -472,7 +472,7 @@ fn formulas_make_what_steps_make() {
     );
     let modes = ["0", "2-1", "3", "6-0", "6-4"];
     let ids = tokens(24, 5);
-    let mut seen_formulas = 0;
+    let (mut seen_formulas, mut wrong) = (0, Vec::new());
     for profile in &profiles {
         for mode in modes {
             let Ok(path) = Datapath::new(&model, table.get(mode).unwrap(), profile) else {
@@ -504,7 +504,9 @@ fn formulas_make_what_steps_make() {
                         let steps = [P::NormOut, P::ConvOut, P::SsmY, P::HadOut, P::OutProjOut];
                         let by_token =
                             profile.storage.activation_granularity == ActivationGranularity::Token;
-                        assert!(by_token || !steps.contains(&row.point), "{words}");
+                        if !by_token && steps.contains(&row.point) {
+                            wrong.push(format!("{words}: no formula"));
+                        }
                         continue;
                     };
                     let made = formula.run();
@@ -517,16 +519,15 @@ fn formulas_make_what_steps_make() {
                     let apart =
                         |(a, b): &(&f32, &f32)| (**a - **b).abs() > 1e-3 * b.abs().max(1e-3);
                     let apart = made.iter().zip(&own).filter(apart).count();
-                    assert!(
-                        apart * 200 <= own.len(),
-                        "{words}: {apart} of {}",
-                        own.len()
-                    );
+                    if apart * 200 > own.len() {
+                        wrong.push(format!("{words}: {apart} of {}", own.len()));
+                    }
                     seen_formulas += 1;
                 }
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(seen_formulas > 500, "{seen_formulas}");
 }
 

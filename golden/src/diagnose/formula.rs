@@ -568,7 +568,7 @@ impl Scene<'_, '_> {
         }
         let dynamic = row.quantizer.is_some_and(|q| q.is_dynamic());
         let rule = self.rules(row).map(|rules| match row.step {
-            Step::Conv if dynamic => rules.requantize,
+            Step::Conv if dynamic => self.path.mode().conv_in_quotient.of(rules.requantize),
             Step::Conv => rules.conv_in,
             _ => self.path.mode().requantize(rules.requantize),
         });

@@ -253,12 +253,8 @@ impl Replay<'_> {
         if self.rows.is_none() {
             check_shape(place, whole, &found)?;
         }
-        // The one scale of a tensor is that of all its rows.
-        let of_all = place.point.is_scale() && whole.dim().0 == 1;
-        if self.rows.is_none() || !of_all {
-            let score = self.score.entry(place).or_default();
-            compare(score, judged, &found, self.closeness);
-        }
+        let score = self.score.entry(place).or_default();
+        compare(score, judged, &found, self.closeness);
         if handed_on.dim() == found.dim() && handed_on.dtype() == found.dtype() {
             *value = match (&*value, handed_on.clone()) {
                 (Tensor::Codes(_), Value::I8(codes)) => Tensor::Codes(codes),

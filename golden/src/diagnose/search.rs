@@ -7,6 +7,7 @@ use super::pattern::Pattern;
 use super::replay::{self, Closeness, PointScore, Replay, Score, Window, between};
 use crate::trace_file::{Points, in_data_order};
 use rayon::prelude::*;
+use scalescope_sim::arith::quantizer::Beyond;
 use scalescope_sim::dataflow::{Block, Origin, Phase, Quantizer, Row};
 use scalescope_sim::datapath::{Datapath, Passing};
 use scalescope_sim::error::Result;
@@ -251,20 +252,15 @@ impl Search<'_> {
         // Whole tiles of what runs in tiles.
         let rows = (row + FIRST_ROWS / 2).max(FIRST_ROWS).next_multiple_of(8);
         let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
-        // What a scale is found from at run time is all rows, but where the dump has what comes of it.
-        let found = |row: &Row| match row.quantizer {
-            Some(Quantizer::Tensor(_)) => row.point.scales(),
-            Some(_) if row.point == TracePoint::SsmU => {
-                let quantizer = state.path.mode().u_quantizer.as_ref();
-                quantizer.map(|_| row.point)
-            }
-            _ => None,
-        };
-        let hidden = |point| (from..last + 1).any(|l| !score.contains_key(&Place::layer(l, point)));
+        // A scale that is found at run time is found from all rows.
+        let found = |row: &Row| matches!(row.quantizer, Some(Quantizer::Tensor(_)));
+        let quantizer = state.path.mode().u_quantizer.as_ref();
+        let outliers = quantizer.is_some_and(|q| q.beyond == Beyond::FoundScale);
         let whole = first.point.is_state()
             || first.point.is_scale()
             || rows >= length
-            || block.rows().iter().filter_map(found).any(hidden);
+            || outliers
+            || block.rows().iter().any(found);
         let mut scene = Scene {
             first,
             blocks: from..last + 1,

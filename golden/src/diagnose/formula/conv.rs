@@ -47,6 +47,8 @@ pub struct Chip {
     pub scaling: Scaling,
     /// The register.
     pub accumulator: Accumulator,
+    /// What rounds on the way to a real output.
+    pub rule: QuantRule,
     /// The function; exact where there is none.
     pub silu: Option<Arc<Unit>>,
 }
@@ -90,6 +92,7 @@ impl Conv {
         let chip = (integer && chip).then(|| Chip {
             scaling: rules.scaling,
             accumulator: rules.accumulator,
+            rule: rules.output,
             silu: rules.silu.unit(Function::Silu),
         });
         let rows = x.values.nrows();
@@ -121,10 +124,7 @@ impl Conv {
     }
 
     fn factors(&self, chip: &Chip) -> Option<Factors> {
-        let rule = self
-            .output
-            .quantizer
-            .map_or(QuantRule::NEAREST_EVEN, |q| q.rule);
+        let rule = self.output.quantizer.map_or(chip.rule, |q| q.rule);
         let rules = chip.silu.as_ref().map(|silu| *silu.rule());
         let fraction = rules.map_or(0, |rule| i32::from(rule.input_fraction));
         let input = self.tap_scale.iter().map(|tap| {
