@@ -37,7 +37,8 @@ pub struct GroupFound {
     pub compared: usize,
     /// Elements that the profile does not make.
     pub mismatched: usize,
-    /// Settings that make the same elements: no input of this dump tells them from the profile's.
+    /// Settings that make the same elements, each with an input that would tell: none of this dump tells them from
+    /// the profile's.
     pub alike: Vec<String>,
 }
 
@@ -143,6 +144,46 @@ fn words(keys: &[(String, Value)]) -> String {
         .map(|(name, value)| format!("{name} = {value}"))
         .collect();
     all.join(", ")
+}
+
+/// An input that tells settings of these keys apart.
+fn told_by(keys: &[(String, Value)]) -> &'static str {
+    let is = |part: &str| keys.iter().any(|(name, _)| name.contains(part));
+    let told = [
+        ("accumulator", "sums beyond the register"),
+        (
+            "nonlinearity",
+            "inputs where the function bends, and beyond its range",
+        ),
+        ("scan.order", "more tokens than a block of the scan"),
+        (
+            "scan.requantize_every",
+            "more tokens than lie between two roundings of the state",
+        ),
+        (
+            "scan.",
+            "states beyond the calibrated range, and smaller than its step",
+        ),
+        (
+            "hadamard.",
+            "outputs of the scan beyond the range of the rotation's integers",
+        ),
+        (
+            "weights",
+            "weights whose rows or groups have maxima that are far apart",
+        ),
+        ("activations", "scales that are no powers of two"),
+        ("overflow", "values beyond the range of the codes"),
+        (
+            "scaling",
+            "sums that come next to the middle between two codes",
+        ),
+    ];
+    let found = told.iter().find(|(part, _)| is(part));
+    found.map_or(
+        "values at the middle between two codes, of either sign",
+        |(_, told)| told,
+    )
 }
 
 /// Reads a device's arithmetic off a dump.
@@ -257,7 +298,7 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
                 let other = profile_of(&tried).is_ok_and(|p| p.hash() != profile.hash());
                 other && judge(&tried, group).is_some_and(|off| off == here)
             })
-            .map(|m| words(m))
+            .map(|m| format!("{} (told apart by {})", words(m), told_by(m)))
             .collect();
         (off.compared > 0).then(|| GroupFound {
             group: group.name,
