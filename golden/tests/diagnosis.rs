@@ -433,6 +433,37 @@ fn wrong_files_are_named_once() {
     assert_eq!(kinds, ["none", "file-types"]);
 }
 
+/// A dump whose conv outputs are from before SiLU, or whose y is from before the gate, while the run goes on as it
+/// should.
+#[test]
+fn a_hook_that_sits_too_early_is_named() {
+    let (model, table) = (sample::model(), ModeTable::default());
+    let exact = Profile::get("exact").unwrap();
+    let path = Datapath::new(&model, table.get("0").unwrap(), &exact).unwrap();
+    let ids = tokens(24, 5);
+    let mut recorder = Recorder::new(Selection::default());
+    path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+    let before_silu = emulation::conv(|_, _, _, _| {}, usize::MAX, |v| v);
+    let before_gate = emulation::scan(|_, _, _, s| s.gate = |_| 1.0);
+    for (point, make, words) in [
+        (P::ConvOut, before_silu, "before SiLU"),
+        (P::SsmY, before_gate, "before the gate"),
+    ] {
+        let mut file = clean("0", "exact", 24);
+        for layer in 0..12 {
+            let here = recorder.tensors.iter();
+            let here = here.filter(|(place, _)| place.layer == Some(layer));
+            let seen: Seen = here.map(|(place, t)| (place.point, t.clone())).collect();
+            let early = make(&path, layer, &seen, point, &seen[&point]);
+            let value = Value::from_tensor(early).0;
+            file.sequences[0].insert(Place::layer(layer, point), value);
+        }
+        let found = first_of(&file, "0", "exact");
+        assert_eq!(found.kind, "file-unfinished", "{found:#?}");
+        assert!(found.evidence.contains(words), "{found:#?}");
+    }
+}
+
 /// A fault of no fault model is named with its step, pattern and edit.
 #[test]
 fn a_missing_bias_is_named() {
