@@ -84,7 +84,8 @@ pub fn diagnose(
         return Err(SimError::value("profile", "at least one", "none"));
     };
     let path = Datapath::new(model, mode, profile)?;
-    let (sequences, types) = file::own_types(&path, &trace.sequences);
+    let (sequences, mut types) = file::own_types(&path, &trace.sequences);
+    types.extend(file::other_types(trace));
     let mut all: Vec<(Search, State)> = Vec::new();
     for profile in profiles {
         let mut search = Search {

@@ -13,14 +13,16 @@ use emulation::{Faulty, Seen};
 use half::f16;
 use ndarray::Array2;
 use scalescope_golden::attribute::{Finding, Severity};
-use scalescope_golden::diagnose::diagnose;
 use scalescope_golden::diagnose::identify::identify;
+use scalescope_golden::diagnose::{diagnose, formula};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_golden::value::Value;
+use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::{MODES, ModeTable};
+use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::profile::{PROFILES, Profile};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint as P};
@@ -431,6 +433,37 @@ fn wrong_files_are_named_once() {
     assert_eq!(kinds, ["none", "file-types"]);
 }
 
+/// A dump whose conv outputs are from before SiLU, or whose y is from before the gate, while the run goes on as it
+/// should.
+#[test]
+fn a_hook_that_sits_too_early_is_named() {
+    let (model, table) = (sample::model(), ModeTable::default());
+    let exact = Profile::get("exact").unwrap();
+    let path = Datapath::new(&model, table.get("0").unwrap(), &exact).unwrap();
+    let ids = tokens(24, 5);
+    let mut recorder = Recorder::new(Selection::default());
+    path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+    let before_silu = emulation::conv(|_, _, _, _| {}, usize::MAX, |v| v);
+    let before_gate = emulation::scan(|_, _, _, s| s.gate = |_| 1.0);
+    for (point, make, words) in [
+        (P::ConvOut, before_silu, "before SiLU"),
+        (P::SsmY, before_gate, "before the gate"),
+    ] {
+        let mut file = clean("0", "exact", 24);
+        for layer in 0..12 {
+            let here = recorder.tensors.iter();
+            let here = here.filter(|(place, _)| place.layer == Some(layer));
+            let seen: Seen = here.map(|(place, t)| (place.point, t.clone())).collect();
+            let early = make(&path, layer, &seen, point, &seen[&point]);
+            let value = Value::from_tensor(early).0;
+            file.sequences[0].insert(Place::layer(layer, point), value);
+        }
+        let found = first_of(&file, "0", "exact");
+        assert_eq!(found.kind, "file-unfinished", "{found:#?}");
+        assert!(found.evidence.contains(words), "{found:#?}");
+    }
+}
+
 /// A fault of no fault model is named with its step, pattern and edit.
 #[test]
 fn a_missing_bias_is_named() {
@@ -447,6 +480,86 @@ fn a_missing_bias_is_named() {
     let explained = found.explained.unwrap();
     assert_eq!(explained.explained, explained.deviating);
     assert_eq!(found.step, Some("conv"));
+}
+
+/// Without an edit a formula makes what the step makes, in every built-in profile and in storages of a chip's.
+#[test]
+fn formulas_make_what_steps_make() {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let own = |text: &str| Profile::from_toml("own", &format!("version = 1\n{text}")).unwrap();
+    let mut profiles: Vec<Profile> = Profile::names()
+        .into_iter()
+        .map(|name| Profile::get(name).unwrap())
+        .collect();
+    profiles.extend(
+        [
+            "weights.granularity = \"channel\"\nweights.conv_granularity = \"channel\"",
+            "weights.bits = 4\nweights.granularity = \"group\"\nrequant.scaling = \"fixed\"",
+            "activations.granularity = \"token\"",
+            "scan.state = \"int16\"\nhadamard.form = \"integer\"\nrequant.scaling = \"power-of-two\"",
+        ]
+        .map(own),
+    );
+    let modes = ["0", "2-1", "3", "6-0", "6-4"];
+    let ids = tokens(24, 5);
+    let (mut seen_formulas, mut wrong) = (0, Vec::new());
+    for profile in &profiles {
+        for mode in modes {
+            let Ok(path) = Datapath::new(&model, table.get(mode).unwrap(), profile) else {
+                continue;
+            };
+            let mut recorder = Recorder::new(Selection::default());
+            if path.prefill(&ids, LogitRows::None, &mut recorder).is_err() {
+                continue;
+            }
+            let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
+            for layer in [0, 5] {
+                let here = recorder
+                    .tensors
+                    .iter()
+                    .filter(|(p, _)| p.layer == Some(layer));
+                let seen: formula::Seen = here.map(|(p, t)| (p.point, t.clone())).collect();
+                let scene = formula::Scene {
+                    path: &path,
+                    layer,
+                    block: &block,
+                    seen: &seen,
+                };
+                for row in block.rows() {
+                    let words = format!(
+                        "{} mode {mode} block {layer}: {:?}",
+                        profile.name, row.point
+                    );
+                    let Some(formula) = scene.formula(row) else {
+                        let steps = [P::NormOut, P::ConvOut, P::SsmY, P::HadOut, P::OutProjOut];
+                        let by_token =
+                            profile.storage.activation_granularity == ActivationGranularity::Token;
+                        if !by_token && steps.contains(&row.point) {
+                            wrong.push(format!("{words}: no formula"));
+                        }
+                        continue;
+                    };
+                    let made = formula.run();
+                    let made = match row.point.is_state() {
+                        true => made.state.unwrap(),
+                        false => made.out,
+                    };
+                    let own = formula::numbers(&seen[&row.point]);
+                    assert_eq!(made.dim(), own.dim(), "{words}");
+                    let apart =
+                        |(a, b): &(&f32, &f32)| (**a - **b).abs() > 1e-3 * b.abs().max(1e-3);
+                    let apart = made.iter().zip(&own).filter(apart).count();
+                    if apart * 200 > own.len() {
+                        wrong.push(format!("{words}: {apart} of {}", own.len()));
+                    }
+                    seen_formulas += 1;
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(seen_formulas > 500, "{seen_formulas}");
 }
 
 /// The file of `SCALESCOPE_DUMP`, in the mode of `SCALESCOPE_MODE`.
@@ -495,6 +608,8 @@ fn identified() {
             .enumerate()
             .map(|(i, text)| (format!("drawn {i}"), Some(*text))),
     );
+    let wanted = std::env::var("SCALESCOPE_PROFILE").unwrap_or_default();
+    names.retain(|(name, _)| name.contains(&wanted));
     for (name, text) in names {
         let profile = match text {
             Some(text) => Profile::from_toml(&name, &format!("version = 1\n{text}")).unwrap(),
@@ -526,4 +641,18 @@ const DRAWN: &[&str] = &[
     "scan.state = \"int16\"\nscan.headroom = 1\nhadamard.form = \"integer\"\nhadamard.bits = 14",
     "nonlinearity.silu.form = \"table\"\nnonlinearity.silu.entries = 64\nrequant.conv.scaling = \"fixed\"\nrequant.conv.multiplier_bits = 16",
     "scan.order = \"chunked\"\nscan.block = 16\nscan.state = \"f16\"",
+    "requant.out_proj.scaling = \"power-of-two\"",
+    "quantizer.overflow = \"wrap\"\nrequant.rounding = \"nearest-ties-away\"",
+    "nonlinearity.exp.form = \"shift\"\nscan.state = \"int16\"",
+    "nonlinearity.softplus.form = \"table\"\nnonlinearity.softplus.entries = 128\nnonlinearity.softplus.interpolation = \"nearest\"",
+    "weights.conv_granularity = \"channel\"",
+    "weights.granularity = \"channel\"\nrequant.in_proj.rounding = \"floor\"",
+    "accumulator.x_proj.bits = 16\naccumulator.x_proj.overflow = \"wrap\"",
+    "hadamard.form = \"integer\"\nhadamard.bits = 12\nhadamard.fraction = 2",
+    "scan.state = \"int8\"\nscan.requantize_every = 4",
+    "scan.order = \"kogge-stone\"\nscan.block = 32",
+    "nonlinearity.silu.form = \"polynomial\"\nnonlinearity.silu.segments = 16\nnonlinearity.silu.degree = 2",
+    "activations.scales = \"power-of-two\"",
+    "requant.scaling = \"fixed\"\nrequant.multiplier_bits = 32\nrequant.rounding_steps = \"double\"\nrequant.first_rounding = \"nearest-ties-up\"\nrequant.rounding = \"nearest-ties-away\"",
+    "requant.dt_proj.rounding = \"ceil\"\nscan.state = \"int24\"\nscan.scale = \"power-of-two\"",
 ];

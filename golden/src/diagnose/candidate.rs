@@ -215,6 +215,22 @@ impl Candidate {
         matches!(self, Candidate::Edit(edit) if edit.only.is_some())
     }
 
+    /// Whether it alters the quantizer of a tensor that stays real: a wrong scale then is as far off as any other
+    /// wrong one, but for those next to the right one.
+    pub fn hides(&self, block: &Block) -> bool {
+        let on_a_grid = |point: &TracePoint| {
+            let row = block.row(*point);
+            row.is_some_and(|row| row.quantizer.is_some() && row.format.dtype() == "f32")
+        };
+        self.alters(block).iter().any(on_a_grid)
+    }
+
+    /// Whether what it does to a token depends on how many follow.
+    pub fn needs_all_tokens(&self) -> bool {
+        let of = |fault: &Fault| matches!(fault.defect, Defect::Transposed { .. });
+        matches!(self, Candidate::Faults(faults) if faults.iter().any(of))
+    }
+
     /// As `--fault` takes it, if it is one fault.
     pub fn fault(&self) -> Option<&Fault> {
         match self {
@@ -276,7 +292,10 @@ impl Candidate {
                 Defect::StaleScale { .. } if faults.len() > 1 => 6,
                 Defect::StaleScale { .. } => 7,
             },
-            Candidate::Misread(_) => 3,
+            Candidate::Misread(m) => match m.reading {
+                Reading::DumpLies | Reading::ProducerWrites => 3,
+                Reading::ConsumerReads => 4,
+            },
             Candidate::Rule(rule) => match rule.kind {
                 "rounding" | "overflow" => 1,
                 _ => 3,
@@ -361,10 +380,8 @@ pub fn discrete(layer: usize) -> Vec<Candidate> {
         Defect::ConvHistoryLoss,
         Defect::HadamardWrap,
         Defect::SwappedBc,
-        Defect::MissingScale {
-            site: ScanParameter::ALog,
-        },
     ];
+    defects.extend(ScanParameter::ALL.map(|site| Defect::MissingScale { site }));
     for site in QuantizerRule::ALL {
         for rule in RoundingRule::ALL {
             if site.has_quotient() || !rule.is_quotient() {

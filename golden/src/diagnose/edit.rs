@@ -275,15 +275,50 @@ pub fn of_row<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, formula: Option<&Formu
     edits.all
 }
 
-/// Rows of a tensor moved by some tokens, zeros where there are none.
-fn shifted(values: &Array2<f32>, by: isize) -> Array2<f32> {
-    let mut out = Array2::zeros(values.dim());
-    for (t, mut row) in out.rows_mut().into_iter().enumerate() {
-        if let Some(from) = t.checked_add_signed(-by).filter(|t| *t < values.nrows()) {
-            row.assign(&values.row(from));
+/// A move in time.
+#[derive(Clone, Copy, PartialEq)]
+struct Move {
+    /// Tokens, later ones positive.
+    by: isize,
+    /// Whether the token at the end stands for those beyond it, which are zero otherwise.
+    repeats: bool,
+}
+
+/// Every move by some tokens.
+fn moves<const N: usize>(by: [isize; N]) -> impl Iterator<Item = Move> {
+    let both = |by| [false, true].map(|repeats| Move { by, repeats });
+    by.into_iter().flat_map(both)
+}
+
+impl Move {
+    /// Rows of a tensor, moved.
+    fn of<T: Copy + Default>(self, values: &Array2<T>) -> Array2<T> {
+        let mut out = Array2::default(values.dim());
+        let last = values.nrows() as isize - 1;
+        for (t, mut row) in out.rows_mut().into_iter().enumerate() {
+            let from = t as isize - self.by;
+            let within = from.clamp(0, last);
+            if self.repeats || from == within {
+                row.assign(&values.row(within as usize));
+            }
+        }
+        out
+    }
+
+    /// Whose value it is.
+    fn words(self) -> String {
+        let of = match self.by {
+            1 => "of the previous token".to_owned(),
+            -1 => "of the next token".to_owned(),
+            by if by > 0 => format!("of {by} tokens before"),
+            by => format!("of {} tokens after", -by),
+        };
+        match (self.repeats, self.by > 0) {
+            (false, _) => of,
+            (true, true) => format!("{of}, the first token's repeated"),
+            (true, false) => format!("{of}, the last token's repeated"),
         }
     }
-    out
 }
 
 /// Columns turned round by some places.
@@ -304,16 +339,6 @@ fn halves(values: &Array2<f32>) -> Array2<f32> {
     let half = values.ncols() / 2;
     let (a, b) = (values.slice(s![.., ..half]), values.slice(s![.., half..]));
     concatenate(Axis(1), &[b, a]).expect("parts of one tensor")
-}
-
-/// Words of a move in time.
-fn when(by: isize) -> String {
-    match by {
-        1 => "of the previous token".to_owned(),
-        -1 => "of the next token".to_owned(),
-        by if by > 0 => format!("of {by} tokens before"),
-        by => format!("of {} tokens after", -by),
-    }
 }
 
 /// Puts other numbers in the place of an operand's: as many tokens as it has, since short runs have fewer.

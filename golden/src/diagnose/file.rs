@@ -3,15 +3,17 @@
 //! The model runs freely on the file's tokens. Where most tensors do not agree as they lie, and nearly all do
 //! under one map of the whole file, the map is what is wrong.
 
+use super::formula::{self, Activation, Formula, Seen};
 use super::local::values;
 use crate::attribute::{Finding, Severity};
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use crate::value::Value;
 use ndarray::Array2;
+use scalescope_sim::dataflow::{Block, Format, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Elements of a tensor that are compared.
 const SAMPLE: usize = 2048;
@@ -193,7 +195,7 @@ pub(super) fn find(path: &Datapath, trace: &TraceFile) -> Result<Option<Finding>
     };
     let before = share(trace, &made, &plain);
     if before > BEFORE {
-        return Ok(exchanged(trace, &made));
+        return Ok(exchanged(path, trace, &made));
     }
     let judged = maps(made.len())
         .into_iter()
@@ -217,13 +219,51 @@ pub(super) fn find(path: &Datapath, trace: &TraceFile) -> Result<Option<Finding>
             ..Finding::default()
         }));
     }
-    Ok(exchanged(trace, &made))
+    Ok(exchanged(path, trace, &made))
 }
 
-/// Tensors that lie under each other's names in every block.
-fn exchanged(trace: &TraceFile, made: &Made) -> Option<Finding> {
-    let mut renamed: BTreeMap<(&'static str, &'static str), usize> = BTreeMap::new();
-    let mut blocks = 0;
+/// A tensor as it is before the last function of its step, which a hook that sits too early sees.
+fn unfinished(path: &Datapath, made: &BTreeMap<Place, Tensor>, place: Place) -> Option<Unfinished> {
+    let layer = place.layer?;
+    let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
+    let here = made.iter().filter(|(p, _)| p.layer == Some(layer));
+    let seen: Seen = here.map(|(p, tensor)| (p.point, tensor.clone())).collect();
+    let scene = formula::Scene {
+        path,
+        layer,
+        block: &block,
+        seen: &seen,
+    };
+    let mut formula = scene.formula(block.row(place.point)?)?;
+    let what = match &mut formula {
+        Formula::Conv(conv) => {
+            conv.activation = Activation::Identity;
+            "before SiLU"
+        }
+        Formula::Scan(scan) if !place.point.is_state() => {
+            scan.gate = None;
+            "before the gate"
+        }
+        _ => return None,
+    };
+    let own = made.get(&place)?;
+    let values = formula.run().out;
+    (values.dim() == own.dim()).then(|| Unfinished {
+        what,
+        value: Value::from_tensor(formula::like(&values, own)).0,
+    })
+}
+
+/// What a tensor holds in the place of its own values.
+struct Unfinished {
+    what: &'static str,
+    value: Value,
+}
+
+/// Tensors that hold another tensor of their block, or their own before its last function, in every block.
+fn exchanged(path: &Datapath, trace: &TraceFile, made: &Made) -> Option<Finding> {
+    let mut renamed: BTreeMap<(&'static str, String), usize> = BTreeMap::new();
+    let mut blocks = BTreeSet::new();
     let first = trace.sequences.first()?;
     let places = in_data_order(first.keys().copied());
     for place in &places {
@@ -237,34 +277,45 @@ fn exchanged(trace: &TraceFile, made: &Made) -> Option<Finding> {
             agree * 10 >= all * 9 && all > 16
         };
         let Some(here) = own(place) else { continue };
-        blocks = blocks.max(place.layer.map_or(0, |l| l + 1));
+        blocks.extend(place.layer);
         if agrees(&here) {
             continue;
         }
-        let other = made[0]
-            .keys()
-            .filter(|other| other.layer == place.layer && *other != place)
-            .find(|other| {
-                own(other).is_some_and(|made| made.dim() == dumped.dim() && agrees(&made))
-            });
-        if let Some(other) = other {
-            *renamed
-                .entry((place.point.name(), other.point.name()))
-                .or_default() += 1;
+        let others = made[0].keys();
+        let mut others = others.filter(|other| other.layer == place.layer && *other != place);
+        let other = others.find(|other| own(other).is_some_and(|made| agrees(&made)));
+        let holds = match other {
+            Some(other) => Some(other.point.name().to_owned()),
+            None => unfinished(path, &made[0], *place)
+                .filter(|before| agrees(&before.value))
+                .map(|before| format!("its values {}", before.what)),
+        };
+        if let Some(holds) = holds {
+            *renamed.entry((place.point.name(), holds)).or_default() += 1;
         }
     }
-    let often: Vec<String> = renamed
+    let often: Vec<_> = renamed
         .iter()
-        .filter(|(_, count)| **count >= 2.max(blocks / 2))
+        .filter(|(_, count)| **count >= 2.max(blocks.len() / 2))
+        .collect();
+    let own_values = often
+        .iter()
+        .all(|((_, holds), _)| holds.starts_with("its values"));
+    let kind = match own_values {
+        true => "file-unfinished",
+        false => "file-exchanged",
+    };
+    let often: Vec<String> = often
+        .iter()
         .map(|((name, holds), count)| format!("{name} holds {holds} in {count} blocks"))
         .collect();
     (!often.is_empty()).then(|| Finding {
-        kind: "file-exchanged",
+        kind,
         site: "file".to_owned(),
         severity: Severity::Error,
         share: 1.0,
         evidence: format!(
-            "the file: tensors lie under other names: {}",
+            "the file: tensors hold something else than their names say: {}",
             often.join("; ")
         ),
         edit: Some(often.join("; ")),
@@ -275,7 +326,6 @@ fn exchanged(trace: &TraceFile, made: &Made) -> Option<Finding> {
 /// Tensors in the types that the model makes them in: codes that lie as floats, or as the reals they stand
 /// for. Says what was changed.
 pub(super) fn own_types(path: &Datapath, sequences: &[Points]) -> (Vec<Points>, Vec<Finding>) {
-    use scalescope_sim::dataflow::{Block, Format, Phase};
     let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
     let mut floats: Vec<String> = Vec::new();
     let mut reals: Vec<String> = Vec::new();
@@ -339,6 +389,21 @@ pub(super) fn own_types(path: &Datapath, sequences: &[Points]) -> (Vec<Points>, 
         ),
     ];
     (changed, found.into_iter().flatten().collect())
+}
+
+/// Tensors that were read as the codes they are, of a type that holds more.
+pub(super) fn other_types(trace: &TraceFile) -> Option<Finding> {
+    let first = trace.remarks.first()?;
+    let count = trace.remarks.len();
+    let words = "lie in another type than their own and are read as their own";
+    Some(Finding {
+        kind: "file-types",
+        site: "file".to_owned(),
+        severity: Severity::Warning,
+        evidence: format!("the file: {count} tensors {words}, the first {first}"),
+        edit: Some(words.to_owned()),
+        ..Finding::default()
+    })
 }
 
 /// The codes of reals that lie on the grid of a scale.

@@ -73,7 +73,7 @@ pub(super) fn cause(
     } = explained(best, scene);
     let alike: Vec<String> = others
         .iter()
-        .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.left <= best.left)
+        .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.far <= best.far)
         .filter(|j| best.candidate.is_restricted() || !j.candidate.is_restricted())
         .map(|j| j.candidate.words())
         .filter(|words| *words != c.words())
@@ -273,13 +273,16 @@ pub(super) fn in_order(score: &Score, profile: &str, mode: &ModeSpec) -> Finding
     }
 }
 
-/// One finding in place of the same one in every block. A rule that all blocks share is how somebody's device
-/// is, not a defect of one.
+/// One finding in place of the same one in every block, numbers included. A rule that all blocks share is how
+/// somebody's device is, not a defect of one.
 pub(super) fn in_every_block(causes: Vec<Finding>, score: &Score) -> Vec<Finding> {
     let blocks: BTreeSet<usize> = score.keys().filter_map(|place| place.layer).collect();
     let mut out: Vec<Finding> = Vec::new();
     for finding in &causes {
-        let same = |f: &&Finding| f.kind == finding.kind && f.site == finding.site;
+        let same = |f: &&Finding| {
+            let what = |f: &Finding| (f.kind, f.site.clone(), everywhere_fault(f), f.edit.clone());
+            what(f) == what(finding)
+        };
         let all: Vec<&Finding> = causes.iter().filter(same).collect();
         let everywhere = blocks.len() > 2 && all.len() == blocks.len() && finding.kind != "none";
         if !everywhere {
@@ -304,7 +307,7 @@ pub(super) fn in_every_block(causes: Vec<Finding>, score: &Score) -> Vec<Finding
                 },
                 share: all.iter().map(|f| f.share).sum::<f64>().min(1.0),
                 evidence: format!("in each of {} blocks; {}", all.len(), finding.evidence),
-                fault: same_fault(&all),
+                fault: everywhere_fault(finding).map(|fault| fault.to_string()),
                 ..finding.clone()
             });
         }
@@ -312,16 +315,11 @@ pub(super) fn in_every_block(causes: Vec<Finding>, score: &Score) -> Vec<Finding
     out
 }
 
-/// The one fault of all blocks, if it is the same in each.
-fn same_fault(all: &[&Finding]) -> Option<String> {
-    let everywhere = |finding: &Finding| {
-        let fault: Fault = finding.fault.as_deref()?.parse().ok()?;
-        Some(Fault {
-            layer: None,
-            ..fault
-        })
-    };
-    let first = everywhere(all[0])?;
-    let same = all.iter().all(|finding| everywhere(finding) == Some(first));
-    same.then(|| first.to_string())
+/// A finding's fault, put into every block.
+fn everywhere_fault(finding: &Finding) -> Option<Fault> {
+    let fault: Fault = finding.fault.as_deref()?.parse().ok()?;
+    Some(Fault {
+        layer: None,
+        ..fault
+    })
 }

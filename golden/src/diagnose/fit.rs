@@ -22,16 +22,29 @@ pub struct Bracket {
     pub value: f64,
 }
 
+/// Octaves between the factors of a dense grid.
+const DENSE: f64 = 0.04;
+
 /// The best of a coarse grid; `far` says how far off a factor is.
-pub fn coarse(mut far: impl FnMut(f32) -> Result<f64>) -> Result<Bracket> {
+pub fn coarse(far: &mut dyn FnMut(f32) -> Result<f64>) -> Result<Bracket> {
+    of_grid(&OCTAVES, far)
+}
+
+/// The best of a dense grid.
+pub fn dense(far: &mut dyn FnMut(f32) -> Result<f64>) -> Result<Bracket> {
+    let octaves: Vec<f64> = (1..=100).map(|i| DENSE * f64::from(i)).collect();
+    of_grid(&octaves, far)
+}
+
+fn of_grid(octaves: &[f64], far: &mut dyn FnMut(f32) -> Result<f64>) -> Result<Bracket> {
     let mut best = Bracket {
         factor: 1.0,
         width: 1.0,
         value: f64::INFINITY,
     };
-    for (i, octave) in OCTAVES.into_iter().enumerate() {
-        let next = OCTAVES.get(i + 1).map_or(1.0, |next| next - octave);
-        for log in [octave, -octave] {
+    for (i, octave) in octaves.iter().enumerate() {
+        let next = octaves.get(i + 1).map_or(1.0, |next| next - octave);
+        for log in [*octave, -octave] {
             let factor = log.exp2() as f32;
             let value = far(factor)?;
             if value < best.value {
@@ -84,6 +97,16 @@ pub fn round_numbers(factor: f32) -> Vec<f32> {
     numbers
 }
 
+/// A factor, and those up to some last places beside it, the nearest first.
+pub fn neighbours(factor: f32, places: usize) -> Vec<f32> {
+    let (mut below, mut above, mut all) = (factor, factor, vec![factor]);
+    for _ in 0..places {
+        (below, above) = (below.next_down(), above.next_up());
+        all.extend([below, above]);
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,10 +115,12 @@ mod tests {
     fn a_factor_is_found_in_a_distance_that_flattens() {
         for truth in [0.07f32, 0.8, 1.01, 0.97, 1.25, 1.7, 3.3, 14.0] {
             let far = |factor: f32| Ok(f64::from((factor / truth).ln().abs()).min(0.9));
-            let rough = coarse(far).unwrap();
-            let (factor, _) = refine(rough.factor, rough.width, 22, far).unwrap();
-            assert!((factor / truth - 1.0).abs() < 1e-5, "{factor} for {truth}");
-            assert!(round_numbers(factor).contains(&truth), "{factor}");
+            for grid in [coarse, dense] {
+                let rough = grid(&mut |factor| far(factor)).unwrap();
+                let (factor, _) = refine(rough.factor, rough.width, 22, far).unwrap();
+                assert!((factor / truth - 1.0).abs() < 1e-5, "{factor} for {truth}");
+                assert!(round_numbers(factor).contains(&truth), "{factor}");
+            }
         }
     }
 }

@@ -2,7 +2,8 @@
 //! an edit can change. Without an edit it makes what the step makes; what rounds differently in the
 //! last bit (a scan in another association) is left to the comparison.
 //!
-//! Steps of a chip's units have no formula here: they are edited by their rules only.
+//! A chip's linears, convolution and rotation have their integer arithmetic here; of its scan the step itself
+//! runs, with the edits that its inputs and parameters can have.
 
 mod conv;
 mod hadamard;
@@ -12,12 +13,13 @@ mod scan;
 
 pub use conv::Conv;
 pub use hadamard::Hadamard;
-pub use linear::{Linear, weight as linear_weight};
+pub use linear::{Linear, Meet, weight as linear_weight};
 pub use norm::{Add, Norm};
 pub use scan::{Scan, Step as Delta};
 
 use half::{bf16, f16};
 use ndarray::{Array2, s};
+use scalescope_sim::arith::fixed::Requantizer;
 use scalescope_sim::arith::real::{Ieee, RealMath, RealRules};
 use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
@@ -25,7 +27,9 @@ use scalescope_sim::dataflow::{Block, Format, Quantizer, Read, Row, Step};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::StepRules;
+use scalescope_sim::profile::unit::ScaleGrid;
 use scalescope_sim::quant::Scale;
+use scalescope_sim::step::dynamic;
 use scalescope_sim::trace::{Tensor, TracePoint};
 use std::collections::BTreeMap;
 
@@ -74,8 +78,89 @@ impl Math {
     }
 }
 
-/// A function in the place of SiLU.
+/// A table of a function's values in the function's place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Table {
+    /// Values.
+    pub entries: u16,
+    /// Where it begins; inputs before are taken for this one.
+    pub low: f32,
+    /// Where it ends; inputs beyond are taken for this one.
+    pub high: f32,
+    /// What lies between.
+    pub between: Between,
+}
+
+/// What a table gives between its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// A straight line; the last entry lies at the end.
+    Line,
+    /// The nearest entry; the last one lies at the end.
+    Nearest,
+    /// The entry before; the last one lies a step before the end.
+    Before,
+    /// The function at the middle of the step.
+    Middle,
+}
+
+impl Table {
+    /// Every table that is tried over some ranges.
+    pub fn all(ranges: &[(f32, f32)]) -> Vec<Self> {
+        use Between::{Before, Line, Middle, Nearest};
+        let mut all = Vec::new();
+        for (low, high) in ranges.iter().copied() {
+            for entries in [16, 32, 64, 128, 256, 1024] {
+                all.extend([Line, Nearest, Before, Middle].map(|between| Self {
+                    entries,
+                    low,
+                    high,
+                    between,
+                }));
+            }
+        }
+        all
+    }
+
+    /// In words.
+    pub fn name(self) -> String {
+        let between = match self.between {
+            Between::Line => "straight lines between them",
+            Between::Nearest => "the nearest one",
+            Between::Before => "the one before",
+            Between::Middle => "one for each step, of its middle",
+        };
+        let Self {
+            entries, low, high, ..
+        } = self;
+        format!("a table of {entries} entries from {low} to {high}, {between}")
+    }
+
+    /// A function by this table.
+    pub fn of(self, function: impl Fn(f32) -> f32, v: f32) -> f32 {
+        let steps = match self.between {
+            Between::Line | Between::Nearest => f32::from(self.entries) - 1.0,
+            Between::Before | Between::Middle => f32::from(self.entries),
+        };
+        let step = (self.high - self.low) / steps;
+        let at = ((v - self.low) / step).clamp(0.0, steps);
+        let last = f32::from(self.entries) - 1.0;
+        let entry = |i: f32| function(self.low + i.min(last) * step);
+        match self.between {
+            Between::Nearest => entry(at.round()),
+            Between::Before => entry(at.floor()),
+            Between::Middle => function(self.low + (at.floor().min(last) + 0.5) * step),
+            Between::Line => {
+                let (before, rest) = (at.floor(), at.fract());
+                let first = entry(before);
+                first + rest * (entry(before + 1.0) - first)
+            }
+        }
+    }
+}
+
+/// A function in the place of SiLU.
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // `name` says what each is
 pub enum Activation {
     Silu,
@@ -86,6 +171,7 @@ pub enum Activation {
     Tanh,
     Gelu,
     HardSilu,
+    Tabled(Table),
 }
 
 impl Activation {
@@ -101,8 +187,9 @@ impl Activation {
     ];
 
     /// In words.
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let name = match self {
+            Activation::Tabled(table) => return table.name(),
             Activation::Silu => "SiLU",
             Activation::SiluTwice => "SiLU twice",
             Activation::Sigmoid => "the sigmoid",
@@ -111,7 +198,8 @@ impl Activation {
             Activation::Tanh => "tanh",
             Activation::Gelu => "GELU",
             Activation::HardSilu => "hard SiLU",
-        }
+        };
+        name.to_owned()
     }
 
     /// Of `v`.
@@ -132,12 +220,13 @@ impl Activation {
                 let inner = 0.7978845608028654 * (v + 0.044715 * v * v * v);
                 (0.5 * v * (1.0 + inner.tanh())) as f32
             }
+            Activation::Tabled(table) => table.of(|v| sigmoid(v, v), v),
             Activation::HardSilu => v * ((v + 3.0).clamp(0.0, 6.0) / 6.0),
         }
     }
 }
 
-/// A narrower type that a value passes through.
+/// A narrower type, or a range, that a value passes through.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // `name` says what each is
 pub enum Narrow {
@@ -145,6 +234,8 @@ pub enum Narrow {
     Bf16,
     /// Codes of so many bits with this step.
     Codes(u8, f32),
+    /// From the lowest to the highest value.
+    Range(f32, f32),
 }
 
 impl Narrow {
@@ -154,6 +245,8 @@ impl Narrow {
             Narrow::F16 => "f16".to_owned(),
             Narrow::Bf16 => "bf16".to_owned(),
             Narrow::Codes(bits, _) => format!("INT{bits}"),
+            Narrow::Range(low, high) if high == f32::INFINITY => format!("{low} and more"),
+            Narrow::Range(low, high) => format!("{low} to {high}"),
         }
     }
 
@@ -167,6 +260,7 @@ impl Narrow {
                 let top = ((1i32 << (bits - 1)) - 1) as f32;
                 step * (v / step).round_ties_even().clamp(-top - 1.0, top)
             }
+            Narrow::Range(low, high) => v.clamp(low, high),
         }
     }
 }
@@ -189,16 +283,57 @@ pub struct Output {
 /// A quantizer.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantize {
-    /// The step of its grid; values are divided by it.
+    /// The step of its grid; values are divided by it. Of a dynamic one the values say.
     pub scale: f32,
+    /// Which values have a scale of their own, if it is found at run time.
+    pub dynamic: Option<Dynamic>,
     /// Its rule.
     pub rule: QuantRule,
     /// Whether values come in units of the grid.
     pub in_units: bool,
+    /// Whether what is stored is the code's real value.
+    pub dequantized: bool,
     /// Added to the rounded value.
     pub zero_point: f32,
     /// The range of codes is that of this many bits.
     pub bits: u8,
+}
+
+/// The values that share a scale which is found at run time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Dynamic {
+    /// All of the tensor, as PyTorch divides.
+    Tensor,
+    /// Those of a token, as PyTorch divides.
+    TorchToken,
+    /// Those of a token, with a scale on a grid.
+    Token(ScaleGrid),
+}
+
+impl Quantize {
+    /// A grid of its own.
+    pub fn of(scale: f32, rule: QuantRule) -> Self {
+        Self {
+            scale,
+            dynamic: None,
+            rule,
+            in_units: false,
+            dequantized: false,
+            zero_point: 0.0,
+            bits: 8,
+        }
+    }
+
+    /// The code of an integer of the grid.
+    #[inline]
+    fn fit(&self, integer: i128) -> f32 {
+        let integer = integer + self.zero_point as i128;
+        if self.bits < 8 {
+            let top = (1i128 << (self.bits - 1)) - 1;
+            return integer.clamp(-top - 1, top) as f32;
+        }
+        f32::from(self.rule.overflow.fit(integer).0)
+    }
 }
 
 impl Output {
@@ -220,7 +355,7 @@ impl Output {
         if let Some(narrow) = self.through {
             v = narrow.of(v);
         }
-        let Some(q) = &self.quantizer else {
+        let Some(q) = self.quantizer.as_ref().filter(|q| q.dynamic.is_none()) else {
             let v = v * self.factor + self.offset;
             return match self.half {
                 true => f16::from_f32(v).to_f32(),
@@ -237,11 +372,37 @@ impl Output {
             (factor, offset) => units * factor + offset,
         };
         let integer = q.rule.rounding.round(units) + q.zero_point;
-        if q.bits < 8 {
-            let top = f32::from((1i16 << (q.bits - 1)) - 1);
-            return integer.clamp(-top - 1.0, top);
+        let code = match q.bits {
+            8.. => f32::from(q.rule.overflow.to_i8(integer)),
+            bits => {
+                let top = f32::from((1i16 << (bits - 1)) - 1);
+                integer.clamp(-top - 1.0, top)
+            }
+        };
+        if q.dequantized { q.scale * code } else { code }
+    }
+
+    /// What is stored of an integer sum that a chip brings to the output's grid.
+    #[inline]
+    fn of_sum(&self, sum: i64, by: &Requantizer) -> f32 {
+        let plain = (self.factor, self.offset, self.through) == (1.0, 0.0, None);
+        match self.quantizer.as_ref().filter(|q| plain && q.in_units) {
+            Some(q) => q.fit(by.integer(sum, 0)),
+            None => self.of((sum as f64 * by.real()) as f32),
         }
-        f32::from(q.rule.overflow.to_i8(integer))
+    }
+
+    /// All values, where a quantizer looks at many of them at once.
+    fn finish(&self, values: Array2<f32>) -> Array2<f32> {
+        let Some((q, dynamic)) = self.quantizer.as_ref().and_then(|q| Some((q, q.dynamic?))) else {
+            return values;
+        };
+        let (tensor, _) = match dynamic {
+            Dynamic::Tensor => dynamic::per_tensor(&values, q.rule),
+            Dynamic::TorchToken => dynamic::per_token(&values, q.rule),
+            Dynamic::Token(grid) => dynamic::tokens(&values, grid, q.rule),
+        };
+        tensor.codes.mapv(|code| q.fit(code.into()))
     }
 }
 
@@ -252,13 +413,34 @@ pub struct Operand {
     pub values: Array2<f32>,
     /// The step of codes, 1 for reals.
     pub scale: f32,
+    /// The step of each row's codes, where rows have their own; it is met beside `scale`, which is 1 then.
+    pub rows: Option<Vec<f32>>,
 }
 
 impl Operand {
+    /// Numbers with one step.
+    pub fn new(values: Array2<f32>, scale: f32) -> Self {
+        let rows = None;
+        Self {
+            values,
+            scale,
+            rows,
+        }
+    }
+
+    /// The step of a row.
+    #[inline]
+    pub fn step(&self, row: usize) -> f32 {
+        match &self.rows {
+            Some(rows) => self.scale * rows[row.min(rows.len() - 1)],
+            None => self.scale,
+        }
+    }
+
     /// The real value of an element.
     #[inline]
     pub fn real(&self, math: Math, at: (usize, usize)) -> f32 {
-        match self.scale {
+        match self.step(at.0) {
             1.0 => self.values[at],
             scale => (math.mul)(scale, self.values[at]),
         }
@@ -304,32 +486,51 @@ impl Scene<'_, '_> {
 
     /// A tensor that a row reads.
     fn operand(&self, read: &Read) -> Option<Operand> {
-        let tensor = self.seen.get(&read.point()?)?;
-        let codes = matches!(tensor, Tensor::I8(_) | Tensor::Codes(_));
+        let point = read.point()?;
+        let tensor = self.seen.get(&point)?;
         let values = numbers(tensor);
         let columns = read.columns.range(self.path.config(), values.ncols());
-        Some(Operand {
-            values: values.slice(s![.., columns]).to_owned(),
-            scale: match (codes, read.scale) {
-                (true, Some(by)) => self.scale(by)?,
-                _ => 1.0,
+        let mut operand = Operand::new(values.slice(s![.., columns]).to_owned(), 1.0);
+        match (tensor, read.scale) {
+            (Tensor::I8(_), Some(by)) => operand.scale = self.scale(by)?,
+            (Tensor::Codes(_), _) => match self.seen.get(&point.scales()?)? {
+                Tensor::F32(scales) if scales.len() == 1 => operand.scale = scales[(0, 0)],
+                Tensor::F32(scales) => operand.rows = Some(scales.iter().copied().collect()),
+                _ => return None,
             },
-        })
+            _ => {}
+        }
+        Some(operand)
     }
 
     /// How a row's results are stored. A quantizer of a linear step gets values in units of its grid.
     fn output(&self, row: &Row, rule: Option<QuantRule>, in_units: bool) -> Option<Output> {
+        let grid = |scale| rule.map(|rule| Quantize::of(scale, rule));
+        let dynamic = |dynamic| {
+            let dynamic = Some(dynamic);
+            grid(1.0).map(|q| Quantize { dynamic, ..q })
+        };
+        let storage = self.path.layer_profile(self.layer).storage;
         let quantizer = match (row.quantizer, row.format) {
             (Some(Quantizer::Static(by)), Format::Int8(_)) => Some(Quantize {
-                scale: self.scale(by)?,
-                rule: rule?,
                 in_units,
-                zero_point: 0.0,
-                bits: 8,
+                ..grid(self.scale(by)?)?
             }),
-            (Some(_), _) => return None,
+            (Some(Quantizer::Static(by)), Format::F32) if row.register_scale.is_none() => {
+                Some(Quantize {
+                    dequantized: true,
+                    ..grid(self.scale(by)?)?
+                })
+            }
+            (Some(Quantizer::Tensor(_)), _) => Some(dynamic(Dynamic::Tensor)?),
+            (Some(Quantizer::Token(_)), _) if row.step == Step::Conv => {
+                Some(dynamic(Dynamic::TorchToken)?)
+            }
+            (Some(Quantizer::Token(_)), _) => {
+                Some(dynamic(Dynamic::Token(storage.activation_scales))?)
+            }
             (None, Format::F16 | Format::F32) => None,
-            (None, _) => return None,
+            (Some(_), _) | (None, _) => return None,
         };
         Some(Output {
             quantizer,
@@ -362,7 +563,12 @@ impl Scene<'_, '_> {
 
     fn requantize(&self, row: &Row) -> Option<Formula> {
         let [read] = &row.reads[..] else { return None };
+        if row.step == Step::Scan && self.path.mode().u_quantizer.is_some() {
+            return None;
+        }
+        let dynamic = row.quantizer.is_some_and(|q| q.is_dynamic());
         let rule = self.rules(row).map(|rules| match row.step {
+            Step::Conv if dynamic => self.path.mode().conv_in_quotient.of(rules.requantize),
             Step::Conv => rules.conv_in,
             _ => self.path.mode().requantize(rules.requantize),
         });
@@ -396,20 +602,23 @@ pub fn like(numbers: &Array2<f32>, tensor: &Tensor) -> Tensor {
 impl Formula {
     /// What is stored, and of a scan the state after the last token.
     pub fn run(&self) -> Made {
-        match self {
-            Formula::Add(step) => Made::one(step.run()),
-            Formula::Norm(step) => Made::one(step.run()),
-            Formula::Linear(step) => Made::one(step.run()),
-            Formula::Conv(step) => Made::one(step.run()),
-            Formula::Scan(step) => step.run(),
-            Formula::Hadamard(step) => Made::one(step.run()),
+        let (values, output) = match self {
+            Formula::Scan(step) => return step.run(),
+            Formula::Add(step) => (step.run(), &step.output),
+            Formula::Norm(step) => (step.run(), &step.output),
+            Formula::Linear(step) => (step.run(), &step.output),
+            Formula::Conv(step) => (step.run(), &step.output),
+            Formula::Hadamard(step) => (step.run(), &step.output),
             Formula::Requantize(from, output) => {
                 let math = Math::of(RealRules::CorrectlyRounded);
                 let dim = from.values.dim();
-                Made::one(Array2::from_shape_fn(dim, |at| {
-                    output.of(from.real(math, at))
-                }))
+                let values = Array2::from_shape_fn(dim, |at| output.of(from.real(math, at)));
+                (values, output)
             }
+        };
+        Made {
+            out: output.finish(values),
+            state: None,
         }
     }
 
@@ -434,10 +643,4 @@ pub struct Made {
     pub out: Array2<f32>,
     /// The state after the last token, `[E, N]`.
     pub state: Option<Array2<f32>>,
-}
-
-impl Made {
-    fn one(out: Array2<f32>) -> Self {
-        Self { out, state: None }
-    }
 }

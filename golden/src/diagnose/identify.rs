@@ -37,7 +37,8 @@ pub struct GroupFound {
     pub compared: usize,
     /// Elements that the profile does not make.
     pub mismatched: usize,
-    /// Settings that make the same elements: no input of this dump tells them from the profile's.
+    /// Settings that make the same elements, each with an input that would tell: none of this dump tells them from
+    /// the profile's.
     pub alike: Vec<String>,
 }
 
@@ -83,17 +84,22 @@ impl Off {
 }
 
 impl Dump<'_> {
-    fn score(&self, profile: &Profile, blocks: &[usize]) -> Result<replay::Score> {
+    /// How blocks compare, as far as the last of some points; `None` for all.
+    fn score(
+        &self,
+        profile: &Profile,
+        blocks: &[usize],
+        last: Option<&[TracePoint]>,
+    ) -> Result<replay::Score> {
         let path = Datapath::new(self.model, self.mode, profile)?;
+        let points = &self.trace.sequences[0];
         let mut total = replay::Score::new();
         for block in blocks {
-            let points = &self.trace.sequences[0];
             let mut replay = Replay::new(points, None, Closeness::Bits, &[]);
-            replay.run(
-                &path,
-                Window::blocks(*block..block + 1),
-                self.starts[*block].clone(),
-            )?;
+            let here = last.into_iter().flatten().map(|p| Place::layer(*block, *p));
+            replay.stop = here.filter(|place| points.contains_key(place)).max();
+            let window = Window::blocks(*block..block + 1);
+            replay.run(&path, window, self.starts[*block].clone())?;
             replay::add(&mut total, replay.score);
         }
         Ok(total)
@@ -138,6 +144,46 @@ fn words(keys: &[(String, Value)]) -> String {
         .map(|(name, value)| format!("{name} = {value}"))
         .collect();
     all.join(", ")
+}
+
+/// An input that tells settings of these keys apart.
+fn told_by(keys: &[(String, Value)]) -> &'static str {
+    let is = |part: &str| keys.iter().any(|(name, _)| name.contains(part));
+    let told = [
+        ("accumulator", "sums beyond the register"),
+        (
+            "nonlinearity",
+            "inputs where the function bends, and beyond its range",
+        ),
+        ("scan.order", "more tokens than a block of the scan"),
+        (
+            "scan.requantize_every",
+            "more tokens than lie between two roundings of the state",
+        ),
+        (
+            "scan.",
+            "states beyond the calibrated range, and smaller than its step",
+        ),
+        (
+            "hadamard.",
+            "outputs of the scan beyond the range of the rotation's integers",
+        ),
+        (
+            "weights",
+            "weights whose rows or groups have maxima that are far apart",
+        ),
+        ("activations", "scales that are no powers of two"),
+        ("overflow", "values beyond the range of the codes"),
+        (
+            "scaling",
+            "sums that come next to the middle between two codes",
+        ),
+    ];
+    let found = told.iter().find(|(part, _)| is(part));
+    found.map_or(
+        "values at the middle between two codes, of either sign",
+        |(_, told)| told,
+    )
 }
 
 /// Reads a device's arithmetic off a dump.
@@ -186,7 +232,7 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
         .into_par_iter()
         .filter_map(|name| {
             let profile = Profile::get(name).ok()?;
-            let score = dump.score(&profile, &some).ok()?;
+            let score = dump.score(&profile, &some, None).ok()?;
             Some((Dump::off(&score, None), name))
         })
         .collect();
@@ -205,8 +251,9 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
     let groups = groups();
     let profile_of = |keys: &Keys| Profile::with_keys("device", &base, keys);
     let judge = |keys: &Keys, group: &Group| -> Option<Off> {
-        let score = dump.score(&profile_of(keys).ok()?, &some).ok()?;
-        Some(Dump::off(&score, Some(&group.points)))
+        let points = Some(&group.points[..]);
+        let score = dump.score(&profile_of(keys).ok()?, &some, points).ok()?;
+        Some(Dump::off(&score, points))
     };
     if best.mismatched > 0 {
         for _ in 0..ROUNDS {
@@ -237,7 +284,7 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
         }
     }
     let profile = profile_of(&keys)?;
-    let whole = dump.score(&profile, &dump.blocks)?;
+    let whole = dump.score(&profile, &dump.blocks, None)?;
     let all = Dump::off(&whole, None);
     let found = groups.iter().filter_map(|group| {
         let off = Dump::off(&whole, Some(&group.points));
@@ -251,7 +298,7 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
                 let other = profile_of(&tried).is_ok_and(|p| p.hash() != profile.hash());
                 other && judge(&tried, group).is_some_and(|off| off == here)
             })
-            .map(|m| words(m))
+            .map(|m| format!("{} (told apart by {})", words(m), told_by(m)))
             .collect();
         (off.compared > 0).then(|| GroupFound {
             group: group.name,

@@ -3,7 +3,7 @@
 use super::candidate::{self, Candidate};
 use super::fit;
 use super::local::Local;
-use super::search::{Scene, Search, State};
+use super::search::{Left, Scene, Search, State};
 use super::{OTHERS, TIE};
 use crate::diagnose::edit::{self, Edit};
 use crate::diagnose::formula::{self, Seen};
@@ -27,6 +27,8 @@ pub(super) struct Judged {
     pub(super) candidate: Candidate,
     /// In the window.
     pub(super) left: usize,
+    /// Of these, the ones that are not near: other codes, floats that are more than about an ulp apart.
+    pub(super) far: usize,
     /// In the first tensor.
     pub(super) first: PointScore,
 }
@@ -58,7 +60,12 @@ impl Judged {
                 && self.first.distance <= 2.0 * n.distance
                 && self.first.distance <= 0.05 * base.distance
         });
-        (all || but_noise) && self.left < scene.base
+        (all || but_noise) && self.gains(scene)
+    }
+
+    /// Whether it leaves less: fewer elements, or floats that no more than the last place keeps apart.
+    fn gains(&self, scene: &Scene) -> bool {
+        self.left < scene.base || self.first.far < scene.at_first.far
     }
 }
 
@@ -112,7 +119,13 @@ impl Search<'_> {
         // What is explained to the last element needs no number to be fitted.
         let whole = |j: &Judged| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
         if !judged.iter().any(whole) {
-            judged.extend(self.judge_scales(state, scene, scales, off)?);
+            let fitted = self.judge_scales(state, scene, scales, off)?;
+            let hidden = fitted.iter().map(|j| &j.candidate);
+            let hidden: Vec<Candidate> = hidden.filter(|c| c.hides(&block)).cloned().collect();
+            judged.extend(fitted);
+            if !judged.iter().any(|j| j.is_cause(scene)) {
+                judged.extend(self.fitted(state, scene, hidden, off, fit::dense)?);
+            }
         }
         if !judged.iter().any(|j| j.is_cause(scene)) {
             let narrow = self.nearest(state, scene, registers, off, OTHERS)?;
@@ -149,10 +162,11 @@ impl Search<'_> {
         candidates
             .into_par_iter()
             .map(|candidate| {
-                let (left, first) = self.left(state, scene, &candidate)?;
+                let Left { left, far, first } = self.left(state, scene, &candidate)?;
                 Ok(Judged {
                     candidate,
                     left,
+                    far,
                     first,
                 })
             })
@@ -173,8 +187,8 @@ impl Search<'_> {
         let kept: Vec<Option<Candidate>> = candidates
             .into_par_iter()
             .map(|c| {
-                let far = self.far(state, scene, Some(&c))?;
-                Ok((far < 0.8 * off).then_some(c))
+                let near = || Ok(self.far(state, scene, Some(&c))? < 0.8 * off);
+                Ok((c.needs_all_tokens() || near()?).then_some(c))
             })
             .collect::<Result<_>>()?;
         Ok(kept.into_iter().flatten().collect())
@@ -275,44 +289,63 @@ impl Search<'_> {
         scales: Vec<Candidate>,
         off: f64,
     ) -> Result<Vec<Judged>> {
+        self.fitted(state, scene, scales, off, fit::coarse)
+    }
+
+    fn fitted(
+        &self,
+        state: &State,
+        scene: &Scene,
+        scales: Vec<Candidate>,
+        off: f64,
+        grid: fn(&mut dyn FnMut(f32) -> Result<f64>) -> Result<fit::Bracket>,
+    ) -> Result<Vec<Judged>> {
         let far = |c: &Candidate, factor: f32| self.far(state, scene, Some(&c.with_factor(factor)));
         let mut rough: Vec<(Candidate, fit::Bracket)> = scales
             .into_par_iter()
             .map(|c| {
-                let bracket = fit::coarse(|factor| far(&c, factor))?;
+                let bracket = grid(&mut |factor| far(&c, factor))?;
                 Ok((c, bracket))
             })
             .collect::<Result<_>>()?;
         rough.retain(|(_, bracket)| bracket.value < 0.97 * off);
         rough.sort_by(|a, b| a.1.value.total_cmp(&b.1.value));
         rough.truncate(FINE);
+        // Codes tell a factor as far as their steps, floats to its last place.
+        let real = scene.made[scene.sequence].get(&scene.first);
+        let real = real.is_some_and(|made| made.dtype() == "f32");
+        let (rounds, places) = if real { (30, 3) } else { (18, 0) };
         rough
             .into_par_iter()
             .map(|(c, bracket)| {
-                let (factor, _) =
-                    fit::refine(bracket.factor, bracket.width, 18, |factor| far(&c, factor))?;
+                let (factor, _) = fit::refine(bracket.factor, bracket.width, rounds, |factor| {
+                    far(&c, factor)
+                })?;
                 let left = |factor: f32| self.left(state, scene, &c.with_factor(factor));
                 // Of equally good ones the number of the fewest digits.
-                let mut best = (factor, usize::MAX, PointScore::default());
-                for number in fit::round_numbers(factor).into_iter().chain([factor]) {
-                    let (now, first) = left(number)?;
-                    if now < best.1 {
-                        best = (number, now, first);
+                let mut best = (factor, Left::default());
+                best.1.left = usize::MAX;
+                let beside = fit::neighbours(factor, places);
+                for number in fit::round_numbers(factor).into_iter().chain(beside) {
+                    let now = left(number)?;
+                    if now.left < best.1.left {
+                        best = (number, now);
                     }
                 }
-                let hopeful = best.2.mismatched * 3 < scene.at_first.mismatched;
-                if best.1 > 0 && best.1 < scene.base && hopeful {
-                    let all = |factor: f32| left(factor).map(|(left, _)| left as f64);
+                let hopeful = best.1.first.mismatched * 3 < scene.at_first.mismatched;
+                if best.1.left > 0 && best.1.left < scene.base && hopeful {
+                    let all = |factor: f32| left(factor).map(|now| now.left as f64);
                     let (factor, now) = fit::refine(best.0, 1e-3, 16, all)?;
-                    if (now as usize) < best.1 {
-                        let (now, first) = left(factor)?;
-                        best = (factor, now, first);
+                    if (now as usize) < best.1.left {
+                        best = (factor, left(factor)?);
                     }
                 }
+                let Left { left, far, first } = best.1;
                 Ok(Judged {
                     candidate: c.with_factor(best.0),
-                    left: best.1,
-                    first: best.2,
+                    left,
+                    far,
+                    first,
                 })
             })
             .collect()
@@ -345,26 +378,24 @@ impl Search<'_> {
 
 /// The best first; of equally good ones the simpler.
 fn ranked(mut judged: Vec<Judged>, scene: &Scene) -> Vec<Judged> {
-    judged.retain(|j| j.left < scene.base);
-    judged.sort_by_key(|j| (j.left, j.candidate.rank()));
-    // Floats that an ulp keeps apart do not decide.
-    let left = |j: &Judged| (j.first.far, j.left);
-    judged.sort_by_key(|j| (left(j), j.candidate.rank()));
-    if let Some((far, _)) = judged.first().map(left) {
-        let tied = far + (TIE * scene.at_first.far as f64) as usize;
-        let near = judged.partition_point(|j| j.first.far <= tied);
-        let fewest = judged[..near].iter().map(|j| j.left).min().unwrap_or(0);
-        let floats = scene.at_first.mismatched > scene.at_first.far
-            || judged[..near]
-                .iter()
-                .any(|j| j.first.mismatched > j.first.far);
-        // Where nothing but codes is judged, the whole window counts.
-        let slack = match floats {
-            true => scene.at_first.mismatched / 20,
-            false => (TIE * scene.base as f64) as usize,
-        };
-        let tied = |j: &Judged| j.left <= fewest + slack;
-        judged[..near].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
+    judged.retain(|j| j.gains(scene));
+    // Floats that an ulp keeps apart do not decide, but where nothing else deviates.
+    let near = scene.at_first.far > 0;
+    let left = |j: &Judged| match near {
+        true => (j.first.far, j.far),
+        false => (j.first.mismatched, j.left),
+    };
+    let of = match near {
+        true => scene.at_first.far,
+        false => scene.at_first.mismatched,
+    };
+    let slack = |of: usize| (TIE * of as f64) as usize;
+    judged.sort_by_key(|j| (left(j), j.candidate.rank(), j.left));
+    if let Some((first, _)) = judged.first().map(left) {
+        let alike = judged.partition_point(|j| left(j).0 <= first + slack(of));
+        let fewest = judged[..alike].iter().map(|j| left(j).1).min().unwrap_or(0);
+        let tied = |j: &Judged| left(j).1 <= fewest + slack(scene.base);
+        judged[..alike].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
     }
     judged
 }

@@ -268,8 +268,8 @@ impl Replay<'_> {
 impl Probe for Looking<'_, '_, '_> {
     fn wants(&self, place: Place) -> bool {
         let replay = &*self.replay;
-        let whole_only = place.point.is_state() || place.point.is_scale();
-        let here = replay.points.contains_key(&place) && !(whole_only && replay.rows.is_some());
+        let here = replay.points.contains_key(&place)
+            && !(place.point.is_state() && replay.rows.is_some());
         here || replay.keeps(place)
             || replay.stop == Some(place)
             || replay.noise.is_some() && is_noisy(place)
@@ -308,8 +308,8 @@ impl Probe for Looking<'_, '_, '_> {
         if keeps {
             replay.made.insert(place, value.clone());
         }
-        let whole_only = place.point.is_state() || place.point.is_scale();
-        if replay.points.contains_key(&place) && !(whole_only && replay.rows.is_some()) {
+        let whole_only = place.point.is_state() && replay.rows.is_some();
+        if replay.points.contains_key(&place) && !whole_only {
             replay.dumped(place, value)?;
         }
         if replay.edits.iter().any(alone) {

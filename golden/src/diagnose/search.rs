@@ -7,7 +7,8 @@ use super::pattern::Pattern;
 use super::replay::{self, Closeness, PointScore, Replay, Score, Window, between};
 use crate::trace_file::{Points, in_data_order};
 use rayon::prelude::*;
-use scalescope_sim::dataflow::{Block, Origin, Phase};
+use scalescope_sim::arith::quantizer::Beyond;
+use scalescope_sim::dataflow::{Block, Origin, Phase, Quantizer, Row};
 use scalescope_sim::datapath::{Datapath, Passing};
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Tensor, TracePoint};
@@ -67,6 +68,17 @@ pub(super) struct Scene {
     pub(super) noise: Option<PointScore>,
     /// What deviates in the first tensor; `None` where its shape is another.
     pub(super) pattern: Option<Pattern>,
+}
+
+/// What is left with a candidate.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Left {
+    /// Mismatches in the window.
+    pub(super) left: usize,
+    /// Those that are not near.
+    pub(super) far: usize,
+    /// How the first tensor compares.
+    pub(super) first: PointScore,
 }
 
 /// A run of a scene's window.
@@ -237,8 +249,18 @@ impl Search<'_> {
         let sequence = state.scores.iter().position(|s| deviates(&s)).unwrap_or(0);
         let length = self.tokens[sequence].len();
         let row = state.scores[sequence][&first].first_row.unwrap_or(0);
-        let rows = (row + FIRST_ROWS / 2).max(FIRST_ROWS);
-        let whole = first.point.is_state() || first.point.is_scale() || rows >= length;
+        // Whole tiles of what runs in tiles.
+        let rows = (row + FIRST_ROWS / 2).max(FIRST_ROWS).next_multiple_of(8);
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        // A scale that is found at run time is found from all rows.
+        let found = |row: &Row| matches!(row.quantizer, Some(Quantizer::Tensor(_)));
+        let quantizer = state.path.mode().u_quantizer.as_ref();
+        let outliers = quantizer.is_some_and(|q| q.beyond == Beyond::FoundScale);
+        let whole = first.point.is_state()
+            || first.point.is_scale()
+            || rows >= length
+            || outliers
+            || block.rows().iter().any(found);
         let mut scene = Scene {
             first,
             blocks: from..last + 1,
@@ -303,31 +325,28 @@ impl Search<'_> {
         missing.unwrap_or(layer).min(layers - 1)
     }
 
-    /// Mismatches that are left in the window with a candidate, and in its first tensor; nothing is gained
-    /// by one that cannot be.
-    pub(super) fn left(
-        &self,
-        state: &State,
-        scene: &Scene,
-        candidate: &Candidate,
-    ) -> Result<(usize, PointScore)> {
+    /// What is left in the window with a candidate; nothing is gained by one that cannot be.
+    pub(super) fn left(&self, state: &State, scene: &Scene, candidate: &Candidate) -> Result<Left> {
         let look = Look {
             candidate: Some(candidate),
             ..Look::default()
         };
-        let (mut left, mut first) = (0, PointScore::default());
+        let mut all = Left::default();
         for sequence in 0..self.tokens.len() {
-            match self.look(state, scene, sequence, look)? {
-                Some(replay) => {
-                    left += replay::mismatched(&replay.score);
-                    let mut both = Score::from([(scene.first, first)]);
-                    replay::add(&mut both, replay.score);
-                    first = both[&scene.first];
-                }
-                None => return Ok((scene.base, scene.at_first)),
-            }
+            let Some(replay) = self.look(state, scene, sequence, look)? else {
+                return Ok(Left {
+                    left: scene.base,
+                    far: scene.base,
+                    first: scene.at_first,
+                });
+            };
+            all.left += replay::mismatched(&replay.score);
+            all.far += replay.score.values().map(|s| s.far).sum::<usize>();
+            let mut both = Score::from([(scene.first, all.first)]);
+            replay::add(&mut both, replay.score);
+            all.first = both[&scene.first];
         }
-        Ok((left, first))
+        Ok(all)
     }
 
     /// How far the window is off with a candidate, on the scene's first rows.
@@ -348,7 +367,7 @@ impl Search<'_> {
         Ok(replay.map_or(f64::INFINITY, |r| replay::distance(&r.score)))
     }
 
-    /// Runs the window; `None` if the candidate takes a scale out of its range.
+    /// Runs the window; `None` if the candidate takes a scale or a factor out of its range.
     pub(super) fn look<'s>(
         &'s self,
         state: &'s State,
@@ -397,7 +416,11 @@ impl Search<'_> {
             replay.keeps = scene.blocks.clone();
         }
         replay.noise = look.noise;
-        replay.run(path, window, start)?;
+        match replay.run(path, window, start) {
+            // It takes a scale that is found at run time out of its range.
+            Err(_) if look.candidate.is_some() => return Ok(None),
+            done => done?,
+        };
         Ok(Some(Seeing {
             score: replay.score,
             seen: replay.seen,

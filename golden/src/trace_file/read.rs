@@ -119,8 +119,23 @@ fn narrowed(values: &ArrayD<f64>) -> Option<ArrayD<f32>> {
     values.iter().all(exact).then(|| values.mapv(|v| v as f32))
 }
 
-/// An array in the type its tensor has: INT8 codes that lie in a wider type, or in floats beside a scale of
-/// their own, are codes; f64 that are f32 are f32. Also what is to be said of it.
+/// The codes that bytes are, and how: as they lie, or 128 more than the code. Codes crowd around zero, and so do
+/// the bytes of one reading only; where they do not, nobody can tell.
+fn codes_of_bytes(bytes: &ArrayD<u8>) -> Option<(ArrayD<i8>, &'static str)> {
+    let small = bytes.iter().filter(|b| (**b as i8).unsigned_abs() < 64);
+    let (small, all) = (small.count(), bytes.len());
+    if 4 * small >= 3 * all {
+        Some((bytes.mapv(|b| b as i8), "the bytes of INT8 codes"))
+    } else if 4 * small <= all {
+        let words = "INT8 codes with an offset of 128";
+        Some((bytes.mapv(|b| (b ^ 0x80) as i8), words))
+    } else {
+        None
+    }
+}
+
+/// An array in the type its tensor has: INT8 codes that lie in a wider type, in bytes, or in floats beside a
+/// scale of their own, are codes; f64 that are f32 are f32. Also what is to be said of it.
 pub(super) fn own_type(name: &str, array: Array, scaled: bool) -> Result<(Array, Option<String>)> {
     let words = array.describe();
     let expected = "i8, f16 or f32";
@@ -129,7 +144,11 @@ pub(super) fn own_type(name: &str, array: Array, scaled: bool) -> Result<(Array,
     let whole = |v: f64| (v == f64::from(v as i8)).then_some(v as i8);
     let codes = match &array {
         Array::I8(_) => return Ok((array, None)),
-        Array::U8(_) => {
+        Array::U8(bytes) => {
+            if let Some((codes, how)) = codes_of_bytes(bytes) {
+                let remark = format!("{words}, {how}: read as i8");
+                return Ok((Array::I8(codes), Some(remark)));
+            }
             let found = format!(
                 "{words}: bytes of codes, or codes with an offset? Both are i8 to be told apart"
             );

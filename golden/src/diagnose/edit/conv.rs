@@ -1,7 +1,7 @@
 //! Edits of the convolution.
 
-use super::{Around, Edits, replace, shifted, turned, when};
-use crate::diagnose::formula::{Activation, Conv, Formula, numbers};
+use super::{Around, Edits, moves, replace, turned};
+use crate::diagnose::formula::{Activation, Conv, Formula, Table, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Columns;
 use scalescope_sim::trace::TracePoint;
@@ -87,6 +87,12 @@ impl Edits<'_, '_> {
                 on_conv(move |c| c.activation = activation),
             );
         }
+        for table in Table::all(&[(-4.0, 4.0), (-8.0, 8.0), (-16.0, 16.0)]) {
+            let words = format!("SiLU is {}", table.name());
+            let activation = Activation::Tabled(table);
+            let change = on_conv(move |c| c.activation = activation);
+            self.formula(5, ("function", "SiLU"), words, change);
+        }
         for tile in [
             2usize, 4, 8, 16, 32, 64, 128, 256, 512, 3, 5, 6, 10, 12, 20, 24, 40, 48,
         ] {
@@ -100,30 +106,33 @@ impl Edits<'_, '_> {
         }
         for layer in self.other_layers() {
             let weight = self.scene.path.conv_weight(layer);
-            let Some((w, _)) = weight.tensors() else {
+            if !weight.has_codes() {
                 continue;
+            }
+            let taps = Array2::from_shape_fn((k, e), |(tap, c)| f32::from(weight.code(tap, c)));
+            let scale: Vec<f32> = match own.tap_scale.len() {
+                1 => vec![weight.tap_scale(0)],
+                _ => (0..e).map(|c| weight.tap_scale(c)).collect(),
             };
-            let taps = Array2::from_shape_fn((k, e), |(tap, c)| f32::from(w.codes[(c, tap)]));
-            let (scale, bias): (f32, Vec<f32>) =
-                (w.scale.get(), (0..e).map(|c| weight.bias(c)).collect());
-            let all = (taps.clone(), bias.clone());
+            let bias: Vec<f32> = (0..e).map(|c| weight.bias(c)).collect();
+            let all = (taps.clone(), bias.clone(), scale.clone());
             let words = format!("weight and bias are those of block {layer}");
             self.formula(
                 2,
                 ("neighbour", "weight"),
                 words,
                 on_conv(move |c| {
-                    (c.taps, c.bias, c.tap_scale) = (all.0.clone(), all.1.clone(), scale);
+                    (c.taps, c.bias, c.tap_scale) = all.clone();
                 }),
             );
-            let own_scale = taps.clone();
+            let (own_scale, with_scale) = (taps.clone(), scale.clone());
             let words = format!("the weight is that of block {layer}, at its own scale");
             self.formula(
                 2,
                 ("neighbour", "weight"),
                 words,
                 on_conv(move |c| {
-                    (c.taps, c.tap_scale) = (taps.clone(), scale);
+                    (c.taps, c.tap_scale) = (taps.clone(), with_scale.clone());
                 }),
             );
             let words = format!("the weight's codes are those of block {layer}");
@@ -147,19 +156,21 @@ impl Edits<'_, '_> {
                 3,
                 ("neighbour", "weight scale"),
                 words,
-                on_conv(move |c| c.tap_scale = scale),
+                on_conv(move |c| c.tap_scale.clone_from(&scale)),
             );
         }
-        for by in [1isize, -1] {
-            let words = format!("the input is that {}", when(by));
+        for by in moves([1, -1]) {
+            let words = format!("the input is that {}", by.words());
             self.formula(
                 2,
                 ("neighbour", "input"),
                 words,
                 on_conv(move |c| {
-                    c.x.values = shifted(&c.x.values, by);
+                    c.x.values = by.of(&c.x.values);
                 }),
             );
+        }
+        for by in [1isize, -1] {
             let words = format!("each channel reads channel {:+}", -by);
             self.formula(
                 3,
@@ -204,7 +215,7 @@ impl Edits<'_, '_> {
             3,
             ("left-out", "weight scale"),
             "the weight's scale is left out",
-            on_conv(|c| c.tap_scale = 1.0),
+            on_conv(|c| c.tap_scale.fill(1.0)),
         );
         self.formula(
             3,
@@ -233,8 +244,9 @@ impl Edits<'_, '_> {
                 ("neighbour", "bias scale"),
                 words,
                 on_conv(move |c| {
-                    let factor = c.tap_scale / scale;
-                    c.bias.iter_mut().for_each(|b| *b *= factor);
+                    for i in 0..c.bias.len() {
+                        c.bias[i] *= c.tap_scale(i) / scale;
+                    }
                 }),
             );
         }

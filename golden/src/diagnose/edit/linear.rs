@@ -1,7 +1,7 @@
 //! Edits of a product with a weight matrix.
 
-use super::{Edits, halves, replace, reversed, shifted, turned, when};
-use crate::diagnose::formula::{Formula, Linear, numbers};
+use super::{Edits, halves, moves, replace, reversed, turned};
+use crate::diagnose::formula::{Formula, Linear, Meet, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
 use scalescope_sim::trace::Tensor;
@@ -33,24 +33,22 @@ impl Edits<'_, '_> {
             .into_iter()
             .filter(|t| *t < k)
         {
-            let words = format!("the last {tail} of {k} inputs are not summed");
-            self.formula(
-                1,
-                ("part-missing", "sum"),
-                words,
-                on(move |l| {
-                    l.operands(|_, _, inputs| inputs[k - tail..].fill(false));
-                }),
-            );
-            let words = format!("the first {tail} of {k} inputs are not summed");
-            self.formula(
-                2,
-                ("part-missing", "sum"),
-                words,
-                on(move |l| {
-                    l.operands(|_, _, inputs| inputs[..tail].fill(false));
-                }),
-            );
+            self.part(1, k - tail..k, format!("the last {tail} of {k} inputs"));
+            self.part(2, 0..tail, format!("the first {tail} of {k} inputs"));
+        }
+        // Tiles of K in the middle.
+        for tile in [8usize, 16, 32, 64, 128, 256]
+            .into_iter()
+            .filter(|t| 2 * t < k)
+        {
+            for first in (tile..k - tile).step_by(tile).filter(|f| f + tile < k) {
+                let last = first + tile - 1;
+                self.part(
+                    3,
+                    first..last + 1,
+                    format!("inputs {first} to {last} of {k}"),
+                );
+            }
         }
         if k.is_multiple_of(2) {
             for odd in [0, 1] {
@@ -61,10 +59,8 @@ impl Edits<'_, '_> {
                     words,
                     on(move |l| {
                         l.operands(|_, _, inputs| {
-                            inputs
-                                .iter_mut()
-                                .enumerate()
-                                .for_each(|(i, used)| *used = i % 2 == odd);
+                            let all = inputs.iter_mut().enumerate();
+                            all.for_each(|(i, times)| *times = f32::from(i % 2 == odd));
                         });
                     }),
                 );
@@ -95,16 +91,16 @@ impl Edits<'_, '_> {
                 l.operands(|_, w, _| *w = reread(w));
             }),
         );
-        for by in [1isize, -1] {
-            let words = format!("the input is that {}", when(by));
+        for by in moves([1, -1]) {
+            let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
                 ("neighbour", "input"),
                 words,
-                on(move |l| {
-                    l.operands(|x, _, _| x.values = shifted(&x.values, by));
-                }),
+                on(move |l| l.rows(|x| by.of(x), |sums| by.of(sums))),
             );
+        }
+        for by in [1isize, -1] {
             let words = format!("each input has the place of its neighbour ({by:+})");
             self.formula(
                 4,
@@ -133,7 +129,7 @@ impl Edits<'_, '_> {
                 }),
             );
         }
-        if own.order.is_some() {
+        if own.meet != Meet::Real {
             self.formula(
                 5,
                 ("format", "input"),
@@ -220,14 +216,26 @@ impl Edits<'_, '_> {
         }
     }
 
+    /// Inputs that are not summed, or twice.
+    fn part(&mut self, rank: usize, range: std::ops::Range<usize>, inputs: String) {
+        for (times, kind, rank) in [(0.0, "part-missing", rank), (2.0, "twice", rank + 1)] {
+            let words = match times {
+                0.0 => format!("{inputs} are not summed"),
+                _ => format!("{inputs} are summed twice"),
+            };
+            let range = range.clone();
+            let change = on(move |l| l.part(range.clone(), times));
+            self.formula(rank, (kind, "sum"), words, change);
+        }
+    }
+
     fn other_weights(&mut self, own: &Linear) {
         for (i, layer) in self.other_layers().into_iter().enumerate() {
             let found = crate::diagnose::formula::linear_weight(self.scene, layer, self.row);
-            let Some((w, _)) = found.filter(|(w, _)| w.codes.dim() == own.w.dim()) else {
+            let Some(w) = found.filter(|w| w.codes.dim() == own.w.dim()) else {
                 continue;
             };
-            let codes = Arc::new(w.codes.mapv(f32::from));
-            let scales: Vec<f32> = w.scales.iter().map(|s| s.get()).collect();
+            let (codes, scales) = (Arc::new(w.codes), w.scales);
             let rank = if i < 2 { 1 } else { 2 };
             let words = format!("the weight is that of block {layer}, at its own scale");
             let (both, kept) = ((Arc::clone(&codes), scales.clone()), codes);
@@ -320,9 +328,9 @@ impl Edits<'_, '_> {
     /// The bias of dt, which belongs to the scan.
     fn early_bias(&mut self, own: &Linear) {
         let (_, _, bias) = self.scene.path.scan_weight(self.scene.layer).tensors();
-        let unit = match own.order {
-            Some(_) => own.x.scale * own.w_scales[0],
-            None => 1.0,
+        let unit = match own.meet {
+            Meet::Real => 1.0,
+            _ => own.x.scale * own.w_scales[0],
         };
         let scale = bias.scale.get();
         let bias: Vec<f32> = bias
@@ -345,7 +353,7 @@ impl Edits<'_, '_> {
 /// best, and by how much.
 pub fn solve_entry(own: &Linear, dumped: &Array2<f32>, channel: usize) -> Option<(usize, f32)> {
     let made = own.run();
-    let unit = match &own.output.quantizer {
+    let unit = match own.output.quantizer.as_ref().filter(|q| !q.dequantized) {
         Some(q) => own.x.scale * own.w_scales[channel.min(own.w_scales.len() - 1)] / q.scale,
         None => own.x.scale * own.w_scales[channel.min(own.w_scales.len() - 1)],
     };

@@ -1,6 +1,6 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
-use super::{Edit, Edits, halves, reversed, shifted, turned, when};
+use super::{Edit, Edits, halves, moves, reversed, turned};
 use crate::check_op::Part;
 use crate::diagnose::formula::{Made, Narrow, Scene};
 use crate::diagnose::pattern::{How, Pattern};
@@ -92,10 +92,10 @@ impl Edits<'_, '_> {
     pub(super) fn of_result(&mut self) {
         let tokens = !self.row.point.is_state();
         if tokens {
-            for by in [1isize, -1, 2, -2, 3, 4] {
-                let words = format!("each token has the output {}", when(by));
+            for by in moves([1, -1, 2, -2, 3, 4]) {
+                let words = format!("each token has the output {}", by.words());
                 self.result(5, ("shifted", "tokens"), words, move |made| {
-                    whole(made, |v| shifted(v, by));
+                    whole(made, |v| by.of(v));
                 });
             }
         }

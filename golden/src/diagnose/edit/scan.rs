@@ -1,7 +1,7 @@
 //! Edits of the selective scan.
 
-use super::{Edits, replace, reversed, shifted, turned, when};
-use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, numbers};
+use super::{Edits, moves, replace, reversed, turned};
+use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, Table, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Columns;
 use scalescope_sim::plan::ScaleUse;
@@ -135,21 +135,41 @@ impl Edits<'_, '_> {
             "decays are 1 − α·δ and not exp(−α·δ)",
             on(|s| s.linear_decay = true),
         );
+        for table in Table::all(&[(-8.0, 8.0), (-16.0, 16.0)]) {
+            let words = format!("the gate's SiLU is {}", table.name());
+            let gate = Some(Activation::Tabled(table));
+            self.formula(5, ("function", "gate"), words, on(move |s| s.gate = gate));
+            let words = format!("softplus is {}", table.name());
+            let delta = Delta::Tabled(table);
+            self.formula(
+                5,
+                ("function", "softplus"),
+                words,
+                on(move |s| s.delta = delta),
+            );
+        }
+        for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
+            let words = format!("the exp of decays is {}", table.name());
+            let change = on(move |s| s.decay = Some(table));
+            self.formula(5, ("function", "decay"), words, change);
+        }
     }
 
     fn inputs(&mut self, own: &Scan) {
         for (name, of) in INPUTS {
-            for by in [1isize, -1] {
-                let words = format!("{name} is that {}", when(by));
+            for by in moves([1, -1]) {
+                let words = format!("{name} is that {}", by.words());
                 self.formula(
                     2,
                     ("neighbour", name),
                     words,
                     on(move |s| {
                         let x = of(s);
-                        x.values = shifted(&x.values, by);
+                        x.values = by.of(&x.values);
                     }),
                 );
+            }
+            for by in [1isize, -1] {
                 let words = format!("{name} is turned by one channel ({by:+})");
                 self.formula(
                     4,
@@ -237,10 +257,7 @@ impl Edits<'_, '_> {
             } else {
                 None
             };
-            Operand {
-                values: all.slice(s![.., range]).to_owned(),
-                scale: scale.unwrap_or(1.0),
-            }
+            Operand::new(all.slice(s![.., range]).to_owned(), scale.unwrap_or(1.0))
         });
         if let Some(x) = x.filter(|x| x.values.dim() == own.u.values.dim()) {
             let as_z = x.clone();
@@ -307,10 +324,67 @@ impl Edits<'_, '_> {
             );
         }
         for narrow in [Narrow::F16, Narrow::Bf16] {
-            let words = format!("δ passes through {}", narrow.name());
+            let words = |what: &str| format!("{what} passes through {}", narrow.name());
             self.formula(
                 3,
                 ("format", "delta"),
+                words("δ"),
+                on(move |s| s.narrow_delta = Some(narrow)),
+            );
+            self.formula(
+                3,
+                ("format", "gate"),
+                words("the gate"),
+                on(move |s| s.narrow_gate = Some(narrow)),
+            );
+            self.formula(
+                3,
+                ("format", "sum"),
+                words("the sum over states"),
+                on(move |s| s.narrow_sum = Some(narrow)),
+            );
+            self.formula(
+                3,
+                ("format", "D"),
+                words("D"),
+                on(move |s| s.d.iter_mut().for_each(|d| *d = narrow.of(*d))),
+            );
+            self.formula(
+                3,
+                ("format", "dt_bias"),
+                words("the bias of dt"),
+                on(move |s| s.dt_bias.iter_mut().for_each(|b| *b = narrow.of(*b))),
+            );
+        }
+        if let Some(scale) = self.scene.scale(ScaleUse::StateOut) {
+            for (words, top) in [
+                ("its calibrated range", 127.0 * scale),
+                ("half of its calibrated range", 63.5 * scale),
+            ] {
+                let words = format!("after each token the state is saturated to {words}");
+                self.formula(
+                    2,
+                    ("overflow", "state"),
+                    words,
+                    on(move |s| s.state = Some(Narrow::Range(-top, top))),
+                );
+            }
+        }
+        // What implementations of Mamba limit δ to.
+        for (low, high) in [
+            (0.0, 0.1),
+            (0.0, 1.0),
+            (0.0, 10.0),
+            (1e-4, f32::INFINITY),
+            (1e-3, f32::INFINITY),
+            (1e-2, f32::INFINITY),
+            (1e-3, 0.1),
+        ] {
+            let narrow = Narrow::Range(low, high);
+            let words = format!("δ is kept to {}", narrow.name());
+            self.formula(
+                3,
+                ("overflow", "delta"),
                 words,
                 on(move |s| s.narrow_delta = Some(narrow)),
             );
@@ -362,10 +436,7 @@ impl Edits<'_, '_> {
                     .map(|c| (m.mul)(q.scale.get(), f32::from(*c)))
                     .collect()
             };
-            let a = Operand {
-                values: a.codes.mapv(f32::from),
-                scale: a.scale.get(),
-            };
+            let a = Operand::new(a.codes.mapv(f32::from), a.scale.get());
             let (d, bias) = (real(&d), real(&bias));
             let words = format!("A is that of block {layer}");
             self.formula(

@@ -1,6 +1,6 @@
 //! Edits of the norm, the rotation and the quantizers between steps.
 
-use super::{Around, Edits, halves, replace, reversed, shifted, when};
+use super::{Around, Edits, halves, moves, replace, reversed};
 use crate::diagnose::formula::{Add, Formula, Hadamard, Narrow, Norm, numbers};
 use ndarray::Array2;
 use scalescope_sim::trace::{Tensor, TracePoint};
@@ -65,25 +65,25 @@ impl Edits<'_, '_> {
                 a.residual_times = -1.0;
             }),
         );
-        for by in [1isize, -1] {
-            let words = format!("the residual is that {}", when(by));
+        for by in moves([1, -1]) {
+            let words = format!("the residual is that {}", by.words());
             self.formula(
                 3,
                 ("neighbour", "residual"),
                 words,
                 on_add(move |a| {
                     if let Some(r) = &mut a.residual {
-                        r.values = shifted(&r.values, by);
+                        r.values = by.of(&r.values);
                     }
                 }),
             );
-            let words = format!("the block before's output is that {}", when(by));
+            let words = format!("the block before's output is that {}", by.words());
             self.formula(
                 3,
                 ("neighbour", "hidden"),
                 words,
                 on_add(move |a| {
-                    a.hidden.values = shifted(&a.hidden.values, by);
+                    a.hidden.values = by.of(&a.hidden.values);
                 }),
             );
         }
@@ -209,14 +209,14 @@ impl Edits<'_, '_> {
                 );
             }
         }
-        for by in [1isize, -1] {
-            let words = format!("the input is that {}", when(by));
+        for by in moves([1, -1]) {
+            let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
                 ("neighbour", "input"),
                 words,
                 on_norm(move |n| {
-                    n.residual.values = shifted(&n.residual.values, by);
+                    n.residual.values = by.of(&n.residual.values);
                 }),
             );
         }
@@ -316,14 +316,14 @@ impl Edits<'_, '_> {
                 }),
             );
         }
-        for by in [1isize, -1] {
-            let words = format!("the input is that {}", when(by));
+        for by in moves([1, -1]) {
+            let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
                 ("neighbour", "input"),
                 words,
                 on_hadamard(move |h| {
-                    h.y.values = shifted(&h.y.values, by);
+                    h.y.values = by.of(&h.y.values);
                 }),
             );
         }
@@ -351,11 +351,11 @@ impl Edits<'_, '_> {
     }
 
     pub(super) fn of_requantize(&mut self) {
-        for by in [1isize, -1] {
-            let words = format!("the input is that {}", when(by));
+        for by in moves([1, -1]) {
+            let words = format!("the input is that {}", by.words());
             self.formula(3, ("neighbour", "input"), words, move |f, _| {
                 if let Formula::Requantize(from, _) = f {
-                    from.values = shifted(&from.values, by);
+                    from.values = by.of(&from.values);
                 }
             });
         }

@@ -2,11 +2,14 @@
 
 use super::{Activation, Math, Operand, Output, Scene};
 use ndarray::Array2;
-use scalescope_sim::arith::fixed::Scaling;
-use scalescope_sim::arith::function::FunctionRule;
+use scalescope_sim::arith::accumulate::Accumulator;
+use scalescope_sim::arith::fixed::{Requantizer, Scaling};
+use scalescope_sim::arith::function::{Function, Inputs, Unit};
+use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::dataflow::{Columns, Row};
 use scalescope_sim::profile::{ConvForm, InputScale, SiluForm, TapHistory};
-use scalescope_sim::trace::{Tensor, TracePoint};
+use scalescope_sim::trace::Tensor;
+use std::sync::Arc;
 
 /// `act(Σ_k w_k · x_{t−K+1+k} + bias)`.
 #[derive(Clone, Debug)]
@@ -15,18 +18,18 @@ pub struct Conv {
     pub math: Math,
     /// `[L, E]`.
     pub x: Operand,
-    /// The scale of each token, where tokens have their own.
-    pub token_scales: Option<Vec<f32>>,
     /// Inputs of the tokens before the first, the last one nearest; `[K−1, E]`.
     pub history: Array2<f32>,
     /// `[K, E]`, the oldest token's first.
     pub taps: Array2<f32>,
     /// One step for all taps, or one for each channel.
-    pub tap_scale: f32,
+    pub tap_scale: Vec<f32>,
     /// Dequantized, E.
     pub bias: Vec<f32>,
     /// Whether taps and inputs are codes that are summed as integers.
     pub integer: bool,
+    /// What a chip does otherwise.
+    pub chip: Option<Chip>,
     /// Whether the function is a product with the sigmoid.
     pub product: bool,
     /// The function.
@@ -37,12 +40,33 @@ pub struct Conv {
     pub output: Output,
 }
 
+/// A convolution of codes as a chip has it.
+#[derive(Clone, Debug)]
+pub struct Chip {
+    /// From the register to the function's input, and from its output to the codes.
+    pub scaling: Scaling,
+    /// The register.
+    pub accumulator: Accumulator,
+    /// What rounds on the way to a real output.
+    pub rule: QuantRule,
+    /// The function; exact where there is none.
+    pub silu: Option<Arc<Unit>>,
+}
+
+/// The factors of a chip's convolution.
+struct Factors {
+    /// To the function's input, one for all channels or one for each.
+    input: Vec<Requantizer>,
+    /// From its output to the codes.
+    output: Option<Requantizer>,
+}
+
 impl Conv {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
         let rules = scene.rules(row)?.conv;
         let weight = scene.path.conv_weight(scene.layer);
-        let plain = rules.scaling == Scaling::F32 && rules.silu == FunctionRule::Exact;
-        if !plain || weight.channel_scales().is_some() || rules.input_scale != InputScale::Once {
+        let random = rules.output.rounding.lfsr().is_some();
+        if random || rules.input_scale != InputScale::Once || !weight.has_codes() {
             return None;
         }
         // The window is the first read; the scales of a dynamic one come with it.
@@ -50,39 +74,39 @@ impl Conv {
             .reads
             .iter()
             .find(|read| read.point().is_some_and(|p| !p.is_scale()))?;
-        let mut x = scene.operand(read)?;
+        let x = scene.operand(read)?;
         if read.columns == Columns::All && x.values.ncols() != weight.channels() {
             return None;
-        }
-        let mut token_scales = None;
-        if let Some(Tensor::F32(scales)) = scene.seen.get(&TracePoint::ConvInScale)
-            && read.point() == Some(TracePoint::ConvIn)
-        {
-            match scales.len() {
-                1 => x.scale = scales[(0, 0)],
-                _ => token_scales = Some(scales.iter().copied().collect()),
-            }
         }
         let codes = matches!(
             scene.seen.get(&read.point()?),
             Some(Tensor::I8(_) | Tensor::Codes(_))
         );
         let (e, k) = (weight.channels(), weight.taps());
-        let (taps, tap_scale) = match weight.tensors() {
-            Some((w, _)) => (
-                Array2::from_shape_fn((k, e), |(tap, c)| f32::from(w.codes[(c, tap)])),
-                w.scale.get(),
-            ),
-            None => return None,
-        };
+        let integer = codes && x.rows.is_none() && rules.form == ConvForm::IntegerSum;
+        let per_channel = weight.channel_scales().is_some();
+        let chip = rules.scaling != Scaling::F32
+            || rules.silu.is_unit()
+            || per_channel
+            || !rules.accumulator.holds((k as u64) << 14);
+        let chip = (integer && chip).then(|| Chip {
+            scaling: rules.scaling,
+            accumulator: rules.accumulator,
+            rule: rules.output,
+            silu: rules.silu.unit(Function::Silu),
+        });
         let rows = x.values.nrows();
         Some(Self {
             math: Math::of(rules.real),
             history: Array2::zeros((k - 1, e)),
-            taps,
-            tap_scale,
+            taps: Array2::from_shape_fn((k, e), |(tap, c)| f32::from(weight.code(tap, c))),
+            tap_scale: match per_channel {
+                true => (0..e).map(|c| weight.tap_scale(c)).collect(),
+                false => vec![weight.tap_scale(0)],
+            },
             bias: (0..e).map(|c| weight.bias(c)).collect(),
-            integer: codes && token_scales.is_none() && rules.form == ConvForm::IntegerSum,
+            integer,
+            chip,
             product: rules.silu_form == SiluForm::Product,
             activation: Activation::Silu,
             tile: match rules.history {
@@ -91,8 +115,85 @@ impl Conv {
             },
             output: scene.output(row, Some(rules.output), false)?,
             x,
-            token_scales,
         })
+    }
+
+    /// The step of a channel's taps.
+    pub fn tap_scale(&self, channel: usize) -> f32 {
+        self.tap_scale[channel.min(self.tap_scale.len() - 1)]
+    }
+
+    fn factors(&self, chip: &Chip) -> Option<Factors> {
+        let rule = self.output.quantizer.map_or(chip.rule, |q| q.rule);
+        let rules = chip.silu.as_ref().map(|silu| *silu.rule());
+        let fraction = rules.map_or(0, |rule| i32::from(rule.input_fraction));
+        let input = self.tap_scale.iter().map(|tap| {
+            let per_sum = f64::from(*tap) * f64::from(self.x.scale);
+            Requantizer::new(chip.scaling, per_sum * 2f64.powi(fraction), rule)
+        });
+        let fixed = chip.scaling != Scaling::F32;
+        let output = match (rules, &self.output.quantizer) {
+            (Some(silu), Some(q)) if fixed => {
+                let one = 2f64.powi(-i32::from(silu.output_fraction));
+                Some(Requantizer::new(chip.scaling, one / f64::from(q.scale), rule).ok()?)
+            }
+            _ => None,
+        };
+        Some(Factors {
+            input: input.collect::<Result<_, _>>().ok()?,
+            output,
+        })
+    }
+
+    /// What a chip makes of the products of a channel's taps, oldest first.
+    fn of_chip(&self, c: usize, chip: &Chip, by: &Factors, taps: impl Iterator<Item = i64>) -> f32 {
+        let m = self.math;
+        let per_sum = f64::from(self.tap_scale(c)) * f64::from(self.x.scale);
+        let fixed = chip.scaling != Scaling::F32;
+        let bias = match fixed {
+            true => (f64::from(self.bias[c]) / per_sum).round_ties_even() as i64,
+            false => 0,
+        };
+        let (sum, _) = chip.accumulator.sum(taps.chain([bias]));
+        let input = &by.input[c.min(by.input.len() - 1)];
+        let real = |sum: i64| match fixed {
+            true => (sum as f64 * per_sum) as f32,
+            false => {
+                let both = self.tap_scale(c) * self.x.scale;
+                (m.fma)(both, sum as f32, self.bias[c])
+            }
+        };
+        let Some(silu) = &chip.silu else {
+            let v = match fixed {
+                true => (sum as f64 * input.real()) as f32,
+                false => real(sum),
+            };
+            return self.output.of(self.activation.of(m, v));
+        };
+        let (mut seen, one) = (
+            Inputs::default(),
+            2f64.powi(-i32::from(silu.rule().output_fraction)),
+        );
+        let x = match fixed {
+            true => silu.fit(input.integer(sum, 0)),
+            false => silu.input(real(sum).into()),
+        };
+        let y = match self.activation {
+            Activation::Silu => silu.eval(x, &mut seen),
+            Activation::SiluTwice => {
+                let once = silu.eval(x, &mut seen) as f64 * one;
+                silu.eval(silu.input(once), &mut seen)
+            }
+            other => {
+                let x = x as f64 * 2f64.powi(-i32::from(silu.rule().input_fraction));
+                (f64::from(other.of(m, x as f32)) / one).round_ties_even() as i64
+            }
+        };
+        let plain = (self.output.factor, self.output.offset, self.output.through);
+        match (&by.output, &self.output.quantizer) {
+            (Some(to_codes), Some(q)) if plain == (1.0, 0.0, None) => q.fit(to_codes.integer(y, 0)),
+            _ => self.output.of((y as f64 * one) as f32),
+        }
     }
 
     /// Codes or reals, `[L, E]`.
@@ -100,11 +201,10 @@ impl Conv {
         let (k, e) = self.taps.dim();
         let rows = self.x.values.nrows();
         let m = self.math;
-        let scale = |t: usize| match &self.token_scales {
-            Some(scales) => scales[t.min(scales.len() - 1)],
-            None => self.x.scale,
-        };
-        let both = (m.mul)(self.tap_scale, self.x.scale);
+        let chip = self
+            .chip
+            .as_ref()
+            .and_then(|chip| Some((chip, self.factors(chip)?)));
         Array2::from_shape_fn((rows, e), |(t, c)| {
             let first = self.tile.map_or(0, |tile| t / tile * tile);
             let x = |tap: usize| -> f32 {
@@ -118,14 +218,20 @@ impl Conv {
                     None => 0.0,
                 }
             };
+            if let Some((chip, by)) = &chip {
+                let products = (0..k).map(|tap| (self.taps[(tap, c)] * x(tap)) as i64);
+                return self.of_chip(c, chip, by, products);
+            }
             let v = if self.integer {
                 let acc: f32 = (0..k).map(|tap| self.taps[(tap, c)] * x(tap)).sum();
+                let both = (m.mul)(self.tap_scale(c), self.x.scale);
                 (m.fma)(both, acc, self.bias[c])
             } else {
                 let mut v = self.bias[c];
                 for tap in 0..k {
                     let at = (t + tap + 1).saturating_sub(k);
-                    let w = (m.mul)((m.mul)(self.tap_scale, scale(at)), self.taps[(tap, c)]);
+                    let scale = (m.mul)(self.tap_scale(c), self.x.step(at));
+                    let w = (m.mul)(scale, self.taps[(tap, c)]);
                     v = (m.fma)(w, x(tap), v);
                 }
                 v

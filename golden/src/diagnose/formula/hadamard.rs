@@ -2,10 +2,13 @@
 
 use super::{Operand, Output, Scene};
 use ndarray::Array2;
+use scalescope_sim::arith::fixed::Requantizer;
 use scalescope_sim::arith::hadamard::HadamardSize;
-use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::{Quantizer, Row};
-use scalescope_sim::profile::unit::HadamardForm;
+use scalescope_sim::quant::Scale;
+use scalescope_sim::step::rotate_unit::IntegerRotation;
+use std::ops::{Add, Sub};
 
 /// `H · y`, scaled.
 #[derive(Clone, Debug)]
@@ -18,6 +21,8 @@ pub struct Hadamard {
     pub stages: Vec<bool>,
     /// What the transform is multiplied with, over 1/√E.
     pub norm: f64,
+    /// The integer transform of a chip, and the grid that its inputs come from.
+    pub integer: Option<(IntegerRotation, Scale)>,
     /// How results are stored; codes in units of the grid.
     pub output: Output,
 }
@@ -25,23 +30,26 @@ pub struct Hadamard {
 impl Hadamard {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
         let rules = scene.rules(row)?.hadamard;
-        let plain = rules.form == HadamardForm::F32;
-        let fixed = matches!(row.quantizer, None | Some(Quantizer::Static(_)));
         let size = scene.path.rotation(scene.layer);
-        if !plain || !fixed {
-            return None;
-        }
-        let rule = match size {
-            Some(_) => rules.quantizer(),
-            None => QuantRule::HALF_AWAY,
+        let rotation = size.and_then(|size| IntegerRotation::of(size, rules.form));
+        let fixed = !row.quantizer.is_some_and(|q| q.is_dynamic());
+        let integer = match (rotation, row.quantizer) {
+            (Some(rotation), Some(Quantizer::Static(by))) => {
+                Some((rotation, scene.path.scale(scene.layer, by)?))
+            }
+            // Tokens have their scale from integers then.
+            (Some(_), Some(_)) => return None,
+            _ => None,
         };
+        let in_units = size.is_some() && fixed;
         let stages = size.map_or(0, |size| (size.n() / size.base()).ilog2() as usize + 1);
         Some(Self {
             y: scene.operand(row.reads.first()?)?,
             size,
             stages: vec![true; stages],
             norm: 1.0,
-            output: scene.output(row, Some(rule), size.is_some())?,
+            integer,
+            output: scene.output(row, Some(rules.quantizer()), in_units)?,
         })
     }
 
@@ -51,13 +59,16 @@ impl Hadamard {
         let Some(size) = self.size else {
             return v.mapv(|v| self.output.of(v));
         };
+        if let Some(made) = self.integers(size) {
+            return made;
+        }
         let all = self.stages.iter().all(|s| *s);
         let rows = v.as_slice_mut().expect("standard");
         match all {
             true => size.transform(rows),
             false => {
                 for row in rows.chunks_exact_mut(size.n()) {
-                    transform(row, size, &self.stages);
+                    transform(row, size, &self.stages, |v, _| v);
                 }
             }
         }
@@ -67,10 +78,36 @@ impl Hadamard {
         };
         v.mapv(|v| self.output.of(v * factor))
     }
+
+    /// As a chip has it; `None` where it has f32.
+    fn integers(&self, size: HadamardSize) -> Option<Array2<f32>> {
+        let (rotation, grid) = self.integer?;
+        let shifts = rotation.stage_shifts();
+        let rule = self.output.quantizer.as_ref()?.rule;
+        let factor = rotation.factor() * self.norm;
+        let by = Requantizer::new(rotation.scaling, factor, rule).ok()?;
+        let mut out = Array2::zeros(self.y.values.dim());
+        for (y, mut to) in self.y.values.rows().into_iter().zip(out.rows_mut()) {
+            let mut row: Vec<i64> = y.iter().map(|y| rotation.input(*y, grid)).collect();
+            transform(&mut row, size, &self.stages, |v, stage| {
+                match shifts.get(stage) {
+                    None | Some(0) => v,
+                    Some(shift) => Rounding::NearestTiesUp.shift(v.into(), *shift, 0) as i64,
+                }
+            });
+            for (to, v) in to.iter_mut().zip(row) {
+                *to = self.output.of_sum(v, &by);
+            }
+        }
+        Some(out)
+    }
 }
 
-/// The stages that run, in order.
-fn transform(row: &mut [f32], size: HadamardSize, stages: &[bool]) {
+/// The stages that run, in order; `after` is what each stage does with its results.
+fn transform<T>(row: &mut [T], size: HadamardSize, stages: &[bool], after: impl Fn(T, usize) -> T)
+where
+    T: Copy + Default + Add<Output = T> + Sub<Output = T>,
+{
     let (base, block) = (size.base(), size.n() / size.base());
     let mut stride = 1;
     let mut stage = 0;
@@ -79,7 +116,7 @@ fn transform(row: &mut [f32], size: HadamardSize, stages: &[bool]) {
             for pair in row.chunks_exact_mut(2 * stride) {
                 let (low, high) = pair.split_at_mut(stride);
                 for (a, b) in low.iter_mut().zip(high) {
-                    (*a, *b) = (*a + *b, *a - *b);
+                    (*a, *b) = (after(*a + *b, stage), after(*a - *b, stage));
                 }
             }
         }
@@ -89,10 +126,17 @@ fn transform(row: &mut [f32], size: HadamardSize, stages: &[bool]) {
     if base > 1 && stages[stage] {
         let before = row.to_vec();
         for i in 0..base {
+            let positive = |j| size.entry(i * block, j * block) > 0.0;
+            let positive: Vec<bool> = (0..base).map(positive).collect();
             for at in 0..block {
-                let terms =
-                    (0..base).map(|j| size.entry(i * block, j * block) * before[j * block + at]);
-                row[i * block + at] = terms.sum();
+                let sum = (0..base).fold(T::default(), |sum, j| {
+                    let term = before[j * block + at];
+                    match positive[j] {
+                        true => sum + term,
+                        false => sum - term,
+                    }
+                });
+                row[i * block + at] = after(sum, stage);
             }
         }
     }

@@ -4,99 +4,140 @@ use super::{Math, Operand, Output, Scene};
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::arith::accumulate::Accumulator;
-use scalescope_sim::arith::fixed::Scaling;
+use scalescope_sim::arith::fixed::{Requantizer, Scaling};
 use scalescope_sim::arith::real::RealRules;
-use scalescope_sim::arith::requant::ScaleOrder;
-use scalescope_sim::dataflow::{Columns, Quantizer, Row, Step};
-use scalescope_sim::mode::Precision;
+use scalescope_sim::arith::requant::{QuantRule, ScaleOrder};
+use scalescope_sim::dataflow::{Columns, Row};
+use scalescope_sim::mode::Implementation;
+use scalescope_sim::profile::unit::GROUP;
 use scalescope_sim::quant::{Acc, Multiplier, Scale};
+use scalescope_sim::step::linear::LinearWeight;
 use scalescope_sim::step::linear_unit::ScaledWeight;
 use scalescope_sim::trace::{Tensor, TracePoint};
+use std::ops::Range;
 use std::sync::Arc;
+
+/// How sums meet their scales.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Meet {
+    /// Codes times codes, one scale each, in an order.
+    Order(ScaleOrder),
+    /// The scales of rows of four bits come first, then the input's.
+    FourBits,
+    /// By one factor of each row, as a chip has it.
+    Unit(Scaling),
+    /// An operand is real: products of reals.
+    Real,
+}
 
 /// `y = x · wᵀ` with its scales.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// `[L, K]`.
     pub x: Operand,
-    /// `[N, K]` codes.
+    /// `[N, K]` codes, those of groups times the group's factor.
     pub w: Arc<Array2<f32>>,
     /// The step of each row of codes, or one for all.
     pub w_scales: Vec<f32>,
-    /// Whether rows have scales of their own, which come first.
-    pub four_bits: bool,
-    /// The order of factors of codes times codes; `None` where an operand is real.
-    pub order: Option<ScaleOrder>,
-    /// Inputs that go in.
-    pub inputs: Vec<bool>,
+    /// How sums meet their scales.
+    pub meet: Meet,
+    /// How often each input goes in.
+    pub times: Vec<f32>,
     /// Added to each sum (codes), or to each product (reals); N or nothing.
     pub bias: Vec<f32>,
-    /// Sums of the unedited operands.
-    pub sums: Option<Arc<Array2<f32>>>,
+    /// The register of sums.
+    pub accumulator: Accumulator,
+    /// Sums of the operands as they are; none where they are to be summed.
+    pub sums: Option<Arc<Array2<i64>>>,
     /// How results are stored.
     pub output: Output,
 }
 
-/// The codes of a step's weight and their scales, in the rows of one tensor.
-pub fn weight(scene: &Scene, layer: usize, row: &Row) -> Option<(ScaledWeight, bool)> {
+/// The weight of a step in the rows of one tensor.
+pub struct Weight {
+    /// `[N, K]` codes, those of groups times the group's factor.
+    pub codes: Array2<f32>,
+    /// The step of each row, or one for all.
+    pub scales: Vec<f32>,
+    meet: Option<Meet>,
+}
+
+/// The codes of a step's weight and their scales; `None` where they are real.
+pub fn weight(scene: &Scene, layer: usize, row: &Row) -> Option<Weight> {
     let parts = scene.path.linear_weights(layer, row.step);
     let parts: Vec<_> = match (row.point, &parts[..]) {
         (TracePoint::InProjX, [x, _]) => vec![*x],
         (TracePoint::InProjZ, [_, z]) => vec![*z],
         (_, all) => all.to_vec(),
     };
-    let four_bits = parts.iter().any(|part| part.int4().is_some());
     let stored: Vec<ScaledWeight> = parts.iter().map(|p| p.stored()).collect::<Option<_>>()?;
     let whole = ScaledWeight::stacked(&stored);
-    whole.groups.is_none().then_some((whole, four_bits))
+    let mut codes = whole.codes.mapv(f32::from);
+    if let Some(groups) = &whole.groups {
+        let own = |((n, k), code): ((usize, usize), &mut f32)| {
+            *code *= f32::from(groups[(n, k / GROUP)]);
+        };
+        codes.indexed_iter_mut().for_each(own);
+    }
+    let any = |is: fn(&LinearWeight) -> bool| parts.iter().any(|part| is(part));
+    let meet = match () {
+        _ if any(|part| part.int4().is_some()) => Some(Meet::FourBits),
+        _ if any(|part| matches!(part, LinearWeight::Scaled(_))) => Some(Meet::Unit(Scaling::F32)),
+        _ => None,
+    };
+    Some(Weight {
+        codes,
+        scales: whole.scales.iter().map(|s| s.get()).collect(),
+        meet,
+    })
 }
 
 impl Linear {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
-        let rules = &scene
-            .path
-            .layer_profile(scene.layer)
-            .arithmetic(scalescope_sim::mode::Implementation::Cuda)
-            .prefill;
-        let rule = *rules.linear.get(row.step)?;
-        if rule.scaling != Scaling::F32 || rule.accumulator != Accumulator::I32 {
+        let profile = scene.path.layer_profile(scene.layer);
+        let rules = |by| &profile.arithmetic(by).prefill;
+        let rule = *rules(Implementation::Cuda).linear.get(row.step)?;
+        if rule.output.rounding.lfsr().is_some() {
             return None;
         }
         let read = row.reads.iter().find(|read| {
             read.columns != Columns::B && read.point().is_some_and(|p| !p.is_scale())
         })?;
         let x = scene.operand(read)?;
-        let codes = matches!(scene.seen.get(&read.point()?)?, Tensor::I8(_));
-        let (w, four_bits) = weight(scene, scene.layer, row)?;
-        if x.values.ncols() != w.codes.ncols() || row.reads.len() > 1 && row.step != Step::DtProj {
+        let codes = matches!(
+            scene.seen.get(&read.point()?)?,
+            Tensor::I8(_) | Tensor::Codes(_)
+        );
+        let w = weight(scene, scene.layer, row)?;
+        if x.values.ncols() != w.codes.ncols() {
             return None;
         }
-        // A product of reals is PyTorch's, and so is its quantizer.
-        let quant = match codes {
+        let meet = match (codes, rule.scaling, w.meet) {
+            (false, ..) => Meet::Real,
+            // Where tokens have scales of their own, the unit of a chip runs whatever the rule.
+            _ if x.rows.is_some() => Meet::Unit(rule.scaling),
+            (_, Scaling::F32, Some(meet)) => meet,
+            (_, Scaling::F32, None) => Meet::Order(rule.order),
+            (_, scaling, _) => Meet::Unit(scaling),
+        };
+        // A product of reals is PyTorch's, and so is the quantizer of one that stays real.
+        let grid = row.quantizer.is_some() && row.format.dtype() == "f32";
+        let quant = match codes && !grid {
             true => rule.output,
             false => {
-                let torch = scene
-                    .path
-                    .layer_profile(scene.layer)
-                    .arithmetic(scalescope_sim::mode::Implementation::Torch);
-                scene.path.mode().requantize(torch.prefill.requantize)
+                let torch = rules(Implementation::Torch).requantize;
+                scene.path.mode().requantize(torch)
             }
         };
-        let grid = matches!(row.quantizer, Some(Quantizer::Static(_)))
-            && row.format.dtype() == "f32"
-            && scene.path.mode().x_proj_out == Precision::Float;
-        if grid {
-            return None;
-        }
         let mut linear = Self {
-            inputs: vec![true; x.values.ncols()],
-            w: Arc::new(w.codes.mapv(f32::from)),
-            w_scales: w.scales.iter().map(|s| s.get()).collect(),
-            four_bits,
-            order: codes.then_some(rule.order),
+            times: vec![1.0; x.values.ncols()],
+            w: Arc::new(w.codes),
+            w_scales: w.scales,
+            meet,
             bias: Vec::new(),
+            accumulator: rule.accumulator,
             sums: None,
-            output: scene.output(row, Some(quant), codes)?,
+            output: scene.output(row, Some(quant), codes && !grid)?,
             x,
         };
         if codes {
@@ -105,44 +146,73 @@ impl Linear {
         Some(linear)
     }
 
-    /// Sums of codes, which f32 holds exactly below 2^24.
-    fn sums(&self) -> Array2<f32> {
+    /// Whether the register holds every sum, so that order does not matter.
+    fn is_exact(&self) -> bool {
+        self.accumulator.holds((self.times.len() as u64) << 14)
+    }
+
+    /// Sums of codes.
+    fn sums(&self) -> Array2<i64> {
+        self.sums_of(0..self.times.len(), &self.times)
+    }
+
+    /// Sums over some inputs, each so many times.
+    fn sums_of(&self, range: Range<usize>, times: &[f32]) -> Array2<i64> {
         let (l, k) = self.x.values.dim();
         let n = self.w.nrows();
         let mut out = Array2::zeros((l, n));
         let x = self.x.values.as_standard_layout();
-        let w = self.w.as_standard_layout();
-        let (x, w) = (
-            x.as_slice().expect("standard"),
-            w.as_slice().expect("standard"),
-        );
-        let all = self.inputs.iter().all(|i| *i);
+        let w: Vec<i32> = self.w.iter().map(|w| *w as i32).collect();
+        let x = x.as_slice().expect("standard");
+        // Products of codes; those of groups have factors more.
+        let narrow = w.iter().all(|w| w.unsigned_abs() <= 1 << 10);
+        let exact = self.is_exact();
         let to = out.as_slice_mut().expect("fresh");
         to.par_chunks_mut(n.max(1))
             .zip(x.par_chunks(k.max(1)))
             .for_each(|(to, x)| {
-                let x: Vec<i32> = x
-                    .iter()
-                    .zip(&self.inputs)
-                    .map(|(v, used)| if all || *used { *v as i32 } else { 0 })
-                    .collect();
+                let x: Vec<i32> = range.clone().map(|i| (x[i] * times[i]) as i32).collect();
                 for (to, w) in to.iter_mut().zip(w.chunks_exact(k)) {
-                    let sum: i32 = x.iter().zip(w).map(|(x, w)| x * *w as i32).sum();
-                    *to = sum as f32;
+                    let products = || x.iter().zip(&w[range.clone()]);
+                    *to = match (exact, narrow) {
+                        (true, true) => products().map(|(x, w)| x * w).sum::<i32>().into(),
+                        (true, false) => {
+                            products().map(|(x, w)| i64::from(*x) * i64::from(*w)).sum()
+                        }
+                        (false, _) => {
+                            let terms = products().map(|(x, w)| i64::from(*x) * i64::from(*w));
+                            self.accumulator.sum(terms).0
+                        }
+                    };
                 }
             });
         out
     }
 
     /// Changes the operands: the sums are no longer those of the model.
-    pub fn operands(
-        &mut self,
-        change: impl FnOnce(&mut Operand, &mut Array2<f32>, &mut Vec<bool>),
-    ) {
+    pub fn operands(&mut self, change: impl FnOnce(&mut Operand, &mut Array2<f32>, &mut Vec<f32>)) {
         let mut w = (*self.w).clone();
-        change(&mut self.x, &mut w, &mut self.inputs);
+        change(&mut self.x, &mut w, &mut self.times);
         self.w = Arc::new(w);
         self.sums = None;
+    }
+
+    /// Lets some inputs go in so many times.
+    pub fn part(&mut self, range: Range<usize>, times: f32) {
+        let more: Vec<f32> = self.times.iter().map(|before| times - before).collect();
+        self.times[range.clone()].fill(times);
+        let sums = self.sums.take().filter(|_| self.is_exact());
+        self.sums = sums.map(|sums| Arc::new(&*sums + &self.sums_of(range, &more)));
+    }
+
+    /// Moves the rows of the input, and with them those of the sums.
+    pub fn rows(
+        &mut self,
+        inputs: impl Fn(&Array2<f32>) -> Array2<f32>,
+        sums: impl Fn(&Array2<i64>) -> Array2<i64>,
+    ) {
+        self.x.values = inputs(&self.x.values);
+        self.sums = self.sums.take().map(|own| Arc::new(sums(&own)));
     }
 
     /// Codes or reals, `[L, N]`.
@@ -150,36 +220,64 @@ impl Linear {
         let n = self.w.nrows();
         let scale = |c: usize| self.w_scales[c.min(self.w_scales.len() - 1)];
         let bias = |c: usize| self.bias.get(c).copied().unwrap_or(0.0);
-        let Some(order) = self.order else {
+        if self.meet == Meet::Real {
             return self.reals();
-        };
+        }
         let sums = match &self.sums {
             Some(sums) => Arc::clone(sums),
             None => Arc::new(self.sums()),
         };
-        let units = self.output.quantizer.as_ref().map(|q| q.scale);
-        let one = |v: f32| Multiplier::new(v).unwrap_or_else(|_| Multiplier::new(1.0).expect("1"));
-        let a = match units {
-            Some(out) => one((f64::from(self.x.scale) / f64::from(out)) as f32),
-            None => one(self.x.scale),
+        let sum = |t: usize, c: usize| match self.bias.is_empty() {
+            true => sums[(t, c)],
+            false => (sums[(t, c)] as f64 + f64::from(bias(c))).round() as i64,
         };
-        let scales: Vec<f32> = (0..n)
-            .map(|c| match (self.four_bits, units) {
-                (true, Some(out)) => scale(c) / out,
-                _ => scale(c),
-            })
-            .collect();
-        Array2::from_shape_fn(sums.dim(), |(t, c)| {
-            let sum = sums[(t, c)] + bias(c);
-            let v = match self.four_bits {
-                true => (sum * scales[c]) * self.x.scale,
-                false => match Scale::new(scales[c]) {
-                    Ok(b) => order.apply(a, b, Acc(sum as i32)),
-                    Err(_) => 0.0,
-                },
-            };
-            self.output.of(v)
-        })
+        let quantizer = self.output.quantizer.as_ref();
+        let units = quantizer.filter(|q| q.in_units).map(|q| q.scale);
+        match self.meet {
+            Meet::Order(order) => {
+                let a = match units {
+                    Some(out) => (f64::from(self.x.scale) / f64::from(out)) as f32,
+                    None => self.x.scale,
+                };
+                let a = Multiplier::new(a).unwrap_or_else(|_| Multiplier::new(1.0).expect("1"));
+                let scales: Vec<Option<Scale>> =
+                    (0..n).map(|c| Scale::new(scale(c)).ok()).collect();
+                Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                    let v = scales[c].map(|b| order.apply(a, b, Acc(sum(t, c) as i32)));
+                    self.output.of(v.unwrap_or(0.0))
+                })
+            }
+            Meet::FourBits => {
+                let scales: Vec<f32> = (0..n).map(|c| scale(c) / units.unwrap_or(1.0)).collect();
+                Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                    self.output
+                        .of((sum(t, c) as f32 * scales[c]) * self.x.scale)
+                })
+            }
+            Meet::Unit(scaling) => {
+                let rule = quantizer.map_or(QuantRule::NEAREST_EVEN, |q| q.rule);
+                let made = |t: usize, c: usize| {
+                    let factor = f64::from(self.x.step(t)) * f64::from(scale(c));
+                    let factor = factor / f64::from(units.unwrap_or(1.0));
+                    Requantizer::new(scaling, factor, rule).ok()
+                };
+                // One for each row of the weight, and of the input where rows have their own.
+                let (rows, columns) = (
+                    self.x.rows.as_ref().map_or(1, Vec::len),
+                    self.w_scales.len(),
+                );
+                let all: Vec<Option<Requantizer>> = (0..rows)
+                    .flat_map(|t| (0..columns).map(move |c| (t, c)))
+                    .map(|(t, c)| made(t, c))
+                    .collect();
+                Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                    let by = &all[t.min(rows - 1) * columns + c.min(columns - 1)];
+                    let of = |by: &Requantizer| self.output.of_sum(sum(t, c), by);
+                    by.as_ref().map_or(0.0, of)
+                })
+            }
+            Meet::Real => unreachable!("done above"),
+        }
     }
 
     /// Products of reals: the sum runs over k ascending by fma.
@@ -188,22 +286,20 @@ impl Linear {
         let (l, k) = self.x.values.dim();
         let n = self.w.nrows();
         let scale = |c: usize| self.w_scales[c.min(self.w_scales.len() - 1)];
-        let x = Array2::from_shape_fn((l, k), |at| match self.inputs[at.1] {
-            true => self.x.real(m, at),
-            false => 0.0,
-        });
+        let x = Array2::from_shape_fn((l, k), |at| self.times[at.1] * self.x.real(m, at));
+        let w = Array2::from_shape_fn((n, k), |(c, i)| scale(c) * self.w[(c, i)]);
         let mut out = Array2::zeros((l, n));
-        for t in 0..l {
-            for c in 0..n {
-                let s = scale(c);
-                let mut v = 0.0f32;
-                for i in 0..k {
-                    v = x[(t, i)].mul_add(s * self.w[(c, i)], v);
+        let (x, w) = (x.as_slice().expect("fresh"), w.as_slice().expect("fresh"));
+        let to = out.as_slice_mut().expect("fresh");
+        to.par_chunks_mut(n.max(1))
+            .zip(x.par_chunks(k.max(1)))
+            .for_each(|(to, x)| {
+                for (c, (to, w)) in to.iter_mut().zip(w.chunks_exact(k)).enumerate() {
+                    let products = x.iter().zip(w);
+                    let v = products.fold(0.0f32, |v, (x, w)| x.mul_add(*w, v));
+                    *to = self.output.of(v + self.bias.get(c).copied().unwrap_or(0.0));
                 }
-                v += self.bias.get(c).copied().unwrap_or(0.0);
-                out[(t, c)] = self.output.of(v);
-            }
-        }
+            });
         out
     }
 }

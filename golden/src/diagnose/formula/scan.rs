@@ -1,15 +1,19 @@
 //! The selective scan.
 
-use super::{Activation, Made, Math, Narrow, Operand, Output, Quantize, Scene};
-use ndarray::Array2;
+use super::{Activation, Made, Math, Narrow, Operand, Output, Quantize, Scene, Table};
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Columns, Format, Row};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::ScanFormula;
+use scalescope_sim::profile::unit::ScanUnit;
+use scalescope_sim::quant::{QTensor, QVector, Scale};
+use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source};
+use scalescope_sim::step::scan_unit::unit_scan;
 use scalescope_sim::trace::TracePoint;
 
 /// What makes δ of dt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // `name` says what each is
 pub enum Step {
     Softplus,
@@ -19,6 +23,7 @@ pub enum Step {
     Identity,
     Sigmoid,
     Magnitude,
+    Tabled(Table),
 }
 
 impl Step {
@@ -33,8 +38,9 @@ impl Step {
     ];
 
     /// In words.
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let name = match self {
+            Step::Tabled(table) => return table.name(),
             Step::Softplus => "softplus",
             Step::SoftplusTwice => "softplus twice",
             Step::Exp => "exp",
@@ -42,7 +48,8 @@ impl Step {
             Step::Identity => "no function",
             Step::Sigmoid => "the sigmoid",
             Step::Magnitude => "the magnitude",
-        }
+        };
+        name.to_owned()
     }
 
     fn of(self, m: Math, v: f32) -> f32 {
@@ -54,8 +61,18 @@ impl Step {
             Step::Identity => v,
             Step::Sigmoid => Activation::Sigmoid.of(m, v),
             Step::Magnitude => v.abs(),
+            Step::Tabled(table) => table.of(m.softplus, v),
         }
     }
+}
+
+/// A scan in a chip's unit: what it needs beside the operands.
+#[derive(Clone, Debug)]
+pub struct Chip {
+    unit: ScanUnit,
+    d_scale: Scale,
+    bias_scale: Scale,
+    calibrated: Option<Scale>,
 }
 
 /// `x ← exp(−α·δ)·x + B·δ·u`, `y = (C·x + D·u) · gate(z)`.
@@ -77,6 +94,8 @@ pub struct Scan {
     pub z: Operand,
     /// `[E, N]`.
     pub a_log: Operand,
+    /// The unit of a chip, which runs as it is.
+    pub unit: Option<Chip>,
     /// E, dequantized.
     pub d: Vec<f32>,
     /// E, dequantized.
@@ -87,6 +106,8 @@ pub struct Scan {
     pub a_is_log: bool,
     /// Decays are 1 − α·δ and not exp.
     pub linear_decay: bool,
+    /// A table that decays come from.
+    pub decay: Option<Table>,
     /// Whether B enters with δ.
     pub input_delta: bool,
     /// What makes the gate of z; `None` leaves the output ungated.
@@ -95,10 +116,14 @@ pub struct Scan {
     pub before: Option<Array2<f32>>,
     /// Tokens after which the state is empty again.
     pub tile: Option<usize>,
-    /// A type that the state passes through after each token.
+    /// A type or range that the state passes through after each token.
     pub state: Option<Narrow>,
-    /// A type that δ passes through.
+    /// A type or range that δ passes through.
     pub narrow_delta: Option<Narrow>,
+    /// A type that the gate passes through.
+    pub narrow_gate: Option<Narrow>,
+    /// A type that outputs pass through before the gate.
+    pub narrow_sum: Option<Narrow>,
     /// States that are summed.
     pub states: Vec<bool>,
     /// How much of the state goes on.
@@ -116,9 +141,6 @@ pub struct Scan {
 impl Scan {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
         let rules = scene.rules(row)?.scan;
-        if rules.unit.is_some() {
-            return None;
-        }
         let weight = scene.path.scan_weight(scene.layer);
         let (a_log, d, dt_bias) = weight.tensors();
         let at = |by: Option<ScaleUse>, columns: Columns, points: &[TracePoint]| {
@@ -142,13 +164,7 @@ impl Scan {
         let state_row = scene.block.row(P::SsmState)?;
         let last = match state_row.format {
             Format::Int8(by) => Output {
-                quantizer: Some(Quantize {
-                    scale: scene.scale(by)?,
-                    rule: rules.state,
-                    in_units: false,
-                    zero_point: 0.0,
-                    bits: 8,
-                }),
+                quantizer: Some(Quantize::of(scene.scale(by)?, rules.state)),
                 ..Output::real(false)
             },
             _ => Output::real(false),
@@ -172,21 +188,27 @@ impl Scan {
             b: at(None, Columns::B, &bc)?,
             c: at(None, Columns::C, &bc)?,
             z,
-            a_log: Operand {
-                values: a_log.codes.mapv(f32::from),
-                scale: a_log.scale.get(),
-            },
+            a_log: Operand::new(a_log.codes.mapv(f32::from), a_log.scale.get()),
+            unit: rules.unit.map(|unit| Chip {
+                unit,
+                d_scale: d.scale,
+                bias_scale: dt_bias.scale,
+                calibrated: scene.path.scale(scene.layer, ScaleUse::StateOut),
+            }),
             d: dequantized(&d),
             dt_bias: dequantized(&dt_bias),
             delta: Step::Softplus,
             a_is_log: true,
             linear_decay: false,
+            decay: None,
             input_delta: true,
             gate: Some(Activation::Silu),
             before: None,
             tile: None,
             state: None,
             narrow_delta: None,
+            narrow_gate: None,
+            narrow_sum: None,
             carry: 1.0,
             late: false,
             channels: None,
@@ -199,6 +221,13 @@ impl Scan {
     pub fn run(&self) -> Made {
         let (l, e) = self.u.values.dim();
         let n = self.a_log.values.ncols();
+        if let Some(chip) = &self.unit {
+            // What the unit cannot do otherwise explains nothing.
+            return self.in_unit(chip).unwrap_or_else(|| Made {
+                out: Array2::zeros((0, 0)),
+                state: Some(Array2::zeros((0, 0))),
+            });
+        }
         // Channel by channel, each a row.
         let (mut y, mut last) = (Array2::zeros((e, l)), Array2::zeros((e, n)));
         let rows = y.as_slice_mut().expect("fresh").par_chunks_mut(l.max(1));
@@ -220,6 +249,79 @@ impl Scan {
             out: y.reversed_axes().as_standard_layout().into_owned(),
             state: Some(last),
         }
+    }
+
+    /// The unit's own run, with the operands and parameters as they are here; `None` for an edit of what goes on
+    /// inside.
+    fn in_unit(&self, chip: &Chip) -> Option<Made> {
+        let inside = self.delta != Step::Softplus
+            || !self.a_is_log
+            || self.linear_decay
+            || self.decay.is_some()
+            || !self.input_delta
+            || !matches!(self.gate, None | Some(Activation::Silu))
+            || self.late
+            || [
+                self.state,
+                self.narrow_delta,
+                self.narrow_gate,
+                self.narrow_sum,
+            ] != [None; 4];
+        if inside {
+            return None;
+        }
+        let vector = |values: &[f32], scale: Scale| QVector {
+            codes: values
+                .iter()
+                .map(|v| (v / scale.get()).round() as i8)
+                .collect(),
+            scale,
+        };
+        let weight = ScanWeight::int8(
+            &QTensor {
+                codes: self.a_log.values.mapv(|v| v as i8),
+                scale: Scale::new(self.a_log.scale).ok()?,
+            },
+            &vector(&self.d, chip.d_scale),
+            &vector(&self.dt_bias, chip.bias_scale),
+        );
+        let l = self.u.values.nrows();
+        // Where nothing is carried, every token is a tile of its own.
+        let tile = match self.carry {
+            0.0 => 1,
+            _ => self.tile.unwrap_or(l).max(1),
+        };
+        let mut c = self.c.clone();
+        for (mut column, used) in c.values.columns_mut().into_iter().zip(&self.states) {
+            if !used {
+                column.fill(0.0);
+            }
+        }
+        let mut out = Array2::zeros(self.u.values.dim());
+        let mut before = self.before.clone();
+        for first in (0..l).step_by(tile) {
+            let rows = first..(first + tile).min(l);
+            let held = [&self.u, &self.dt, &self.b, &c, &self.z].map(|x| Held::of(x, rows.clone()));
+            let [u, dt, b, c, z] = held
+                .each_ref()
+                .map(|held| held.as_ref().and_then(Held::source));
+            let state = before.as_ref().filter(|_| first == 0).map(Source::Real);
+            let inputs = ScanInputs {
+                u: u?,
+                dt: dt?,
+                b: b?,
+                c: c?,
+                z: if self.gate.is_some() { Some(z?) } else { None },
+                state,
+            };
+            let done = unit_scan(&chip.unit, &weight, &inputs, chip.calibrated).ok()?;
+            out.slice_mut(s![rows, ..]).assign(&done.y);
+            before = Some(done.state);
+        }
+        Some(Made {
+            out: out.mapv(|v| self.output.of(v)),
+            state: before.map(|state| state.mapv(|v| self.last.of(v))),
+        })
     }
 
     fn channel(&self, c: usize, x: &mut [f32], mut put: impl FnMut(usize, f32)) {
@@ -251,9 +353,11 @@ impl Scan {
             };
             for (n, x) in x.iter_mut().enumerate() {
                 let b = self.b.real(m, (t, n));
-                let decay = match self.linear_decay {
-                    true => 1.0 - alpha[n] * delta,
-                    false => (m.exp_neg)((m.mul)(alpha[n], delta)),
+                let exponent = (m.mul)(alpha[n], delta);
+                let decay = match (self.linear_decay, self.decay) {
+                    (true, _) => 1.0 - exponent,
+                    (false, Some(table)) => table.of(m.exp, -exponent),
+                    (false, None) => (m.exp_neg)(exponent),
                 };
                 let cs = self.c.real(m, (t, n));
                 let before = *x * self.carry;
@@ -278,15 +382,49 @@ impl Scan {
                 out = (m.add)(out, (m.mul)(u, self.d[c]));
             }
             let z = self.z.real(m, (t, c));
-            let y = match self.gate {
-                None => out,
-                Some(Activation::Silu) if fused => {
+            let out = self.narrow_sum.map_or(out, |narrow| narrow.of(out));
+            let y = match (self.gate, self.narrow_gate) {
+                (None, _) => out,
+                (Some(gate), Some(narrow)) => (m.mul)(out, narrow.of(gate.of(m, z))),
+                (Some(Activation::Silu), None) if fused => {
                     let gated = (m.mul)(out, z);
                     (m.div)(gated, (m.add)(1.0, (m.exp_neg)(z)))
                 }
-                Some(gate) => (m.mul)(out, gate.of(m, z)),
+                (Some(gate), None) => (m.mul)(out, gate.of(m, z)),
             };
             put(t, self.output.of(y));
         }
+    }
+}
+
+/// Some rows of an operand, as the step takes them.
+enum Held {
+    Codes(Array2<i8>, Scale),
+    Real(Array2<f32>),
+}
+
+impl Held {
+    fn of(x: &Operand, rows: std::ops::Range<usize>) -> Option<Self> {
+        let values = x.values.slice(s![rows, ..]);
+        let code = |v: &f32| (-128.0..=127.0).contains(v) && v.fract() == 0.0;
+        match x.scale {
+            // Codes whose scale is one are as real.
+            1.0 => Some(Held::Real(values.as_standard_layout().into_owned())),
+            _ if values.iter().all(code) => {
+                let codes = values.mapv(|v| v as i8).as_standard_layout().into_owned();
+                Some(Held::Codes(codes, Scale::new(x.scale).ok()?))
+            }
+            _ => None,
+        }
+    }
+
+    fn source(&self) -> Option<Source<'_>> {
+        Some(match self {
+            Held::Codes(codes, scale) => Source::Int8 {
+                codes,
+                scale: *scale,
+            },
+            Held::Real(values) => Source::Real(values),
+        })
     }
 }
