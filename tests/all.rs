@@ -20,4 +20,5 @@ mod guides;
 mod models;
 mod report_html;
 mod rtl;
+mod severity;
 mod twin;

@@ -213,47 +213,47 @@ fn costs_text(costs: &Costs, top: usize) -> String {
         costs.kl_without_sites
     );
     let shapley = costs.sites.iter().any(|s| s.shapley_kl.is_some());
-    let mut header = vec![
-        "block",
-        "step",
-        "site",
-        "scale",
-        "share",
-        "one off: KL",
-        "one on: KL",
-    ];
-    header.extend(["one off: log ppl", "one on: log ppl"]);
+    let mut header = vec!["block", "site", "scale", "share", "±"];
+    header.extend(["one off: KL", "one on: KL"]);
     if shapley {
         header.push("Shapley: KL");
     }
-    let mut rows = table(&header, 4);
-    for site in costs.sites.iter().take(top) {
-        rows.add_row(row(site));
+    let mut rows = table(&header, 3);
+    let costly = || costs.sites.iter().filter(|site| site.cost_kl.stands_out());
+    for site in costly().take(top) {
+        rows.add_row(row(site, costs.kl));
     }
     if let Some(column) = rows.column_mut(0) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    out.push_str(&table_text(&rows));
-    let left = costs.sites.len().saturating_sub(top);
+    let shown = costly().count().min(top);
+    if shown > 0 {
+        out.push_str(&table_text(&rows));
+    }
+    let left = costs.sites.len() - shown;
     if left > 0 {
-        let share: f64 = costs.sites.iter().skip(top).map(|s| s.share).sum();
-        let _ = writeln!(out, "{left} more sites: {:.1} % together", 100.0 * share);
+        let share: f64 = costs.sites.iter().map(|s| s.share).sum();
+        let share = share - costly().take(top).map(|s| s.share).sum::<f64>();
+        let _ = writeln!(
+            out,
+            "{left} more sites: {:.1} % together; {} of them cost more than three standard errors",
+            100.0 * share,
+            costly().count() - shown
+        );
     }
     out
 }
 
-fn row(site: &SiteCost) -> Vec<String> {
-    let number = |m: Mean| format!("{m:.6}");
+fn row(site: &SiteCost, kl: f64) -> Vec<String> {
+    let number = |m: Mean| format!("{m:.5}");
     let mut row = vec![
         site.layer.to_string(),
-        site.step.to_owned(),
         site.site.to_owned(),
         site.scale.map_or("", |scale| scale.name()).to_owned(),
-        format!("{:.2} %", 100.0 * site.share),
+        format!("{:.1} %", 100.0 * site.share),
+        format!("{:.1}", 100.0 * site.cost_kl.se / kl),
         number(site.one_off_kl),
         number(site.one_on_kl),
-        number(site.one_off_nll),
-        number(site.one_on_nll),
     ];
     row.extend(site.shapley_kl.map(number));
     row

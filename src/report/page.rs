@@ -123,7 +123,7 @@ fn mode(detail: &ModeDetail, reference: &str) -> Markup {
                 h3 { "Error against mode " (reference) ", step by step" }
                 (heat::maps(detail))
                 h3 { "Scale lineage: absmax/(127·scale) of every quantizer" }
-                p .note { "How far values reach before they are quantized, over the reach of the grid: 1 fits, above 1 values are clipped, below 1 codes are wasted. △ outside 0.67 to 1.5; ▲ outside 0.5 to 2, or values that wrap." }
+                p .note { "How far the largest value reaches before it is quantized, over the reach of the grid. Scales calibrated by a percentile clip a few values on purpose. △ warning, ▲ error: clipping beyond what the scale was calibrated to clip, values that wrap, bits that are never used, or a reader with another scale." }
                 (scales::lineage(detail))
                 h3 { "Distributions over the INT8 grid" }
                 p .note { "How often each code from −128 to 127 comes out, logarithmic, a row for each block. Red at an end: values were clipped there." }
