@@ -60,8 +60,24 @@ fn a_calibrated_model_has_no_errors_and_no_warnings() {
     let tokenizer = float.join("tokenizer.json");
     let fresh = ["--model", arg(&fresh), "--tokenizer", arg(&tokenizer)];
     let mut commands: Vec<Vec<&str>> = vec![
-        vec!["report", "--modes", "0,2-4", "--html", arg(&page)],
-        vec!["attribute", "--mode", "2-4", "--length", "128"],
+        vec![
+            "report",
+            "--modes",
+            "2-4",
+            "--length",
+            "128",
+            "--html",
+            arg(&page),
+        ],
+        vec![
+            "attribute",
+            "--mode",
+            "2-4",
+            "--length",
+            "64",
+            "--limit",
+            "2",
+        ],
         vec!["attribute", "--trace", arg(&dump)],
     ];
     for mode in ["0", "2-4", "3", "5-4", "6-4"] {
@@ -97,7 +113,15 @@ fn a_scale_that_is_another_one_is_an_error() {
             "--html",
             arg(&page),
         ],
-        &["attribute", "--mode", "2-4", "--length", "64"],
+        &[
+            "attribute",
+            "--mode",
+            "2-4",
+            "--length",
+            "64",
+            "--limit",
+            "1",
+        ],
     ] {
         let found = harms(&[command, &fault[..]].concat());
         let named = |harm: &String| harm.starts_with("\"error\"");

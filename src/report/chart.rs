@@ -17,6 +17,25 @@ fn round_step(at_least: f64) -> f64 {
         .unwrap_or(10.0 * power)
 }
 
+/// Round numbers between two: 1, 2 and 5 times powers of ten where they span a decade on a logarithmic axis,
+/// else about four equal steps.
+fn round_ticks(low: f64, high: f64, logarithmic: bool) -> Vec<f64> {
+    if logarithmic && high / low > 10.0 {
+        let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
+        let steps = if high / low > 1e3 {
+            &[1.0][..]
+        } else {
+            &[1.0, 2.0, 5.0]
+        };
+        let all = powers.flat_map(|power| steps.iter().map(move |step| step * 10f64.powi(power)));
+        return all.filter(|v| (low..=high).contains(v)).collect();
+    }
+    let step = round_step((high - low) / 5.0);
+    let first = (low / step).ceil() as i64;
+    let all = (first..).map(|i| i as f64 * step);
+    all.take_while(|v| *v <= high).collect()
+}
+
 /// A series with the range of its blocks.
 pub struct Series<'a> {
     /// What it is.
@@ -144,8 +163,7 @@ pub fn intervals(
     html! {
         svg viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" {
             title { (title) }
-            @for i in 0..=4 {
-                @let v = back(low + (high - low) * f64::from(i) / 4.0);
+            @for v in round_ticks(back(low), back(high), logarithmic) {
                 line .axis x1=(format!("{:.1}", px(v))) x2=(format!("{:.1}", px(v))) y1="4" y2=(height - 26.0) {}
                 text x=(format!("{:.1}", px(v))) y=(height - 10.0) text-anchor="middle" { (show(v)) }
             }

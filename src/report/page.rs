@@ -1,6 +1,6 @@
 //! The page: one file, no network, light and dark, screen and paper. Maud escapes every text.
 
-use super::chart::{Series, lines};
+use super::chart::{Interval, Series, intervals, lines};
 use super::remarks::Remark;
 use super::{ModeDetail, Report, costs, eval, heat, scales};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -22,10 +22,12 @@ pub fn page(report: &Report) -> String {
                     h1 { "Where INT8 costs accuracy" }
                     p .lead {
                         (report.model) ": " (report.shape) ". Profile " (report.profile.0) ", " (report.profile.1)
-                        ". " (report.sequences) " sequences, " (report.tokens) " tokens. Every mode is held against mode "
-                        (report.reference) "."
+                        ". " (report.sequences) " sequences, " (report.tokens) " tokens"
+                        @if let Some(of) = report.sampled_of { ", sampled evenly of " (of) }
+                        ". Every mode is held against mode " (report.reference) "."
                     }
                 }
+                (verdict(report))
                 (contents(report))
                 (modes(report))
                 @if let Some(eval) = &report.eval {
@@ -42,6 +44,32 @@ pub fn page(report: &Report) -> String {
     page.into_string()
 }
 
+/// What it all says, and every mode's cost with its interval.
+fn verdict(report: &Report) -> Markup {
+    let rows = report.verdict.modes.iter().map(|cost| {
+        let known = |end: f64| if end.is_nan() { cost.kl.value } else { end };
+        Interval {
+            name: cost.mode.clone(),
+            value: cost.kl.value,
+            low: known(cost.kl.low),
+            high: known(cost.kl.high),
+            tied: cost.tied.clone(),
+        }
+    });
+    let rows: Vec<Interval> = rows.collect();
+    // A mode that is the reference in all but name has no place on a logarithmic axis.
+    let logarithmic = rows.iter().all(|row| row.low > 0.0);
+    html! {
+        section {
+            h2 #verdict { "Verdict" }
+            ul .verdict { @for sentence in report.verdict.sentences() { li { (sentence) } } }
+            h3 { "KL of every mode, nats a token, with 95 % intervals (lower is better)" }
+            (intervals("KL of each mode with its 95 % interval", &rows, logarithmic, crate::output::number))
+            p .note { "At the right: modes that share a letter cannot be told apart on this text (paired bootstrap over stretches of 32 positions, Holm's correction over all pairs). The order is that of the mode table." }
+        }
+    }
+}
+
 /// An id for a mode's section.
 fn anchor(mode: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
@@ -51,6 +79,7 @@ fn anchor(mode: &str) -> String {
 fn contents(report: &Report) -> Markup {
     html! {
         nav aria-label="Contents" { ol {
+            li { a href="#verdict" { "Verdict" } }
             li { a href="#modes" { "All modes" } }
             @if report.eval.is_some() { li { a href="#eval" { "Accuracy and perplexity" } } }
             li { a href="#reading" { "How to read the maps" } }
@@ -85,7 +114,7 @@ fn modes(report: &Report) -> Markup {
                 dt { "KL" } dd { "mean divergence of the next token's distribution from the reference's, nats a token" }
                 dt { "clipped" } dd { "quantized values that did not fit INT8" }
             }
-            p .note { "These numbers come without intervals: they say what happens on this text, not which mode is better. " code { "scalescope eval" } " compares modes with intervals and tests." }
+            p .note { "What happens on this text; the verdict says what of it is beyond chance, " code { "scalescope eval" } " tests perplexity and accuracy on more." }
         }
     }
 }
