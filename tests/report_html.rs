@@ -127,10 +127,23 @@ fn the_page_stands_alone_and_holds_the_numbers() {
         }
     }
     // Every mode with its cost in one chart.
-    let chart = html.split("<svg").nth(1).unwrap().split("</svg>").next().unwrap();
+    let chart = html
+        .split("<svg")
+        .nth(1)
+        .unwrap()
+        .split("</svg>")
+        .next()
+        .unwrap();
     for cost in json["verdict"]["modes"].as_array().unwrap() {
-        let mode = cost["mode"].as_str().unwrap().replace('<', "&lt;").replace('>', "&gt;");
-        assert!(chart.contains(&format!(">{mode}</text>")), "{mode}: {chart}");
+        let mode = cost["mode"]
+            .as_str()
+            .unwrap()
+            .replace('<', "&lt;")
+            .replace('>', "&gt;");
+        assert!(
+            chart.contains(&format!(">{mode}</text>")),
+            "{mode}: {chart}"
+        );
     }
     let details = json["details"].as_array().unwrap();
     let names: Vec<&str> = details

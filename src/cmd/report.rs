@@ -7,7 +7,7 @@ use crate::input::{
     Subject, faults, faults_text, load_subject, mode_table, runnable, select_modes,
     with_faults_unless_float,
 };
-use crate::output::{by_parts, note, print, print_json, progress, table, table_text};
+use crate::output::{by_parts, note, print, print_json, progress, table, table_text, wrapped};
 use crate::report::measure::{LayerResult, ModeResult, POINT, Run, runs};
 use crate::report::verdict::{Runs, Verdict, mode_of_parts, switched};
 use crate::report::{ModeDetail, Report, detail, page};
@@ -150,18 +150,19 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     if args.json {
         print_json(&json);
     } else {
-        let heading = format!(
-            "{}: {}; profile {} ({}){}\n{} passages, {tokens} tokens{}\n\n",
+        let run_with = format!(
+            "{}: {}; profile {} ({}){}",
             subject.name,
             shape(&subject)?,
             profile.name,
             profile.summary,
             faults_text(&faults),
-            sequences.len(),
-            sampled_of.map_or(String::new(), |of| format!(
-                ", sampled evenly of {of} (--limit and --length choose)"
-            )),
         );
+        let sample = sampled_of.map_or(String::new(), |of| {
+            format!(", sampled evenly of {of} (--limit and --length choose)")
+        });
+        let run_on = format!("{} passages, {tokens} tokens{sample}", sequences.len());
+        let heading = wrapped(&run_with, 0) + &wrapped(&run_on, 0) + "\n";
         let next = next(args, &verdict);
         print(&(heading + &verdict.text() + &next + &text(&reference, &verdict, &results)));
         if let Some(path) = &args.html {

@@ -85,31 +85,29 @@ pub fn runs(
         crate::interrupt::check()?;
         let clean = Ended::of(reference, tokens)?;
         bar.inc(1);
-        let ends: Vec<Ended> = paths
-            .par_iter()
-            .map(|path| {
+        own.add(&clean, &clean);
+        // Of a path's tensors nothing is kept but the last block's output.
+        let ends: Vec<Passing> = (runs.par_iter_mut().zip(paths))
+            .map(|(run, path)| {
                 let ended = Ended::of(path, tokens)?;
                 bar.inc(1);
-                Ok(ended)
+                run.add(&ended, &clean);
+                Ok(ended.passing)
             })
             .collect::<Result<_>>()?;
-        own.add(&clean, &clean);
-        for (run, ended) in runs.iter_mut().zip(&ends) {
-            run.add(ended, &clean);
-        }
         for first in (0..tokens.len()).step_by(ROWS) {
             crate::interrupt::check()?;
             let part = first..(first + ROWS).min(tokens.len());
-            let truth = clean.logits(reference, part.clone(), &mut Blind)?;
+            let truth = logits(reference, &clean.passing, part.clone(), &mut Blind)?;
             let truth: Vec<Row> = (truth.rows().into_iter())
                 .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
                 .collect();
             let targets = &tokens[tokens.len().min(first + 1)..tokens.len().min(part.end + 1)];
             own.score(&truth, &truth, targets);
             let all = runs.par_iter_mut().zip(paths).zip(&ends);
-            all.try_for_each(|((run, path), ended)| -> Result<()> {
+            all.try_for_each(|((run, path), passing)| -> Result<()> {
                 let mut head = Recorder::new(nothing());
-                let logits = ended.logits(path, part.clone(), &mut head)?;
+                let logits = logits(path, passing, part.clone(), &mut head)?;
                 let rows: Vec<Row> = (logits.rows().into_iter())
                     .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
                     .collect();
@@ -148,16 +146,16 @@ impl Ended {
         }
         Ok(Self { seen, passing })
     }
+}
 
-    fn logits(
-        &self,
-        path: &Datapath,
-        rows: Range<usize>,
-        probe: &mut dyn Probe,
-    ) -> Result<ndarray::Array2<f32>> {
-        let logits = path.finish(self.passing.rows(rows), LogitRows::All, probe)?;
-        Ok(logits.to_real())
-    }
+fn logits(
+    path: &Datapath,
+    passing: &Passing,
+    rows: Range<usize>,
+    probe: &mut dyn Probe,
+) -> Result<ndarray::Array2<f32>> {
+    let logits = path.finish(passing.rows(rows), LogitRows::All, probe)?;
+    Ok(logits.to_real())
 }
 
 impl Run {

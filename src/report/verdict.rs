@@ -183,7 +183,8 @@ impl Verdict {
         if self.modes.len() > 1 {
             out.push(self.least_sentence(least));
             if !most.tied.contains(|letter| least.tied.contains(letter)) {
-                out.push(format!("Mode {} costs most: {}.", most.mode, kl(&most.kl)));
+                let cost = nats(most.kl.value) + &interval(&most.kl);
+                out.push(format!("Mode {} costs most: {cost}.", most.mode));
             }
         }
         for group in &self.equal {
@@ -202,10 +203,11 @@ impl Verdict {
         let change = relative(perplexity.value);
         let sign = if change < 0.0 { "lowers" } else { "raises" };
         let mut words = format!(
-            "Mode {} costs {} of KL from mode {}. It {sign} perplexity by {:.2} %",
+            "Mode {} costs {} of KL from mode {}{}. It {sign} perplexity by {:.2} %",
             cost.mode,
-            kl(&cost.kl),
+            nats(cost.kl.value),
             self.reference,
+            interval(&cost.kl),
             change.abs()
         );
         if !perplexity.low.is_nan() {
@@ -232,11 +234,8 @@ impl Verdict {
             true => "every other mode costs more, beyond chance".to_owned(),
             false => format!("it cannot be told apart from {}", listed(&others)),
         };
-        format!(
-            "Mode {} costs least: {}; {told}.",
-            least.mode,
-            kl(&least.kl)
-        )
+        let cost = nats(least.kl.value) + &interval(&least.kl);
+        format!("Mode {} costs least: {cost}; {told}.", least.mode)
     }
 
     /// The sentences for a terminal.
@@ -277,17 +276,23 @@ impl PartCosts {
     }
 }
 
-/// `0.0089 nats a token (95 %: 0.0081 to 0.0098)`.
-fn kl(estimate: &Estimate) -> String {
-    let interval = match estimate.low.is_nan() {
+/// `0.0089 nats a token`.
+fn nats(kl: f64) -> String {
+    format!("{} nats a token", short(kl))
+}
+
+/// ` (95 %: 0.0081 to 0.0098)`; nothing if there is no interval.
+fn interval(of: &Estimate) -> String {
+    match of.low.is_nan() {
         true => String::new(),
-        false => format!(
-            " (95 %: {} to {})",
-            number(estimate.low),
-            number(estimate.high)
-        ),
-    };
-    format!("{} nats a token{interval}", number(estimate.value))
+        false => format!(" (95 %: {} to {})", short(of.low), short(of.high)),
+    }
+}
+
+/// A number in three digits at most.
+fn short(value: f64) -> String {
+    let power = 10f64.powi(2 - value.abs().max(1e-12).log10().floor() as i32);
+    number((value * power).round() / power)
 }
 
 /// `a, b and c`.
@@ -430,6 +435,12 @@ mod tests {
         }
     }
 
+    /// The text in one line.
+    fn words(verdict: &Verdict) -> String {
+        let text = verdict.text();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     #[test]
     fn modes_are_told_apart_only_beyond_chance() {
         let mut random = SplitMix64::new(3);
@@ -456,7 +467,7 @@ mod tests {
         let d = &verdict.modes[3];
         assert!(d.kl.low < 0.03 && d.kl.high > 0.029 && d.kl.high < 0.033);
         assert!((d.log_perplexity.value - 0.1).abs() < 1e-12);
-        let text = verdict.text();
+        let text = words(&verdict);
         for part in [
             "Modes a and c are equal",
             "not beyond chance",
@@ -489,7 +500,7 @@ mod tests {
         });
         let found = &verdict.parts.as_ref().unwrap().parts;
         assert!(found[0].stands_out && !found[1].stands_out, "{found:?}");
-        let text = verdict.text();
+        let text = words(&verdict);
         assert!(text.contains(Part::ALL[5].name()) && !text.contains(Part::ALL[0].name()));
     }
 
@@ -503,7 +514,7 @@ mod tests {
             parts: None,
             lengths: &[9],
         });
-        let text = verdict.text();
+        let text = words(&verdict);
         assert!(
             text.contains("9 positions are too few") && !text.contains("95 %"),
             "{text}"
