@@ -115,6 +115,14 @@ pub fn table_text(table: &Table) -> String {
     text
 }
 
+/// `1 passage`, `2 passages`.
+pub fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
 /// Columns that a result may have on a terminal.
 pub const WIDTH: usize = 80;
 

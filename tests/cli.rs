@@ -325,7 +325,7 @@ fn a_report_says_first_what_is_beyond_chance() {
     assert_eq!(letters(0), letters(1));
     assert_ne!(letters(0), letters(2));
     let parts = verdict["parts"]["parts"].as_array().unwrap();
-    assert_eq!((&verdict["parts"]["mode"], parts.len()), (&"0".into(), 13));
+    assert_eq!((&verdict["parts"]["mode"], parts.len()), (&"0".into(), 14));
     let text = stdout(&args)
         .split_whitespace()
         .collect::<Vec<_>>()

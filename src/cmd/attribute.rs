@@ -11,7 +11,7 @@ use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};
 use scalescope_golden::diagnose::{Diagnosis, diagnose};
 use scalescope_sim::datapath::Datapath;
-use scalescope_sim::error::Result;
+use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::{PROFILES, Profile};
 use serde_json::json;
@@ -47,7 +47,8 @@ pub struct AttributeArgs {
     /// How the dump lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE", requires = "trace")]
     pub map: Option<PathBuf>,
-    /// Arithmetic: exact, torch, deployed [default: exact; of a dump the one that it follows best]
+    /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
+    /// [default: exact; of a dump the one that it follows best]
     #[arg(long)]
     pub profile: Option<String>,
     /// Defects.
@@ -152,6 +153,13 @@ fn findings_text(findings: &[Finding]) -> String {
 fn against(args: &AttributeArgs, mode: &ModeSpec, reference: &ModeSpec) -> Result<Outcome> {
     let profile = Profile::get(args.profile.as_deref().unwrap_or("exact"))?;
     let faults = faults(&args.faults)?;
+    if mode == reference && faults.is_empty() {
+        return Err(SimError::value(
+            "--against",
+            format_args!("another mode than {}, to find what it costs", mode.name),
+            &reference.name,
+        ));
+    }
     let subject = load_subject(&args.model, &[mode.clone(), reference.clone()])?;
     let text = text(&subject, args)?;
     let path = Datapath::with_faults(&subject.model, mode, &profile, &faults)?;

@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{number, print, print_json, table, table_text};
+use crate::output::{counted, number, print, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
@@ -33,7 +33,7 @@ pub struct LineageArgs {
     /// The mode (see `scalescope modes`)
     #[arg(long, default_value = "0")]
     pub mode: String,
-    /// Arithmetic: exact, torch, deployed
+    /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
     #[arg(long, default_value = "exact")]
     pub profile: String,
     /// Defects.
@@ -96,12 +96,13 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
         print(&dot(&lineage));
     } else {
         let heading = format!(
-            "{}, mode {}, profile {}{}: {} sequences, {tokens} tokens\n\n",
+            "{}, mode {}, profile {}{}: {}, {}\n\n",
             subject.name,
             mode.name,
             profile.name,
             faults_text(&faults),
-            sequences.len()
+            counted(sequences.len(), "sequence"),
+            counted(tokens, "token")
         );
         print(&(heading + &text(&lineage) + &four_bits_text(&four_bits)));
     }

@@ -7,7 +7,9 @@ use crate::input::{
     Subject, faults, faults_text, load_subject, mode_table, runnable, select_modes,
     with_faults_unless_float,
 };
-use crate::output::{by_parts, note, print, print_json, progress, table, table_text, wrapped};
+use crate::output::{
+    by_parts, counted, note, print, print_json, progress, table, table_text, wrapped,
+};
 use crate::report::measure::{LayerResult, ModeResult, POINT, Run, runs};
 use crate::report::verdict::{Runs, Verdict, mode_of_parts, switched};
 use crate::report::{ModeDetail, Report, detail, page};
@@ -161,7 +163,11 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         let sample = sampled_of.map_or(String::new(), |of| {
             format!(", sampled evenly of {of} (--limit and --length choose)")
         });
-        let run_on = format!("{} passages, {tokens} tokens{sample}", sequences.len());
+        let run_on = format!(
+            "{}, {}{sample}",
+            counted(sequences.len(), "passage"),
+            counted(tokens, "token")
+        );
         let heading = wrapped(&run_with, 0) + &wrapped(&run_on, 0) + "\n";
         let next = next(args, &verdict);
         print(&(heading + &verdict.text() + &next + &text(&reference, &verdict, &results)));

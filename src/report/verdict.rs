@@ -178,7 +178,8 @@ impl Verdict {
         let order = |a: &&ModeCost, b: &&ModeCost| a.kl.value.total_cmp(&b.kl.value);
         let (least, most) = (
             self.modes.iter().min_by(order).expect("there is one"),
-            self.modes.iter().max_by(order).expect("there is one"),
+            // The first of equals.
+            (self.modes.iter().rev().max_by(order)).expect("there is one"),
         );
         if self.modes.len() > 1 {
             out.push(self.least_sentence(least));
