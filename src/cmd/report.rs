@@ -113,7 +113,11 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         .map(atomic::temporary_beside)
         .transpose()?;
     let measured = measured(&subject, &reference, &modes, &profile, &faults, &sequences)?;
-    let Measured { results, verdict } = measured;
+    let Measured {
+        results,
+        reference_line,
+        verdict,
+    } = measured;
     let tokens = sequences.iter().map(Vec::len).sum::<usize>();
     let mut json = serde_json::json!({
         "model": subject.name,
@@ -140,6 +144,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
             tokens,
             sampled_of,
             verdict: verdict.clone(),
+            reference_line: reference_line.clone(),
             modes: results.clone(),
             details: details(&subject, &reference, &modes, &profile, &faults, &sequences)?,
             eval,
@@ -170,7 +175,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         );
         let heading = wrapped(&run_with, 0) + &wrapped(&run_on, 0) + "\n";
         let next = next(args, &verdict);
-        print(&(heading + &verdict.text() + &next + &text(&reference, &verdict, &results)));
+        print(&(heading + &verdict.text() + &next + &text(&reference_line, &verdict, &results)));
         if let Some(path) = &args.html {
             print(&format!("\npage written to {}", path.display()));
         }
@@ -210,6 +215,7 @@ fn sampled(sequences: Vec<Vec<u32>>, work: u64) -> (Vec<Vec<u32>>, Option<usize>
 /// The numbers of every mode, and what they say.
 struct Measured {
     results: Vec<ModeResult>,
+    reference_line: ModeResult,
     verdict: Verdict,
 }
 
@@ -252,6 +258,7 @@ fn measured(
     let result = |mode: &ModeSpec| run_of(mode).result(mode, reference);
     Ok(Measured {
         results: modes.iter().map(result).collect(),
+        reference_line: own.result(reference, reference),
         verdict,
     })
 }
@@ -313,7 +320,7 @@ fn shape(subject: &Subject) -> Result<String> {
     ))
 }
 
-fn text(reference: &ModeSpec, verdict: &Verdict, results: &[ModeResult]) -> String {
+fn text(reference: &ModeResult, verdict: &Verdict, results: &[ModeResult]) -> String {
     let header = [
         "mode",
         "KL",
@@ -324,7 +331,9 @@ fn text(reference: &ModeSpec, verdict: &Verdict, results: &[ModeResult]) -> Stri
         "clipped",
     ];
     let mut modes = table(&header, 1);
-    for r in results {
+    let listed = results.iter().any(|r| r.reference);
+    let first = (!listed).then_some(reference);
+    for r in first.into_iter().chain(results) {
         let cost = verdict.modes.iter().find(|cost| cost.mode == r.mode);
         let interval = cost.filter(|cost| !cost.kl.low.is_nan());
         let interval = interval.map(|cost| format!("{:.5} to {:.5}", cost.kl.low, cost.kl.high));
@@ -344,14 +353,14 @@ fn text(reference: &ModeSpec, verdict: &Verdict, results: &[ModeResult]) -> Stri
          tied: modes that share a letter cannot be told apart by KL on this text\n\
          clipped: quantized values that did not fit INT8; `scalescope modes` says what each\n\
          mode does\n",
-        reference.name
+        reference.mode
     ));
     type Cell = fn(&LayerResult) -> String;
     let cells: [(String, Cell); 2] = [
         (
             format!(
                 "Error of each block's output, % of its norm in mode {} (normalized_l2)",
-                reference.name
+                reference.mode
             ),
             |l| format!("{:.2}", 100.0 * l.normalized_l2),
         ),

@@ -54,6 +54,8 @@ pub struct Report {
     pub sampled_of: Option<usize>,
     /// What they say.
     pub verdict: Verdict,
+    /// The reference in a line.
+    pub reference_line: ModeResult,
     /// Every mode in a line.
     pub modes: Vec<ModeResult>,
     /// Every mode but the reference in depth.
