@@ -82,8 +82,8 @@ impl Devices {
             #[cfg(not(feature = "cuda"))]
             DeviceArg::Cuda(_) => Err(SimError::value(
                 "--device",
-                "cpu, or a build with `cargo build --release --features cuda` (see docs/cuda.md)",
-                "cuda in a build without it",
+                "cpu in this build; `cargo build --release --features cuda` makes one with cuda (docs/cuda.md)",
+                "cuda",
             )),
         }
     }

@@ -49,7 +49,10 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line, the program's name first; its exit code.
 pub fn main_of(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let matches = help::grouped(Cli::command()).get_matches_from(arguments);
+    let matches = match help::grouped(Cli::command()).try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return help::refused(&error),
+    };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(cli).and_then(|outcome| output::printed().map(|()| outcome)) {
         Ok(Outcome::Success) => 0,

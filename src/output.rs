@@ -115,6 +115,64 @@ pub fn table_text(table: &Table) -> String {
     text
 }
 
+/// `1 passage`, `2 passages`.
+pub fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+/// Columns that a result may have on a terminal.
+pub const WIDTH: usize = 80;
+
+/// A sentence in lines of [`WIDTH`] columns, between words; the first is indented by `indent`, the others by
+/// two more.
+pub fn wrapped(sentence: &str, indent: usize) -> String {
+    let mut lines: Vec<String> = vec![" ".repeat(indent)];
+    for word in sentence.split(' ') {
+        let line = lines.last_mut().expect("there is one");
+        let empty = line.trim().is_empty();
+        if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            lines.push(format!("{}{word}", " ".repeat(indent + 2)));
+        } else {
+            if !empty {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Columns side by side, each a header and its cells, numbers to the right; in as many tables one below the
+/// other as it takes to fit [`WIDTH`]. Every table begins with `first`.
+pub fn by_parts(first: Vec<String>, columns: Vec<Vec<String>>) -> String {
+    let width =
+        |column: &Vec<String>| column.iter().map(|c| c.chars().count()).max().unwrap_or(0) + 2;
+    let mut parts: Vec<Vec<&Vec<String>>> = Vec::new();
+    let mut used = WIDTH;
+    for column in &columns {
+        if used + width(column) > WIDTH + 2 || parts.is_empty() {
+            parts.push(vec![&first]);
+            used = width(&first);
+        }
+        used += width(column);
+        parts.last_mut().expect("just pushed").push(column);
+    }
+    let text = |part: &Vec<&Vec<String>>| {
+        let row = |i: usize| part.iter().map(move |column| column[i].clone());
+        let header: Vec<String> = row(0).collect();
+        let header: Vec<&str> = header.iter().map(String::as_str).collect();
+        let mut rows = table(&header, 1);
+        for i in 1..first.len() {
+            rows.add_row(row(i));
+        }
+        table_text(&rows)
+    };
+    parts.iter().map(text).collect::<Vec<_>>().join("\n")
+}
+
 /// A number in at most four digits, for cells: `0`, `0.0312`, `-1.5e-7`, `inf`.
 pub fn number(value: f64) -> String {
     let size = value.abs();

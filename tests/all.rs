@@ -18,6 +18,8 @@ mod docs;
 mod eval;
 mod guides;
 mod models;
+mod readme;
 mod report_html;
 mod rtl;
+mod severity;
 mod twin;

@@ -258,6 +258,12 @@ fn sites_add_up_and_a_stale_scale_stands_out() {
         (first["layer"].as_u64(), first["site"].as_str()),
         (Some(2), Some("dt_proj_out"))
     );
+    let first = &faulty["findings"][0];
+    assert_eq!(
+        (&first["kind"], &first["layer"], &first["severity"]),
+        (&"stale-scale".into(), &2.into(), &"error".into())
+    );
+    assert_eq!(first["site"], "dt_proj_output");
 }
 
 #[test]

@@ -286,17 +286,93 @@ fn report_tells_every_mode_from_the_reference() {
     }
     assert_eq!(layers("0"), layers("2-1"));
     assert_ne!(layers("0"), layers("2-4"));
-    let text = stdout(&["report", "--text", TEXT, "--modes", "0,2-4"]);
-    for word in [
+    let text = stdout(&["report", "--text", TEXT]);
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 80),
+        "{text}"
+    );
+    for words in [
+        "Verdict\n  Mode 0 costs ",
+        "too few to say how sure this is",
+        "Next\n  scalescope attribute --mode 0\n",
         "normalized_l2",
-        "sqnr_db",
-        "saturation_rate",
-        "scale_ratio",
+        "clipped",
         "perplexity",
         "agreement",
     ] {
-        assert!(text.contains(word), "{word}");
+        assert!(text.contains(words), "{words}: {text}");
     }
+}
+
+#[test]
+fn a_report_says_first_what_is_beyond_chance() {
+    let args = ["report", "--modes", "1,0,2-0,6-1", "--length", "128"];
+    let out = json(&[&args[..], &["--json"]].concat());
+    let verdict = &out["verdict"];
+    assert_eq!(
+        (&verdict["positions"], &verdict["stretches"]),
+        (&508.into(), &16.into())
+    );
+    assert_eq!(verdict["equal"], serde_json::json!([["0", "2-0"]]));
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    for (cost, mode) in verdict["modes"].as_array().unwrap().iter().zip(1..) {
+        assert_eq!(cost["mode"], out["modes"][mode]["mode"]);
+        assert_eq!(cost["kl"]["value"], out["modes"][mode]["kl"]);
+        let kl = ["low", "value", "high"].map(|key| number(&cost["kl"][key]));
+        assert!(0.0 < kl[0] && kl.is_sorted(), "{kl:?}");
+    }
+    let letters = |i: usize| verdict["modes"][i]["tied"].as_str().unwrap();
+    assert_eq!(letters(0), letters(1));
+    assert_ne!(letters(0), letters(2));
+    let parts = verdict["parts"]["parts"].as_array().unwrap();
+    assert_eq!((&verdict["parts"]["mode"], parts.len()), (&"0".into(), 14));
+    let text = stdout(&args)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    for part in parts
+        .iter()
+        .filter(|part| part["stands_out"] == true)
+        .take(3)
+    {
+        let kl = ["low", "value", "high"].map(|key| number(&part["kl"][key]));
+        assert!(0.0 < kl[0] && kl.is_sorted(), "{part}");
+        assert!(text.contains(part["site"].as_str().unwrap()), "{part}");
+    }
+    assert!(
+        text.contains("Modes 0 and 2-0 are equal at every position"),
+        "{text}"
+    );
+    assert!(text.contains("Mode 6-1 costs least"), "{text}");
+}
+
+#[test]
+fn a_long_text_is_sampled_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("book.txt");
+    let line = "It was late in the evening when the old captain came home from the harbour.\n";
+    std::fs::write(&file, line.repeat(400)).unwrap();
+    let of = |more: &[&str]| {
+        json(
+            &[
+                &["report", "--json", "--modes", "0", "--file", arg(&file)],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let sampled = of(&[]);
+    let all = sampled["sampled_of_tokens"].as_u64().unwrap();
+    assert_eq!(
+        (&sampled["sequences"], &sampled["tokens"]),
+        (&16.into(), &4096.into())
+    );
+    assert!(all > 4096);
+    let asked = of(&["--limit", "2", "--length", "64"]);
+    assert_eq!(
+        (&asked["tokens"], &asked["sampled_of_tokens"]),
+        (&128.into(), &serde_json::Value::Null)
+    );
 }
 
 #[test]

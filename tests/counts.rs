@@ -40,9 +40,9 @@ fn every_command_says_how_much_it_looked_at() {
     // What is asked (of the tiny model and the text, or of neither), and the counts in the answer.
     let on_text: [(&str, &[&str], &str); 9] = [
         ("run", &["--json"], "\"tokens\": 11"),
-        ("report", &["--modes", "0,1"], "1 passages, 11 tokens"),
+        ("report", &["--modes", "0,1"], "1 passage, 11 tokens"),
         ("propagate", &["--mode", "2-4"], "1 sequences, 11 tokens"),
-        ("lineage", &[], "1 sequences, 11 tokens"),
+        ("lineage", &[], "1 sequence, 11 tokens"),
         ("equiv", &["2-3", "2-1"], "elements of 1 sequences"),
         ("headroom", &["--profile", "asic-int8"], "11 tokens"),
         (

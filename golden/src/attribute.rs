@@ -44,7 +44,7 @@ impl fmt::Display for Severity {
 /// One probable cause.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Finding {
-    /// The name of a fault model (`scalescope faults`), or `none`.
+    /// The name of a fault model (`scalescope faults`), `scale-misfit`, or `none`.
     pub kind: &'static str,
     /// The block; `None` for every block, or for what lies outside of blocks.
     pub layer: Option<usize>,

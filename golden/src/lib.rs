@@ -15,6 +15,7 @@
 //! | what error is made at a step, what arrives there | [`propagate`] |
 //! | are two modes one computation | [`equiv`] |
 //! | which scale meets what, and who reads with another | [`lineage`] |
+//! | does a scale fit what meets it | [`fit`] |
 //! | would a flipped bit be noticed | [`selftest`] |
 //! | what is wrong with a dump | [`diagnose`] |
 //! | which step or scale is to blame | [`attribute`] |
@@ -26,6 +27,7 @@ pub mod compare;
 pub mod diagnose;
 pub mod equiv;
 pub mod explain;
+pub mod fit;
 pub mod layout;
 pub mod lineage;
 pub mod mapping;

@@ -8,6 +8,7 @@
 mod watch;
 
 use crate::attribute::Severity;
+use crate::fit::{Fit, percent};
 use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::dataflow::{Block, Columns, Flow, Format, Phase, Quantizer as Maker};
@@ -17,24 +18,7 @@ use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::TracePoint;
 use serde::Serialize;
-use std::ops::RangeInclusive;
 use watch::{Grid, Watch};
-
-/// Ratios that need no remark.
-pub const GOOD_RATIO: RangeInclusive<f64> = 0.67..=1.5;
-/// Ratios that are no error.
-pub const FAIR_RATIO: RangeInclusive<f64> = 0.5..=2.0;
-
-/// The verdict on a scale ratio; [`Severity::Info`] if there is nothing to say.
-pub fn judge_ratio(ratio: f64) -> Severity {
-    if GOOD_RATIO.contains(&ratio) {
-        Severity::Info
-    } else if FAIR_RATIO.contains(&ratio) {
-        Severity::Warning
-    } else {
-        Severity::Error
-    }
-}
 
 /// The lineage of a mode on some text.
 #[derive(Clone, Debug, Serialize)]
@@ -83,8 +67,13 @@ pub struct Quantizer {
     /// beyond; empty for one grid.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<u64>,
-    /// The verdict on ratio and wraps.
+    /// Share of values that its scale was calibrated to clip; 0 of a dynamic quantizer.
+    pub promised_rate: f64,
+    /// The verdict on what is clipped, wrapped or never reached ([`Fit`]).
     pub severity: Severity,
+    /// The verdict in words; empty if there is nothing to say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fit: String,
     /// Who reads the codes; nobody, where the values stay FP32 on the grid.
     pub readers: Vec<Reader>,
     /// How often each code from −128 to 127 came out; empty where there are no codes.
@@ -128,6 +117,33 @@ impl Lineage {
         all.map(Quantizer::worst).max().unwrap_or(Severity::Info)
     }
 
+    /// Quantizers that clip as their scales were calibrated to, by name: how many blocks, how much, and how
+    /// much was promised.
+    pub fn clips_as_promised(&self) -> Vec<String> {
+        let mut names: Vec<&str> = self.quantizers.iter().map(|q| q.name).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        names.retain(|name| seen.insert(*name));
+        let words = |name: &str| {
+            let clips = |q: &&Quantizer| {
+                q.name == name
+                    && q.promised_rate > 0.0
+                    && q.saturation_rate > 0.0
+                    && q.severity == Severity::Info
+            };
+            let all: Vec<&Quantizer> = self.quantizers.iter().filter(clips).collect();
+            let rates = all.iter().map(|q| q.saturation_rate);
+            let (low, high) = (rates.clone().reduce(f64::min)?, rates.reduce(f64::max)?);
+            Some(format!(
+                "{name} clips {} to {} of its values in {} blocks; its scales were calibrated to clip {}",
+                percent(low),
+                percent(high),
+                all.len(),
+                percent(all[0].promised_rate)
+            ))
+        };
+        names.into_iter().filter_map(words).collect()
+    }
+
     /// Whether every reader has the scale of its quantizer.
     pub fn is_consistent(&self) -> bool {
         let mut readers = self.quantizers.iter().flat_map(|q| &q.readers);
@@ -140,14 +156,6 @@ impl Quantizer {
     pub fn worst(&self) -> Severity {
         let readers = self.readers.iter().map(|r| r.severity);
         readers.fold(self.severity, Severity::max)
-    }
-
-    /// The verdict on its scale ratio. One of several segments is made for what lies beyond its first grid.
-    pub fn judge_ratio(&self) -> Severity {
-        match self.segments.len() > 1 {
-            true => Severity::Info,
-            false => judge_ratio(self.scale_ratio),
-        }
     }
 
     /// `, 40 % of the codes used`; nothing where there are no codes.
@@ -168,33 +176,16 @@ impl Quantizer {
 
     /// What is wrong, in words; nothing if all is well.
     pub fn remarks(&self) -> Vec<(Severity, String)> {
-        let mut remarks = Vec::new();
-        let ratio = self.judge_ratio();
-        if ratio > Severity::Info {
-            let what = match self.scale_ratio > 1.0 {
-                true => "the grid ends before the values do",
-                false => "the outer part of the grid is never reached",
-            };
-            let words = format!(
-                "absmax/(127·scale) = {:.3}: {what} ({:.4} % saturate{})",
-                self.scale_ratio,
-                100.0 * self.saturation_rate,
-                self.codes_used()
-            );
-            remarks.push((ratio, words));
-        }
-        if self.wrapped > 0 {
-            let words = format!("{} of {} values wrapped around", self.wrapped, self.values);
-            remarks.push((Severity::Error, words));
-        }
-        for reader in self.readers.iter().filter(|r| r.severity > Severity::Info) {
+        let fit = (!self.fit.is_empty()).then(|| (self.severity, self.fit.clone()));
+        let readers = self.readers.iter().filter(|r| r.severity > Severity::Info);
+        let readers = readers.map(|reader| {
             let words = format!(
                 "{} reads with a scale {:.4} times the one it was written with",
                 reader.name, reader.factor
             );
-            remarks.push((reader.severity, words));
-        }
-        remarks
+            (reader.severity, words)
+        });
+        fit.into_iter().chain(readers).collect()
     }
 }
 
@@ -213,16 +204,17 @@ pub fn lineage(path: &Datapath, sequences: &[Vec<u32>]) -> Result<Lineage> {
         seen.add(watch);
     }
     let layers = 0..path.config().n_layers;
+    let tokens = sequences.iter().map(Vec::len).sum();
     Ok(Lineage {
         mode: path.mode().name.to_string(),
         profile: path.profile().name.to_string(),
         quantizers: layers
-            .flat_map(|layer| of_layer(path, layer, &seen))
+            .flat_map(|layer| of_layer(path, layer, &seen, tokens))
             .collect(),
     })
 }
 
-fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
+fn of_layer(path: &Datapath, layer: usize, seen: &Watch, tokens: usize) -> Vec<Quantizer> {
     let Some(plan) = path.scales(layer) else {
         return Vec::new();
     };
@@ -235,7 +227,7 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
             let status = seen.status(layer, flow.point);
             let scale = plan.get(flow.quantizer.scale_use());
             let made = match flow.quantizer {
-                Maker::Static(by) => fixed(layer, by, scale, flow.point, status),
+                Maker::Static(by) => fixed(layer, (by, scale), flow.point, status, tokens),
                 dynamic => of_dynamic(layer, dynamic, (flow.point, scale), grid, seen),
             };
             quantizers.push((flow.point, made));
@@ -275,7 +267,7 @@ fn of_layer(path: &Datapath, layer: usize, seen: &Watch) -> Vec<Quantizer> {
         let status = seen.status(layer, point);
         let made = Quantizer {
             histogram: Vec::new(),
-            ..fixed(layer, by, plan.get(by), point, status)
+            ..fixed(layer, (by, plan.get(by)), point, status, tokens)
         };
         quantizers.push((point, made));
     }
@@ -292,6 +284,45 @@ fn on_grids(path: &Datapath) -> Vec<(TracePoint, ScaleUse)> {
         Maker::Tensor(_) | Maker::Token(_) => None,
     })
     .collect()
+}
+
+/// Codes that are read with another scale than they were written with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Disagreement {
+    /// The block.
+    pub layer: usize,
+    /// The tensor.
+    pub point: TracePoint,
+    /// The quantizer's use of its scale.
+    pub written: ScaleUse,
+    /// The reader's.
+    pub read: ScaleUse,
+    /// The reader's scale over the quantizer's.
+    pub factor: f64,
+}
+
+/// Every disagreement of a path, from its scales alone.
+pub fn disagreements(path: &Datapath) -> Vec<Disagreement> {
+    let flows = flows(path);
+    let of_layer = |layer: usize| {
+        let plan = path.scales(layer)?;
+        let found = flows.iter().filter_map(move |flow| {
+            let (Maker::Static(written), Some(read)) = (flow.quantizer, flow.scale) else {
+                return None;
+            };
+            let factor = f64::from(plan.get(read).get()) / f64::from(plan.get(written).get());
+            (factor != 1.0).then_some(Disagreement {
+                layer,
+                point: flow.point,
+                written,
+                read,
+                factor,
+            })
+        });
+        Some(found.collect::<Vec<_>>())
+    };
+    let layers = 0..path.config().n_layers;
+    layers.filter_map(of_layer).flatten().collect()
 }
 
 /// The flows of codes in a prefill, and of the state into the next token.
@@ -316,16 +347,22 @@ fn maker_name(maker: Maker) -> &'static str {
     }
 }
 
-fn fixed(layer: usize, by: ScaleUse, scale: Scale, point: TracePoint, status: Status) -> Quantizer {
+fn fixed(
+    layer: usize,
+    (by, scale): (ScaleUse, Scale),
+    point: TracePoint,
+    status: Status,
+    tokens: usize,
+) -> Quantizer {
     let step = f64::from(scale.get());
-    let ratio = status.scale_ratio();
-    let wraps = match status.wrapped {
-        0 => Severity::Info,
-        _ => Severity::Error,
-    };
     let last = status.segments.iter().rposition(|count| *count > 0);
     let segments = &status.segments[..last.map_or(0, |last| last + 1)];
-    let mut made = Quantizer {
+    // One of several segments is made for what lies beyond its first grid.
+    let fit = match segments.len() > 1 {
+        true => Fit::default(),
+        false => Fit::of(by.key(), &status, tokens),
+    };
+    Quantizer {
         layer,
         name: by.name(),
         point: point.name(),
@@ -335,17 +372,17 @@ fn fixed(layer: usize, by: ScaleUse, scale: Scale, point: TracePoint, status: St
         over_calibrated: None,
         values: status.values,
         absmax: f64::from(status.peak) * step,
-        scale_ratio: ratio,
+        scale_ratio: status.scale_ratio(),
         saturation_rate: status.overflow_rate(),
         wrapped: status.wrapped,
         grid_occupancy: None,
         segments: segments.to_vec(),
-        severity: wraps,
+        promised_rate: fit.promised,
+        severity: fit.severity,
+        fit: fit.words,
         readers: Vec::new(),
         histogram: vec![0; 256],
-    };
-    made.severity = wraps.max(made.judge_ratio());
-    made
+    }
 }
 
 fn of_dynamic(
@@ -371,7 +408,9 @@ fn of_dynamic(
         wrapped: 0,
         grid_occupancy: None,
         segments: Vec::new(),
+        promised_rate: 0.0,
         severity: Severity::Info,
+        fit: String::new(),
         readers: Vec::new(),
         histogram: vec![0; 256],
     }

@@ -91,7 +91,7 @@ fn a_scale_of_another_size_shows_by_its_factor() {
             let growth = b.scale_ratio / a.scale_ratio;
             assert!((growth - 4.0).abs() < 0.05, "{growth}");
             assert_eq!(b.severity, Severity::Error);
-            assert!(b.saturation_rate > 0.01 && b.remarks()[0].1.contains("the grid ends"));
+            assert!(b.saturation_rate > 0.01 && b.remarks()[0].1.contains("are clipped"));
             // Every use has the same wrong scale: it fits badly, but nobody disagrees.
             assert_eq!(b.readers[0].factor, 1.0);
         } else if b.layer < 3 {

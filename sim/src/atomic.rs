@@ -49,7 +49,8 @@ pub fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder
         .tempfile_in(folder(path))
-        .map_err(|e| SimError::io(path, e))
+        // Without the name of the temporary file, which nobody asked for.
+        .map_err(|e| SimError::io(path, e.kind().into()))
 }
 
 /// Brings a temporary file to the disk and moves it to `path`.

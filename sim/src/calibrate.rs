@@ -61,6 +61,14 @@ pub const OBSERVED_MAX: (ScaleKey, TracePoint, Observer) = (
     Observer::Percentile { alpha: 1.0 },
 );
 
+/// The share of values that the observer of a scale is told to clip, where calibration was not told another
+/// one.
+pub fn promised_clipping(key: ScaleKey) -> f64 {
+    let all = OBSERVED.iter().chain([&OBSERVED_MAX]);
+    let mut of_key = all.filter(|(observed, ..)| *observed == key);
+    of_key.next().map_or(0.0, |(.., observer)| observer.clips())
+}
+
 /// What calibration may be told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CalibrationOptions {

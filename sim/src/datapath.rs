@@ -23,6 +23,7 @@ use crate::step::norm;
 use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
 use ndarray::{Array2, s};
 use prepare::prepare_layer;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 pub use adopt::{Amendment, Part};
@@ -57,6 +58,19 @@ pub struct Passing {
     pub hidden: Tensor,
     /// Residual stream before the next block, `[L, M]`; `None` before the first.
     pub residual: Option<Array2<f32>>,
+}
+
+impl Passing {
+    /// That of some tokens.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        Self {
+            hidden: match &self.hidden {
+                Tensor::F16(a) => Tensor::F16(a.slice(s![rows.clone(), ..]).to_owned()),
+                other => Tensor::F32(other.to_real().slice(s![rows.clone(), ..]).to_owned()),
+            },
+            residual: (self.residual.as_ref()).map(|r| r.slice(s![rows, ..]).to_owned()),
+        }
+    }
 }
 
 /// A model ready to run in one mode and profile.

@@ -11,7 +11,7 @@ use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};
 use scalescope_golden::diagnose::{Diagnosis, diagnose};
 use scalescope_sim::datapath::Datapath;
-use scalescope_sim::error::Result;
+use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::{PROFILES, Profile};
 use serde_json::json;
@@ -47,7 +47,8 @@ pub struct AttributeArgs {
     /// How the dump lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE", requires = "trace")]
     pub map: Option<PathBuf>,
-    /// Arithmetic: exact, torch, deployed [default: exact; of a dump the one that it follows best]
+    /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
+    /// [default: exact; of a dump the one that it follows best]
     #[arg(long)]
     pub profile: Option<String>,
     /// Defects.
@@ -152,6 +153,13 @@ fn findings_text(findings: &[Finding]) -> String {
 fn against(args: &AttributeArgs, mode: &ModeSpec, reference: &ModeSpec) -> Result<Outcome> {
     let profile = Profile::get(args.profile.as_deref().unwrap_or("exact"))?;
     let faults = faults(&args.faults)?;
+    if mode == reference && faults.is_empty() {
+        return Err(SimError::value(
+            "--against",
+            format_args!("another mode than {}, to find what it costs", mode.name),
+            &reference.name,
+        ));
+    }
     let subject = load_subject(&args.model, &[mode.clone(), reference.clone()])?;
     let text = text(&subject, args)?;
     let path = Datapath::with_faults(&subject.model, mode, &profile, &faults)?;
@@ -213,47 +221,47 @@ fn costs_text(costs: &Costs, top: usize) -> String {
         costs.kl_without_sites
     );
     let shapley = costs.sites.iter().any(|s| s.shapley_kl.is_some());
-    let mut header = vec![
-        "block",
-        "step",
-        "site",
-        "scale",
-        "share",
-        "one off: KL",
-        "one on: KL",
-    ];
-    header.extend(["one off: log ppl", "one on: log ppl"]);
+    let mut header = vec!["block", "site", "scale", "share", "±"];
+    header.extend(["one off: KL", "one on: KL"]);
     if shapley {
         header.push("Shapley: KL");
     }
-    let mut rows = table(&header, 4);
-    for site in costs.sites.iter().take(top) {
-        rows.add_row(row(site));
+    let mut rows = table(&header, 3);
+    let costly = || costs.sites.iter().filter(|site| site.cost_kl.stands_out());
+    for site in costly().take(top) {
+        rows.add_row(row(site, costs.kl));
     }
     if let Some(column) = rows.column_mut(0) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    out.push_str(&table_text(&rows));
-    let left = costs.sites.len().saturating_sub(top);
+    let shown = costly().count().min(top);
+    if shown > 0 {
+        out.push_str(&table_text(&rows));
+    }
+    let left = costs.sites.len() - shown;
     if left > 0 {
-        let share: f64 = costs.sites.iter().skip(top).map(|s| s.share).sum();
-        let _ = writeln!(out, "{left} more sites: {:.1} % together", 100.0 * share);
+        let share: f64 = costs.sites.iter().map(|s| s.share).sum();
+        let share = share - costly().take(top).map(|s| s.share).sum::<f64>();
+        let _ = writeln!(
+            out,
+            "{left} more sites: {:.1} % together; {} of them cost more than three standard errors",
+            100.0 * share,
+            costly().count() - shown
+        );
     }
     out
 }
 
-fn row(site: &SiteCost) -> Vec<String> {
-    let number = |m: Mean| format!("{m:.6}");
+fn row(site: &SiteCost, kl: f64) -> Vec<String> {
+    let number = |m: Mean| format!("{m:.5}");
     let mut row = vec![
         site.layer.to_string(),
-        site.step.to_owned(),
         site.site.to_owned(),
         site.scale.map_or("", |scale| scale.name()).to_owned(),
-        format!("{:.2} %", 100.0 * site.share),
+        format!("{:.1} %", 100.0 * site.share),
+        format!("{:.1}", 100.0 * site.cost_kl.se / kl),
         number(site.one_off_kl),
         number(site.one_on_kl),
-        number(site.one_off_nll),
-        number(site.one_on_nll),
     ];
     row.extend(site.shapley_kl.map(number));
     row

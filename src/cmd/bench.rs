@@ -37,7 +37,7 @@ pub struct BenchArgs {
     /// Modes to run: `all`, or names separated by commas
     #[arg(long, default_value = "0", value_name = "MODES")]
     pub modes: String,
-    /// Arithmetics, separated by commas: exact, torch, deployed
+    /// Arithmetics, separated by commas: built-in profiles (exact, torch, deployed, asic-int8, …) or .toml files
     #[arg(
         long,
         default_value = "exact",

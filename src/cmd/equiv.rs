@@ -33,7 +33,8 @@ pub struct EquivArgs {
     /// The text.
     #[command(flatten)]
     pub input: InputArgs,
-    /// Arithmetic: exact, torch, deployed; two separated by a comma give A and B one each
+    /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file; two separated by a
+    /// comma give A and B one each
     #[arg(long, default_value = "exact", value_name = "PROFILE")]
     pub profile: String,
     /// Defects of B.
@@ -123,7 +124,8 @@ fn text(result: &Equivalence) -> String {
         None => {
             let _ = writeln!(
                 out,
-                "\nEQUAL, bit for bit: {} elements of {} sequences, {} tokens in prefill and {} decoded",
+                "\nEQUAL on this text, bit for bit: {} elements of {} sequences, {} tokens in prefill and {} decoded.\n\
+                 Observed, not proven: more text may part them (--file), unless docs/modes.md lists an identity.",
                 result.compared, result.sequences, result.prefill_tokens, result.decoded_tokens
             );
         }

@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{number, print, print_json, table, table_text};
+use crate::output::{counted, number, print, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
@@ -20,8 +20,9 @@ use std::fmt::Write;
   scalescope lineage --mode 3 --profile deployed --file book.txt --layers 0,7
   scalescope lineage --mode 0 --layers 7 --dot | dot -Tsvg > block7.svg
 
-A ratio absmax/(127·scale) outside [0.67, 1.5] is a warning, outside [0.5, 2] an error, and so are
-wrapped values. Exit code 1 if a reader has another scale than the quantizer it reads from.")]
+Clipping beyond what a scale was calibrated to clip is a warning from 0.25 % of the values on and an
+error from 1 % on; a grid of which three bits are never used is a warning. Exit code 1 if a reader has
+another scale than the quantizer it reads from (an error too).")]
 pub struct LineageArgs {
     /// The model.
     #[command(flatten)]
@@ -32,7 +33,7 @@ pub struct LineageArgs {
     /// The mode (see `scalescope modes`)
     #[arg(long, default_value = "0")]
     pub mode: String,
-    /// Arithmetic: exact, torch, deployed
+    /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
     #[arg(long, default_value = "exact")]
     pub profile: String,
     /// Defects.
@@ -95,12 +96,13 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
         print(&dot(&lineage));
     } else {
         let heading = format!(
-            "{}, mode {}, profile {}{}: {} sequences, {tokens} tokens\n\n",
+            "{}, mode {}, profile {}{}: {}, {}\n\n",
             subject.name,
             mode.name,
             profile.name,
             faults_text(&faults),
-            sequences.len()
+            counted(sequences.len(), "sequence"),
+            counted(tokens, "token")
         );
         print(&(heading + &text(&lineage) + &four_bits_text(&four_bits)));
     }
@@ -170,8 +172,7 @@ fn text(lineage: &Lineage) -> String {
     }
     let mut out = table_text(&rows);
     out.push_str(
-        "\nscale_ratio: absmax/(127·scale) of the values before they are quantized; \
-         warning outside 0.67 to 1.5, error outside 0.5 to 2\n\
+        "\nscale_ratio: absmax/(127·scale) of the values before they are quantized\n\
          └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n\
          └ in segments: the share of values in each segment of the quantizer, small ones first, then those beyond\n",
     );
@@ -206,14 +207,23 @@ fn four_bits_text(weights: &[FourBitWeight]) -> String {
 
 fn remarks(lineage: &Lineage) -> String {
     let mut out = String::new();
-    for severity in [Severity::Error, Severity::Warning] {
+    for severity in [Severity::Error, Severity::Warning, Severity::Info] {
         let all = lineage.quantizers.iter().flat_map(|q| {
             let remarks = q.remarks().into_iter().filter(move |r| r.0 == severity);
             remarks.map(move |(_, words)| format!("  block {} {}: {words}\n", q.layer, q.name))
         });
-        let lines: Vec<String> = all.collect();
+        let mut lines: Vec<String> = all.collect();
+        if severity == Severity::Info {
+            let meant = lineage.clips_as_promised().into_iter();
+            lines.extend(meant.map(|words| format!("  {words}\n")));
+        }
+        let title = match (severity, lines.len()) {
+            (Severity::Info, _) => "meant, or without harm".to_owned(),
+            (_, 1) => format!("1 {severity}"),
+            (_, count) => format!("{count} {severity}s"),
+        };
         if !lines.is_empty() {
-            let _ = write!(out, "\n{} {}s\n{}", lines.len(), severity, lines.concat());
+            let _ = write!(out, "\n{title}\n{}", lines.concat());
         }
     }
     let word = match lineage.is_consistent() {

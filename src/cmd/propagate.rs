@@ -9,7 +9,7 @@ use clap::Args;
 use scalescope_golden::metrics::MetricInfo;
 use scalescope_golden::propagate::{Propagation, SiteError, TimeError, error_over_time, propagate};
 use scalescope_sim::datapath::Datapath;
-use scalescope_sim::error::Result;
+use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
 use serde_json::json;
 
@@ -35,7 +35,7 @@ pub struct PropagateArgs {
     /// The mode that is held to be clean
     #[arg(long, default_value = "1", value_name = "MODE")]
     pub against: String,
-    /// Arithmetic: exact, torch, deployed
+    /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
     #[arg(long, default_value = "exact")]
     pub profile: String,
     /// Defects.
@@ -62,6 +62,13 @@ pub fn run(args: &PropagateArgs) -> Result<Outcome> {
         known.get(&args.against)?.clone(),
     ];
     let profile = Profile::get(&args.profile)?;
+    if modes[0] == modes[1] && args.faults.fault.is_empty() {
+        return Err(SimError::value(
+            "--against",
+            format_args!("another mode than {}, to find its error", modes[0].name),
+            &modes[1].name,
+        ));
+    }
     let metric = metric("--metric", &args.metric)?;
     let subject = load_subject(&args.model, &modes)?;
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;

@@ -5,7 +5,7 @@ use crate::cli::recipe;
 use crate::input::{
     calibrated, calibrated_head, calibration_sequences, own_samples, scales_for, tell_rounded,
 };
-use crate::output::print;
+use crate::output::{print, print_json};
 use crate::tokenizer;
 use clap::{Args, ValueEnum};
 use scalescope_sim::calibrate::CalibrationOptions;
@@ -95,6 +95,9 @@ pub struct QuantizeArgs {
     /// Seed of the self-written calibration text
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Print JSON instead of a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
@@ -110,12 +113,20 @@ pub fn run(args: &QuantizeArgs) -> Result<Outcome> {
         Format::Safetensors => quantized::write(&args.output, &model)?,
         Format::Quamba => quamba::write(&args.output, &model)?,
     }
-    print(&format!(
-        "{}: {} blocks, recipe {}, activation scales {origin}",
-        args.output.display(),
-        model.layers.len(),
-        args.recipe.name,
-    ));
+    match args.json {
+        true => print_json(&serde_json::json!({
+            "output": args.output,
+            "blocks": model.layers.len(),
+            "recipe": args.recipe.name,
+            "activation_scales": origin,
+        })),
+        false => print(&format!(
+            "{}: {} blocks, recipe {}, activation scales {origin}",
+            args.output.display(),
+            model.layers.len(),
+            args.recipe.name,
+        )),
+    }
     Ok(Outcome::Success)
 }
 

@@ -39,7 +39,7 @@ pub struct RecommendArgs {
     /// The mode that losses are measured against
     #[arg(long, default_value = "1", value_name = "MODE")]
     pub against: String,
-    /// Arithmetic: exact, torch, deployed
+    /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
     #[arg(long, default_value = "exact")]
     pub profile: String,
     /// Which of in_proj's, x_proj's and out_proj's weights could have four bits, and at what cost

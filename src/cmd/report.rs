@@ -7,12 +7,16 @@ use crate::input::{
     Subject, faults, faults_text, load_subject, mode_table, runnable, select_modes,
     with_faults_unless_float,
 };
-use crate::output::{note, print, print_json, progress, table, table_text};
-use crate::report::measure::{LayerResult, ModeResult, POINT, compare};
+use crate::output::{
+    by_parts, counted, note, print, print_json, progress, table, table_text, wrapped,
+};
+use crate::report::measure::{LayerResult, ModeResult, POINT, Run, runs};
+use crate::report::verdict::{Runs, Verdict, mode_of_parts, switched};
 use crate::report::{ModeDetail, Report, detail, page};
 use clap::Args;
 use scalescope_sim::atomic;
-use scalescope_sim::datapath::Datapath;
+use scalescope_sim::bench::linear_work;
+use scalescope_sim::datapath::{Datapath, Part};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
@@ -26,7 +30,10 @@ use std::path::PathBuf;
   scalescope report
   scalescope report --modes 0,2-4 --profile deployed --file book.txt --length 512
   scalescope report --json > report.json
-  scalescope report --html report.html --eval results.json")]
+  scalescope report --html report.html --eval results.json
+
+A text that is longer than useful is sampled, evenly, and the heading says so; --limit and --length say
+how much to take instead.")]
 pub struct ReportArgs {
     /// The model.
     #[command(flatten)]
@@ -82,6 +89,15 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         _ => float,
     };
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let config = subject.model.config()?;
+    let products: u64 = (linear_work(config, &reference).iter())
+        .map(|step| step.products)
+        .sum();
+    let work = products * (modes.len() + PARTS) as u64;
+    let (sequences, sampled_of) = match (args.input.limit, args.input.length) {
+        (None, None) => sampled(sequences, work),
+        _ => (sequences, None),
+    };
     if let Some(i) = sequences.iter().position(|s| s.len() < 2) {
         return Err(SimError::value(
             format_args!("sequence {i}"),
@@ -96,7 +112,12 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         .as_deref()
         .map(atomic::temporary_beside)
         .transpose()?;
-    let results = compare(&subject, &reference, &modes, &profile, &faults, &sequences)?;
+    let measured = measured(&subject, &reference, &modes, &profile, &faults, &sequences)?;
+    let Measured {
+        results,
+        reference_line,
+        verdict,
+    } = measured;
     let tokens = sequences.iter().map(Vec::len).sum::<usize>();
     let mut json = serde_json::json!({
         "model": subject.name,
@@ -107,8 +128,12 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         "sequences": sequences.len(),
         "tokens": tokens,
         "error_point": POINT.name(),
+        "verdict": verdict,
         "modes": results,
     });
+    if let Some(of) = sampled_of {
+        json["sampled_of_tokens"] = of.into();
+    }
     if let (Some(path), Some(mut file)) = (&args.html, file) {
         let report = Report {
             model: subject.name.clone(),
@@ -117,6 +142,9 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
             reference: reference.name.to_string(),
             sequences: sequences.len(),
             tokens,
+            sampled_of,
+            verdict: verdict.clone(),
+            reference_line: reference_line.clone(),
             modes: results.clone(),
             details: details(&subject, &reference, &modes, &profile, &faults, &sequences)?,
             eval,
@@ -129,14 +157,133 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     if args.json {
         print_json(&json);
     } else {
-        print(&text(
-            &subject, &reference, &profile, &faults, &sequences, &results,
-        )?);
+        let run_with = format!(
+            "{}: {}; profile {} ({}){}",
+            subject.name,
+            shape(&subject)?,
+            profile.name,
+            profile.summary,
+            faults_text(&faults),
+        );
+        let sample = sampled_of.map_or(String::new(), |of| {
+            format!(", sampled evenly of {of} (--limit and --length choose)")
+        });
+        let run_on = format!(
+            "{}, {}{sample}",
+            counted(sequences.len(), "passage"),
+            counted(tokens, "token")
+        );
+        let heading = wrapped(&run_with, 0) + &wrapped(&run_on, 0) + "\n";
+        let next = next(args, &verdict);
+        print(&(heading + &verdict.text() + &next + &text(&reference_line, &verdict, &results)));
         if let Some(path) = &args.html {
             print(&format!("\npage written to {}", path.display()));
         }
     }
     Ok(Outcome::Success)
+}
+
+/// Multiplications that a report may take, all runs together: about half a minute of two cores.
+const WORK: u64 = 4_000_000_000_000;
+/// Runs of one mode with a part switched, about.
+const PARTS: usize = 14;
+/// Tokens that a report never goes below, nor beyond, unless they are asked for.
+const TOKENS: std::ops::RangeInclusive<usize> = 512..=4096;
+/// Tokens of each window of a sampled text.
+const WINDOW: usize = 256;
+
+/// Windows of long sequences, evenly spread, and of how many tokens they were taken; all of them if that is
+/// not too much for so many multiplications a token.
+fn sampled(sequences: Vec<Vec<u32>>, work: u64) -> (Vec<Vec<u32>>, Option<usize>) {
+    let all: usize = sequences.iter().map(Vec::len).sum();
+    let most = ((WORK / work.max(1)) as usize).clamp(*TOKENS.start(), *TOKENS.end());
+    if all <= most {
+        return (sequences, None);
+    }
+    let windows = sequences.iter().flat_map(|s| s.chunks(WINDOW));
+    let mut windows: Vec<&[u32]> = windows.filter(|w| w.len() > 1).collect();
+    // Short ones only where there are no long ones.
+    if windows.iter().filter(|w| w.len() == WINDOW).count() >= most / WINDOW {
+        windows.retain(|w| w.len() == WINDOW);
+    }
+    let mean = windows.iter().map(|w| w.len()).sum::<usize>() / windows.len().max(1);
+    let count = (most / mean.max(1)).clamp(1, windows.len().max(1));
+    let chosen = (0..count).map(|i| windows[i * windows.len() / count].to_vec());
+    (chosen.collect(), Some(all))
+}
+
+/// The numbers of every mode, and what they say.
+struct Measured {
+    results: Vec<ModeResult>,
+    reference_line: ModeResult,
+    verdict: Verdict,
+}
+
+/// Runs every mode, and one mode with one part after the other as the reference has it.
+fn measured(
+    subject: &Subject,
+    reference: &ModeSpec,
+    modes: &[ModeSpec],
+    profile: &Profile,
+    faults: &[Fault],
+    sequences: &[Vec<u32>],
+) -> Result<Measured> {
+    let float = Datapath::new(&subject.model, reference, profile)?;
+    let others: Vec<&ModeSpec> = modes.iter().filter(|mode| *mode != reference).collect();
+    let mut paths: Vec<Datapath> = (others.iter())
+        .map(|mode| with_faults_unless_float(&subject.model, mode, profile, faults))
+        .collect::<Result<_>>()?;
+    let of_parts = mode_of_parts(&paths).filter(|_| !reference.needs_quantized());
+    let (parts, switched): (Vec<Part>, Vec<Datapath>) = match of_parts {
+        Some(mode) => switched(&paths[mode], &float).into_iter().unzip(),
+        None => (Vec::new(), Vec::new()),
+    };
+    paths.extend(switched);
+    let (mut all, own) = runs(&paths, &float, sequences)?;
+    let parts: Vec<(Part, Run)> = parts.into_iter().zip(all.split_off(others.len())).collect();
+    let named: Vec<(&str, &Run)> = (others.iter().zip(&all))
+        .map(|(mode, run)| (&*mode.name, run))
+        .collect();
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.len() - 1).collect();
+    let verdict = Verdict::of(&Runs {
+        reference: (&reference.name, &own),
+        modes: &named,
+        parts: of_parts.map(|mode| (mode, &parts[..])),
+        lengths: &lengths,
+    });
+    let run_of = |mode: &ModeSpec| {
+        let place = others.iter().position(|other| *other == mode);
+        place.map_or(&own, |i| &all[i])
+    };
+    let result = |mode: &ModeSpec| run_of(mode).result(mode, reference);
+    Ok(Measured {
+        results: modes.iter().map(result).collect(),
+        reference_line: own.result(reference, reference),
+        verdict,
+    })
+}
+
+/// The commands that go on from here, with the model and the text that were asked for.
+fn next(args: &ReportArgs, verdict: &Verdict) -> String {
+    let Some(parts) = &verdict.parts else {
+        return "\n".to_owned();
+    };
+    let mut same = String::new();
+    let given = [
+        ("--model", &args.model.model),
+        ("--float", &args.model.float),
+        ("--file", &args.input.source.file),
+    ];
+    for (option, value) in given {
+        if let Some(value) = value {
+            same += &format!(" {option} {}", value.display());
+        }
+    }
+    format!(
+        "\nNext\n  scalescope attribute --mode {mode}{same}\n      which block and which scale\n  \
+         scalescope recommend --mode {mode}{same}\n      which small changes help, measured\n\n",
+        mode = parts.mode
+    )
 }
 
 /// Every mode but the reference in depth.
@@ -173,107 +320,76 @@ fn shape(subject: &Subject) -> Result<String> {
     ))
 }
 
-fn text(
-    subject: &Subject,
-    reference: &ModeSpec,
-    profile: &Profile,
-    faults: &[Fault],
-    sequences: &[Vec<u32>],
-    results: &[ModeResult],
-) -> Result<String> {
-    let tokens: usize = sequences.iter().map(Vec::len).sum();
-    let mut out = format!(
-        "{}: {}; profile {} ({}){}\n{} passages, {tokens} tokens\n\n",
-        subject.name,
-        shape(subject)?,
-        profile.name,
-        profile.summary,
-        faults_text(faults),
-        sequences.len(),
-    );
-    let mut modes = table(
-        &[
-            "mode",
-            "perplexity",
-            "agreement",
-            "KL",
-            "saturated",
-            "what it does",
-        ],
-        1,
-    );
-    left_aligned(&mut modes, 5);
-    for r in results {
+fn text(reference: &ModeResult, verdict: &Verdict, results: &[ModeResult]) -> String {
+    let header = [
+        "mode",
+        "KL",
+        "95 %",
+        "tied",
+        "perplexity",
+        "agreement",
+        "clipped",
+    ];
+    let mut modes = table(&header, 1);
+    let listed = results.iter().any(|r| r.reference);
+    let first = (!listed).then_some(reference);
+    for r in first.into_iter().chain(results) {
+        let cost = verdict.modes.iter().find(|cost| cost.mode == r.mode);
+        let interval = cost.filter(|cost| !cost.kl.low.is_nan());
+        let interval = interval.map(|cost| format!("{:.5} to {:.5}", cost.kl.low, cost.kl.high));
         modes.add_row([
             r.mode.clone(),
+            format!("{:.5}", r.kl),
+            interval.unwrap_or_else(|| "-".to_owned()),
+            cost.map_or(String::new(), |cost| cost.tied.clone()),
             format!("{:.3}", r.perplexity),
             format!("{:.2} %", 100.0 * r.agreement),
-            format!("{:.5}", r.kl),
             format!("{:.4} %", 100.0 * r.overflow_rate),
-            r.summary.clone(),
         ]);
     }
-    out.push_str(&table_text(&modes));
+    let mut out = table_text(&modes);
     out.push_str(&format!(
-        "\nagreement, KL: next-token choice and distribution against mode {}; \
-         saturated: quantized values that did not fit INT8\n",
-        reference.name
+        "\nKL and agreement: the next token's distribution and choice against mode {}\n\
+         tied: modes that share a letter cannot be told apart by KL on this text\n\
+         clipped: quantized values that did not fit INT8; `scalescope modes` says what each\n\
+         mode does\n",
+        reference.mode
     ));
     type Cell = fn(&LayerResult) -> String;
-    let against = |metric: &str, better: &str| {
-        format!(
-            "{metric} of each block's output against mode {}, propagated ({better} is better)",
-            reference.name
-        )
-    };
-    let cells: [(String, Cell); 4] = [
+    let cells: [(String, Cell); 2] = [
         (
-            against("normalized_l2", "lower"),
-            |l| format!("{:.4}", l.normalized_l2),
+            format!(
+                "Error of each block's output, % of its norm in mode {} (normalized_l2)",
+                reference.mode
+            ),
+            |l| format!("{:.2}", 100.0 * l.normalized_l2),
         ),
-        (
-            against("sqnr_db", "higher"),
-            |l| format!("{:.2}", l.sqnr_db),
-        ),
-        ("saturation_rate of each block's quantizers, %".into(), |l| {
+        ("Clipped by each block's quantizers, %".into(), |l| {
             format!("{:.4}", 100.0 * l.saturation_rate)
         }),
-        (
-            "scale_ratio absmax/(127·scale), the quantizer farthest from 1 (1 fits; above it the largest \
-             values are clipped, below it the outer codes are never used)".into(),
-            |l| match (l.scale_ratio, l.scale_ratio_point) {
-                (Some(ratio), Some(point)) => format!("{ratio:.2} {}", short(point)),
-                _ => "-".into(),
-            },
-        ),
     ];
     for (title, cell) in cells {
-        out.push_str(&format!("\n{title}\n{}", by_layer(results, cell)));
+        out.push_str(&format!("\n{title}\n{}", by_layer(results, verdict, cell)));
     }
-    Ok(out)
+    out
 }
 
-/// A row for each block, a column for each mode that differs from the reference by definition.
-fn by_layer(results: &[ModeResult], cell: impl Fn(&LayerResult) -> String) -> String {
-    let shown: Vec<&ModeResult> = results.iter().filter(|r| !r.reference).collect();
-    let mut header = vec!["block"];
-    header.extend(shown.iter().map(|r| r.mode.as_str()));
-    let mut rows = table(&header, 1);
-    for layer in 0..shown.first().map_or(0, |r| r.layers.len()) {
-        let mut row = vec![layer.to_string()];
-        row.extend(shown.iter().map(|r| cell(&r.layers[layer])));
-        rows.add_row(row);
-    }
-    table_text(&rows)
-}
-
-/// A point's name, short enough for a cell.
-fn short(point: &str) -> &str {
-    point.strip_suffix("_out").unwrap_or(point)
-}
-
-fn left_aligned(table: &mut comfy_table::Table, column: usize) {
-    if let Some(column) = table.column_mut(column) {
-        column.set_cell_alignment(comfy_table::CellAlignment::Left);
-    }
+/// A row for each block, a column for each mode that differs from the reference and from those before it.
+fn by_layer(
+    results: &[ModeResult],
+    verdict: &Verdict,
+    cell: impl Fn(&LayerResult) -> String,
+) -> String {
+    let again = |mode: &str| (verdict.equal.iter()).any(|g| g[1..].iter().any(|m| m == mode));
+    let shown: Vec<&ModeResult> = (results.iter())
+        .filter(|r| !r.reference && !again(&r.mode))
+        .collect();
+    let column = |r: &&ModeResult| {
+        let cells = r.layers.iter().map(&cell);
+        std::iter::once(r.mode.clone()).chain(cells).collect()
+    };
+    let blocks = shown.first().map_or(0, |r| r.layers.len());
+    let blocks = (0..blocks).map(|layer| layer.to_string());
+    let first = std::iter::once("block".to_owned()).chain(blocks).collect();
+    by_parts(first, shown.iter().map(column).collect())
 }

@@ -17,6 +17,25 @@ fn round_step(at_least: f64) -> f64 {
         .unwrap_or(10.0 * power)
 }
 
+/// Round numbers between two: 1, 2 and 5 times powers of ten where they span a decade on a logarithmic axis,
+/// else about four equal steps.
+fn round_ticks(low: f64, high: f64, logarithmic: bool) -> Vec<f64> {
+    if logarithmic && high / low > 10.0 {
+        let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
+        let steps = if high / low > 1e3 {
+            &[1.0][..]
+        } else {
+            &[1.0, 2.0, 5.0]
+        };
+        let all = powers.flat_map(|power| steps.iter().map(move |step| step * 10f64.powi(power)));
+        return all.filter(|v| (low..=high).contains(v)).collect();
+    }
+    let step = round_step((high - low) / 5.0);
+    let first = (low / step).ceil() as i64;
+    let all = (first..).map(|i| i as f64 * step);
+    all.take_while(|v| *v <= high).collect()
+}
+
 /// A series with the range of its blocks.
 pub struct Series<'a> {
     /// What it is.
@@ -144,8 +163,7 @@ pub fn intervals(
     html! {
         svg viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" {
             title { (title) }
-            @for i in 0..=4 {
-                @let v = back(low + (high - low) * f64::from(i) / 4.0);
+            @for v in round_ticks(back(low), back(high), logarithmic) {
                 line .axis x1=(format!("{:.1}", px(v))) x2=(format!("{:.1}", px(v))) y1="4" y2=(height - 26.0) {}
                 text x=(format!("{:.1}", px(v))) y=(height - 10.0) text-anchor="middle" { (show(v)) }
             }
@@ -163,10 +181,29 @@ pub fn intervals(
     }
 }
 
+/// Size of a histogram of codes.
+const CODES: (f64, f64) = (96.0, 30.0);
+
+/// The axis of every histogram of codes, for above or below a column of them.
+pub fn code_axis() -> Markup {
+    let width = CODES.0;
+    let at = |code: f64| format!("{:.1}", width * (code + 128.5) / 256.0);
+    html! {
+        svg .codes viewBox={ "0 0 " (width) " 16" } width=(width) height="16" role="img" {
+            title { "codes from −128 to 127" }
+            line .axis x1="0" x2=(width) y1="15.5" y2="15.5" {}
+            @for (code, anchor) in [(-128.0, "start"), (0.0, "middle"), (127.0, "end")] {
+                line .axis x1=(at(code)) x2=(at(code)) y1="12" y2="16" {}
+                text x=(at(code)) y="10" text-anchor=(anchor) { (format!("{code:.0}").replace('-', "−")) }
+            }
+        }
+    }
+}
+
 /// How often each code came out, −128 to 127, on a logarithmic axis; the ends of the grid stand out
 /// where values were clipped there.
 pub fn histogram(counts: &[u64], clipped: bool, title: &str) -> Markup {
-    let (width, height, bins) = (96.0, 30.0, 64usize);
+    let ((width, height), bins) = (CODES, 64usize);
     let per_bin = counts.len().div_ceil(bins);
     let sums: Vec<u64> = counts.chunks(per_bin).map(|c| c.iter().sum()).collect();
     let peak = sums.iter().copied().max().unwrap_or(0).max(1) as f64;
@@ -184,7 +221,8 @@ pub fn histogram(counts: &[u64], clipped: bool, title: &str) -> Markup {
     let ends = [(0, counts.first()), (bins - 1, counts.last())];
     html! {
         svg viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" {
-            title { (title) }
+            title { (title) ", most frequent bin " (peak) " values" }
+            line .axis x1=(width / 2.0) x2=(width / 2.0) y1="0" y2=(height) {}
             path .bars d=(path) {}
             @for (bin, count) in ends {
                 @let tall = tall(count.copied().unwrap_or(0));

@@ -68,7 +68,7 @@ pub fn map(attribution: &Attribution) -> Markup {
         p .note {
             "One site at a time is switched to the reference's arithmetic, and alone to the mode's; the share is both changes of the KL "
             "in one, weighted by their precision, over the whole (" (format!("{:.5}", costs.kl)) " nats a token on " (costs.tokens) " tokens of this text, "
-            (costs.positions) " positions). Sites act together, so that shares need not add up to 100 %. "
+            (costs.positions) " positions). Shaded is what costs more than three standard errors; the rest may be chance. Sites act together, so that shares need not add up to 100 %. "
             code { "scalescope attribute" } " measures on more text, with Shapley values."
         }
         h4 { "Share of the KL, in %" }
@@ -95,5 +95,11 @@ fn cell(site: &SiteCost) -> Markup {
         "block {} {}: one off {:.5}, one on {:.5} nats a token",
         site.layer, site.site, site.one_off_kl, site.one_on_kl
     );
-    heat::shaded(site.share, &format!("{:.1}", 100.0 * site.share), &title)
+    // A shade is a claim: none for what may be chance.
+    let shade = if site.cost_kl.stands_out() {
+        site.share
+    } else {
+        0.0
+    };
+    heat::shaded(shade, &format!("{:.1}", 100.0 * site.share), &title)
 }

@@ -35,9 +35,9 @@ pub fn section(report: &Report) -> Markup {
             ". Modes that share a letter cannot be told apart with this many samples; the order is the one asked for, not a ranking."
         }
         h3 { "Perplexity, 95 % intervals (lower is better, logarithmic axis)" }
-        (intervals("Perplexity of each mode with its 95 % interval", &rows(|m| m.perplexity, |m| &m.tied.log_likelihood), true, |v| format!("{v:.2}")))
+        div .scroll { (intervals("Perplexity of each mode with its 95 % interval", &rows(|m| m.perplexity, |m| &m.tied.log_likelihood), true, |v| format!("{v:.2}"))) }
         h3 { "Accuracy, 95 % intervals (higher is better)" }
-        (intervals("Accuracy of each mode with its 95 % interval", &rows(|m| m.accuracy, |m| &m.tied.accuracy), false, |v| format!("{:.1} %", 100.0 * v)))
+        div .scroll { (intervals("Accuracy of each mode with its 95 % interval", &rows(|m| m.accuracy, |m| &m.tied.accuracy), false, |v| format!("{:.1} %", 100.0 * v))) }
         h3 { "Numbers" }
         (modes(report))
         @if !report.pairs.is_empty() {

@@ -1,21 +1,24 @@
-//! Every mode against the float model: perplexity, agreement, the error of each block's output.
+//! Every mode against the float model: what it costs at every position, the error of each block's output.
+//!
+//! Logits are consumed as they come, some rows at a time: those of a whole text would fill the memory.
 
-use crate::input::{Subject, with_faults_unless_float};
 use crate::output::progress;
 use rayon::prelude::*;
+use scalescope_golden::attribute::loss::Losses;
 use scalescope_sim::arith::saturate::Status;
-use scalescope_sim::datapath::{Datapath, LogitRows};
+use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
 use scalescope_sim::error::Result;
-use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
-use scalescope_sim::profile::Profile;
-use scalescope_sim::score::{Row, SequenceScore, perplexity};
-use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
+use scalescope_sim::score::Row;
+use scalescope_sim::trace::{Blind, Place, Probe, Recorder, Selection, TracePoint};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The point at which a block's error is measured: what it adds to the residual stream.
 pub const POINT: TracePoint = TracePoint::OutProjOut;
+/// Rows of logits that a mode has at a time.
+const ROWS: usize = 64;
 
 /// One mode against the reference.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -55,114 +58,139 @@ pub struct LayerResult {
     pub scale_ratio_point: Option<&'static str>,
 }
 
-/// Sums over tokens and sequences, from which a [`ModeResult`] is made.
+/// What a path did on all sequences.
 #[derive(Clone, Default)]
-struct Tally {
-    log_likelihood: Vec<f64>,
-    agreed: usize,
-    positions: usize,
-    kl: f64,
-    /// Σ reference², Σ (mode − reference)² of each block.
-    energy: Vec<(f64, f64)>,
-    counts: BTreeMap<Place, Status>,
+pub struct Run {
+    /// KL from the reference and −log-likelihood, position by position.
+    pub losses: Losses,
+    pub(super) agreed: usize,
+    /// Σ reference², Σ (path − reference)² of each block.
+    pub(super) energy: Vec<(f64, f64)>,
+    pub(super) counts: BTreeMap<Place, Status>,
 }
 
-/// Runs every mode on every sequence. The reference runs once a sequence.
-pub fn compare(
-    subject: &Subject,
-    reference: &ModeSpec,
-    modes: &[ModeSpec],
-    profile: &Profile,
-    faults: &[Fault],
+/// Runs every path and the reference on every sequence; the reference's own run comes last.
+pub fn runs(
+    paths: &[Datapath],
+    reference: &Datapath,
     sequences: &[Vec<u32>],
-) -> Result<Vec<ModeResult>> {
-    let float = Datapath::new(&subject.model, reference, profile)?;
-    let paths: Vec<Datapath> = modes
-        .iter()
-        .map(|mode| with_faults_unless_float(&subject.model, mode, profile, faults))
-        .collect::<Result<_>>()?;
-    let bar = progress((sequences.len() * paths.len()) as u64, "comparing modes");
-    let mut tallies = vec![Tally::default(); paths.len()];
+) -> Result<(Vec<Run>, Run)> {
+    let bar = progress(
+        (sequences.len() * (paths.len() + 1)) as u64,
+        "comparing modes",
+    );
+    let mut runs = vec![Run::default(); paths.len()];
+    let mut own = Run::default();
     for tokens in sequences {
-        let (clean, logits) = record(&float, tokens)?;
-        let rows: Vec<Row> = (logits.rows().into_iter())
-            .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
-            .collect();
-        let ends: Vec<Tally> = paths
-            .par_iter()
-            .map(|path| {
-                let out = tally(path, tokens, &clean, &rows);
+        crate::interrupt::check()?;
+        let clean = Ended::of(reference, tokens)?;
+        bar.inc(1);
+        own.add(&clean, &clean);
+        // Of a path's tensors nothing is kept but the last block's output.
+        let ends: Vec<Passing> = (runs.par_iter_mut().zip(paths))
+            .map(|(run, path)| {
+                let ended = Ended::of(path, tokens)?;
                 bar.inc(1);
-                out
+                run.add(&ended, &clean);
+                Ok(ended.passing)
             })
             .collect::<Result<_>>()?;
-        for (total, one) in tallies.iter_mut().zip(ends) {
-            total.add(one);
+        for first in (0..tokens.len()).step_by(ROWS) {
+            crate::interrupt::check()?;
+            let part = first..(first + ROWS).min(tokens.len());
+            let truth = logits(reference, &clean.passing, part.clone(), &mut Blind)?;
+            let truth: Vec<Row> = (truth.rows().into_iter())
+                .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
+                .collect();
+            let targets = &tokens[tokens.len().min(first + 1)..tokens.len().min(part.end + 1)];
+            own.score(&truth, &truth, targets);
+            let all = runs.par_iter_mut().zip(paths).zip(&ends);
+            all.try_for_each(|((run, path), passing)| -> Result<()> {
+                let mut head = Recorder::new(nothing());
+                let logits = logits(path, passing, part.clone(), &mut head)?;
+                let rows: Vec<Row> = (logits.rows().into_iter())
+                    .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
+                    .collect();
+                run.score(&rows, &truth, targets);
+                run.count(head.counts);
+                Ok(())
+            })?;
         }
     }
     bar.finish_and_clear();
-    Ok(modes
-        .iter()
-        .zip(tallies)
-        .map(|(mode, tally)| ModeResult {
-            reference: mode == reference,
-            ..tally.result(mode)
-        })
-        .collect())
+    Ok((runs, own))
 }
 
-fn record(path: &Datapath, tokens: &[u32]) -> Result<(Recorder, ndarray::Array2<f32>)> {
-    let mut recorder = Recorder::new(Selection {
+fn nothing() -> Selection {
+    Selection {
         layers: None,
-        points: Some(vec![POINT]),
-    });
-    let (logits, _) = path.prefill(tokens, LogitRows::All, &mut recorder)?;
-    Ok((recorder, logits.to_real()))
+        points: Some(Vec::new()),
+    }
 }
 
-fn tally(path: &Datapath, tokens: &[u32], clean: &Recorder, rows: &[Row]) -> Result<Tally> {
-    let (own, logits) = record(path, tokens)?;
-    let score = SequenceScore::new(tokens, &logits);
-    let mut out = Tally {
-        positions: score.greedy.len(),
-        log_likelihood: score.log_likelihood,
-        counts: own.counts,
-        ..Tally::default()
-    };
-    for ((greedy, clean), own) in score.greedy.iter().zip(rows).zip(logits.rows()) {
-        out.agreed += usize::from(*greedy == clean.greedy());
-        out.kl += Row::new(own.to_slice().expect("logits are row-major")).kl_from(clean);
-    }
-    for (place, clean) in &clean.tensors {
-        let (clean, own) = (clean.to_real(), own.tensors[place].to_real());
-        let mut energy = (0.0, 0.0);
-        for (x, y) in clean.iter().zip(&own) {
-            let (x, y) = (f64::from(*x), f64::from(*y));
-            energy.0 += x * x;
-            energy.1 += (y - x) * (y - x);
-        }
-        out.energy.push(energy);
-    }
-    Ok(out)
+/// A path after the last block of a sequence.
+struct Ended {
+    seen: Recorder,
+    passing: Passing,
 }
 
-impl Tally {
-    fn add(&mut self, other: Tally) {
-        self.log_likelihood.extend(other.log_likelihood);
-        self.agreed += other.agreed;
-        self.positions += other.positions;
-        self.kl += other.kl;
-        self.energy.resize(other.energy.len(), (0.0, 0.0));
-        for (sum, (x, d)) in self.energy.iter_mut().zip(other.energy) {
-            sum.0 += x;
-            sum.1 += d;
+impl Ended {
+    fn of(path: &Datapath, tokens: &[u32]) -> Result<Self> {
+        let mut seen = Recorder::new(Selection {
+            layers: None,
+            points: Some(vec![POINT]),
+        });
+        let mut passing = path.start(tokens)?;
+        for block in 0..path.config().n_layers {
+            (passing, _) = path.prefill_block(block, passing, &mut seen)?;
         }
-        for (place, status) in other.counts {
+        Ok(Self { seen, passing })
+    }
+}
+
+fn logits(
+    path: &Datapath,
+    passing: &Passing,
+    rows: Range<usize>,
+    probe: &mut dyn Probe,
+) -> Result<ndarray::Array2<f32>> {
+    let logits = path.finish(passing.rows(rows), LogitRows::All, probe)?;
+    Ok(logits.to_real())
+}
+
+impl Run {
+    /// Errors of the blocks, and what their quantizers counted.
+    fn add(&mut self, own: &Ended, clean: &Ended) {
+        self.energy.resize(clean.seen.tensors.len(), (0.0, 0.0));
+        let tensors = self.energy.iter_mut().zip(&clean.seen.tensors);
+        for (sum, (place, clean)) in tensors {
+            let (clean, own) = (clean.to_real(), own.seen.tensors[place].to_real());
+            for (x, y) in clean.iter().zip(&own) {
+                let (x, y) = (f64::from(*x), f64::from(*y));
+                sum.0 += x * x;
+                sum.1 += (y - x) * (y - x);
+            }
+        }
+        self.count(own.seen.counts.clone());
+    }
+
+    fn count(&mut self, counts: BTreeMap<Place, Status>) {
+        for (place, status) in counts {
             *self.counts.entry(place).or_default() += status;
         }
     }
 
-    fn result(&self, mode: &ModeSpec) -> ModeResult {
+    /// Losses of some rows, as many as have a next token.
+    fn score(&mut self, rows: &[Row], truth: &[Row], targets: &[u32]) {
+        for ((own, truth), target) in rows.iter().zip(truth).zip(targets) {
+            self.losses.kl.push(own.kl_from(truth));
+            self.losses.nll.push(-own.log_likelihood(*target));
+            self.agreed += usize::from(own.greedy() == truth.greedy());
+        }
+    }
+
+    /// The run in numbers.
+    pub fn result(&self, mode: &ModeSpec, reference: &ModeSpec) -> ModeResult {
         let mut all = Status::default();
         for status in self.counts.values() {
             all += *status;
@@ -170,14 +198,14 @@ impl Tally {
         ModeResult {
             mode: mode.name.to_string(),
             summary: mode.summary.to_string(),
-            perplexity: perplexity(&self.log_likelihood),
-            agreement: self.agreed as f64 / self.positions as f64,
-            kl: self.kl / self.positions as f64,
+            reference: mode == reference,
+            perplexity: self.losses.perplexity(),
+            agreement: self.agreed as f64 / self.losses.kl.len() as f64,
+            kl: self.losses.mean_kl(),
             overflow_rate: all.overflow_rate(),
             layers: (self.energy.iter().enumerate())
                 .map(|(layer, energy)| self.layer(layer, *energy))
                 .collect(),
-            ..ModeResult::default()
         }
     }
 

@@ -3,6 +3,7 @@
 //! | part of the page | module |
 //! |---|---|
 //! | what is measured for every mode | [`measure`] |
+//! | what it says, with intervals and ties | [`verdict`] |
 //! | the page around all parts | [`page`] |
 //! | heat maps of local and propagated error | [`heat`] |
 //! | distributions over the INT8 grid, scale lineage | [`scales`] |
@@ -19,6 +20,7 @@ pub mod measure;
 pub mod page;
 pub mod remarks;
 pub mod scales;
+pub mod verdict;
 
 use crate::eval::summary::Report as EvalReport;
 use costs::Attribution;
@@ -29,6 +31,7 @@ use scalescope_golden::propagate::{Propagation, TimeError, error_over_time, prop
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use serde::Serialize;
+use verdict::Verdict;
 
 /// Tokens of the first sequence along which the state's error is followed.
 const TIME_TOKENS: usize = 256;
@@ -47,6 +50,12 @@ pub struct Report {
     pub sequences: usize,
     /// Their tokens.
     pub tokens: usize,
+    /// Tokens of the whole text, where it was sampled.
+    pub sampled_of: Option<usize>,
+    /// What they say.
+    pub verdict: Verdict,
+    /// The reference in a line.
+    pub reference_line: ModeResult,
     /// Every mode in a line.
     pub modes: Vec<ModeResult>,
     /// Every mode but the reference in depth.

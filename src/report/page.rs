@@ -1,6 +1,7 @@
 //! The page: one file, no network, light and dark, screen and paper. Maud escapes every text.
 
-use super::chart::{Series, lines};
+use super::chart::{Interval, Series, intervals, lines};
+use super::measure::ModeResult;
 use super::remarks::Remark;
 use super::{ModeDetail, Report, costs, eval, heat, scales};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -15,23 +16,26 @@ pub fn page(report: &Report) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 title { "scalescope: " (report.model) ", profile " (report.profile.0) }
-                style { (PreEscaped(include_str!("style.css"))) }
+                style { (PreEscaped(include_str!("style.css"))) (PreEscaped(picked(report))) }
             }
             body {
                 header {
                     h1 { "Where INT8 costs accuracy" }
                     p .lead {
                         (report.model) ": " (report.shape) ". Profile " (report.profile.0) ", " (report.profile.1)
-                        ". " (report.sequences) " sequences, " (report.tokens) " tokens. Every mode is held against mode "
-                        (report.reference) "."
+                        ". " (report.sequences) " sequences, " (report.tokens) " tokens"
+                        @if let Some(of) = report.sampled_of { ", sampled evenly of " (of) }
+                        ". Every mode is held against mode " (report.reference) "."
                     }
                 }
+                (verdict(report))
                 (contents(report))
                 (modes(report))
                 @if let Some(eval) = &report.eval {
                     section { h2 #eval { "Accuracy and perplexity, with what is known of them" } (eval::section(eval)) }
                 }
                 (reading())
+                (picker(report))
                 @for detail in &report.details { (mode(detail, &report.reference)) }
                 footer {
                     "Made by scalescope " (env!("CARGO_PKG_VERSION")) " (report --html). The same numbers are in its JSON (report --html … --json)."
@@ -40,6 +44,32 @@ pub fn page(report: &Report) -> String {
         }
     };
     page.into_string()
+}
+
+/// What it all says, and every mode's cost with its interval.
+fn verdict(report: &Report) -> Markup {
+    let rows = report.verdict.modes.iter().map(|cost| {
+        let known = |end: f64| if end.is_nan() { cost.kl.value } else { end };
+        Interval {
+            name: cost.mode.clone(),
+            value: cost.kl.value,
+            low: known(cost.kl.low),
+            high: known(cost.kl.high),
+            tied: cost.tied.clone(),
+        }
+    });
+    let rows: Vec<Interval> = rows.collect();
+    // A mode that is the reference in all but name has no place on a logarithmic axis.
+    let logarithmic = rows.iter().all(|row| row.low > 0.0);
+    html! {
+        section {
+            h2 #verdict { "Verdict" }
+            ul .verdict { @for sentence in report.verdict.sentences() { li { (sentence) } } }
+            h3 { "KL of every mode, nats a token, with 95 % intervals (lower is better)" }
+            div .scroll { (intervals("KL of each mode with its 95 % interval", &rows, logarithmic, crate::output::number)) }
+            p .note { "At the right: modes that share a letter cannot be told apart on this text (paired bootstrap over stretches of 32 positions, Holm's correction over all pairs). The order is that of the mode table." }
+        }
+    }
 }
 
 /// An id for a mode's section.
@@ -51,30 +81,115 @@ fn anchor(mode: &str) -> String {
 fn contents(report: &Report) -> Markup {
     html! {
         nav aria-label="Contents" { ol {
+            li { a href="#verdict" { "Verdict" } }
             li { a href="#modes" { "All modes" } }
             @if report.eval.is_some() { li { a href="#eval" { "Accuracy and perplexity" } } }
             li { a href="#reading" { "How to read the maps" } }
-            @for detail in &report.details {
-                li { a href={ "#" (anchor(&detail.mode)) } { "Mode " (detail.mode) } " " span { (detail.summary) } }
-            }
+            @if !report.details.is_empty() { li { a href="#pick" { "One mode in depth" } } }
         } }
     }
 }
 
+/// A button for each mode: the sections of the others are not shown. Without script, by the style sheet.
+fn picker(report: &Report) -> Markup {
+    html! {
+        @if !report.details.is_empty() {
+            section {
+                h2 #pick { "One mode in depth" }
+                fieldset .choice {
+                    legend { "Mode" }
+                    @for (i, detail) in report.details.iter().enumerate() {
+                        input type="radio" name="mode" id={ "pick-" (i) } checked[i == 0];
+                        label for={ "pick-" (i) } title=(detail.summary) { (detail.mode) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Shows the section of the mode that is picked.
+fn picked(report: &Report) -> String {
+    let rule = |(i, detail): (usize, &ModeDetail)| {
+        let section = anchor(&detail.mode);
+        format!("body:has(#pick-{i}:checked) #{section} {{ display: block; }}\n")
+    };
+    report.details.iter().enumerate().map(rule).collect()
+}
+
+/// Every mode in a line; the reference first where it was not asked for.
+fn lines_of_modes(report: &Report) -> Vec<&ModeResult> {
+    let listed = report.modes.iter().any(|mode| mode.reference);
+    let first = (!listed).then_some(&report.reference_line);
+    first.into_iter().chain(&report.modes).collect()
+}
+
+/// The keys that the table of modes is sorted by, lowest first, as a name, a heading and the number.
+type Key = (&'static str, &'static str, fn(&ModeResult) -> f64);
+const KEYS: [Key; 4] = [
+    ("kl", "KL", |mode| mode.kl),
+    ("perplexity", "perplexity", |mode| mode.perplexity),
+    ("agreement", "agreement", |mode| -mode.agreement),
+    ("clipped", "clipped", |mode| mode.overflow_rate),
+];
+
+/// The place of every mode by each key, for the style sheet.
+fn places(modes: &[&ModeResult]) -> Vec<String> {
+    let place = |mode: &ModeResult, key: fn(&ModeResult) -> f64| {
+        modes.iter().filter(|other| key(other) < key(mode)).count()
+    };
+    let places = |mode: &&ModeResult| {
+        let all = KEYS.map(|(name, _, key)| format!("--{name}: {};", place(mode, key)));
+        all.concat()
+    };
+    modes.iter().map(places).collect()
+}
+
 fn modes(report: &Report) -> Markup {
+    let modes = lines_of_modes(report);
+    let interval = |mode: &ModeResult| {
+        let cost = report
+            .verdict
+            .modes
+            .iter()
+            .find(|cost| cost.mode == mode.mode);
+        let known = cost.filter(|cost| !cost.kl.low.is_nan());
+        known.map_or(String::new(), |cost| {
+            format!("{:.5} to {:.5}", cost.kl.low, cost.kl.high)
+        })
+    };
+    let tied = |mode: &ModeResult| {
+        let cost = report
+            .verdict
+            .modes
+            .iter()
+            .find(|cost| cost.mode == mode.mode);
+        cost.map_or(String::new(), |cost| cost.tied.clone())
+    };
     html! {
         section {
             h2 #modes { "All modes" }
-            div .scroll { table {
+            fieldset .choice {
+                legend { "Sorted" }
+                input type="radio" name="sort" id="sort-none" checked;
+                label for="sort-none" { "as listed" }
+                @for (name, heading, _) in KEYS {
+                    input type="radio" name="sort" id={ "sort-" (name) };
+                    label for={ "sort-" (name) } { "by " (heading) }
+                }
+            }
+            div .scroll { table .sortable {
                 thead { tr {
-                    th .text { "mode" } th { "perplexity ↓" } th { "agreement ↑" } th { "KL ↓" } th { "clipped" }
-                    th .text { "what it does" }
+                    th .text { "mode" } th { "KL ↓" } th { "95 %" } th { "tied" } th { "perplexity ↓" } th { "agreement ↑" }
+                    th { "clipped" } th .text { "what it does" }
                 } }
-                tbody { @for mode in &report.modes { tr .reference[mode.reference] {
+                tbody { @for (mode, places) in modes.iter().zip(places(&modes)) { tr .reference[mode.reference] style=(places) {
                     td .text { (mode.mode) }
+                    td { (format!("{:.5}", mode.kl)) }
+                    td { (interval(mode)) }
+                    td { (tied(mode)) }
                     td { (format!("{:.3}", mode.perplexity)) }
                     td { (format!("{:.2} %", 100.0 * mode.agreement)) }
-                    td { (format!("{:.5}", mode.kl)) }
                     td { (format!("{:.4} %", 100.0 * mode.overflow_rate)) }
                     td .long { (mode.summary) @if mode.reference { " (the reference)" } }
                 } } }
@@ -85,7 +200,7 @@ fn modes(report: &Report) -> Markup {
                 dt { "KL" } dd { "mean divergence of the next token's distribution from the reference's, nats a token" }
                 dt { "clipped" } dd { "quantized values that did not fit INT8" }
             }
-            p .note { "These numbers come without intervals: they say what happens on this text, not which mode is better. " code { "scalescope eval" } " compares modes with intervals and tests." }
+            p .note { "What happens on this text; the verdict says what of it is beyond chance, " code { "scalescope eval" } " tests perplexity and accuracy on more." }
         }
     }
 }
@@ -106,12 +221,11 @@ fn reading() -> Markup {
 
 fn mode(detail: &ModeDetail, reference: &str) -> Markup {
     html! {
-        section .mode {
-            h2 id=(anchor(&detail.mode)) { "Mode " (detail.mode) }
+        section .mode id=(anchor(&detail.mode)) {
+            h2 { "Mode " (detail.mode) }
             p .lead { (detail.summary) }
             @if let Some(other) = &detail.same_as {
-                p { "On this text every error, local and propagated, is the same as in "
-                    a href={ "#" (anchor(other)) } { "mode " (other) } ": see there." }
+                p { "On this text every error, local and propagated, is the same as in mode " (other) ": pick that one." }
             } @else {
                 h3 { "Findings" }
                 ul .findings { @for remark in &detail.remarks { (finding(remark)) } }
@@ -123,14 +237,14 @@ fn mode(detail: &ModeDetail, reference: &str) -> Markup {
                 h3 { "Error against mode " (reference) ", step by step" }
                 (heat::maps(detail))
                 h3 { "Scale lineage: absmax/(127·scale) of every quantizer" }
-                p .note { "How far values reach before they are quantized, over the reach of the grid: 1 fits, above 1 values are clipped, below 1 codes are wasted. △ outside 0.67 to 1.5; ▲ outside 0.5 to 2, or values that wrap." }
+                p .note { "How far the largest value reaches before it is quantized, over the reach of the grid. Scales calibrated by a percentile clip a few values on purpose. △ warning, ▲ error: clipping beyond what the scale was calibrated to clip, values that wrap, bits that are never used, or a reader with another scale." }
                 (scales::lineage(detail))
                 h3 { "Distributions over the INT8 grid" }
-                p .note { "How often each code from −128 to 127 comes out, logarithmic, a row for each block. Red at an end: values were clipped there." }
+                p .note { "How often each code comes out, a row for each block: codes from −128 to 127 across, counts upward on a logarithmic axis that ends at the most frequent. Red at an end: values were clipped there." }
                 (scales::distributions(detail))
                 h3 { "Error of the recurrent state along time" }
                 p .note { "‖x − y‖ / ‖x‖ of the state while tokens are decoded one by one. Line: median block; band: the middle half of the blocks. With clean inputs only what the state gathers by itself is left." }
-                (time(detail))
+                div .scroll { (time(detail)) }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::ModeDetail;
 use scalescope_golden::attribute::{Finding, Severity};
-use scalescope_golden::lineage::{Quantizer, judge_ratio};
+use scalescope_golden::lineage::{Lineage, Quantizer};
 use scalescope_golden::propagate::{Propagation, SiteError};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -39,38 +39,37 @@ impl From<&Finding> for Remark {
 
 /// Everything worth saying of a mode, worst first.
 pub fn remarks(detail: &ModeDetail) -> Vec<Remark> {
-    let mut remarks = scales(&detail.lineage.quantizers);
+    let mut remarks = scales(&detail.lineage);
     remarks.extend(steps(&detail.propagation));
     remarks.extend(state(detail));
     remarks.sort_by_key(|remark| std::cmp::Reverse(remark.severity));
     remarks
 }
 
-/// One remark a quantizer and fault, over the blocks that have it.
-fn scales(quantizers: &[Quantizer]) -> Vec<Remark> {
+/// One remark a quantizer and severity, over the blocks that have it, and one a reader with another scale.
+fn scales(lineage: &Lineage) -> Vec<Remark> {
     let mut by_name: BTreeMap<&str, Vec<&Quantizer>> = BTreeMap::new();
-    for q in quantizers {
+    for q in &lineage.quantizers {
         by_name.entry(q.name).or_default().push(q);
     }
     let mut out = Vec::new();
     for (name, all) in by_name {
-        let off = |above: bool| -> Vec<&Quantizer> {
-            let bad = |q: &&Quantizer| q.judge_ratio() > Severity::Info;
-            let all = all.iter().copied().filter(bad);
-            all.filter(|q| (q.scale_ratio > 1.0) == above).collect()
-        };
-        for above in [true, false] {
-            out.extend(ratios(name, &off(above), above));
-        }
-        let wrapped: Vec<&Quantizer> = all.iter().copied().filter(|q| q.wrapped > 0).collect();
-        if !wrapped.is_empty() {
-            let values: u64 = wrapped.iter().map(|q| q.wrapped).sum();
-            out.push(Remark {
-                severity: Severity::Error,
+        for severity in [Severity::Error, Severity::Warning, Severity::Info] {
+            let here = |q: &&Quantizer| q.severity == severity && !q.fit.is_empty();
+            let bad: Vec<&Quantizer> = all.iter().copied().filter(here).collect();
+            let farthest = |q: &&&Quantizer| q.scale_ratio.ln().abs();
+            let worst = bad
+                .iter()
+                .max_by(|a, b| farthest(a).total_cmp(&farthest(b)));
+            out.extend(worst.map(|worst| Remark {
+                severity,
                 site: name.to_owned(),
-                layers: layers(&wrapped),
-                words: format!("{values} values lost their high bits and changed sign: the quantizer wraps where it should saturate"),
-            });
+                layers: layers(&bad),
+                words: match bad.len() {
+                    1 => worst.fit.clone(),
+                    _ => format!("worst in block {}: {}", worst.layer, worst.fit),
+                },
+            }));
         }
         for q in &all {
             for reader in q.readers.iter().filter(|r| r.severity > Severity::Info) {
@@ -86,35 +85,13 @@ fn scales(quantizers: &[Quantizer]) -> Vec<Remark> {
             }
         }
     }
-    out
-}
-
-fn ratios(name: &str, off: &[&Quantizer], above: bool) -> Option<Remark> {
-    let distance = |q: &&&Quantizer| q.scale_ratio.ln().abs();
-    let worst = off
-        .iter()
-        .max_by(|a, b| distance(a).total_cmp(&distance(b)))?;
-    let rate = off.iter().map(|q| q.saturation_rate).sum::<f64>() / off.len() as f64;
-    let words = match above {
-        true => format!(
-            "values reach beyond the grid: absmax/(127·scale) up to {:.2} (block {}); {:.3} % of the values are clipped",
-            worst.scale_ratio,
-            worst.layer,
-            100.0 * rate
-        ),
-        false => format!(
-            "the grid reaches beyond the values: absmax/(127·scale) down to {:.2} (block {}){}",
-            worst.scale_ratio,
-            worst.layer,
-            worst.codes_used()
-        ),
-    };
-    Some(Remark {
-        severity: judge_ratio(worst.scale_ratio),
-        site: name.to_owned(),
-        layers: layers(off),
+    out.extend(lineage.clips_as_promised().into_iter().map(|words| Remark {
+        severity: Severity::Info,
+        site: "clipping".to_owned(),
+        layers: Vec::new(),
         words,
-    })
+    }));
+    out
 }
 
 fn layers(quantizers: &[&Quantizer]) -> Vec<usize> {

@@ -28,10 +28,10 @@ pub fn distributions(detail: &ModeDetail) -> Markup {
     let names = names(lineage);
     html! {
         div .scroll { table .grids {
-            thead { tr {
-                th {}
-                @for name in &names { th { (name) } }
-            } }
+            thead {
+                tr { th {} @for name in &names { th { (name) } } }
+                tr { th {} @for _ in &names { th { (chart::code_axis()) } } }
+            }
             tbody {
                 @for layer in 0..layers(lineage) {
                     tr {
@@ -105,7 +105,7 @@ pub fn lineage(detail: &ModeDetail) -> Markup {
             p .note { "All " (edges) " readers have the scale of the quantizer whose codes they read." }
         } @else {
             p { span .badge.error { "error" } " Producer and consumer disagree:" }
-            table {
+            div .scroll { table {
                 thead { tr {
                     th .text { "block" } th .text { "written by" } th { "scale" }
                     th .text { "read by" } th { "scale" } th { "factor" }
@@ -114,7 +114,7 @@ pub fn lineage(detail: &ModeDetail) -> Markup {
                     td .text { (q.layer) } td .text { (q.name) } td { (number(q.scale)) }
                     td .text { (r.name) } td { (number(r.scale)) } td .error { (format!("{:.4}", r.factor)) }
                 } } }
-            }
+            } }
         }
     }
 }

@@ -21,9 +21,9 @@ impl FromStr for Vary {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (key, list) = text.split_once('=').ok_or(
-            "expected KEY=VALUES, such as scan.state=int8,int16 or requant.multiplier_bits=8..16",
-        )?;
+        let (key, list) = text
+            .split_once('=')
+            .ok_or("KEY=VALUES, such as scan.state=int8,int16 or requant.multiplier_bits=8..16")?;
         let mut values = Vec::new();
         for part in list.split(',').map(str::trim) {
             match part.split_once("..") {

@@ -3,6 +3,8 @@
 use super::loss::Text;
 use super::sites::{Costs, SiteCost};
 use super::{Finding, Severity};
+use crate::fit::{Fit, percent};
+use crate::lineage::{Disagreement, disagreements};
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::datapath::{Datapath, LogitRows};
@@ -13,12 +15,9 @@ use std::collections::BTreeMap;
 
 /// Sites that are spoken of.
 const SITES: usize = 8;
-/// Outside of this a scale fits its data badly.
-const WARNING: [f64; 2] = [0.67, 1.5];
-/// Outside of this no calibration made it.
-const ERROR: [f64; 2] = [0.2, 5.0];
 
-/// Speaks of the costliest sites, and of every quantizer whose scale does not fit its data.
+/// Speaks of scales that are read otherwise than written, of the costliest sites, and of scales that do not fit
+/// what comes. A cost that is not beyond its own error is no finding.
 pub fn find(
     path: &Datapath,
     reference: &Datapath,
@@ -26,21 +25,47 @@ pub fn find(
     costs: &Costs,
 ) -> Result<Vec<Finding>> {
     let (own, clean) = (counts(path, text)?, absmax(reference, text)?);
-    let mut findings = applied_twice(path, costs, &own, &clean);
-    for (i, site) in costs.sites.iter().enumerate() {
+    let mut findings = stale(path, costs);
+    findings.extend(applied_twice(path, costs, &own, &clean));
+    let costly = costs.sites.iter().filter(|site| site.cost_kl.stands_out());
+    for (i, site) in costly.enumerate() {
         let place = point(path, site).map(|point| (site.layer, point));
-        let counted = place.and_then(|place| own.get(&place));
-        let needed = counted
-            .and(place)
-            .and_then(|place| clean.get(&place))
-            .copied();
-        let ratio = counted.map(|(status, _)| status.scale_ratio());
-        let odd = ratio.is_some_and(|r| !(WARNING[0]..=WARNING[1]).contains(&r));
-        if i < SITES || odd && site.share > 0.01 {
-            findings.push(finding(site, counted, needed));
+        let status = place.and_then(|place| own.get(&place)).map(|(s, _)| s);
+        let fit = status.zip(site.scale);
+        let fit = fit.map(|(status, key)| Fit::of(key, status, text.tokens()));
+        if i < SITES
+            || fit
+                .as_ref()
+                .is_some_and(|fit| fit.severity > Severity::Info)
+        {
+            findings.push(finding(site, status, fit));
         }
     }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(findings)
+}
+
+/// Scales that are not those the codes were written with.
+fn stale(path: &Datapath, costs: &Costs) -> Vec<Finding> {
+    let finding = |d: &Disagreement| {
+        let here = |s: &&SiteCost| (s.layer, point(path, s)) == (d.layer, Some(d.point));
+        let share = costs.sites.iter().find(here).map_or(0.0, |s| s.share);
+        Finding {
+            kind: "stale-scale",
+            layer: Some(d.layer),
+            site: d.written.key().name().to_owned(),
+            severity: Severity::Error,
+            share: share.clamp(0.0, 1.0),
+            evidence: format!(
+                "{} reads with a scale {:.4} times the one that {} writes with",
+                d.read.name(),
+                d.factor,
+                d.written.name()
+            ),
+            ..Finding::default()
+        }
+    };
+    disagreements(path).iter().map(finding).collect()
 }
 
 /// Blocks whose conv output is smaller than the float model's by about the conv's input scale; its
@@ -80,48 +105,43 @@ fn applied_twice(
     (0..path.config().n_layers).filter_map(in_block).collect()
 }
 
-fn finding(site: &SiteCost, counted: Option<&(Status, f64)>, clean: Option<f64>) -> Finding {
-    let cost = format!(
-        "costs {:.1} % of the KL (off {:.5}, on {:.5})",
+fn finding(site: &SiteCost, status: Option<&Status>, fit: Option<Fit>) -> Finding {
+    let mut evidence = format!(
+        "{} costs {:.1} % of the KL (± {:.1} %; off {:.5}, on {:.5})",
+        site.site,
         100.0 * site.share,
+        100.0 * site.share * site.cost_kl.se / site.cost_kl.mean,
         site.one_off_kl,
         site.one_on_kl
     );
-    let mut finding = Finding {
-        kind: "none",
+    let (mut kind, mut severity) = ("none", Severity::Info);
+    if let (Some(status), Some(fit)) = (status, fit) {
+        severity = fit.severity;
+        if severity > Severity::Info {
+            kind = "scale-misfit";
+        }
+        evidence += "; ";
+        evidence += &match fit.words.is_empty() {
+            false => fit.words,
+            true => format!(
+                "clips {} of its values, calibrated to clip {}",
+                percent(status.overflow_rate()),
+                percent(fit.promised)
+            ),
+        };
+    }
+    Finding {
+        kind,
         layer: Some(site.layer),
         site: site
             .scale
             .map_or(site.site, |scale| scale.name())
             .to_owned(),
-        severity: Severity::Info,
+        severity,
         share: site.share.clamp(0.0, 1.0),
-        evidence: format!("{} {cost}", site.site),
+        evidence,
         ..Finding::default()
-    };
-    let Some((status, scale)) = counted else {
-        return finding;
-    };
-    let ratio = status.scale_ratio();
-    finding.evidence += &format!(
-        "; absmax/(127·scale) = {ratio:.2}, {:.3} % do not fit",
-        100.0 * status.overflow_rate()
-    );
-    // What the float model would need of this scale.
-    let wanted = clean.map(|absmax| absmax / 127.0 / scale);
-    let outside = |range: [f64; 2], r: f64| !(range[0]..=range[1]).contains(&r);
-    if outside(WARNING, ratio) {
-        finding.kind = "stale-scale";
-        finding.severity = Severity::Warning;
-        if let Some(wanted) = wanted {
-            finding.evidence +=
-                &format!("; the float model's values ask for a scale {wanted:.2} times as large");
-            if outside(ERROR, wanted) {
-                finding.severity = Severity::Error;
-            }
-        }
     }
-    finding
 }
 
 /// The point whose quantizer makes a site, as the mode names it; weights and f16 tensors have none.

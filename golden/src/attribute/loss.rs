@@ -87,14 +87,25 @@ impl Mean {
 
     /// Two estimates in one: each with the weight of 1 / se², or their plain mean where they differ
     /// by more than three standard errors, so that they do not measure the same.
-    pub fn pooled_with(self, other: Self) -> f64 {
+    pub fn pooled_with(self, other: Self) -> Self {
         let (own, others) = (self.se * self.se, other.se * other.se);
         let apart = (self.mean - other.mean).powi(2) > 9.0 * (own + others);
         // Without any error all values are equal, or there is one only.
         match own + others > 0.0 && !apart {
-            true => (self.mean * others + other.mean * own) / (own + others),
-            false => 0.5 * (self.mean + other.mean),
+            true => Self {
+                mean: (self.mean * others + other.mean * own) / (own + others),
+                se: (own * others / (own + others)).sqrt(),
+            },
+            false => Self {
+                mean: 0.5 * (self.mean + other.mean),
+                se: 0.5 * (own + others).sqrt(),
+            },
         }
+    }
+
+    /// Whether it lies above zero by more than three standard errors: one in a thousand that are zero do.
+    pub fn stands_out(self) -> bool {
+        self.mean > 3.0 * self.se
     }
 
     /// Of the paired differences a − b.
@@ -228,11 +239,16 @@ mod tests {
     #[test]
     fn estimates_are_pooled_by_precision_unless_they_contradict() {
         let of = |mean, se| Mean { mean, se };
-        assert_eq!(of(2.0, 1.0).pooled_with(of(0.0, 1.0)), 1.0);
-        assert!((of(1.0, 2.0).pooled_with(of(0.0, 1.0)) - 0.2).abs() < 1e-12);
-        assert_eq!(of(5.0, 1.0).pooled_with(of(1.0, 0.1)), 3.0);
-        assert_eq!(of(0.5, 1.0).pooled_with(of(0.0, 0.0)), 0.0);
-        assert_eq!(of(4.0, 0.0).pooled_with(of(2.0, 0.0)), 3.0);
-        assert_eq!(of(4.0, f64::NAN).pooled_with(of(2.0, f64::NAN)), 3.0);
+        let pooled = |a: Mean, b: Mean| a.pooled_with(b);
+        assert_eq!(pooled(of(2.0, 1.0), of(0.0, 1.0)), of(1.0, 0.5f64.sqrt()));
+        let unequal = pooled(of(1.0, 2.0), of(0.0, 1.0));
+        assert!((unequal.mean - 0.2).abs() < 1e-12 && (unequal.se - 0.8f64.sqrt()).abs() < 1e-12);
+        let apart = pooled(of(5.0, 1.0), of(1.0, 0.1));
+        assert!(apart.mean == 3.0 && (apart.se - 0.5 * 1.01f64.sqrt()).abs() < 1e-12);
+        assert_eq!(pooled(of(0.5, 1.0), of(0.0, 0.0)), of(0.0, 0.0));
+        assert_eq!(pooled(of(4.0, 0.0), of(2.0, 0.0)), of(3.0, 0.0));
+        let one = pooled(of(4.0, f64::NAN), of(2.0, f64::NAN));
+        assert!(one.mean == 3.0 && one.se.is_nan() && !one.stands_out());
+        assert!(of(3.1, 1.0).stands_out() && !of(2.9, 1.0).stands_out());
     }
 }

@@ -50,7 +50,9 @@ pub struct SiteCost {
     /// KL by Shapley sampling, if asked for; the error over orders.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shapley_kl: Option<Mean>,
-    /// Share of the mode's KL: of one off and one on pooled ([`Mean::pooled_with`]), or Shapley's.
+    /// What it costs, nats a token: one off and one on pooled ([`Mean::pooled_with`]), or Shapley's.
+    pub cost_kl: Mean,
+    /// The same as a share of the mode's KL.
     pub share: f64,
 }
 
@@ -138,6 +140,7 @@ pub fn attribute<'m>(
             let one_off_kl = Mean::of_difference(&whole.kl, &off.kl);
             let one_on_kl = Mean::of_difference(&on.kl, &truth.kl);
             let shapley_kl = shapley.as_ref().map(|s| s[i]);
+            let cost_kl = shapley_kl.unwrap_or_else(|| one_off_kl.pooled_with(one_on_kl));
             SiteCost {
                 layer: site.layer,
                 step: site.part.step().name(),
@@ -149,10 +152,8 @@ pub fn attribute<'m>(
                 one_on_kl,
                 one_on_nll: Mean::of_difference(&on.nll, &truth.nll),
                 shapley_kl,
-                share: match shapley_kl {
-                    Some(value) => value.mean / kl,
-                    None => one_off_kl.pooled_with(one_on_kl) / kl,
-                },
+                cost_kl,
+                share: cost_kl.mean / kl,
             }
         })
         .collect();

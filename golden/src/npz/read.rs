@@ -249,6 +249,10 @@ fn zip_error(path: &Path, item: &str, error: ZipError) -> SimError {
         ZipError::Io(_) => {
             SimError::file(path, item, "a complete zip archive", "the end of the file")
         }
+        // The library's words for a file without an archive's end: any other kind of file.
+        ZipError::InvalidArchive(why) if why.contains("EOCD") => {
+            SimError::file(path, item, "a zip archive (.npz)", "another kind of file")
+        }
         other => SimError::file(path, item, "a zip archive (.npz)", other),
     }
 }

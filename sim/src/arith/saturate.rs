@@ -127,8 +127,8 @@ impl Status {
         }
     }
 
-    /// `scale_ratio`: absmax over the grid's reach, peak/127. Near 1 the scale fits its data; 2 clips
-    /// half the range away, 0.5 wastes half the grid.
+    /// `scale_ratio`: absmax over the grid's reach, peak/127. It speaks of the largest value alone: at 2 that
+    /// one is clipped to half, of the others usually very few (`overflow_rate`).
     pub fn scale_ratio(&self) -> f64 {
         f64::from(self.peak) / 127.0
     }

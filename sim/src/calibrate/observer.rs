@@ -24,6 +24,15 @@ impl Observer {
     /// The percentile observer of the specification.
     pub const PERCENTILE: Observer = Observer::Percentile { alpha: 0.9995 };
 
+    /// The share of the values it sees that its scale clips: none, or what lies above the quantile.
+    pub fn clips(self) -> f64 {
+        match self {
+            Observer::MinMax => 0.0,
+            // Of the decimal that was meant, 0.9995, and not of its f32.
+            Observer::Percentile { alpha } => (1e6 * (1.0 - f64::from(alpha))).round() / 1e6,
+        }
+    }
+
     /// One sample's statistic. `None` if a value is NaN or infinite.
     pub fn statistic(self, values: &[f32]) -> Option<f32> {
         let absmax = dispatch(AbsMax { values });

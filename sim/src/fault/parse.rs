@@ -20,8 +20,7 @@ impl FromStr for Fault {
         let (name, rest) = text.split_once('@').unwrap_or((text, ""));
         let Some(model) = FAULTS.iter().find(|model| model.name == name) else {
             let known: Vec<&str> = FAULTS.iter().map(|model| model.name).collect();
-            let expected = format!("one of {}", known.join(", "));
-            return Err(SimError::value("fault", expected, name));
+            return Err(SimError::unknown("fault", &known, name));
         };
         let given = Given::parse(model, rest)?;
         let layer = match given.text("layer")? {

@@ -83,7 +83,7 @@ impl ModeTable {
     pub fn get(&self, name: &str) -> Result<&ModeSpec> {
         self.every().find(|row| row.name == name).ok_or_else(|| {
             let known: Vec<&str> = self.every().map(|row| &*row.name).collect();
-            SimError::value("mode", format_args!("one of {}", known.join(", ")), name)
+            SimError::unknown("mode", &known, name)
         })
     }
 
