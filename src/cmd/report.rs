@@ -89,10 +89,9 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         _ => float,
     };
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
-    let config = subject.model.config()?;
-    let products: u64 = (linear_work(config, &reference).iter())
-        .map(|step| step.products)
-        .sum();
+    let path = Datapath::new(&subject.model, &reference, &profile)?;
+    let products: u64 = linear_work(&path).iter().map(|step| step.products).sum();
+    drop(path);
     let work = products * (modes.len() + PARTS) as u64;
     let (sequences, sampled_of) = match (args.input.limit, args.input.length) {
         (None, None) => sampled(sequences, work),
