@@ -350,8 +350,8 @@ fn text(reference: &ModeResult, verdict: &Verdict, results: &[ModeResult]) -> St
     out.push_str(&format!(
         "\nKL and agreement: the next token's distribution and choice against mode {}\n\
          tied: modes that share a letter cannot be told apart by KL on this text\n\
-         clipped: quantized values that did not fit INT8; `scalescope modes` says what each\n\
-         mode does\n",
+         clipped: quantized values that did not fit INT8\n\
+         what each mode does: scalescope modes\n",
         reference.mode
     ));
     type Cell = fn(&LayerResult) -> String;

@@ -130,7 +130,8 @@ impl Verdict {
         let firsts: Vec<usize> = (0..names.len()).filter(|i| alike[*i] == *i).collect();
         let groups = judge.ties(&firsts);
         let letters = ties::letters(firsts.len(), &groups);
-        for (mode, first) in modes.iter_mut().zip(&alike) {
+        let told = modes.iter_mut().filter(|_| stretches.len() > 1);
+        for (mode, first) in told.zip(&alike) {
             let place = firsts.iter().position(|f| f == first);
             mode.tied = letters[place.expect("the first of its equals")].clone();
         }
@@ -146,7 +147,10 @@ impl Verdict {
             equal: (equal.iter())
                 .map(|group| group.iter().map(|i| names[*i].to_owned()).collect())
                 .collect(),
-            tied: groups.iter().map(named).collect(),
+            tied: match stretches.len() {
+                0 | 1 => Vec::new(),
+                _ => groups.iter().map(named).collect(),
+            },
             parts: runs.parts.map(|(mode, parts)| PartCosts {
                 mode: names[mode].to_owned(),
                 parts: judge.parts(mode, parts, modes[mode].kl.value),
