@@ -430,6 +430,7 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use scalescope_golden::attribute::loss::Losses;
     use crate::eval::bootstrap::SplitMix64;
 
     fn run(kl: Vec<f64>, nll: Vec<f64>) -> Run {
