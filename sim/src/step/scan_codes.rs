@@ -9,6 +9,7 @@ use super::scan_tile::Tile;
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
 use crate::isa::{Kernel, dispatch};
 use crate::kernels::lines::Lines;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -22,17 +23,42 @@ const LINE: u16 = size_of::<Lanes>() as u16;
 /// Tokens from which a table costs less than it saves.
 const WORTH: usize = 16;
 
-/// softplus(dt) and decays of a tile of channels, for the codes that a stretch of time has.
-pub(super) struct CodeTable {
-    /// The stretch's first token, and its codes times [`LINE`], token by token.
-    start: usize,
+thread_local! {
+    /// Where this thread's last table was. New room would have to be filled with zeros first, which takes as long
+    /// as a short sequence.
+    static ROOM: Cell<Room> = Cell::default();
+}
+
+/// What a table is kept in.
+#[derive(Default)]
+struct Room {
+    /// The stretch's codes times [`LINE`], token by token.
     offsets: Vec<[u16; LANES]>,
     /// softplus(dt), `[channels, codes]`.
     delta: Vec<f32>,
     /// Decays, `[channels, codes, N]`, N in whole lines.
     decay: Lines<f32, LANES>,
+    /// Channels and codes that occur, and their softplus(dt).
+    found: Vec<(u8, u8)>,
+    deltas: Vec<f32>,
+    /// The softplus(dt) of one channel in all lanes, and its decays.
+    splat: Vec<Lanes>,
+    decays: Vec<Lanes>,
+}
+
+/// softplus(dt) and decays of a tile of channels, for the codes that a stretch of time has.
+pub(super) struct CodeTable {
+    /// The stretch's first token.
+    start: usize,
     /// Lines of an entry.
     lines: usize,
+    room: Room,
+}
+
+impl Drop for CodeTable {
+    fn drop(&mut self) {
+        ROOM.set(std::mem::take(&mut self.room));
+    }
 }
 
 impl CodeTable {
@@ -42,12 +68,16 @@ impl CodeTable {
             return None;
         }
         let lines = states.div_ceil(LANES);
+        let mut room = ROOM.take();
+        room.offsets.resize(tokens, [0; LANES]);
+        room.delta.resize(LANES * CODES, 0.0);
+        room.decay = room.decay.at_least(0.0, LANES * STRIDE * lines);
+        room.splat.resize(CODES, [0.0; LANES]);
+        room.decays.resize(CODES, [0.0; LANES]);
         Some(Self {
             start: 0,
-            offsets: vec![[0; LANES]; tokens],
-            delta: vec![0.0; LANES * CODES],
-            decay: Lines::new(0.0, LANES * STRIDE * lines),
             lines,
+            room,
         })
     }
 
@@ -62,11 +92,12 @@ impl CodeTable {
             unreachable!("a table is made for codes")
         };
         self.start = tokens.start;
+        let room = &mut self.room;
         let columns = codes.ncols();
         let all = codes.as_slice().expect("activations are row-major");
         let rows = all[tokens.start * columns..].chunks_exact(columns);
         let mut occurs = [[0u8; CODES]; LANES];
-        for (offsets, row) in self.offsets[..tokens.len()].iter_mut().zip(rows) {
+        for (offsets, row) in room.offsets[..tokens.len()].iter_mut().zip(rows) {
             let row = &row[tile.first..][..tile.width];
             let mut codes = [0; LANES];
             match <&[i8; LANES]>::try_from(row) {
@@ -80,29 +111,38 @@ impl CodeTable {
                 occurs[e][usize::from(codes[e] as u8)] = 1;
             }
         }
+        room.found.clear();
+        for (e, occurs) in (0..tile.width as u8).zip(&occurs) {
+            codes_that_occur(occurs, |code| room.found.push((e, code)));
+        }
         let (_, bias) = tile.weight.skip_and_bias::<R>(tile.first, tile.width);
-        let (mut found, mut delta) = ([0; CODES], [0.0; CODES]);
-        let (mut deltas, mut decays) = ([[0.0; LANES]; CODES], [[0.0; LANES]; CODES]);
-        for e in 0..tile.width {
-            let found = codes_that_occur(&occurs[e], &mut found);
-            let delta = &mut delta[..found.len()];
-            for (delta, code) in delta.iter_mut().zip(found) {
-                *delta = F::dt(scale.get(), f32::from(*code as i8), bias[e]);
-            }
-            R::softplus_slice(delta);
-            for ((delta, code), splat) in delta.iter().zip(found).zip(&mut deltas) {
+        let dt = |(e, code): &(u8, u8)| {
+            F::dt(scale.get(), f32::from(*code as i8), bias[usize::from(*e)])
+        };
+        room.deltas.clear();
+        room.deltas.extend(room.found.iter().map(dt));
+        R::softplus_slice(&mut room.deltas);
+        let mut left = &room.deltas[..];
+        for found in room.found.chunk_by(|a, b| a.0 == b.0) {
+            let e = usize::from(found[0].0);
+            let deltas;
+            (deltas, left) = left.split_at(found.len());
+            let (splat, decays) = (
+                &mut room.splat[..found.len()],
+                &mut room.decays[..found.len()],
+            );
+            for ((delta, (_, code)), splat) in deltas.iter().zip(found).zip(&mut *splat) {
                 let delta = R::operand(*delta);
-                self.delta[e * CODES + usize::from(*code)] = delta;
+                room.delta[e * CODES + usize::from(*code)] = delta;
                 *splat = [delta; LANES];
             }
             for line in 0..self.lines {
                 let states = &tile.alpha[line * LANES..];
                 let alpha = lanes(|n| states.get(n).map_or(0.0, |alpha| alpha[e]));
-                let decays = &mut decays[..found.len()];
-                R::OfResults::decays(&alpha, &deltas[..found.len()], decays);
-                for (decay, code) in decays.iter().zip(found) {
+                R::OfResults::decays(&alpha, splat, decays);
+                for (decay, (_, code)) in decays.iter().zip(found) {
                     let entry = (e * STRIDE + usize::from(*code)) * self.lines;
-                    self.decay[entry + line] = *decay;
+                    room.decay[entry + line] = *decay;
                 }
             }
         }
@@ -113,7 +153,7 @@ impl CodeTable {
     pub fn deltas(&self, first: usize, to: &mut [Lanes]) {
         for (to, offsets) in to.iter_mut().zip(self.offsets_from(first)) {
             for e in 0..LANES {
-                to[e] = self.delta[e * CODES + usize::from(offsets[e] / LINE)];
+                to[e] = self.room.delta[e * CODES + usize::from(offsets[e] / LINE)];
             }
         }
     }
@@ -123,7 +163,7 @@ impl CodeTable {
         for (to, offsets) in to.chunks_exact_mut(states).zip(self.offsets_from(first)) {
             for (e, offset) in offsets.iter().enumerate() {
                 let entry = (e * STRIDE + usize::from(offset / LINE)) * self.lines;
-                let entry = self.decay[entry..][..self.lines].as_flattened();
+                let entry = self.room.decay[entry..][..self.lines].as_flattened();
                 for (to, decay) in to.iter_mut().zip(entry) {
                     to[e] = *decay;
                 }
@@ -133,12 +173,12 @@ impl CodeTable {
 
     /// The codes of the tokens from `first` on, times [`LINE`].
     pub fn offsets_from(&self, first: usize) -> &[[u16; LANES]] {
-        &self.offsets[first - self.start..]
+        &self.room.offsets[first - self.start..]
     }
 
     /// Decays as lines, an entry at `channel · STRIDE + code`, where an entry is one line.
     pub fn one_line_entries(&self) -> Option<&[Lanes]> {
-        (self.lines == 1).then_some(&self.decay)
+        (self.lines == 1).then_some(&self.room.decay)
     }
 }
 
@@ -182,10 +222,9 @@ impl<R: RealMath, F: Formula<R::OfResults>> Kernel for GateParts<R, F> {
     }
 }
 
-/// The codes that are marked by ones; `to` has room for all.
+/// Hands over the codes that are marked by ones.
 #[inline(always)]
-fn codes_that_occur<'a>(marks: &[u8; CODES], to: &'a mut [u8; CODES]) -> &'a [u8] {
-    let mut count = 0;
+fn codes_that_occur(marks: &[u8; CODES], mut found: impl FnMut(u8)) {
     for (i, marks) in marks.as_chunks::<64>().0.iter().enumerate() {
         let mut bits = 0;
         for (byte, eight) in marks.as_chunks::<8>().0.iter().enumerate() {
@@ -194,10 +233,8 @@ fn codes_that_occur<'a>(marks: &[u8; CODES], to: &'a mut [u8; CODES]) -> &'a [u8
             bits |= (product >> 56) << (8 * byte);
         }
         while bits != 0 {
-            to[count] = 64 * i as u8 + bits.trailing_zeros() as u8;
-            count += 1;
+            found(64 * i as u8 + bits.trailing_zeros() as u8);
             bits &= bits - 1;
         }
     }
-    &to[..count]
 }
