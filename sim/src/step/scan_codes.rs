@@ -177,6 +177,7 @@ impl CodeTable {
     }
 
     /// Decays as lines, an entry at `channel · STRIDE + code`, where an entry is one line.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub fn one_line_entries(&self) -> Option<&[Lanes]> {
         (self.lines == 1).then_some(&self.room.decay)
     }

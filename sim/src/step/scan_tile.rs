@@ -33,6 +33,7 @@ pub(super) struct Tile<'a> {
     /// exp(A_log) of these channels, `[N]`.
     pub alpha: &'a [Lanes],
     /// The sum over states, where it has an order of its own, and its terms.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub sum: SumOrder,
     pub terms: &'a [Term],
     /// What z alone decides of the gate, by its code.
@@ -360,6 +361,7 @@ impl Tile<'_> {
 
     /// [`Tile::advance`] of the fused formula by a kernel, if there is one.
     #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub fn fused_by_table<R: RealMath>(
         &self,
         scratch: &mut Scratch,
@@ -394,6 +396,7 @@ impl Tile<'_> {
 
     /// The chunk's tokens through the formula whose operations are separate, by a kernel, if there is one.
     #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub fn separate_by_table<R: RealMath>(
         &self,
         scratch: &mut Scratch,
@@ -428,6 +431,7 @@ impl Tile<'_> {
 
     /// The maps of some of the chunk's tokens as one for each state, by a kernel, if there is one.
     #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub fn folded_by_table<R: RealMath>(
         &self,
         scratch: &Scratch,
