@@ -54,14 +54,19 @@ def agree(folder, recorded, points):
     assert all(f"layer_{layer:02}/out_proj_out" in seen for layer in range(LAYERS))
 
 
-def test_mamba_of_transformers(tmp_path):
+def of_transformers(folder):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.MambaConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=16, time_step_rank=3
     )
     torch.manual_seed(3)
     model = filled(transformers.MambaForCausalLM(config))
-    model.save_pretrained(tmp_path / "model")
+    model.save_pretrained(folder)
+    return model
+
+
+def test_mamba_of_transformers(tmp_path):
+    model = of_transformers(tmp_path / "model")
     ids = torch.tensor(TOKENS[None])
     with torch.no_grad():
         plain = model(ids).logits
@@ -124,7 +129,27 @@ def told(folder):
     return torch.load(pathlib.Path(folder) / "pytorch_model.bin", weights_only=True, map_location="cpu")
 
 
-def test_a_quamba_folder_of_ours_is_read_by_torch(command, tmp_path):
+def test_a_quamba_folder_of_ours_goes_through_torch(command, tmp_path):
+    """Loaded without anything unsafe, saved again by torch, and the same model still."""
+    of_transformers(tmp_path / "model")
+    out = tmp_path / "ours"
+    code, _, error = command("quantize", tmp_path / "model", "--format", "quamba", "--ends", "int8", "-o", out)
+    assert code == 0, error
+    loaded = told(out)
+    mixer = "backbone.layers.0.mixer."
+    weight = loaded[mixer + "in_proj.weight"]
+    assert (weight.dtype, weight.is_contiguous()) == (torch.int8, False)
+    assert type(loaded[mixer + "conv1d.input_scale"]) is float
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "config.json").write_bytes((out / "config.json").read_bytes())
+    torch.save(loaded, again / "pytorch_model.bin")
+    runs = [scalescope.load(folder).run(TOKENS, mode="0", points="logits") for folder in (out, again)]
+    logits = [run["final/logits"] for run in runs]
+    assert np.array_equal(*logits) and np.ptp(logits[0]) > 0
+
+
+def test_a_quamba_folder_of_ours_is_that_of_quamba(command, tmp_path):
     float_model, scales, theirs = (os.environ.get(f"QUAMBA_{name}") for name in ("FLOAT", "SCALES", "MODEL"))
     if not (float_model and scales and theirs):
         pytest.skip("QUAMBA_FLOAT, QUAMBA_SCALES and QUAMBA_MODEL do not name files")
