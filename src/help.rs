@@ -84,6 +84,25 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// Prints what clap says of arguments (or of --help, or --version), in words for people; the exit code.
+pub fn refused(error: &clap::Error) -> u8 {
+    let code = u8::try_from(error.exit_code()).unwrap_or(2);
+    if !error.use_stderr() {
+        let _ = error.print();
+        return code;
+    }
+    let words = match std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        true => error.render().ansi().to_string(),
+        false => error.render().to_string(),
+    };
+    let words = words.replace(
+        "number would be zero for non-zero type",
+        "expected a number above 0",
+    );
+    eprint!("{words}");
+    code
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,23 +132,4 @@ mod tests {
         assert!(help.lines().count() < 75, "{help}");
         assert!(help.contains("Diagnose:\n  attribute"), "{help}");
     }
-}
-
-/// Prints what clap says of arguments (or of --help, or --version), in words for people; the exit code.
-pub fn refused(error: &clap::Error) -> u8 {
-    let code = u8::try_from(error.exit_code()).unwrap_or(2);
-    if !error.use_stderr() {
-        let _ = error.print();
-        return code;
-    }
-    let words = match std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        true => error.render().ansi().to_string(),
-        false => error.render().to_string(),
-    };
-    let words = words.replace(
-        "number would be zero for non-zero type",
-        "expected a number above 0",
-    );
-    eprint!("{words}");
-    code
 }

@@ -6,7 +6,6 @@ use crate::eval::bootstrap::{Resampled, resample};
 use crate::eval::stats::{ALPHA, Estimate, holm, ratio};
 use crate::eval::ties;
 use crate::output::{number, wrapped};
-use scalescope_golden::attribute::loss::Losses;
 use scalescope_sim::datapath::{Datapath, Part};
 use scalescope_sim::model::ScaleKey;
 use serde::Serialize;
@@ -344,15 +343,15 @@ impl Judge {
             };
             stretches.iter().map(sum).collect()
         };
-        let of = |run: &Run, which: fn(&Losses) -> &[f64]| sums(which(&run.losses));
-        let (kl, nll): (fn(&Losses) -> &[f64], fn(&Losses) -> &[f64]) = (|l| &l.kl, |l| &l.nll);
+        let kl = |run: &Run| sums(&run.losses.kl);
+        let nll = |run: &Run| sums(&run.losses.nll);
         let mut values: Vec<Vec<f64>> = Vec::new();
-        values.extend(runs.modes.iter().map(|(_, run)| of(run, kl)));
-        values.extend(runs.modes.iter().map(|(_, run)| of(run, nll)));
-        values.push(of(runs.reference.1, nll));
+        values.extend(runs.modes.iter().map(|(_, run)| kl(run)));
+        values.extend(runs.modes.iter().map(|(_, run)| nll(run)));
+        values.push(nll(runs.reference.1));
         values.push(vec![0.0; stretches.len()]);
         if let Some((_, parts)) = runs.parts {
-            values.extend(parts.iter().map(|(_, run)| of(run, kl)));
+            values.extend(parts.iter().map(|(_, run)| kl(run)));
         }
         let weights: Vec<f64> = stretches.iter().map(|length| *length as f64).collect();
         Self {
@@ -432,6 +431,7 @@ impl Judge {
 mod tests {
     use super::*;
     use crate::eval::bootstrap::SplitMix64;
+    use scalescope_golden::attribute::loss::Losses;
 
     fn run(kl: Vec<f64>, nll: Vec<f64>) -> Run {
         Run {
