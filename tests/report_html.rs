@@ -256,7 +256,7 @@ fn the_reference_has_a_row_though_nobody_asked_for_it() {
     assert!(html.contains("(the reference)"));
     // Sorted by KL it comes before mode 2-4.
     assert!(html.contains("<tr class=\"reference\" style=\"--kl: 0;"));
-    assert!(html.contains("<tr style=\"--kl: 1;"));
+    assert!(html.contains("<tr class=\"\" style=\"--kl: 1;"));
     assert!(
         text.lines().any(|line| line.starts_with("1       0.00000")),
         "{text}"

@@ -432,6 +432,7 @@ mod tests {
     use super::*;
     use scalescope_golden::attribute::loss::Losses;
     use crate::eval::bootstrap::SplitMix64;
+    use scalescope_golden::attribute::loss::Losses;
 
     fn run(kl: Vec<f64>, nll: Vec<f64>) -> Run {
         Run {
