@@ -430,7 +430,6 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scalescope_golden::attribute::loss::Losses;
     use crate::eval::bootstrap::SplitMix64;
     use scalescope_golden::attribute::loss::Losses;
 
