@@ -1,5 +1,6 @@
 //! The first screen of `--help`: commands in groups, by what people come for.
 
+use crate::output::words_in_lines;
 use clap::Command;
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -53,7 +54,7 @@ pub fn grouped(command: Command) -> Command {
         for name in *names {
             let about = command.find_subcommand(name).and_then(Command::get_about);
             let about = about.map(ToString::to_string).unwrap_or_default();
-            let mut lines = wrapped(&about, 80 - INDENT).into_iter();
+            let mut lines = words_in_lines(&about, 80 - INDENT).into_iter();
             let first = lines.next().unwrap_or_default();
             let _ = writeln!(text, "  {name:width$}{first}", width = INDENT - 2);
             for line in lines {
@@ -68,21 +69,6 @@ pub fn grouped(command: Command) -> Command {
 
 /// Columns before a command's words.
 const INDENT: usize = 16;
-
-/// Words in lines of at most `width` characters.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
-}
 
 /// Prints what clap says of arguments (or of --help, or --version), in words for people; the exit code.
 pub fn refused(error: &clap::Error) -> u8 {

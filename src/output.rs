@@ -126,23 +126,30 @@ pub fn counted(count: usize, what: &str) -> String {
 /// Columns that a result may have on a terminal.
 pub const WIDTH: usize = 80;
 
+/// Words in lines of at most `width` characters.
+pub fn words_in_lines(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// A sentence in lines of [`WIDTH`] columns, between words; the first is indented by `indent`, the others by
 /// two more.
 pub fn wrapped(sentence: &str, indent: usize) -> String {
-    let mut lines: Vec<String> = vec![" ".repeat(indent)];
-    for word in sentence.split(' ') {
-        let line = lines.last_mut().expect("there is one");
-        let empty = line.trim().is_empty();
-        if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
-            lines.push(format!("{}{word}", " ".repeat(indent + 2)));
-        } else {
-            if !empty {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-    }
-    lines.join("\n") + "\n"
+    let lines = words_in_lines(sentence, WIDTH - indent - 2);
+    let indented = lines.iter().enumerate().map(|(i, line)| {
+        let indent = indent + 2 * usize::from(i > 0);
+        format!("{:indent$}{line}\n", "")
+    });
+    indented.collect()
 }
 
 /// Columns side by side, each a header and its cells, numbers to the right; in as many tables one below the

@@ -17,6 +17,7 @@ mod diagnosis;
 mod docs;
 mod eval;
 mod guides;
+mod model_files;
 mod models;
 mod readme;
 mod report_html;

@@ -272,7 +272,7 @@ impl PartCosts {
                 self.mode
             ),
             false => format!(
-                "In floating point in every block, one at a time, these take most of mode {}'s KL away: {}.",
+                "Mode {}'s KL falls by this much if one of these alone stays in floating point in every block: {}.",
                 self.mode,
                 words.join("; ")
             ),

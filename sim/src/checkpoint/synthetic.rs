@@ -143,8 +143,8 @@ pub fn quantize_ends_of(model: &mut QuantizedModel) -> Result<()> {
     let (Embedding::F16(embedding), Head::F16(head)) = (&model.embedding, &model.head) else {
         return Ok(());
     };
-    // Five standard deviations of what the norm gives, as for the blocks.
-    let head_input = Scale::from_absmax(5.0, 1e-6)?;
+    // The final norm gives what the norms of blocks give.
+    let head_input = model.layers[0].scales.get(ScaleKey::InProjInput);
     let ends = match model.layers[0].in_proj {
         QWeight::Int4(_) => Ends::Int4 { head_input },
         QWeight::Int8(_) => Ends::Int8 { head_input },

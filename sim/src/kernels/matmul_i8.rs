@@ -35,8 +35,8 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Outputs of a panel.
-const PANEL: usize = 32;
+/// Outputs of a panel: an epilogue gets whole rows of one.
+pub const PANEL: usize = 32;
 /// From so many rows on, packing pays.
 const ROWS_TO_PACK: usize = 4;
 /// Multiplications that are worth a thread of their own: of one row some microseconds, which go by in

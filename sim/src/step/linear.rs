@@ -8,7 +8,7 @@ use crate::arith::requant::{QuantRule, ScaleOrder, codes_of, to_f16};
 use crate::arith::saturate::Status;
 use crate::error::{Result, SimError};
 use crate::kernels::matmul_f32::{Panels, RealWeight};
-use crate::kernels::matmul_i8::{Epilogue, Sums, matmul_i8};
+use crate::kernels::matmul_i8::{Epilogue, PANEL, Sums, matmul_i8};
 use crate::kernels::pages;
 use crate::profile::LinearRule;
 use crate::profile::unit::GROUP;
@@ -645,8 +645,6 @@ impl<E: Epilogue<Out = f32>> Epilogue for ToF16<E> {
     }
 }
 
-/// Outputs of a panel of the kernels.
-const PANEL: usize = 32;
 /// Real values between sums and outputs: four rows of a panel, which the kernels hand over at once.
 const ROOM: usize = 4 * PANEL;
 

@@ -2,15 +2,17 @@
 
 use super::*;
 
+/// Rows of two groups of 128 and more.
+const SHAPE: Shape = Shape {
+    name: "four bits",
+    n_layers: 1,
+    d_model: 256,
+    vocab_size: 1024,
+};
+
 /// A model of one block whose rows are two groups of 128 and more, in four bits with its ends.
 fn four_bits() -> QuantizedModel {
-    let shape = Shape {
-        name: "four bits",
-        n_layers: 1,
-        d_model: 256,
-        vocab_size: 1024,
-    };
-    let float = synthetic::float_model(shape);
+    let float = synthetic::float_model(SHAPE);
     let scales = synthetic::plausible_scales(&float.config);
     let head_input = Scale::new(HEAD_SCALE).unwrap();
     let ends = Ends::Int4 { head_input };
@@ -26,13 +28,7 @@ fn ends_of_four_bits_are_those_of_the_float_model() {
     let Embedding::Rows(rows) = &model.embedding else {
         panic!("rows")
     };
-    let shape = Shape {
-        name: "four bits",
-        n_layers: 1,
-        d_model: 256,
-        vocab_size: 1024,
-    };
-    let float = synthetic::float_model(shape);
+    let float = synthetic::float_model(SHAPE);
     for (r, row) in float.embedding.rows().into_iter().enumerate() {
         let largest = row.iter().map(|w| w.to_f32()).fold(f32::MIN, f32::max);
         let scale = f16::from_f32(largest / 8.0);
