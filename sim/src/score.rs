@@ -1,6 +1,7 @@
 //! What logits say about the next token: log-likelihood, the greedy choice, divergence from a
 //! reference. All in f64, natural logarithms.
 
+use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
 use ndarray::ArrayView1;
 
@@ -60,6 +61,21 @@ impl<'a> Row<'a> {
 /// The index of the largest logit; the first of equals.
 pub fn greedy(logits: &[f32]) -> u32 {
     dispatch(Greedy { logits })
+}
+
+/// [`greedy`], of logits that have to be numbers.
+///
+/// # Errors
+///
+/// Logits with NaN or infinity.
+pub fn most_likely(logits: &[f32]) -> Result<u32> {
+    match logits.iter().position(|v| !v.is_finite()) {
+        None => Ok(greedy(logits)),
+        Some(token) => {
+            let item = format_args!("logit of token {token}");
+            Err(SimError::value(item, "a finite number", logits[token]))
+        }
+    }
 }
 
 struct Greedy<'a> {
