@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{counted, number, print, print_json, table, table_text};
+use crate::output::{counted, number, print, print_as_is, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
@@ -93,7 +93,7 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
         super::check::merge(&mut json, serde_json::json!(lineage));
         print_json(&json);
     } else if args.dot {
-        print(&dot(&lineage));
+        print_as_is(&dot(&lineage));
     } else {
         let heading = format!(
             "{}, mode {}, profile {}{}: {}, {}\n\n",

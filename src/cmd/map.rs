@@ -1,7 +1,7 @@
 //! `scalescope map`: a mapping file to start from.
 
 use crate::Outcome;
-use crate::output::print;
+use crate::output::print_as_is;
 use clap::Args;
 use scalescope_golden::mapping::suggest;
 use scalescope_sim::error::Result;
@@ -19,6 +19,6 @@ pub struct MapArgs {
 }
 
 pub fn run(args: &MapArgs) -> Result<Outcome> {
-    print(&suggest(&args.path)?);
+    print_as_is(&suggest(&args.path)?);
     Ok(Outcome::Success)
 }
