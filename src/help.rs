@@ -112,7 +112,10 @@ fn ranges(words: &str) -> String {
 /// A minus before a number begins a value, which the option then judges, and no option.
 fn numbers_may_be_negative(command: Command) -> Command {
     command
-        .mut_args(|arg| arg.allow_negative_numbers(true))
+        .mut_args(|arg| {
+            let takes = arg.get_action().takes_values();
+            arg.allow_negative_numbers(takes)
+        })
         .mut_subcommands(numbers_may_be_negative)
 }
 
@@ -133,6 +136,21 @@ mod tests {
         command.build();
         let names: BTreeSet<&str> = command.get_subcommands().map(Command::get_name).collect();
         assert_eq!(listed, names);
+    }
+
+    #[test]
+    fn a_minus_before_a_number_begins_a_value() {
+        let parse = |args: &[&str]| {
+            let args = ["scalescope"].iter().chain(args);
+            super::grouped(Cli::command()).try_get_matches_from(args)
+        };
+        let alpha = ["quantize", "path", "-o", "out", "--alpha", "-0.5"];
+        assert!(parse(&alpha).is_ok(), "judged by the command");
+        let said = parse(&["run", "--length", "-3"]).unwrap_err().to_string();
+        assert!(
+            said.contains("invalid value '-3' for '--length <N>'"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   scalescope attribute --mode 2-4 --against 1
   scalescope attribute --mode 0 --file book.txt --length 512 --shapley 8
-  scalescope attribute --mode 2-1 --trace dump.npz --json
+  scalescope attribute --dump dump.npz --json
 
 The first form switches every site (a tensor or weight of a block) to the reference and back. The
 second sees the model, the mode and the tensors of the dump, never its metadata. docs/attribution.md")]
@@ -46,7 +46,7 @@ pub struct AttributeArgs {
     #[arg(long, default_value = "1", value_name = "MODE")]
     pub against: String,
     /// A dump to diagnose: tokens and any tensors of a prefill, see docs/trace-points.md
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
+    #[arg(long = "dump", alias = "trace", value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
     pub trace: Option<PathBuf>,
     /// How the dump lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE", requires = "trace")]
@@ -62,7 +62,12 @@ pub struct AttributeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub shapley: Option<u32>,
     /// Measure losses at every n-th position
-    #[arg(long, value_name = "N", default_value = "4")]
+    #[arg(
+        long = "every",
+        alias = "stride",
+        value_name = "N",
+        default_value = "4"
+    )]
     pub stride: NonZeroUsize,
     /// Sites shown in the table
     #[arg(long, value_name = "N", default_value_t = 20)]

@@ -65,7 +65,7 @@ pub struct CheckArgs {
     /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5)
     #[arg(long, value_name = "POINT:X")]
     pub atol: Vec<String>,
-    /// Say what would explain the mismatches: as `attribute --trace`, in this profile's arithmetic
+    /// Say what would explain the mismatches: as `attribute --dump`, in this profile's arithmetic
     #[arg(long, conflicts_with = "fault")]
     pub explain: bool,
     /// Rows of the table.
@@ -159,7 +159,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     for remark in &report.remarks {
         note(args.golden.display(), remark);
     }
-    // A prefill that is checked step by step goes to the engine of `attribute --trace`; decode steps and runs
+    // A prefill that is checked step by step goes to the engine of `attribute --dump`; decode steps and runs
     // whose errors flow are explained by single changes of the whole run.
     let local = feed == Feed::Local && trace.tokens.is_some() && trace.steps.is_empty();
     let one = std::slice::from_ref(&profile);

@@ -46,7 +46,7 @@ pub struct CompareArgs {
     pub common: bool,
     /// Columns of the table, separated by commas, or all; JSON and CSV have all of them
     /// [default: mismatch_rate,max_abs_lsb,ulp_max,sqnr_db]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, alias = "metric", value_name = "LIST", value_delimiter = ',')]
     pub metrics: Option<Vec<String>>,
     /// Rows of the table.
     #[command(flatten)]

@@ -48,7 +48,7 @@ pub struct CrosscheckArgs {
     #[arg(long, default_value = "exact,deployed", value_delimiter = ',')]
     pub profile: Vec<String>,
     /// Blocks to compare, separated by commas [default: every one]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, alias = "layer", value_name = "LIST", value_delimiter = ',')]
     pub layers: Option<Vec<usize>>,
     /// Tokens of the prefill [default: 512]
     #[arg(long, value_name = "N")]

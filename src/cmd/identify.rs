@@ -16,8 +16,8 @@ use std::path::PathBuf;
 /// Arguments of `identify`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  scalescope identify --mode 0 --trace dump.npz -o device.toml
-  scalescope attribute --mode 0 --trace dump.npz --profile device.toml
+  scalescope identify --mode 0 --dump dump.npz -o device.toml
+  scalescope attribute --mode 0 --dump dump.npz --profile device.toml
 
 Each step is judged by itself, with the dump's own inputs. Rules that no input of the dump tells apart are
 listed. docs/diagnosis-catalogue.md")]
@@ -29,7 +29,7 @@ pub struct IdentifyArgs {
     #[arg(long, default_value = AUTO)]
     pub mode: String,
     /// A dump: tokens and the tensors of a prefill, see docs/trace-points.md
-    #[arg(long, value_name = "FILE")]
+    #[arg(long = "dump", alias = "trace", value_name = "FILE")]
     pub trace: PathBuf,
     /// Writes the profile here
     #[arg(short, long, value_name = "FILE")]

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope map dumps/ > map.toml
-  scalescope attribute --mode 2-4 --trace dumps/ --map map.toml")]
+  scalescope attribute --mode 2-4 --dump dumps/ --map map.toml")]
 pub struct MapArgs {
     /// A dump: .npz, .npy, .pt, .pth, .safetensors, or a folder of such and of raw .bin files
     #[arg(value_name = "PATH")]

@@ -42,7 +42,7 @@ pub struct PropagateArgs {
     #[command(flatten)]
     pub faults: FaultArgs,
     /// What the tables show (JSON has every metric)
-    #[arg(long, default_value = "normalized_l2")]
+    #[arg(long, alias = "metrics", default_value = "normalized_l2")]
     pub metric: String,
     /// Also decode token by token and show the error of the recurrent state along time
     #[arg(long)]
