@@ -73,6 +73,9 @@ pub struct Finding {
     /// How many of the elements that deviate in the first tensor this explains.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explained: Option<Explained>,
+    /// Whether it is how a device computes, in every block, and no mistake: `identify` reads its arithmetic.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub device: bool,
     /// Other edits that explain as much: these data do not tell them apart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alike: Vec<String>,

@@ -29,10 +29,13 @@ pub mod replay;
 
 use crate::attribute::Finding;
 use crate::trace_file::{Points, TraceFile, in_data_order};
-use findings::{alternatives, cause, in_every_block, in_order, no_cause, noise};
+use candidate::Candidate;
+use findings::{
+    alternatives, cause, device, everywhere_of, in_every_block, in_order, no_cause, noise,
+};
 use judge::Hint;
 use pattern::How;
-use replay::Closeness;
+use replay::{Closeness, Score};
 use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
@@ -50,6 +53,8 @@ const OTHERS: usize = 4;
 const TIE: f64 = 0.002;
 /// Elements of a tensor of floats that may be an ulp off.
 const NOISE: f64 = 0.03;
+/// Causes of a block that are searched at most, on the average.
+const ROUNDS: usize = 8;
 /// Tensors that may stay unexplained before the search ends.
 const GIVE_UP: usize = 3;
 
@@ -179,6 +184,18 @@ pub fn diagnose(
     Ok(best)
 }
 
+/// The places of a tensor that deviates in every block about as much as in the first; none if it does not.
+fn all_blocks(score: &Score, first: Place) -> Vec<Place> {
+    let here = |place: &Place| place.point == first.point && place.layer.is_some();
+    let all: Vec<Place> = score.keys().copied().filter(here).collect();
+    let rate = |place: &Place| score[place].mismatched as f64 / score[place].compared as f64;
+    let alike = |place: &Place| 4.0 * rate(place) >= rate(&first);
+    match all.len() > 2 && all.iter().all(alike) {
+        true => all,
+        false => Vec::new(),
+    }
+}
+
 fn check_input(model: &Model, trace: &TraceFile) -> Result<()> {
     let layers = model.config()?.n_layers;
     let tokens = trace.tokens()?;
@@ -223,7 +240,7 @@ impl Search<'_> {
         let mut passed: BTreeSet<Place> = BTreeSet::new();
         let mut noisy = Vec::new();
         let mut hints: Vec<Hint> = Vec::new();
-        for _ in 0..4 * state.path.config().n_layers + GIVE_UP {
+        for _ in 0..ROUNDS * state.path.config().n_layers + GIVE_UP {
             let score = state.score();
             let Some(first) = first_deviation(&score, &passed) else {
                 break;
@@ -248,7 +265,7 @@ impl Search<'_> {
                     .filter(|(i, _)| *i != at)
                     .map(|(_, j)| j)
                     .collect();
-                causes.push(cause(best, &rest, &scene, &block, of_total(best.left)));
+                let found = cause(best, &rest, &scene, &block, of_total(best.left));
                 if others.is_empty() {
                     others = alternatives(&rest, Some(best), &scene, &block, of_total);
                 }
@@ -256,6 +273,17 @@ impl Search<'_> {
                 if !hints.contains(&hint) {
                     hints.push(hint);
                 }
+                if let Some((all, blocks)) = self.everywhere(&state, &best.candidate, &scene)? {
+                    let gone =
+                        replay::mismatched(&score).saturating_sub(replay::mismatched(&all.score()));
+                    let share = (gone as f64 / total as f64).min(1.0);
+                    causes.push(everywhere_of(found, blocks, share));
+                    let here = |place: &Place| place.point == first.point;
+                    passed.extend(score.keys().copied().filter(here));
+                    state = all;
+                    continue;
+                }
+                causes.push(found);
                 let before = score[&first].mismatched;
                 state = self.with(state, &best.candidate, &scene)?;
                 // What it leaves is not searched again.
@@ -273,7 +301,14 @@ impl Search<'_> {
                 noisy.push((first, scene.at_first.mismatched, scene.pattern.clone()));
                 continue;
             }
-            causes.push(no_cause(&scene, &block, total, self.sequences));
+            let mut found = no_cause(&scene, &block, total, self.sequences);
+            let all = all_blocks(&score, first);
+            if !all.is_empty() {
+                let elements: usize = all.iter().map(|place| score[place].mismatched).sum();
+                found = everywhere_of(found, all.len(), elements as f64 / total as f64);
+                passed.extend(all);
+            }
+            causes.push(found);
             let rest: Vec<&judge::Judged> = judged.iter().collect();
             if others.is_empty() {
                 others = alternatives(&rest, None, &scene, &block, of_total);
@@ -289,6 +324,7 @@ impl Search<'_> {
                 .cmp(&(b.kind == "none"))
                 .then(b.share.total_cmp(&a.share))
         });
+        device(&mut findings);
         findings.extend(others);
         findings.extend(noise(&noisy, total));
         if findings.is_empty() {
@@ -301,6 +337,35 @@ impl Search<'_> {
             not_made,
             findings,
         })
+    }
+
+    /// The simulation with a cause in every block, and in how many it explains what deviates: all but one in a
+    /// hundred elements wherever the first tensor deviates, and nothing new where it does not. `None` if that is
+    /// not so, or only in one block.
+    fn everywhere<'m>(
+        &self,
+        state: &State<'m>,
+        candidate: &Candidate,
+        scene: &Scene,
+    ) -> Result<Option<(State<'m>, usize)>> {
+        let Some(all) = candidate.in_every_block() else {
+            return Ok(None);
+        };
+        let before = state.score();
+        let here = |place: &&Place| place.point == scene.first.point && place.layer.is_some();
+        let deviates = |place: &&Place| before[*place].mismatched > 0;
+        let blocks = before.keys().filter(here).filter(deviates).count();
+        if blocks < 2 {
+            return Ok(None);
+        }
+        let with = self.with(state.clone(), &all, scene)?;
+        let after = with.score();
+        let holds = |place: &Place| {
+            let explains = 1.0 - judge::EXPLAINS;
+            after[place].mismatched as f64 <= explains * before[place].mismatched as f64
+        };
+        let holds = before.keys().filter(here).all(holds);
+        Ok(holds.then_some((with, blocks)))
     }
 
     /// Whether what deviates may be floats of another device: `Some(true)` if it is floats an ulp apart in a

@@ -610,10 +610,11 @@ fn identified() {
     );
     let wanted = std::env::var("SCALESCOPE_PROFILE").unwrap_or_default();
     names.retain(|(name, _)| name.contains(&wanted));
-    for (name, text) in names {
+    let (mut right, mut same_rules, mut seconds) = (0, 0, Vec::new());
+    for (name, text) in &names {
         let profile = match text {
-            Some(text) => Profile::from_toml(&name, &format!("version = 1\n{text}")).unwrap(),
-            None => Profile::get(&name).unwrap(),
+            Some(text) => Profile::from_toml(name, &format!("version = 1\n{text}")).unwrap(),
+            None => Profile::get(name).unwrap(),
         };
         let path = Datapath::new(&model, table.get("0").unwrap(), &profile).unwrap();
         let ids = tokens(64, 9);
@@ -622,15 +623,26 @@ fn identified() {
         let file = trace(&ids, recorder);
         let begun = Instant::now();
         let found = identify(&model, table.get("0").unwrap(), &file).unwrap();
+        seconds.push(begun.elapsed().as_secs_f64());
         let same = Profile::from_toml("found", &found.toml).unwrap().hash() == profile.hash();
+        right += usize::from(found.mismatched == 0 && found.compared > 2_000_000);
+        same_rules += usize::from(same);
         println!(
             "{name}: {} of {} not made, the same rules: {same}, {:.1} s: {}",
             found.mismatched,
             found.compared,
-            begun.elapsed().as_secs_f64(),
+            seconds[seconds.len() - 1],
             found.toml.replace('\n', "; ")
         );
     }
+    seconds.sort_by(f64::total_cmp);
+    println!(
+        "no element left: {right} of {}, the same rules: {same_rules}, median {:.1} s, at most {:.1} s",
+        names.len(),
+        seconds[seconds.len() / 2],
+        seconds[seconds.len() - 1]
+    );
+    assert_eq!(right, names.len());
 }
 
 /// Profiles drawn from the rules.

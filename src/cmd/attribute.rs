@@ -135,7 +135,19 @@ fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome>
         let told = told.map_or(String::new(), |t| {
             wrapped(&format!("told from the tensors: {t}"), 0)
         });
-        print(&format!("{heading}\n{told}\n{}", diagnosis_text(&found)));
+        let mut text = format!("{heading}\n{told}\n{}", diagnosis_text(&found));
+        let everywhere = |f: &Finding| f.device || f.severity > Severity::Info && f.layer.is_none();
+        if found.findings.iter().any(everywhere) {
+            let model = args.model.model.iter();
+            let model: String = model.map(|m| format!(" --model {}", m.display())).collect();
+            let _ = writeln!(
+                text,
+                "\nnext: scalescope identify{model} --mode {} --trace {} -o device.toml",
+                mode.name,
+                path.display()
+            );
+        }
+        print(&text);
     }
     let wrong = |f: &Finding| f.severity == Severity::Error;
     Ok(

@@ -54,14 +54,16 @@ pub enum Part {
 }
 
 impl Part {
-    fn all() -> impl Iterator<Item = Part> {
+    /// Every one.
+    pub(crate) fn all() -> impl Iterator<Item = Part> {
         let overflow = Overflow::ALL.map(Part::Overflow);
         let rounding = Rounding::ALL.map(Part::Rounding);
         let quotient = Quotient::ALL.map(Part::Quotient);
         overflow.into_iter().chain(rounding).chain(quotient)
     }
 
-    fn apply(self, rule: &mut QuantRule) {
+    /// Makes it a part of a rule.
+    pub(crate) fn apply(self, rule: &mut QuantRule) {
         match self {
             Part::Quotient(quotient) => rule.quotient = quotient,
             Part::Rounding(rounding) => rule.rounding = rounding,

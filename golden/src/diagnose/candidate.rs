@@ -10,6 +10,7 @@ use scalescope_sim::arith::requant::Quotient;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::dataflow::{Block, Step};
+use scalescope_sim::datapath::Datapath;
 use scalescope_sim::fault::{
     Defect, FAULTS, Fault, FourBitDefect, RoundingRule, ScaleSite, ScanParameter, WeightScale,
 };
@@ -96,11 +97,11 @@ pub enum Candidate {
     Edit(Edit),
 }
 
-/// A rule of one block that is another.
+/// A rule that is another, in one block or in every one.
 #[derive(Clone)]
 pub struct RuleEdit {
-    /// The block.
-    pub layer: usize,
+    /// The block; `None` for every one.
+    pub layer: Option<usize>,
     /// The sort: `rounding`, `overflow`, `quotient`, `order`, `function`.
     pub kind: &'static str,
     /// The quantizer or step.
@@ -113,6 +114,17 @@ pub struct RuleEdit {
     pub alters: Vec<TracePoint>,
     /// The change.
     pub change: Arc<dyn Fn(&mut StepRules) + Send + Sync>,
+}
+
+impl RuleEdit {
+    /// Puts it into a datapath.
+    pub fn put_into(&self, path: &mut Datapath) {
+        let all = 0..path.config().n_layers;
+        let layers = self.layer.map_or(all, |layer| layer..layer + 1);
+        for layer in layers {
+            path.edit_rules(layer, |rules| (self.change)(rules));
+        }
+    }
 }
 
 impl fmt::Debug for RuleEdit {
@@ -205,8 +217,45 @@ impl Candidate {
         match self {
             Candidate::Faults(faults) => faults[0].layer,
             Candidate::Misread(m) => m.place.layer,
-            Candidate::Rule(rule) => Some(rule.layer),
+            Candidate::Rule(rule) => rule.layer,
             Candidate::Edit(edit) => Some(edit.layer),
+        }
+    }
+
+    /// The same fault or rule in every block; `None` for what is made for one.
+    pub fn in_every_block(&self) -> Option<Self> {
+        match self {
+            Candidate::Faults(faults) => {
+                let all = faults.iter().map(|fault| Fault {
+                    layer: None,
+                    ..*fault
+                });
+                Some(Candidate::Faults(all.collect()))
+            }
+            Candidate::Rule(rule) => Some(Candidate::Rule(RuleEdit {
+                layer: None,
+                ..rule.clone()
+            })),
+            Candidate::Misread(_) | Candidate::Edit(_) => None,
+        }
+    }
+
+    /// Whether it is a way to compute rather than a mistake: in every block it is how a device is.
+    pub fn is_arithmetic(&self) -> bool {
+        match self {
+            Candidate::Faults(faults) => matches!(
+                faults[0].defect,
+                Defect::Rounding { .. } | Defect::HadamardWrap | Defect::NarrowAccumulator { .. }
+            ),
+            Candidate::Misread(_) => false,
+            Candidate::Rule(_) => true,
+            Candidate::Edit(edit) => {
+                edit.only.is_none()
+                    && matches!(
+                        edit.kind,
+                        "rounding" | "overflow" | "format" | "width" | "table"
+                    )
+            }
         }
     }
 
@@ -296,8 +345,9 @@ impl Candidate {
                 Reading::DumpLies | Reading::ProducerWrites => 3,
                 Reading::ConsumerReads => 4,
             },
-            Candidate::Rule(rule) => match rule.kind {
-                "rounding" | "overflow" => 1,
+            Candidate::Rule(rule) => match (rule.site, rule.kind) {
+                (LINEARS | QUANTIZERS, _) => 4,
+                (_, "rounding" | "overflow") => 1,
                 _ => 3,
             },
             Candidate::Edit(edit) => {
@@ -454,13 +504,18 @@ pub fn misreads(config: &Config, place: Place, turned: bool) -> Vec<Candidate> {
     lies.into_iter().flat_map(misread).collect()
 }
 
+/// The site of a rule of every linear step's quantizer.
+pub const LINEARS: &str = "linears";
+/// That of a rule of every quantizer.
+pub const QUANTIZERS: &str = "quantizers";
+
 /// Every rule of a block that could be another, beyond the fault models.
 pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
     let mut all = Vec::new();
     let mut push = |kind, site, step, words: String, alters: Vec<TracePoint>, change| {
         if !alters.is_empty() {
             all.push(Candidate::Rule(RuleEdit {
-                layer,
+                layer: Some(layer),
                 kind,
                 site,
                 step,
@@ -512,6 +567,39 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
                 push("quotient", site.name(), step, words, alters.clone(), change);
             }
         }
+    }
+    // The same in several steps, as a device has it.
+    let linears = QuantizerRule::ALL
+        .into_iter()
+        .filter(|site| site.path().starts_with("linear."));
+    let groups = [
+        (LINEARS, linears.collect()),
+        (QUANTIZERS, QuantizerRule::ALL.to_vec()),
+    ];
+    let parts = Part::all().filter(|part| !matches!(part, Part::Quotient(_)));
+    for (part, (name, sites)) in parts.flat_map(|part| groups.clone().map(|g| (part, g))) {
+        let alters: Vec<TracePoint> = sites.iter().flat_map(|s| block.quantized_by(*s)).collect();
+        let step = alters.first().and_then(|point| block.row(*point));
+        let Some(step) = step.map(|row| row.step) else {
+            continue;
+        };
+        let kind = match part {
+            Part::Overflow(_) => "overflow",
+            _ => "rounding",
+        };
+        let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> = Arc::new(move |rules| {
+            for site in &sites {
+                site.edit(rules, |rule| part.apply(rule));
+            }
+        });
+        push(
+            kind,
+            name,
+            step,
+            format!("all {name}: {part}"),
+            alters,
+            change,
+        );
     }
     for change in Change::all() {
         let (kind, step) = match change {

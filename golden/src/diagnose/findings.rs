@@ -114,6 +114,7 @@ pub(super) fn cause(
         pattern: scene.pattern.clone(),
         edit: Some(c.words()),
         explained: Some(explained(best, scene)),
+        device: c.is_arithmetic(),
         alike,
     }
 }
@@ -273,14 +274,14 @@ pub(super) fn in_order(score: &Score, profile: &str, mode: &ModeSpec) -> Finding
     }
 }
 
-/// One finding in place of the same one in every block, numbers included. A rule that all blocks share is how
-/// somebody's device is, not a defect of one.
+/// One finding in place of the same one in every block, numbers included. A way to compute that all blocks
+/// share is how somebody's device is, not a defect of one.
 pub(super) fn in_every_block(causes: Vec<Finding>, score: &Score) -> Vec<Finding> {
     let blocks: BTreeSet<usize> = score.keys().filter_map(|place| place.layer).collect();
     let mut out: Vec<Finding> = Vec::new();
     for finding in &causes {
         let same = |f: &&Finding| {
-            let what = |f: &Finding| (f.kind, f.site.clone(), everywhere_fault(f), f.edit.clone());
+            let what = |f: &Finding| (f.kind, f.site.clone(), f.edit.clone(), f.layer.is_none());
             what(f) == what(finding)
         };
         let all: Vec<&Finding> = causes.iter().filter(same).collect();
@@ -288,31 +289,67 @@ pub(super) fn in_every_block(causes: Vec<Finding>, score: &Score) -> Vec<Finding
         if !everywhere {
             out.push(finding.clone());
         } else if all[0].layer == finding.layer {
-            let device = matches!(
-                finding.kind,
-                "rounding"
-                    | "hadamard-wrap"
-                    | "overflow"
-                    | "quotient"
-                    | "order"
-                    | "function"
-                    | "format"
-                    | "width"
-            );
-            out.push(Finding {
-                layer: None,
-                severity: match device {
-                    true => Severity::Warning,
-                    false => finding.severity,
-                },
-                share: all.iter().map(|f| f.share).sum::<f64>().min(1.0),
-                evidence: format!("in each of {} blocks; {}", all.len(), finding.evidence),
-                fault: everywhere_fault(finding).map(|fault| fault.to_string()),
-                ..finding.clone()
-            });
+            let share = all.iter().map(|f| f.share).sum::<f64>().min(1.0);
+            out.push(everywhere_of(finding.clone(), all.len(), share));
         }
     }
+    for finding in &mut out {
+        // In one block it is no device's way.
+        finding.device &= finding.layer.is_none();
+    }
     out
+}
+
+/// A finding of one block that holds in every one.
+pub(super) fn everywhere_of(finding: Finding, blocks: usize, share: f64) -> Finding {
+    Finding {
+        layer: None,
+        severity: match finding.device {
+            true => Severity::Warning,
+            false => finding.severity,
+        },
+        share,
+        evidence: format!(
+            "in each of {blocks} blocks that deviate; {}",
+            finding.evidence
+        ),
+        fault: everywhere_fault(&finding).map(|fault| fault.to_string()),
+        ..finding
+    }
+}
+
+/// One finding for a device that computes several steps in another way in every block; each step's is told after
+/// it.
+pub(super) fn device(findings: &mut Vec<Finding>) {
+    let of = |f: &&mut Finding| f.device;
+    let ways: Vec<String> = (findings.iter_mut().filter(of))
+        .map(|f| {
+            f.severity = Severity::Info;
+            let step = f.step.unwrap_or_default();
+            format!("{step}: {}", f.edit.clone().unwrap_or_default())
+        })
+        .collect();
+    if ways.len() < 2 {
+        for f in findings.iter_mut().filter(|f| f.device) {
+            f.severity = Severity::Warning;
+        }
+        return;
+    }
+    let share = findings.iter().filter(|f| f.device).map(|f| f.share).sum();
+    let first = findings.iter().position(|f| f.device).unwrap_or(0);
+    let found = Finding {
+        kind: "device",
+        site: "all".to_owned(),
+        severity: Severity::Warning,
+        share: f64::min(share, 1.0),
+        evidence: format!(
+            "the device computes otherwise in every block, which is no fault of one: {}",
+            ways.join("; ")
+        ),
+        device: true,
+        ..Finding::default()
+    };
+    findings.insert(first, found);
 }
 
 /// A finding's fault, put into every block.

@@ -170,13 +170,17 @@ pub enum Activation {
     Identity,
     Tanh,
     Gelu,
+    QuickGelu,
     HardSilu,
+    Softplus,
     Tabled(Table),
 }
 
 impl Activation {
     /// Those that are not SiLU.
-    pub const OTHERS: [Activation; 7] = [
+    pub const OTHERS: [Activation; 9] = [
+        Activation::QuickGelu,
+        Activation::Softplus,
         Activation::SiluTwice,
         Activation::Sigmoid,
         Activation::Relu,
@@ -197,7 +201,9 @@ impl Activation {
             Activation::Identity => "no function",
             Activation::Tanh => "tanh",
             Activation::Gelu => "GELU",
+            Activation::QuickGelu => "v times the sigmoid of 1.702 v",
             Activation::HardSilu => "hard SiLU",
+            Activation::Softplus => "softplus",
         };
         name.to_owned()
     }
@@ -221,6 +227,8 @@ impl Activation {
                 (0.5 * v * (1.0 + inner.tanh())) as f32
             }
             Activation::Tabled(table) => table.of(|v| sigmoid(v, v), v),
+            Activation::QuickGelu => sigmoid(v, 1.702 * v),
+            Activation::Softplus => (math.softplus)(v),
             Activation::HardSilu => v * ((v + 3.0).clamp(0.0, 6.0) / 6.0),
         }
     }

@@ -11,6 +11,7 @@ use super::replay::{self, Closeness, Replay, Window};
 use crate::trace_file::TraceFile;
 use keys::{Group, Keys, groups};
 use rayon::prelude::*;
+use scalescope_sim::dataflow::{Block, Phase, Row};
 use scalescope_sim::datapath::{Datapath, Passing};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
@@ -25,6 +26,10 @@ use std::fmt::Write;
 const ROUNDS: usize = 3;
 /// Blocks that are looked at while rules are tried.
 const BLOCKS: usize = 2;
+/// Rows of a first look at a setting.
+const GLANCE: usize = 16;
+/// Settings that a second look is given.
+const TRIED: usize = 12;
 /// Other settings of a group that are told.
 const SHOWN: usize = 8;
 
@@ -84,18 +89,19 @@ impl Off {
 }
 
 impl Dump<'_> {
-    /// How blocks compare, as far as the last of some points; `None` for all.
+    /// How blocks compare, as far as the last of some points; `None` for all. On the first rows alone where a
+    /// number is given.
     fn score(
         &self,
         profile: &Profile,
-        blocks: &[usize],
+        (blocks, rows): (&[usize], Option<usize>),
         last: Option<&[TracePoint]>,
     ) -> Result<replay::Score> {
         let path = Datapath::new(self.model, self.mode, profile)?;
         let points = &self.trace.sequences[0];
         let mut total = replay::Score::new();
         for block in blocks {
-            let mut replay = Replay::new(points, None, Closeness::Bits, &[]);
+            let mut replay = Replay::new(points, rows, Closeness::Bits, &[]);
             let here = last.into_iter().flatten().map(|p| Place::layer(*block, *p));
             replay.stop = here.filter(|place| points.contains_key(place)).max();
             let window = Window::blocks(*block..block + 1);
@@ -232,7 +238,7 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
         .into_par_iter()
         .filter_map(|name| {
             let profile = Profile::get(name).ok()?;
-            let score = dump.score(&profile, &some, None).ok()?;
+            let score = dump.score(&profile, (&some, None), None).ok()?;
             Some((Dump::off(&score, None), name))
         })
         .collect();
@@ -250,11 +256,20 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
     let base = text(extends, &[]);
     let groups = groups();
     let profile_of = |keys: &Keys| Profile::with_keys("device", &base, keys);
-    let judge = |keys: &Keys, group: &Group| -> Option<Off> {
+    let judge_on = |keys: &Keys, group: &Group, on: (&[usize], Option<usize>)| -> Option<Off> {
         let points = Some(&group.points[..]);
-        let score = dump.score(&profile_of(keys).ok()?, &some, points).ok()?;
+        let score = dump.score(&profile_of(keys).ok()?, on, points).ok()?;
         Some(Dump::off(&score, points))
     };
+    let judge = |keys: &Keys, group: &Group| judge_on(keys, group, (&some, None));
+    // A glance tells most settings apart: a few rows of one block, where no scale is found from all rows.
+    let found = |row: &Row| row.quantizer.is_some_and(|q| q.is_dynamic());
+    let whole = Block::of(mode, &exact, Phase::Prefill)
+        .rows()
+        .iter()
+        .any(found);
+    let glance_on = (&some[..1], (!whole).then_some(GLANCE.min(tokens.len())));
+    let glance = |keys: &Keys, group: &Group| judge_on(keys, group, glance_on);
     if best.mismatched > 0 {
         for _ in 0..ROUNDS {
             let before = keys.clone();
@@ -265,16 +280,26 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
                 if now.mismatched == 0 {
                     continue;
                 }
-                let tried: Vec<(f64, Keys)> = group
+                let few = glance(&keys, group).map_or(0.0, |off| off.key());
+                let mut tried: Vec<(f64, Keys)> = group
                     .moves
                     .par_iter()
                     .filter_map(|m| {
                         let tried = over(&keys, m);
-                        let off = judge(&tried, group)?;
-                        (off.key() < 0.999 * now.key()).then_some((off.key(), tried))
+                        let off = glance(&tried, group)?.key();
+                        (off <= few).then_some((off, tried))
                     })
                     .collect();
-                if let Some((_, better)) = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
+                tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+                // Those that a glance does not tell apart are all looked at.
+                let last = tried.get(TRIED).map_or(few, |(off, _)| *off);
+                let better = tried
+                    .into_par_iter()
+                    .filter(|(off, _)| *off <= last)
+                    .filter_map(|(_, tried)| Some((judge(&tried, group)?.key(), tried)))
+                    .filter(|(off, _)| *off < 0.999 * now.key())
+                    .collect::<Vec<_>>();
+                if let Some((_, better)) = better.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
                     keys = better;
                 }
             }
@@ -284,22 +309,27 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
         }
     }
     let profile = profile_of(&keys)?;
-    let whole = dump.score(&profile, &dump.blocks, None)?;
+    let whole = dump.score(&profile, (&dump.blocks, None), None)?;
     let all = Dump::off(&whole, None);
     let found = groups.iter().filter_map(|group| {
         let off = Dump::off(&whole, Some(&group.points));
-        let here = judge(&keys, group)?;
-        // Settings of the same group that make the same elements.
-        let alike: Vec<String> = group
-            .moves
-            .par_iter()
-            .filter(|m| {
-                let tried = over(&keys, m);
-                let other = profile_of(&tried).is_ok_and(|p| p.hash() != profile.hash());
-                other && judge(&tried, group).is_some_and(|off| off == here)
-            })
-            .map(|m| format!("{} (told apart by {})", words(m), told_by(m)))
-            .collect();
+        let (here, few) = (judge(&keys, group)?, glance(&keys, group)?);
+        // The first settings of the same group that make the same elements.
+        let is_alike = |m: &&Keys| {
+            let tried = over(&keys, m);
+            profile_of(&tried).is_ok_and(|p| p.hash() != profile.hash())
+                && glance(&tried, group).is_some_and(|off| off == few)
+                && judge(&tried, group).is_some_and(|off| off == here)
+        };
+        let mut alike: Vec<String> = Vec::new();
+        for some in group.moves.chunks(2 * SHOWN) {
+            let more: Vec<&Keys> = some.par_iter().filter(is_alike).collect();
+            let told = more.into_iter();
+            alike.extend(told.map(|m| format!("{} (told apart by {})", words(m), told_by(m))));
+            if alike.len() >= SHOWN {
+                break;
+            }
+        }
         (off.compared > 0).then(|| GroupFound {
             group: group.name,
             compared: off.compared,

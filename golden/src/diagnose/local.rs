@@ -117,8 +117,10 @@ impl Search<'_> {
             }
             codes = found.dtype() == "i8";
             let (made, dumped) = (values(&found), values(dumped));
-            let near = self.closeness == super::replay::Closeness::Near;
             let judge = Judge::of(&found, &made);
+            // Where half of them are more than an ulp off, the others may be noise.
+            let near = self.closeness == super::replay::Closeness::Near
+                || 2 * scene.at_first.far > scene.at_first.mismatched;
             let deviates: Vec<bool> = made
                 .iter()
                 .zip(&dumped)

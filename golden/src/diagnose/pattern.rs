@@ -381,12 +381,15 @@ fn how(pairs: &[Pair], found: &[(f32, f32)], codes: bool) -> How {
     if found.iter().any(|(a, b)| a.is_finite() && !b.is_finite()) {
         return How::NotFinite;
     }
+    if let Some(clamped) = codes.then(|| clamped(pairs, found)).flatten() {
+        return clamped;
+    }
     let first = found[0].1;
     if found.len() > 8 && most(&|_, b| b == first) {
         return How::Constant { value: first };
     }
     if codes {
-        if let Some(how) = of_codes(pairs, found) {
+        if let Some(how) = of_codes(found) {
             return how;
         }
     } else if most(&|a, b| (a - b).abs() <= 1.5e-3 * a.abs().max(b.abs())) {
@@ -418,23 +421,9 @@ fn how(pairs: &[Pair], found: &[(f32, f32)], codes: bool) -> How {
     How::Other
 }
 
-/// Forms in which a code of the dump follows from the code that the step makes, at every element.
-fn of_codes(pairs: &[Pair], found: &[(f32, f32)]) -> Option<How> {
+/// Bits of codes that are otherwise.
+fn of_codes(found: &[(f32, f32)]) -> Option<How> {
     let byte = |v: f32| v as i8 as u8;
-    let everywhere = |test: &dyn Fn(f32) -> f32| {
-        // Judged where the pattern deviates, and where the form says that it should.
-        let (mut right, mut wrong) = (0usize, 0usize);
-        for pair in pairs {
-            for ((made, dumped), deviates) in pair.made.iter().zip(pair.dumped).zip(pair.deviates) {
-                match (test(*made) == *dumped, *deviates) {
-                    (true, true) => right += 1,
-                    (true, false) => {}
-                    (false, _) => wrong += 1,
-                }
-            }
-        }
-        right > 0 && wrong * 50 <= right
-    };
     let here = |test: &dyn Fn(f32) -> f32| {
         let hits = found.iter().filter(|(a, b)| test(*a) == *b).count();
         hits as f64 >= 0.98 * found.len() as f64
@@ -467,16 +456,32 @@ fn of_codes(pairs: &[Pair], found: &[(f32, f32)]) -> Option<How> {
     if same != 0 && flipped == first && first.count_ones() <= 2 {
         return Some(How::Flipped { mask: first });
     }
-    let dumped = || found.iter().map(|(_, b)| *b);
-    let low = dumped().fold(f32::INFINITY, f32::min).max(-128.0);
-    let high = dumped().fold(f32::NEG_INFINITY, f32::max).min(127.0);
-    if low < high && everywhere(&|a| a.clamp(low, high)) {
-        return Some(How::Clamped {
-            low: low as i8,
-            high: high as i8,
-        });
-    }
     None
+}
+
+/// Whether codes end earlier: all that deviate end at one code above, or at one below.
+fn clamped(pairs: &[Pair], found: &[(f32, f32)]) -> Option<How> {
+    let (mut low, mut high) = (-128.0f32, 127.0f32);
+    for (a, b) in found {
+        match a > b {
+            true => high = high.min(*b),
+            false => low = low.max(*b),
+        }
+    }
+    let (mut right, mut wrong) = (0usize, 0usize);
+    for pair in pairs {
+        for (made, dumped) in pair.made.iter().zip(pair.dumped) {
+            match (made.clamp(low.min(high), high) == *dumped, made == dumped) {
+                (true, true) => {}
+                (true, false) => right += 1,
+                (false, _) => wrong += 1,
+            }
+        }
+    }
+    (low < high && right > 0 && 50 * wrong <= right).then_some(How::Clamped {
+        low: low as i8,
+        high: high as i8,
+    })
 }
 
 /// The factor that most pairs have, from those whose size tells it.

@@ -26,6 +26,7 @@ pub(super) struct Search<'a> {
 }
 
 /// The simulation with the causes found so far, and how it compares.
+#[derive(Clone)]
 pub(super) struct State<'m> {
     pub(super) path: Datapath<'m>,
     pub(super) misread: Vec<Misread>,
@@ -202,7 +203,7 @@ impl Search<'_> {
                 }
             }
             Candidate::Misread(m) => misread.push(*m),
-            Candidate::Rule(rule) => path.edit_rules(rule.layer, |rules| (rule.change)(rules)),
+            Candidate::Rule(rule) => rule.put_into(&mut path),
             Candidate::Edit(edit) => {
                 edits.push(edit.clone());
                 for (around, seen) in around.iter_mut().zip(&scene.seen) {
@@ -389,8 +390,7 @@ impl Search<'_> {
                 }
             }
             Some(Candidate::Rule(rule)) => {
-                let path = changed.insert(state.path.clone());
-                path.edit_rules(rule.layer, |rules| (rule.change)(rules));
+                rule.put_into(changed.insert(state.path.clone()));
             }
             Some(Candidate::Edit(edit)) => edits.push(edit.clone()),
         }

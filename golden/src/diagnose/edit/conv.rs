@@ -49,6 +49,19 @@ impl Edits<'_, '_> {
                 c.taps = c.taps.slice(s![..;-1, ..]).to_owned();
             }),
         );
+        for (one, other) in (0..k).flat_map(|a| (a + 1..k).map(move |b| (a, b))) {
+            let words = format!("taps {one} and {other} have changed places");
+            let change = on_conv(move |c| {
+                (0..c.taps.ncols()).for_each(|i| c.taps.swap([one, i], [other, i]))
+            });
+            self.formula(2, ("order", "taps"), words, change);
+        }
+        self.formula(
+            2,
+            ("order", "bias"),
+            "the bias is added after SiLU",
+            on_conv(|c| c.bias_after = true),
+        );
         for tap in 0..k {
             let words = format!("tap {tap} is missing");
             self.formula(
@@ -91,7 +104,7 @@ impl Edits<'_, '_> {
             let words = format!("SiLU is {}", table.name());
             let activation = Activation::Tabled(table);
             let change = on_conv(move |c| c.activation = activation);
-            self.formula(5, ("function", "SiLU"), words, change);
+            self.formula(5, ("table", "SiLU"), words, change);
         }
         for tile in [
             2usize, 4, 8, 16, 32, 64, 128, 256, 512, 3, 5, 6, 10, 12, 20, 24, 40, 48,

@@ -25,15 +25,21 @@ fn reread(w: &Array2<f32>) -> Array2<f32> {
     Array2::from_shape_vec((n, k), t).expect("as many elements")
 }
 
+/// Inputs at either end of a sum that may be missing.
+const TAILS: [usize; 13] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+
 impl Edits<'_, '_> {
     pub(super) fn of_linear(&mut self, own: &Linear) {
         let (n, k) = own.w.dim();
         self.other_weights(own);
-        for tail in [1usize, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-            .into_iter()
-            .filter(|t| *t < k)
-        {
+        for tail in TAILS.into_iter().filter(|t| *t < k) {
             self.part(1, k - tail..k, format!("the last {tail} of {k} inputs"));
+            self.part(2, 0..tail, format!("the first {tail} of {k} inputs"));
+        }
+        // Halves, quarters, and of short sums every part.
+        let parts = [k / 4, k / 3, k / 2, 2 * k / 3, 3 * k / 4];
+        for tail in (1..k).filter(|t| (k <= 48 || parts.contains(t)) && !TAILS.contains(t)) {
+            self.part(2, k - tail..k, format!("the last {tail} of {k} inputs"));
             self.part(2, 0..tail, format!("the first {tail} of {k} inputs"));
         }
         // Tiles of K in the middle.

@@ -90,6 +90,7 @@ impl Edits<'_, '_> {
 
     /// Another order, another place.
     pub(super) fn of_result(&mut self) {
+        let codes = self.row.format.dtype() == "i8";
         let tokens = !self.row.point.is_state();
         if tokens {
             for by in moves([1, -1, 2, -2, 3, 4]) {
@@ -148,9 +149,15 @@ impl Edits<'_, '_> {
                 whole(made, |v| v.slice(s![..;-1, ..]).to_owned());
             });
         }
+        if !codes {
+            let words = "what is stored passes through bf16";
+            self.result(9, ("format", "output"), words, |made| {
+                each(made, |v| Narrow::Bf16.of(v))
+            });
+        }
         let words = "all are zero";
-        self.result(7, ("left-out", "output"), words, |made| each(made, |_| 0.0));
-        if self.row.format.dtype() == "i8" {
+        self.result(1, ("left-out", "output"), words, |made| each(made, |_| 0.0));
+        if codes {
             for bit in 0..8u8 {
                 for set in [true, false] {
                     let words = format!("bit {bit} of the codes is stuck at {}", u8::from(set));

@@ -54,6 +54,12 @@ impl Edits<'_, '_> {
         );
         self.formula(2, ("constant", "D"), "D is one", on(|s| s.d.fill(1.0)));
         self.formula(
+            2,
+            ("order", "D"),
+            "the skip term D·u is added after the gate",
+            on(|s| s.skip_ungated = true),
+        );
+        self.formula(
             1,
             ("left-out", "dt_bias"),
             "the bias of dt is missing",
@@ -132,18 +138,24 @@ impl Edits<'_, '_> {
         self.formula(
             2,
             ("function", "decay"),
+            "decays are powers of two and not of e",
+            on(|s| s.decay_base = std::f32::consts::LN_2),
+        );
+        self.formula(
+            2,
+            ("function", "decay"),
             "decays are 1 − α·δ and not exp(−α·δ)",
             on(|s| s.linear_decay = true),
         );
         for table in Table::all(&[(-8.0, 8.0), (-16.0, 16.0)]) {
             let words = format!("the gate's SiLU is {}", table.name());
             let gate = Some(Activation::Tabled(table));
-            self.formula(5, ("function", "gate"), words, on(move |s| s.gate = gate));
+            self.formula(5, ("table", "gate"), words, on(move |s| s.gate = gate));
             let words = format!("softplus is {}", table.name());
             let delta = Delta::Tabled(table);
             self.formula(
                 5,
-                ("function", "softplus"),
+                ("table", "softplus"),
                 words,
                 on(move |s| s.delta = delta),
             );
@@ -151,7 +163,7 @@ impl Edits<'_, '_> {
         for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
             let words = format!("the exp of decays is {}", table.name());
             let change = on(move |s| s.decay = Some(table));
-            self.formula(5, ("function", "decay"), words, change);
+            self.formula(5, ("table", "decay"), words, change);
         }
     }
 
@@ -311,6 +323,7 @@ impl Edits<'_, '_> {
             formats.extend([
                 Narrow::Codes(8, scale),
                 Narrow::Codes(4, scale * 127.0 / 7.0),
+                Narrow::Codes(4, scale * 16.0),
                 Narrow::Codes(16, scale * 127.0 / 32767.0),
             ]);
         }

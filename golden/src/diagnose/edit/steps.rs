@@ -153,6 +153,12 @@ impl Edits<'_, '_> {
                 n.normalizes = false;
             }),
         );
+        self.formula(
+            2,
+            ("function", "norm"),
+            "rows are divided by their mean square, without the root",
+            on_norm(|n| n.rooted = false),
+        );
         let m = own.weight.len() as f64;
         self.formula(
             2,
@@ -251,6 +257,22 @@ impl Edits<'_, '_> {
                 words,
                 on_hadamard(move |h| h.stages[stage] = false),
             );
+        }
+        for count in 2..stages {
+            let kept = stages - count;
+            for (missing, words) in [
+                (
+                    0..count,
+                    format!("the first {count} of {stages} stages are missing"),
+                ),
+                (
+                    kept..stages,
+                    format!("the last {count} of {stages} stages are missing"),
+                ),
+            ] {
+                let change = on_hadamard(move |h| h.stages[missing.clone()].fill(false));
+                self.formula(2, ("part-missing", "stages"), words, change);
+            }
         }
         self.formula(
             1,

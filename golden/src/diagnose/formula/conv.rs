@@ -26,6 +26,8 @@ pub struct Conv {
     pub tap_scale: Vec<f32>,
     /// Dequantized, E.
     pub bias: Vec<f32>,
+    /// Whether the bias is added after the function.
+    pub bias_after: bool,
     /// Whether taps and inputs are codes that are summed as integers.
     pub integer: bool,
     /// What a chip does otherwise.
@@ -105,6 +107,7 @@ impl Conv {
                 false => vec![weight.tap_scale(0)],
             },
             bias: (0..e).map(|c| weight.bias(c)).collect(),
+            bias_after: false,
             integer,
             chip,
             product: rules.silu_form == SiluForm::Product,
@@ -222,12 +225,13 @@ impl Conv {
                 let products = (0..k).map(|tap| (self.taps[(tap, c)] * x(tap)) as i64);
                 return self.of_chip(c, chip, by, products);
             }
+            let bias = if self.bias_after { 0.0 } else { self.bias[c] };
             let v = if self.integer {
                 let acc: f32 = (0..k).map(|tap| self.taps[(tap, c)] * x(tap)).sum();
                 let both = (m.mul)(self.tap_scale(c), self.x.scale);
-                (m.fma)(both, acc, self.bias[c])
+                (m.fma)(both, acc, bias)
             } else {
-                let mut v = self.bias[c];
+                let mut v = bias;
                 for tap in 0..k {
                     let at = (t + tap + 1).saturating_sub(k);
                     let scale = (m.mul)(self.tap_scale(c), self.x.step(at));
@@ -243,7 +247,10 @@ impl Conv {
                 }
                 (_, activation) => activation.of(m, v),
             };
-            self.output.of(y)
+            self.output.of(match self.bias_after {
+                true => y + self.bias[c],
+                false => y,
+            })
         })
     }
 }

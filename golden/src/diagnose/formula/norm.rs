@@ -63,6 +63,8 @@ pub struct Norm {
     pub centred: bool,
     /// What squares are divided by, over M.
     pub mean_of: f64,
+    /// Whether the root of the mean square is drawn.
+    pub rooted: bool,
     /// Whether rows are normalized at all.
     pub normalizes: bool,
     /// The type of 1/rms.
@@ -82,6 +84,7 @@ impl Norm {
             eps_outside: false,
             centred: false,
             mean_of: 1.0,
+            rooted: true,
             normalizes: true,
             rstd: None,
             output: scene.output(row, Some(rule), false)?,
@@ -100,9 +103,10 @@ impl Norm {
             };
             let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
             let mean_square = row.iter().map(square).sum::<f64>() / m * self.mean_of;
-            let root = match self.eps_outside {
-                true => mean_square.sqrt() + self.eps,
-                false => (mean_square + self.eps).sqrt(),
+            let root = match (self.rooted, self.eps_outside) {
+                (false, _) => mean_square + self.eps,
+                (true, true) => mean_square.sqrt() + self.eps,
+                (true, false) => (mean_square + self.eps).sqrt(),
             };
             let mut rstd = match self.normalizes {
                 true => (1.0 / root) as f32,

@@ -106,6 +106,10 @@ pub struct Scan {
     pub a_is_log: bool,
     /// Decays are 1 − α·δ and not exp.
     pub linear_decay: bool,
+    /// The logarithm of what decays are powers of, 1 for e.
+    pub decay_base: f32,
+    /// Whether D·u is added after the gate.
+    pub skip_ungated: bool,
     /// A table that decays come from.
     pub decay: Option<Table>,
     /// Whether B enters with δ.
@@ -200,6 +204,8 @@ impl Scan {
             delta: Step::Softplus,
             a_is_log: true,
             linear_decay: false,
+            decay_base: 1.0,
+            skip_ungated: false,
             decay: None,
             input_delta: true,
             gate: Some(Activation::Silu),
@@ -257,6 +263,8 @@ impl Scan {
         let inside = self.delta != Step::Softplus
             || !self.a_is_log
             || self.linear_decay
+            || self.decay_base != 1.0
+            || self.skip_ungated
             || self.decay.is_some()
             || !self.input_delta
             || !matches!(self.gate, None | Some(Activation::Silu))
@@ -347,13 +355,14 @@ impl Scan {
                 delta = narrow.of(delta);
             }
             let drive = if self.input_delta { delta } else { 1.0 };
+            let d = if self.skip_ungated { 0.0 } else { self.d[c] };
             let mut out = match fused {
-                true => (m.mul)(self.d[c], u),
+                true => (m.mul)(d, u),
                 false => 0.0,
             };
             for (n, x) in x.iter_mut().enumerate() {
                 let b = self.b.real(m, (t, n));
-                let exponent = (m.mul)(alpha[n], delta);
+                let exponent = (m.mul)(alpha[n], delta) * self.decay_base;
                 let decay = match (self.linear_decay, self.decay) {
                     (true, _) => 1.0 - exponent,
                     (false, Some(table)) => table.of(m.exp, -exponent),
@@ -379,7 +388,7 @@ impl Scan {
                 *x = next;
             }
             if !fused {
-                out = (m.add)(out, (m.mul)(u, self.d[c]));
+                out = (m.add)(out, (m.mul)(u, d));
             }
             let z = self.z.real(m, (t, c));
             let out = self.narrow_sum.map_or(out, |narrow| narrow.of(out));
@@ -391,6 +400,10 @@ impl Scan {
                     (m.div)(gated, (m.add)(1.0, (m.exp_neg)(z)))
                 }
                 (Some(gate), None) => (m.mul)(out, gate.of(m, z)),
+            };
+            let y = match self.skip_ungated {
+                true => y + self.d[c] * u,
+                false => y,
             };
             put(t, self.output.of(y));
         }
