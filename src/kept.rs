@@ -4,7 +4,8 @@ use crate::cli::ModelArgs;
 use crate::input::{Subject, load_parts, mode_table};
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::{ModeSpec, ModeTable};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use tokenizers::Tokenizer;
 
 /// The arguments of a model and what of it was loaded so far. A part that a mode needs is loaded when the first
 /// such mode runs; commands see the parts that they would have loaded themselves.
@@ -12,6 +13,8 @@ use std::sync::{Arc, Mutex};
 pub struct Kept {
     args: ModelArgs,
     loaded: Mutex<Loaded>,
+    /// Read when it is first asked for: a vocabulary takes longer to read than a text to be cut into tokens.
+    tokenizer: OnceLock<Tokenizer>,
 }
 
 struct Loaded {
@@ -50,12 +53,32 @@ impl Kept {
             subject,
             always,
         });
-        Ok(Arc::new(Self { args, loaded }))
+        let tokenizer = OnceLock::new();
+        Ok(Arc::new(Self {
+            args,
+            loaded,
+            tokenizer,
+        }))
     }
 
     /// The arguments it was opened with.
     pub fn args(&self) -> &ModelArgs {
         &self.args
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// No tokenizer, or one that is not the model's.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        match self.tokenizer.get() {
+            Some(tokenizer) => Ok(tokenizer),
+            None => {
+                let tokenizer = self.subject(&[])?.tokenizer()?;
+                Ok(self.tokenizer.get_or_init(|| tokenizer))
+            }
+        }
     }
 
     /// The built-in modes and those of the files it was opened with.

@@ -167,19 +167,16 @@ impl Model {
 
     /// Token ids of texts.
     fn encode(&self, py: Python<'_>, texts: Vec<String>) -> PyResult<Vec<Vec<u32>>> {
-        work::long(py, None, || {
-            encode(&self.kept.subject(&[])?.tokenizer()?, &texts)
-        })
+        work::long(py, None, || encode(self.kept.tokenizer()?, &texts))
     }
 
     /// The text of token ids.
     fn decode_text(&self, py: Python<'_>, ids: Vec<u32>) -> PyResult<String> {
         work::long(py, None, || {
-            let tokenizer = self.kept.subject(&[])?.tokenizer()?;
             let bad = |e: Box<dyn std::error::Error + Send + Sync>| {
                 SimError::value("tokens", "ids of the tokenizer", e)
             };
-            tokenizer.decode(&ids, false).map_err(bad)
+            (self.kept.tokenizer()?.decode(&ids, false)).map_err(bad)
         })
     }
 

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -73,3 +76,30 @@ def test_it_is_registered_and_made_from_a_line():
     assert math.isfinite(lm.loglikelihood([request("", " night")], disable_tqdm=True)[0][0])
     with pytest.raises(scalescope.Error, match="mode"):
         get_model("scalescope").create_from_arg_string("model=sample,mode=9-9")
+
+
+def test_the_command_line_scores_a_task_of_ones_own(tmp_path):
+    """lm-eval's own command, a task of this machine, no network: its accuracy is that of `scalescope eval`."""
+    pytest.importorskip("datasets", reason="lm-eval's own dependencies are not installed (pip install lm-eval==0.4.13)")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2] + TEXTS[3:]))
+    (tmp_path / "lastword.yaml").write_text(f"""
+task: lastword
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {tmp_path / "cache"}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
+doc_to_target: "{{{{' ' + text.split(' ')[-1]}}}}"
+metric_list: [{{metric: perplexity, aggregation: perplexity, higher_is_better: false}}]
+""")
+    command = [sys.executable, "-m", "scalescope.lm_eval", "--model_args", "model=sample,mode=2-4,profile=deployed"]
+    command += ["--tasks", "lastword", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (found,) = (tmp_path / "out").rglob("results_*.json")
+    got = json.loads(found.read_text())["results"]["lastword"]["perplexity,none"]
+    model = scalescope.load("sample")
+    row = model.evaluate(TEXTS[:2] + TEXTS[3:], modes="2-4", profile="deployed", reference="none").rows()[0]
+    assert got == pytest.approx(row["perplexity"]["value"], rel=1e-9)

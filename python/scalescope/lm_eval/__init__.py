@@ -15,9 +15,9 @@ import json
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from ._progress import Progress
-from ._scalescope import Error, windows
-from .model import Model, load
+from .._progress import Progress
+from .._scalescope import Error, windows
+from ..model import Model, load
 
 #: Tokens that are generated between looks for a stop string.
 _PIECE = 8
@@ -163,10 +163,3 @@ def main() -> None:
         at = 1 if arguments[:1] == ["run"] else 0
         sys.argv[1 + at : 1 + at] = ["--model", "scalescope"]
     cli_evaluate()
-
-
-if __name__ == "__main__":
-    # Registered under its importable name, once.
-    from scalescope.lm_eval import main as run
-
-    run()
