@@ -171,7 +171,7 @@ fn text(lineage: &Lineage) -> String {
     }
     let mut out = table_text(&rows);
     out.push_str(
-        "\nratio: absmax/(127·scale) of the values before they are quantized, best near 1\n\
+        "\nratio (scale_ratio →1): absmax/(127·scale) of the values before they are quantized\n\
          clipped: values that did not fit INT8; grid: codes used, of 256 (JSON: grid_occupancy)\n\
          └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n\
          └ in segments: the share of values in each segment of the quantizer, small ones first, then those beyond\n",
