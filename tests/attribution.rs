@@ -1,6 +1,6 @@
 //! `faults`, `--fault`, `attribute`, `recommend`, run as a user runs them.
 
-use crate::common::{arg, edited, json, refusal, run, stdout};
+use crate::common::{arg, edited, flowing, json, refusal, run, stdout};
 use ndarray::{ArrayD, Axis};
 use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use scalescope_sim::fault::FAULTS;
@@ -91,7 +91,7 @@ fn a_dump_is_diagnosed_without_its_metadata() {
     // Of another mode: the one that it is of is named, and found without being named.
     let out = run(&["attribute", "--mode", "0", "--dump", arg(&clean)]);
     assert_eq!(out.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    let said = flowing(&String::from_utf8_lossy(&out.stdout));
     assert!(
         said.contains("not a dump of mode 0")
             && said.contains("one of mode 2-4: no element differs"),

@@ -56,14 +56,23 @@ impl fmt::Display for Recognised {
             0.0 => "no element differs".to_owned(),
             share => format!("{} of its elements differ", percent(share)),
         };
-        let blocks: Vec<String> = self.blocks.iter().map(ToString::to_string).collect();
-        let word = if blocks.len() == 1 { "block" } else { "blocks" };
+        let (first, last) = (self.blocks.first(), self.blocks.last());
+        let (word, blocks) = match (first, last) {
+            (Some(first), Some(last)) if first == last => ("block", first.to_string()),
+            (Some(first), Some(last)) if last - first + 1 == self.blocks.len() => {
+                ("blocks", format!("{first} to {last}"))
+            }
+            _ => {
+                let blocks: Vec<String> = self.blocks.iter().map(ToString::to_string).collect();
+                ("blocks", blocks.join(", "))
+            }
+        };
         write!(
             f,
             "mode {}: {} in {word} {} (profile {})",
             self.mode,
             share(self.differs),
-            blocks.join(", "),
+            blocks,
             self.profile
         )?;
         match self.as_well.as_slice() {
