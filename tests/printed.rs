@@ -36,11 +36,10 @@ const RUNS: &[&str] = &[
     "recommend --mode 2-1 --length 32 --limit 1 --every 8",
     "headroom --profile asic-int8 --length 12 --limit 1",
     "sweep --vary scan.state=int8,int16 --length 12 --limit 1",
-    "sweep --choices",
     "export --layer 1 --step conv --length 8 --limit 1 -o vectors",
     "check-export vectors",
     "report --modes 0,2-4 --length 8 --limit 1",
-    "bench --synthetic tiny --modes 0 --length 8 --decode 0",
+    "bench --synthetic tiny --modes 0 --length 8 --decode 0 --repeat 1",
     "selftest",
 ];
 
