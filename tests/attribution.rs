@@ -1,6 +1,6 @@
 //! `faults`, `--fault`, `attribute`, `recommend`, run as a user runs them.
 
-use crate::common::{arg, edited, json, refusal, run, stdout};
+use crate::common::{arg, edited, flowing, json, refusal, run, stdout};
 use ndarray::{ArrayD, Axis};
 use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use scalescope_sim::fault::FAULTS;
@@ -88,9 +88,21 @@ fn a_dump_is_diagnosed_without_its_metadata() {
     ]);
     assert_eq!(answer["findings"][0]["kind"], "none");
     assert_eq!(answer["mismatched"], 0);
-    // Of another mode: points that it does not make, or tensors that deviate.
-    let out = run(&["attribute", "--mode", "0", "--trace", arg(&clean)]);
-    assert!(String::from_utf8_lossy(&out.stdout).contains("not made by this mode"));
+    // Of another mode: the one that it is of is named, and found without being named.
+    let out = run(&["attribute", "--mode", "0", "--dump", arg(&clean)]);
+    assert_eq!(out.status.code(), Some(1));
+    let said = flowing(&String::from_utf8_lossy(&out.stdout));
+    assert!(
+        said.contains("not a dump of mode 0")
+            && said.contains("one of mode 2-4: no element differs"),
+        "{said}"
+    );
+    let answer = json(&["attribute", "--dump", arg(&clean), "--json"]);
+    assert_eq!(
+        (&answer["mode"], &answer["mismatched"]),
+        (&"2-4".into(), &0.into())
+    );
+    assert_eq!(answer["recognised"]["mode"], "2-4");
 }
 
 /// A clean dump of mode 0.
@@ -169,7 +181,7 @@ fn dumps_that_cannot_be_judged_are_refused() {
     let foreign = |key: &str, array: Array| {
         (key == "tokens" || key.ends_with("/conv_out_f32")).then_some(array)
     };
-    let line = {
+    let said = {
         let of_float = dir.path().join("float.npz");
         stdout(&[
             "run",
@@ -181,9 +193,12 @@ fn dumps_that_cannot_be_judged_are_refused() {
             arg(&of_float),
         ]);
         let file = edited(&of_float, "foreign.npz", foreign);
-        refusal(&["attribute", "--mode", "0", "--trace", arg(&file)])
+        let out = run(&["attribute", "--mode", "0", "--dump", arg(&file)]);
+        assert_eq!(out.status.code(), Some(1));
+        String::from_utf8_lossy(&out.stdout).into_owned()
     };
-    assert!(line.contains("tensors that mode 0 makes"), "{line}");
+    // Nothing in it is of mode 0.
+    assert!(said.contains("not a dump of mode 0"), "{said}");
 }
 
 #[test]

@@ -524,7 +524,7 @@ fn codes_in_another_type_are_codes_and_a_type_that_does_not_fit_is_named_by_side
         let [(compare, said), (check, _)] = asked(&path);
         assert_eq!((compare, check), (1, 1), "{dtype}");
         assert!(
-            said.contains(&format!("first difference: {CODES} [0, 1, 5]")),
+            said.contains(&format!("first failure: {CODES} [0, 1, 5]")),
             "{said}"
         );
         assert!(!said.contains("multiplied"), "{said}");
@@ -557,7 +557,10 @@ fn codes_in_another_type_are_codes_and_a_type_that_does_not_fit_is_named_by_side
     });
     let [(compare, said), (check, refused)] = asked(&reals);
     assert_eq!((compare, check), (1, 2), "{said}{refused}");
-    assert!(said.contains("in A, ") && said.contains("code "), "{said}");
+    assert!(
+        said.contains("(A), found") && said.contains("code "),
+        "{said}"
+    );
     assert!(
         refused.contains("expected i8, as the run has it, found f32 in the file"),
         "{refused}"

@@ -73,6 +73,72 @@ fn an_equal_trace_exits_with_0() {
 }
 
 #[test]
+fn the_mode_of_a_dump_is_told_from_its_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = block_0(dir.path());
+    // The golden files have no metadata.
+    for mode in [&[][..], &["--mode", "auto"]] {
+        let args = [&["check", "--golden", arg(&path), "--json"][..], mode].concat();
+        let json = json(&args);
+        assert_eq!(
+            (&json["mode"], &json["mismatched"]),
+            (&"0".into(), &0.into())
+        );
+        assert_eq!(json["recognised"]["differs"], 0.0);
+        assert_eq!(json["recognised"]["blocks"], serde_json::json!([0]));
+    }
+    let out = run(&["check", "--golden", arg(&path), "--mode", "2-4"]);
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        error.contains("this looks like a dump of mode 0:"),
+        "{error}"
+    );
+    let out = run(&[
+        "check",
+        "--golden",
+        arg(&path),
+        "--mode",
+        "2-1",
+        "--only-failures",
+    ]);
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        error.contains("this looks like a dump of mode 0:"),
+        "{error}"
+    );
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("11 other tensors not shown"), "{text}");
+    assert!(text.contains("first failure: layer_00/ssm_y"), "{text}");
+}
+
+/// binary16 that lies in f32 is itself; other f32 in its place are compared by value.
+#[test]
+fn floats_in_a_wider_type_are_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut arrays) = block_0(dir.path());
+    for array in arrays.values_mut() {
+        if let Array::F16(a) = array {
+            *array = Array::F32(a.mapv(half::f16::to_f32));
+        }
+    }
+    write(&path, &arrays);
+    let json = json(&["check", "--golden", arg(&path), "--mode", "0", "--json"]);
+    assert_eq!(json["mismatched"], 0);
+    let Some(Array::F32(y)) = arrays.get_mut("layer_00/ssm_y") else {
+        panic!("made above");
+    };
+    y[[0, 3, 5]] += 1e-6;
+    write(&path, &arrays);
+    let text = mismatch(&["check", "--golden", arg(&path), "--mode", "0"]);
+    assert!(
+        text.contains("first failure: layer_00/ssm_y [0, 3, 5]"),
+        "{text}"
+    );
+    let found = run(&["attribute", "--mode", "0", "--dump", arg(&path)]);
+    assert_eq!(found.status.code(), Some(1));
+}
+
+#[test]
 fn one_changed_element_is_named_and_exits_with_1() {
     let dir = tempfile::tempdir().unwrap();
     let (path, mut arrays) = block_0(dir.path());

@@ -92,7 +92,7 @@ fn a_trace_equals_itself_and_two_modes_differ_by_every_metric() {
         }
         assert!(metrics["sqnr_db"].as_f64().unwrap() > 20.0);
     }
-    let text = compare(&float, &int8, &[]);
+    let text = compare(&float, &int8, &["--metrics", "all"]);
     let text = String::from_utf8(text.stdout).unwrap();
     for part in [
         "sqnr_db ↑",

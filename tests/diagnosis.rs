@@ -1,6 +1,6 @@
 //! `lineage`, `propagate` and `equiv` as a user meets them.
 
-use crate::common::{json, refusal, run, stdout};
+use crate::common::{flowing, json, refusal, run, stdout};
 
 const TEXT: &str = "It was late in the evening when the old captain came home from the harbour.";
 
@@ -167,7 +167,7 @@ fn defects_show_where_they_are_put_in() {
     let disagreeing = fault("stale-scale@layer=4,site=scan_b,factor=2", &["lineage"]);
     let out = run(&disagreeing);
     assert_eq!(out.status.code(), Some(1));
-    let text = String::from_utf8(out.stdout).unwrap();
+    let text = flowing(&String::from_utf8(out.stdout).unwrap());
     for part in [
         "fault stale-scale@layer=4,site=scan_b,factor=2",
         "block 4 x_proj_out: scan_b reads with a scale 2.0000 times",

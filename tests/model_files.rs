@@ -1,6 +1,6 @@
 //! Models as files: a quantized one, a folder of Quamba's, damaged ones, a tokenizer that is another model's.
 
-use crate::common::{self, arg, checkpoint, json, refusal, scales, stdout};
+use crate::common::{self, arg, checkpoint, flowing, json, refusal, scales, stdout};
 use scalescope_sim::checkpoint::load::{Loaded, load};
 use std::fs;
 use std::path::Path;
@@ -72,7 +72,7 @@ fn a_folder_of_quambas_runs_like_the_file_of_the_same_model() {
     assert_eq!(info["kind"], "W8A8 model (Quamba)");
     assert_eq!(info["entries"].as_array().unwrap().len(), 452);
     assert!(info["refusal"].is_null() && info["notes"].as_array().unwrap().is_empty());
-    let text = stdout(&["info", arg(&folder)]);
+    let text = flowing(&stdout(&["info", arg(&folder)]));
     assert!(
         text.contains("12 blocks") && text.contains("[1, 192]"),
         "{text}"

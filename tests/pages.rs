@@ -9,6 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+const GUARD: &str = "<head><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; \
+    style-src 'unsafe-inline'; script-src 'unsafe-inline'\"><script>blocked = 0; \
+    addEventListener('securitypolicyviolation', () => blocked++)</script>";
 const WIDTHS: [u32; 2] = [1366, 390];
 
 /// A browser's document after the page in a frame of some width has told what it saw.
@@ -32,7 +35,10 @@ fn dump(browser: &str, frame: &Path, dark: bool) -> String {
 fn seen(browser: &str, page: &str, width: u32, dark: bool) -> Value {
     let dir = tempfile::tempdir().unwrap();
     let probe = include_str!("pages/probe.js");
-    let probed = format!("{page}<script>{probe}</script>");
+    // Nothing may be fetched: whatever tries is counted.
+    let guarded = page.replacen("<head>", GUARD, 1);
+    assert_ne!(guarded, page, "a page has a head");
+    let probed = format!("{guarded}<script>{probe}</script>");
     fs::write(dir.path().join("page.html"), probed).unwrap();
     let frame = dir.path().join("frame.html");
     let around = format!(
@@ -132,7 +138,7 @@ fn a_sweep_is_legible_on_every_screen() {
 #[test]
 #[ignore = "needs Chromium: cargo test --test all pages:: -- --ignored"]
 fn what_is_wrong_with_a_page_is_seen() {
-    let page = "<!DOCTYPE html><meta name=viewport content='width=device-width'><body style='background:#fff'>\
+    let page = "<!DOCTYPE html><html><head><meta name=viewport content='width=device-width'></head><body style='background:#fff'>\
         <p style='color:#999'>pale</p><div style='width:800px'>wide</div><img src=none.png>";
     let seen = seen(browser(), page, 390, false);
     let bad = seen["bad"].to_string();

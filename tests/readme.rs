@@ -1,6 +1,6 @@
 //! The README is true: every command in it runs, and prints what is said of it.
 
-use crate::common::{checkpoint, scalescope};
+use crate::common::{checkpoint, flowing, scalescope};
 use std::fs;
 use std::path::Path;
 
@@ -124,6 +124,7 @@ fn every_command_does_what_is_said_of_it() {
             .replace("8..16", "8..9");
         let (found, said) = run(dir.path(), &format!("{line} {quick}"));
         assert_eq!(found, Some(*code), "{line}: {said}");
+        let said = flowing(&said);
         for words in *printed {
             assert!(said.contains(words), "{line}: {words} in\n{said}");
         }

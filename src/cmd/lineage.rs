@@ -115,55 +115,54 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
 /// A row for each quantizer, one below for each of its readers.
 fn text(lineage: &Lineage) -> String {
     let header = [
-        "block",
         "quantizer",
         "calibrated as",
         "scale",
         "absmax",
-        "scale_ratio →1",
+        "ratio",
         "clipped",
-        "wrapped",
-        "grid_occupancy",
+        "grid",
         "",
     ];
-    let occupancy = |q: &Quantizer| match q.grid_occupancy {
+    let grid = |q: &Quantizer| match q.grid_occupancy {
         Some(share) => format!("{:.0} %", 100.0 * share),
-        None => "stays FP32".into(),
+        None => "FP32".into(),
     };
-    let mut rows = table(&header, 3);
+    let mut rows = table(&header, 2);
     let last = header.len() - 1;
     let column = rows.column_mut(last).expect("the last of the header");
     column.set_cell_alignment(CellAlignment::Left);
+    let mut block = None;
     for q in &lineage.quantizers {
+        if block.replace(q.layer) != Some(q.layer) {
+            rows.add_row([format!("block {}", q.layer)]);
+        }
         rows.add_row([
-            q.layer.to_string(),
-            q.name.into(),
+            q.name.to_owned(),
             q.calibrated.into(),
             scale(q),
             number(q.absmax),
             format!("{:.3}", q.scale_ratio),
-            format!("{:.4} %", 100.0 * q.clipped),
-            q.wrapped.to_string(),
-            occupancy(q),
+            format!("{} %", number(100.0 * q.clipped)),
+            grid(q),
             mark(q.severity).into(),
         ]);
+        if q.wrapped > 0 {
+            rows.add_row([format!(
+                "└ {} wrapped",
+                counted(q.wrapped as usize, "value")
+            )]);
+        }
         if !q.segments.is_empty() {
-            rows.add_row([
-                String::new(),
-                "└ in segments".into(),
-                String::new(),
-                q.segments_text(),
-            ]);
+            rows.add_row(["└ in segments".into(), q.segments_text()]);
         }
         for reader in &q.readers {
             rows.add_row([
-                String::new(),
                 format!("└ {}", reader.label()),
                 String::new(),
                 factor(reader),
                 String::new(),
-                format!("reaches {:.2}", reader.reach),
-                String::new(),
+                format!("{:.2}", reader.reach),
                 String::new(),
                 format!("{:.0} %", 100.0 * reader.grid_occupancy),
                 mark(reader.severity).into(),
@@ -172,7 +171,8 @@ fn text(lineage: &Lineage) -> String {
     }
     let mut out = table_text(&rows);
     out.push_str(
-        "\nscale_ratio: absmax/(127·scale) of the values before they are quantized\n\
+        "\nratio (scale_ratio →1): absmax/(127·scale) of the values before they are quantized\n\
+         clipped: values that did not fit INT8; grid: codes used, of 256 (JSON: grid_occupancy)\n\
          └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n\
          └ in segments: the share of values in each segment of the quantizer, small ones first, then those beyond\n",
     );

@@ -75,3 +75,8 @@ pub fn edited(file: &Path, name: &str, edit: impl Fn(&str, Array) -> Option<Arra
     out.finish().unwrap();
     to
 }
+
+/// A text in one line: where it was broken to fit a terminal says nothing.
+pub fn flowing(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

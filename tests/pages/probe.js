@@ -47,7 +47,7 @@ addEventListener('load', () => {
     const at = rows.map(r => [r.getBoundingClientRect().top, Number(r.style.getPropertyValue(key))]).sort((a, b) => a[0] - b[0]);
     if (input.id !== 'sort-none') { if (at.some((r, i) => i && r[1] < at[i-1][1])) say('not sorted by ' + key); else sorted++; }
   }
-  const requests = performance.getEntriesByType('resource').length;
+  const requests = blocked + performance.getEntriesByType('resource').length;
   const dark = matchMedia('(prefers-color-scheme: dark)').matches;
   parent.postMessage({ width: innerWidth, dark, bad, least, picked, sorted, requests }, '*');
 });

@@ -56,14 +56,23 @@ impl fmt::Display for Recognised {
             0.0 => "no element differs".to_owned(),
             share => format!("{} of its elements differ", percent(share)),
         };
-        let blocks: Vec<String> = self.blocks.iter().map(ToString::to_string).collect();
-        let word = if blocks.len() == 1 { "block" } else { "blocks" };
+        let (first, last) = (self.blocks.first(), self.blocks.last());
+        let (word, blocks) = match (first, last) {
+            (Some(first), Some(last)) if first == last => ("block", first.to_string()),
+            (Some(first), Some(last)) if last - first + 1 == self.blocks.len() => {
+                ("blocks", format!("{first} to {last}"))
+            }
+            _ => {
+                let blocks: Vec<String> = self.blocks.iter().map(ToString::to_string).collect();
+                ("blocks", blocks.join(", "))
+            }
+        };
         write!(
             f,
             "mode {}: {} in {word} {} (profile {})",
             self.mode,
             share(self.differs),
-            blocks.join(", "),
+            blocks,
             self.profile
         )?;
         match self.as_well.as_slice() {
@@ -93,6 +102,8 @@ fn percent(share: f64) -> String {
 
 /// A mode in a profile.
 struct Tried<'a> {
+    /// Its place in the table of modes.
+    place: usize,
     mode: &'a ModeSpec,
     profile: &'a Profile,
     differs: f64,
@@ -114,12 +125,12 @@ pub fn recognise(
     let Some((first, others)) = profiles.split_first() else {
         return Err(SimError::value("profile", "at least one", "none"));
     };
-    let mut order: Vec<&ModeSpec> = modes.iter().collect();
-    order.sort_by_key(|mode| dump.unlike(mode, first));
+    let mut order: Vec<(usize, &ModeSpec)> = modes.iter().enumerate().collect();
+    order.sort_by_key(|(_, mode)| dump.unlike(mode, first));
     let some = dump.blocks(BLOCKS);
     let mut best = f64::INFINITY;
     let mut tried = Vec::new();
-    for mode in order {
+    for (place, mode) in order {
         // What the types alone tell is less than the whole.
         let unlike = dump.unlike(mode, first) as f64 / dump.tensors(&some).max(1) as f64;
         let differs = match unlike > best && asked != Some(&mode.name) {
@@ -128,6 +139,7 @@ pub fn recognise(
         };
         best = best.min(differs);
         tried.push(Tried {
+            place,
             mode,
             profile: first,
             differs,
@@ -179,9 +191,9 @@ pub fn recognise(
     })
 }
 
-/// The best first; modes that are equal in the order of their table, which they came in.
+/// The best first; of modes that are as good, the first of the table.
 fn sort(tried: &mut [Tried]) {
-    tried.sort_by(|a, b| a.differs.total_cmp(&b.differs));
+    tried.sort_by(|a, b| a.differs.total_cmp(&b.differs).then(a.place.cmp(&b.place)));
 }
 
 /// The first sequence of a dump.
