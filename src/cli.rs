@@ -51,8 +51,8 @@ use std::sync::Arc;
   scalescope run --mode 0 --tokens t.npy --trace out.npz --layers 0,6
   scalescope quantize path/to/mamba-130m-hf -o q.safetensors
   scalescope check --model q.safetensors --golden trace.npz --mode 0
-  scalescope attribute --mode 0 --trace dump.npz
-  scalescope eval --data passages.jsonl --samples out.jsonl
+  scalescope attribute --dump dump.npz
+  scalescope eval --file passages.jsonl --samples out.jsonl
 
 Exit codes: 0 done and equal, 1 a mismatch, 2 an argument or input that cannot
 be used."

@@ -81,9 +81,9 @@ impl Devices {
             }
             #[cfg(not(feature = "cuda"))]
             DeviceArg::Cuda(_) => Err(SimError::value(
-                "--device",
-                "cpu in this build; `cargo build --release --features cuda` makes one with cuda (docs/cuda.md)",
-                "cuda",
+                "GPU",
+                "a build with the feature cuda (`cargo build --release --features cuda`, docs/cuda.md)",
+                "a build without it",
             )),
         }
     }

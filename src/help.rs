@@ -46,6 +46,7 @@ const MORE: &[&str] = &[
 
 /// The command line with its commands in groups.
 pub fn grouped(command: Command) -> Command {
+    let command = numbers_may_be_negative(command);
     let mut text = String::from(
         "{about-with-newline}\n{usage-heading} {usage}\n\nWithout a model, commands use the built-in sample model.\n",
     );
@@ -85,8 +86,37 @@ pub fn refused(error: &clap::Error) -> u8 {
         "number would be zero for non-zero type",
         "expected a number above 0",
     );
-    eprint!("{words}");
+    eprint!("{}", ranges(&words));
     code
+}
+
+/// Ranges that clap writes as Rust does, in words: `5 is not in 2..=4294967295`, `expected 2 or more`.
+fn ranges(words: &str) -> String {
+    let line = |line: &str| {
+        let said = || {
+            let (before, range) = line.split_once(" is not in ")?;
+            let (option, _) = before.rsplit_once(": ")?;
+            let (low, high) = range.split_once("..")?;
+            let most = high.strip_prefix('=').unwrap_or_default();
+            let expected = match most.parse::<u64>() {
+                Ok(most) if most < u64::from(u32::MAX) => format!("{low} to {most}"),
+                _ => format!("{low} or more"),
+            };
+            Some(format!("{option}: expected {expected}\n"))
+        };
+        said().unwrap_or_else(|| format!("{line}\n"))
+    };
+    words.lines().map(line).collect()
+}
+
+/// A minus before a number begins a value, which the option then judges, and no option.
+fn numbers_may_be_negative(command: Command) -> Command {
+    command
+        .mut_args(|arg| {
+            let takes = arg.get_action().takes_values();
+            arg.allow_negative_numbers(takes)
+        })
+        .mut_subcommands(numbers_may_be_negative)
 }
 
 #[cfg(test)]
@@ -106,6 +136,36 @@ mod tests {
         command.build();
         let names: BTreeSet<&str> = command.get_subcommands().map(Command::get_name).collect();
         assert_eq!(listed, names);
+    }
+
+    #[test]
+    fn a_minus_before_a_number_begins_a_value() {
+        let parse = |args: &[&str]| {
+            let args = ["scalescope"].iter().chain(args);
+            super::grouped(Cli::command()).try_get_matches_from(args)
+        };
+        let alpha = ["quantize", "path", "-o", "out", "--alpha", "-0.5"];
+        assert!(parse(&alpha).is_ok(), "judged by the command");
+        let said = parse(&["run", "--length", "-3"]).unwrap_err().to_string();
+        assert!(
+            said.contains("invalid value '-3' for '--length <N>'"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn ranges_are_said_in_words() {
+        let said = |range| {
+            ranges(&format!(
+                "error: invalid value '1' for '--n <N>': 1 is not in {range}"
+            ))
+        };
+        let expected =
+            |words| format!("error: invalid value '1' for '--n <N>': expected {words}\n");
+        assert_eq!(said("2..=4294967295"), expected("2 or more"));
+        assert_eq!(said("2..=8"), expected("2 to 8"));
+        assert_eq!(said("2.."), expected("2 or more"));
+        assert_eq!(ranges("1 is not in it"), "1 is not in it\n");
     }
 
     #[test]

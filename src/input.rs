@@ -6,6 +6,7 @@ use crate::output::{note, progress};
 use crate::texts::{Form, Texts};
 use crate::tokenizer::{self, encode};
 use ndarray::Array2;
+use scalescope_golden::check::{Recognised, recognise};
 use scalescope_golden::mapping;
 use scalescope_golden::npz::read_npy;
 use scalescope_golden::trace_file::TraceFile;
@@ -23,7 +24,7 @@ use scalescope_sim::fault::Fault;
 use scalescope_sim::generate::{OwnText, own_text};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
 use scalescope_sim::model::{ActivationScales, Checkpoint, FloatModel, Model, QuantizedModel};
-use scalescope_sim::profile::Profile;
+use scalescope_sim::profile::{PROFILES, Profile};
 use scalescope_sim::quant::Scale;
 use scalescope_sim::sample;
 use scalescope_sim::trace::TracePoint;
@@ -590,6 +591,68 @@ fn only_float(float: &Arc<FloatModel>) -> Model {
         float: Some(Arc::clone(float)),
         ..Model::default()
     }
+}
+
+/// The name by which `--mode` asks for the mode that a dump was made in.
+pub const AUTO: &str = "auto";
+
+/// A dump's mode, the model loaded for it, and how the mode was told if it was.
+pub struct Dumped {
+    /// The model.
+    pub subject: Subject,
+    /// The mode.
+    pub mode: ModeSpec,
+    /// What tells it.
+    pub recognised: Option<Recognised>,
+}
+
+/// A dump's mode by its name; [`AUTO`] tells it from the dump's tensors.
+pub fn mode_of_dump(
+    args: &ModelArgs,
+    known: &ModeTable,
+    name: &str,
+    profiles: &[Profile],
+    trace: &TraceFile,
+) -> Result<Dumped> {
+    let modes = match name {
+        AUTO => known.rows(),
+        name => std::slice::from_ref(known.get(name)?),
+    };
+    let subject = load_subject(args, modes)?;
+    let recognised = match name {
+        AUTO => Some(recognised(&subject, known, profiles, trace, None)?),
+        _ => None,
+    };
+    let name = recognised.as_ref().map_or(name, |found| &found.mode);
+    Ok(Dumped {
+        mode: known.get(name)?.clone(),
+        subject,
+        recognised,
+    })
+}
+
+/// The mode that a dump follows best, of those that the model has the parts for.
+pub fn recognised(
+    subject: &Subject,
+    known: &ModeTable,
+    profiles: &[Profile],
+    trace: &TraceFile,
+    asked: Option<&ModeSpec>,
+) -> Result<Recognised> {
+    let mut modes = known.rows().to_vec();
+    modes.retain(|mode| subject.has_parts(mode));
+    if let Some(asked) = asked.filter(|asked| modes.iter().all(|mode| mode.name != asked.name)) {
+        modes.push(asked.clone());
+    }
+    let asked = asked.map(|mode| &*mode.name);
+    recognise(&subject.model, &modes, profiles, trace, asked)
+}
+
+/// These profiles, the first one first, and the built-in ones.
+pub fn profiles_from(first: &Profile) -> Vec<Profile> {
+    let mut all = vec![first.clone()];
+    all.extend(PROFILES.iter().filter(|p| p.name != first.name).cloned());
+    all
 }
 
 /// The trace points of these names.

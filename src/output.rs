@@ -1,7 +1,7 @@
 //! Results to stdout, and the pieces their tables share.
 
 use crate::interrupt;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
 use scalescope_sim::error::{Result, SimError};
 use std::cell::RefCell;
@@ -24,8 +24,25 @@ pub fn printed_by<T>(command: impl FnOnce() -> T) -> (T, String) {
     (done, CALLED.take().unwrap_or_default())
 }
 
-/// Prints a result. What goes wrong is kept for [`printed`].
+/// Prints a result for people: what is wider than [`WIDTH`] goes on in the next line.
 pub fn print(text: &str) {
+    print_as_is(&fitted(text));
+}
+
+/// Lines of at most [`WIDTH`] columns: a longer one is broken between words, and goes on two columns further in.
+fn fitted(text: &str) -> String {
+    let fit = |line: &str| match line.chars().count() > WIDTH {
+        true => {
+            let words = line.trim_start();
+            wrapped(words, line.len() - words.len())
+        }
+        false => format!("{line}\n"),
+    };
+    text.lines().map(fit).collect()
+}
+
+/// Prints a result for programs. What goes wrong is kept for [`printed`].
+pub fn print_as_is(text: &str) {
     if CALLED.with_borrow_mut(|called| match called {
         Some(printed) => {
             printed.push_str(text);
@@ -88,14 +105,14 @@ pub fn printed() -> Result<()> {
 
 /// Prints a result as JSON.
 pub fn print_json(value: &impl serde::Serialize) {
-    print(&serde_json::to_string_pretty(value).expect("results are plain data"));
+    print_as_is(&serde_json::to_string_pretty(value).expect("results are plain data"));
 }
 
 /// A table without frames: a header, a rule, rows. Columns from `left` on are numbers, to the right.
 pub fn table(header: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
-    table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
+    table.set_content_arrangement(ContentArrangement::Disabled);
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         if i >= left {
@@ -105,8 +122,70 @@ pub fn table(header: &[&str], left: usize) -> Table {
     table
 }
 
-/// A table's text, without trailing blanks.
+/// A table's text, without trailing blanks, of at most [`WIDTH`] columns: cells are wrapped between words, and
+/// where that is not enough, the table goes on below with its first column again.
 pub fn table_text(table: &Table) -> String {
+    let natural: Vec<usize> = (table.column_max_content_widths().into_iter())
+        .map(usize::from)
+        .collect();
+    let width = |of: &[usize]| of.iter().sum::<usize>() + 2 * of.len().saturating_sub(1);
+    if width(&natural) <= WIDTH {
+        return lines_of(table);
+    }
+    let least = longest_words(table);
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    for column in 1..natural.len() {
+        let with = |part: &Vec<usize>| -> Vec<usize> {
+            part.iter().chain([&column]).map(|c| least[*c]).collect()
+        };
+        match parts.last_mut() {
+            Some(part) if width(&with(part)) <= WIDTH => part.push(column),
+            _ => parts.push(vec![0, column]),
+        }
+    }
+    let text = |part: &Vec<usize>| {
+        let mut widths: Vec<usize> = part.iter().map(|c| natural[*c]).collect();
+        while width(&widths) > WIDTH {
+            let slack = |i: &usize| widths[*i] - least[part[*i]];
+            let Some(widest) = (0..widths.len())
+                .filter(|i| slack(i) > 0)
+                .max_by_key(|i| widths[*i])
+            else {
+                break;
+            };
+            widths[widest] -= 1;
+        }
+        let mut table = table.clone();
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        for (column, of) in table.column_iter_mut().enumerate() {
+            of.set_constraint(match part.iter().position(|c| *c == column) {
+                Some(at) => ColumnConstraint::Absolute(Width::Fixed(widths[at] as u16 + 2)),
+                None => ColumnConstraint::Hidden,
+            });
+        }
+        lines_of(&table)
+    };
+    parts.iter().map(text).collect::<Vec<_>>().join("\n")
+}
+
+/// Columns of the longest word in each column.
+fn longest_words(table: &Table) -> Vec<usize> {
+    let mut longest = Vec::new();
+    for row in table.header().into_iter().chain(table.row_iter()) {
+        for (column, cell) in row.cell_iter().enumerate() {
+            let content = cell.content();
+            let word = content
+                .split_whitespace()
+                .map(|word| word.chars().count())
+                .max();
+            longest.resize(longest.len().max(column + 1), 1);
+            longest[column] = longest[column].max(word.unwrap_or(0));
+        }
+    }
+    longest
+}
+
+fn lines_of(table: &Table) -> String {
     let mut text = String::new();
     for line in table.lines() {
         text.push_str(line.trim_end());
@@ -152,32 +231,19 @@ pub fn wrapped(sentence: &str, indent: usize) -> String {
     indented.collect()
 }
 
-/// Columns side by side, each a header and its cells, numbers to the right; in as many tables one below the
-/// other as it takes to fit [`WIDTH`]. Every table begins with `first`.
+/// Columns side by side, each a header and its cells, numbers to the right; as [`table_text`] fits them.
 pub fn by_parts(first: Vec<String>, columns: Vec<Vec<String>>) -> String {
-    let width =
-        |column: &Vec<String>| column.iter().map(|c| c.chars().count()).max().unwrap_or(0) + 2;
-    let mut parts: Vec<Vec<&Vec<String>>> = Vec::new();
-    let mut used = WIDTH;
-    for column in &columns {
-        if used + width(column) > WIDTH + 2 || parts.is_empty() {
-            parts.push(vec![&first]);
-            used = width(&first);
-        }
-        used += width(column);
-        parts.last_mut().expect("just pushed").push(column);
-    }
-    let text = |part: &Vec<&Vec<String>>| {
-        let row = |i: usize| part.iter().map(move |column| column[i].clone());
-        let header: Vec<String> = row(0).collect();
-        let header: Vec<&str> = header.iter().map(String::as_str).collect();
-        let mut rows = table(&header, 1);
-        for i in 1..first.len() {
-            rows.add_row(row(i));
-        }
-        table_text(&rows)
+    let row = |i: usize| {
+        let cells = std::iter::once(&first).chain(&columns);
+        cells.map(move |column| column[i].clone())
     };
-    parts.iter().map(text).collect::<Vec<_>>().join("\n")
+    let header: Vec<String> = row(0).collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut rows = table(&header, 1);
+    for i in 1..first.len() {
+        rows.add_row(row(i));
+    }
+    table_text(&rows)
 }
 
 /// A number in at most four digits, for cells: `0`, `0.0312`, `-1.5e-7`, `inf`.

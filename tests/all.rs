@@ -19,6 +19,8 @@ mod eval;
 mod guides;
 mod model_files;
 mod models;
+mod pages;
+mod printed;
 mod readme;
 mod report_html;
 mod rtl;

@@ -206,14 +206,14 @@ fn exported_vectors_are_checked() {
     .unwrap();
     let found = run(&["check-export", text(&out.join("conv"))]);
     assert_eq!(found.code, 1);
-    assert!(found.stdout.contains("NOT EQUAL"), "{}", found.stdout);
+    assert!(found.stdout.contains("MISMATCH"), "{}", found.stdout);
     // Under any name that says so, in any form; a dump of nothing is told.
     for name in ["out_dump.hex", "OUT.dump.mem", "out.dump", "out.hex.dump"] {
         std::fs::rename(out.join("conv/out.dump.hex"), out.join("conv").join(name)).unwrap();
         let found = run(&["check-export", text(&out.join("conv"))]);
         assert_eq!(found.code, 1, "{name}");
         assert!(
-            found.stdout.contains(" words of dumps: NOT EQUAL")
+            found.stdout.contains(" words of dumps: MISMATCH")
                 && !found.stdout.contains(", 0 words")
         );
         std::fs::rename(out.join("conv").join(name), out.join("conv/out.dump.hex")).unwrap();

@@ -132,7 +132,7 @@ fn equiv_proves_or_shows_where_and_why() {
     assert_eq!(parted.status.code(), Some(1));
     let text = String::from_utf8(parted.stdout).unwrap();
     for part in [
-        "DIFFERENT",
+        "MISMATCH",
         "block 0, ssm_u",
         "mode field u: int8 in A, float in B",
         "alone makes",

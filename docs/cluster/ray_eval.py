@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs `scalescope eval` as Ray tasks, one a shard, and merges the results.
 
-    python ray_eval.py --shards 16 --cpus 4 --out parts -- --data passages.jsonl --modes 0,1
+    python ray_eval.py --shards 16 --cpus 4 --out parts -- --file passages.jsonl --modes 0,1
 
 Everything after `--` goes to `scalescope eval`. `--out` must be a folder all nodes share. Started
 again, it goes on where it stopped.

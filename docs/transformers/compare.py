@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds `scalescope eval --modes original` against Hugging Face transformers, f32 on the CPU.
 
-    scalescope eval --model DIR --modes original --data passages.jsonl --samples ours.jsonl
+    scalescope eval --model DIR --modes original --file passages.jsonl --samples ours.jsonl
     pip install torch transformers
     python compare.py DIR passages.jsonl ours.jsonl [--limit N]
 

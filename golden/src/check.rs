@@ -17,6 +17,9 @@
 //! prefill only to compare its tensors, if there are any.
 
 mod known;
+mod recognise;
+
+pub use recognise::{Recognised, recognise};
 
 use crate::compare::{PointResult, Summary, Tolerance, Tolerances};
 use crate::trace_file::{Points, TraceFile, step_key};
@@ -28,6 +31,7 @@ use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
 use serde::{Serialize, Serializer};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What follows a compared tensor.
@@ -168,7 +172,8 @@ struct Found {
     scales: BTreeMap<At, PointResult>,
     given: BTreeMap<At, usize>,
     kept: BTreeMap<At, Pairs>,
-    remarks: BTreeSet<String>,
+    /// Tensors that lie in a wider type, by how they do.
+    wider: BTreeMap<String, BTreeSet<At>>,
 }
 
 struct Check<'a> {
@@ -268,7 +273,7 @@ impl Check<'_> {
             scales,
             given,
             kept,
-            remarks,
+            wider,
         } = self.found;
         let mut places: BTreeSet<At> = BTreeSet::new();
         for points in &self.trace.sequences {
@@ -283,7 +288,7 @@ impl Check<'_> {
         places.sort_by_key(|(step, place)| (*step, place.layer.is_none(), *place));
         let mut report = CheckReport {
             kept,
-            remarks: remarks.into_iter().collect(),
+            remarks: wider.iter().filter_map(lying).collect(),
             ..CheckReport::default()
         };
         for at in places {
@@ -297,10 +302,7 @@ impl Check<'_> {
             } else if let Some(result) = results.get(&at) {
                 report.summary.points.push(result.clone());
             } else {
-                report.summary.missing.push(match at.0 {
-                    Some(step) => format!("step_{step}/{}", step_key(at.1)),
-                    None => at.1.key(),
-                });
+                report.summary.missing.push(key(at));
             }
             report.summary.points.extend(scales.get(&at).cloned());
         }
@@ -339,21 +341,18 @@ impl Probe for Comparer<'_> {
         let at = (self.step, place);
         let expected = &self.points[&place];
         let (found, scale) = Value::from_tensor(value.clone());
-        // Codes in a float type are codes where the run has codes.
-        let codes = match found {
-            Value::I8(_) => expected.codes().map(Value::I8),
-            _ => None,
-        };
-        if codes.is_some() {
-            let dtype = expected.dtype();
-            let remark = format!("{}: INT8 codes in {dtype}: read as i8", self.key(place));
-            self.found.remarks.insert(remark);
+        // Values that lie in a wider type are of the run's type.
+        let own = expected.in_type(found.dtype());
+        if let Some(Cow::Owned(own)) = &own {
+            let (wide, own) = (expected.dtype(), own.dtype());
+            let lying = format!("{own} values in {wide}");
+            self.found.wider.entry(lying).or_default().insert(at);
         }
-        let expected = codes.as_ref().unwrap_or(expected);
+        let expected = own.as_deref().unwrap_or(expected);
+        let floats = expected.dtype() != "i8" && found.dtype() != "i8";
         let local = self.options.feed == Feed::Local;
         if local && !self.known.knows(place) {
-            let exact = self.options.tolerances.of(place) == Tolerance::Exact;
-            if expected.dim() != found.dim() || exact && expected.dtype() != found.dtype() {
+            if expected.dim() != found.dim() || !floats && expected.dtype() != found.dtype() {
                 let key = self.key(place);
                 return Err(unlike(key, &found.describe(), &expected.describe()));
             }
@@ -364,7 +363,7 @@ impl Probe for Comparer<'_> {
                 step: self.step,
                 ..PointResult::new(place, tolerance)
             });
-            if result.tolerance == Tolerance::Exact && expected.dtype() != found.dtype() {
+            if !floats && expected.dtype() != found.dtype() {
                 return Err(unlike(self.key(place), found.dtype(), expected.dtype()));
             }
             result.add_value(self.sequence, expected, &found)?;
@@ -376,7 +375,7 @@ impl Probe for Comparer<'_> {
         }
         if local {
             self.known.given(place);
-            // A tolerance admits another float type, which cannot take the tensor's place.
+            // Another float type cannot take the tensor's place.
             if expected.dtype() == found.dtype() {
                 *value = put_back(value, expected.clone());
             }
@@ -387,10 +386,7 @@ impl Probe for Comparer<'_> {
 
 impl Comparer<'_> {
     fn key(&self, place: Place) -> String {
-        match self.step {
-            Some(step) => format!("step_{step}/{}", step_key(place)),
-            None => place.key(),
-        }
+        key((self.step, place))
     }
 
     /// A file may tell the scale of its codes; then it has to be the model's.
@@ -407,6 +403,23 @@ impl Comparer<'_> {
         let (x, y) = ([expected.get()], [found.get()]);
         result.add(&[self.sequence], &[1], Elements::F32(&x), Elements::F32(&y))
     }
+}
+
+/// A tensor's name in files.
+fn key((step, place): At) -> String {
+    match step {
+        Some(step) => format!("step_{step}/{}", step_key(place)),
+        None => place.key(),
+    }
+}
+
+/// What is said of tensors that lie in a wider type.
+fn lying((how, tensors): (&String, &BTreeSet<At>)) -> Option<String> {
+    let first = key(*tensors.first()?);
+    Some(match tensors.len() {
+        1 => format!("{first}: {how}"),
+        count => format!("{count} tensors ({first} first): {how}"),
+    })
 }
 
 /// A tensor of the file that is none of the run.

@@ -161,7 +161,6 @@ impl PointResult {
         }
         let rule = self.tolerance;
         let at = (prefix, shape);
-        let exact = rule == Tolerance::Exact;
         match (expected, found) {
             (Elements::I8(x), Elements::I8(y)) => {
                 let widest = x
@@ -205,7 +204,7 @@ impl PointResult {
                     ulp_f16(x, y),
                 )
             }),
-            (Elements::F16(x), Elements::F32(y)) if !exact => self.each(at, x, y, |x, y| {
+            (Elements::F16(x), Elements::F32(y)) => self.each(at, x, y, |x, y| {
                 let identical = x.to_f32().to_bits() == y.to_bits();
                 floats(
                     rule,
@@ -215,7 +214,7 @@ impl PointResult {
                     ulp_f16(x, f16::from_f32(y)),
                 )
             }),
-            (Elements::F32(x), Elements::F16(y)) if !exact => self.each(at, x, y, |x, y| {
+            (Elements::F32(x), Elements::F16(y)) => self.each(at, x, y, |x, y| {
                 let identical = x.to_bits() == y.to_f32().to_bits();
                 floats(
                     rule,

@@ -10,7 +10,7 @@ use ndarray::Array2;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
-use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::mode::{MODES, ModeSpec};
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
@@ -32,6 +32,47 @@ impl Run<'_> {
     fn path<'m>(&self, model: &'m Model) -> Result<Datapath<'m>> {
         Datapath::with_faults(model, self.mode, self.profile, self.faults)
     }
+}
+
+/// Modes that are one computation by the rules they run by, and in which profile if not in all
+/// (`golden/tests/equiv.rs` and `sim/tests/identities.rs` hold them; docs/modes.md lists them).
+pub const IDENTITIES: &[(&str, &str, Option<&str>, &str)] = &[
+    (
+        "2-0",
+        "0",
+        None,
+        "a round trip through the same scale changes nothing",
+    ),
+    (
+        "2-2",
+        "2-1",
+        None,
+        "the scan has the same arithmetic on q·s, computed inside or outside",
+    ),
+    (
+        "2-1",
+        "0",
+        Some("exact"),
+        "they differ in implementation only",
+    ),
+];
+
+/// Why two runs are one computation, if a rule says so.
+pub fn by_rule(a: &Run, b: &Run) -> Option<&'static str> {
+    if a.profile != b.profile || !a.faults.is_empty() || !b.faults.is_empty() {
+        return None;
+    }
+    if a.mode == b.mode {
+        return Some("the modes have the same fields");
+    }
+    let built_in = |mode: &ModeSpec, name| MODES.iter().any(|m| m.name == name && m == mode);
+    let found = IDENTITIES.iter().find(|(x, y, profile, _)| {
+        let modes = built_in(a.mode, *x) && built_in(b.mode, *y)
+            || built_in(a.mode, *y) && built_in(b.mode, *x);
+        let same = |name: &str| Profile::get(name).is_ok_and(|p| p == *a.profile);
+        modes && profile.is_none_or(same)
+    });
+    found.map(|(.., why)| *why)
 }
 
 /// What two runs have in common.

@@ -57,7 +57,7 @@ pub struct Quantizer {
     /// absmax / (127 · scale); a dynamic quantizer's is 1 by construction.
     pub scale_ratio: f64,
     /// Share of values that were clamped or wrapped.
-    pub saturation_rate: f64,
+    pub clipped: f64,
     /// Values that lost their high bits.
     pub wrapped: u64,
     /// Distinct codes / 256; `None` where the values stay FP32 on the grid.
@@ -127,11 +127,11 @@ impl Lineage {
             let clips = |q: &&Quantizer| {
                 q.name == name
                     && q.promised_rate > 0.0
-                    && q.saturation_rate > 0.0
+                    && q.clipped > 0.0
                     && q.severity == Severity::Info
             };
             let all: Vec<&Quantizer> = self.quantizers.iter().filter(clips).collect();
-            let rates = all.iter().map(|q| q.saturation_rate);
+            let rates = all.iter().map(|q| q.clipped);
             let (low, high) = (rates.clone().reduce(f64::min)?, rates.reduce(f64::max)?);
             Some(format!(
                 "{name} clips {} to {} of its values in {} blocks; its scales were calibrated to clip {}",
@@ -373,7 +373,7 @@ fn fixed(
         values: status.values,
         absmax: f64::from(status.peak) * step,
         scale_ratio: status.scale_ratio(),
-        saturation_rate: status.overflow_rate(),
+        clipped: status.overflow_rate(),
         wrapped: status.wrapped,
         grid_occupancy: None,
         segments: segments.to_vec(),
@@ -404,7 +404,7 @@ fn of_dynamic(
         values: grid.counts.iter().sum(),
         absmax: 127.0 * largest,
         scale_ratio: 1.0,
-        saturation_rate: 0.0,
+        clipped: 0.0,
         wrapped: 0,
         grid_occupancy: None,
         segments: Vec::new(),

@@ -4,6 +4,7 @@ use half::f16;
 use ndarray::Array2;
 use scalescope_sim::quant::{QTensor, Scale};
 use scalescope_sim::trace::Tensor;
+use std::borrow::Cow;
 
 /// Values of one tensor of one sequence, row-major: `[L, channels]`, or `[E, N]` for a state.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +41,39 @@ impl Value {
             Value::F16(a) => of(a),
             Value::F32(a) => of(a),
         }
+    }
+
+    /// The same values in a type that a mode makes: as they are, or codes and binary16 that lie in a wider
+    /// float type. `None` where they are none of that type.
+    pub fn in_type(&self, dtype: &str) -> Option<Cow<'_, Self>> {
+        match (self, dtype) {
+            _ if self.dtype() == dtype => Some(Cow::Borrowed(self)),
+            (_, "i8") => self.codes().map(|codes| Cow::Owned(Value::I8(codes))),
+            (Value::F32(a), "f16") => {
+                let narrow = a.mapv(f16::from_f32);
+                let same =
+                    |(wide, narrow): (&f32, &f16)| narrow.to_f32().to_bits() == wide.to_bits();
+                (a.iter().zip(&narrow).all(same)).then_some(Cow::Owned(Value::F16(narrow)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The share of elements that differ in a bit from those of a tensor of the same type and shape.
+    pub(crate) fn differs(&self, other: &Self) -> f64 {
+        let differing = match (self.elements(), other.elements()) {
+            (Elements::I8(x), Elements::I8(y)) => x.iter().zip(y).filter(|(x, y)| x != y).count(),
+            (Elements::F16(x), Elements::F16(y)) => {
+                let differ = |(x, y): &(&f16, &f16)| x.to_bits() != y.to_bits();
+                x.iter().zip(y).filter(differ).count()
+            }
+            (Elements::F32(x), Elements::F32(y)) => {
+                let differ = |(x, y): &(&f32, &f32)| x.to_bits() != y.to_bits();
+                x.iter().zip(y).filter(differ).count()
+            }
+            (x, _) => x.len(),
+        };
+        differing as f64 / self.elements().len().max(1) as f64
     }
 
     /// Rows and columns.

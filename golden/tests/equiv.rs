@@ -1,6 +1,8 @@
 //! Identities are proved, differences are found where they begin and explained.
 
-use scalescope_golden::equiv::{Data, Divergence, Equivalence, Run, equivalence};
+use scalescope_golden::equiv::{
+    Data, Divergence, Equivalence, IDENTITIES, Run, by_rule, equivalence,
+};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
@@ -60,6 +62,34 @@ fn the_identities_hold() {
     // u is codes in one, FP32 on the grid in the other.
     let found = modes("2-2", "2-1", "deployed");
     assert!(found.by_value.contains(&("ssm_u", "f32", "i8")));
+}
+
+#[test]
+fn what_a_rule_proves_is_equal_in_every_profile_that_it_names() {
+    let table = ModeTable::default();
+    for (a, b, profile, _) in IDENTITIES {
+        let deployed = Profile::get(profile.unwrap_or("deployed")).unwrap();
+        let run = |mode| Run {
+            mode: table.get(mode).unwrap(),
+            profile: &deployed,
+            faults: &[],
+        };
+        assert!(by_rule(&run(a), &run(b)).is_some() && by_rule(&run(b), &run(a)).is_some());
+        assert!(modes(a, b, &deployed.name).equal, "{a} {b}");
+    }
+    let (exact, deployed) = (
+        Profile::get("exact").unwrap(),
+        Profile::get("deployed").unwrap(),
+    );
+    let run = |mode, profile| Run {
+        mode: table.get(mode).unwrap(),
+        profile,
+        faults: &[],
+    };
+    // Equal on the built-in text, and in no rule.
+    assert!(by_rule(&run("2-3", &exact), &run("2-1", &exact)).is_none());
+    assert!(by_rule(&run("2-1", &deployed), &run("0", &deployed)).is_none());
+    assert!(by_rule(&run("2-0", &exact), &run("0", &deployed)).is_none());
 }
 
 #[test]

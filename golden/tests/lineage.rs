@@ -57,7 +57,7 @@ fn every_code_is_counted_once_and_every_reader_agrees() {
             }
             assert_eq!(codes.iter().sum::<u64>(), q.values, "{place}");
             // What saturated came out at an end of the grid.
-            let saturated = (q.saturation_rate * q.values as f64).round() as u64;
+            let saturated = (q.clipped * q.values as f64).round() as u64;
             assert!(codes[0] + codes[255] >= saturated, "{place}");
             assert_eq!(q.scale_ratio > 128.5 / 127.0, saturated > 0, "{place}");
             assert!(!q.readers.is_empty(), "{place}");
@@ -91,7 +91,7 @@ fn a_scale_of_another_size_shows_by_its_factor() {
             let growth = b.scale_ratio / a.scale_ratio;
             assert!((growth - 4.0).abs() < 0.05, "{growth}");
             assert_eq!(b.severity, Severity::Error);
-            assert!(b.saturation_rate > 0.01 && b.remarks()[0].1.contains("are clipped"));
+            assert!(b.clipped > 0.01 && b.remarks()[0].1.contains("are clipped"));
             // Every use has the same wrong scale: it fits badly, but nobody disagrees.
             assert_eq!(b.readers[0].factor, 1.0);
         } else if b.layer < 3 {

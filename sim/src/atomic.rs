@@ -42,6 +42,15 @@ pub fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
     if path.file_name().is_none() {
         return Err(SimError::file(path, "output", "a file name", "none"));
     }
+    if !folder(path).is_dir() {
+        let expected = "a folder that exists";
+        return Err(SimError::file(
+            path,
+            "output",
+            expected,
+            folder(path).display(),
+        ));
+    }
     let mut builder = tempfile::Builder::new();
     builder.prefix(".scalescope-").suffix(".tmp");
     // Temporary files are private by default; the result is an ordinary file, less the umask.

@@ -186,6 +186,24 @@ pub fn decode_throughput(datapath: &Datapath, length: usize, repeats: usize) -> 
     median(repeats, run)
 }
 
+/// As [`decode_throughput`], where of each token only the most likely next one is asked for.
+///
+/// # Errors
+///
+/// Those of [`Datapath::decode_greedy`].
+pub fn greedy_throughput(datapath: &Datapath, length: usize, repeats: usize) -> Result<StepTimes> {
+    let tokens = tokens(datapath, length);
+    let run = || {
+        let mut state = datapath.empty_state();
+        let mut watch = Stopwatch::default();
+        for token in &tokens {
+            datapath.decode_greedy(*token, &mut state, &mut watch)?;
+        }
+        Ok(watch.stop(length))
+    };
+    median(repeats, run)
+}
+
 /// Decodes `length` tokens of each of `batch` sequences together, each from the empty state, `repeats`
 /// times as [`throughput`]. Steps are not told apart.
 ///
@@ -257,7 +275,11 @@ mod tests {
         let together = batch_throughput(&path, 2, 3, 3).unwrap();
         assert_eq!(together.tokens, 6);
         assert!(together.tokens_per_second() > 0.0);
-        for times in [throughput(&path, 9, 3), decode_throughput(&path, 3, 3)] {
+        for times in [
+            throughput(&path, 9, 3),
+            decode_throughput(&path, 3, 3),
+            greedy_throughput(&path, 3, 3),
+        ] {
             let times = times.unwrap();
             assert!(times.tokens_per_second() > 0.0);
             assert!(times.steps.iter().all(|t| !t.is_zero()));

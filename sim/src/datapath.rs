@@ -16,12 +16,14 @@ use crate::error::{Result, SimError};
 use crate::mode::{ModeSpec, Stream};
 use crate::model::{Config, Model};
 use crate::plan::ScalePlan;
-use crate::profile::Profile;
+use crate::profile::{Profile, StepRules};
 use crate::quant::{QTensor, Scale};
-use crate::step::linear::{LinearOutput, LinearWeight, linear};
+use crate::score::most_likely;
+use crate::step::linear::{LinearOutput, LinearResult, LinearWeight, linear};
+use crate::step::next_token::HeadBounds;
 use crate::step::norm;
 use crate::trace::{Blind, Place, Probe, Tensor, TracePoint, show};
-use ndarray::{Array2, s};
+use ndarray::{Array2, Axis, s};
 use prepare::prepare_layer;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -86,8 +88,10 @@ pub struct Datapath<'m> {
     /// The scale of the final norm's output, where the head reads codes.
     pub(crate) head_input: Option<Scale>,
     pub(crate) head: LinearWeight<'m>,
-    /// Whether the weights were prepared for decode: at the first token that is decoded.
+    /// Whether the blocks' weights were prepared for decode: at the first token that is decoded.
     prepared: OnceLock<()>,
+    /// What bounds the logits, from the first token on whose successor alone is asked for.
+    bounds: OnceLock<Arc<HeadBounds>>,
 }
 
 impl<'m> Datapath<'m> {
@@ -108,6 +112,7 @@ impl<'m> Datapath<'m> {
             head_input: ends.head_input,
             head: ends.head,
             prepared: OnceLock::new(),
+            bounds: OnceLock::new(),
         })
     }
 
@@ -212,10 +217,55 @@ impl<'m> Datapath<'m> {
     /// state is lost.
     pub fn decode(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
         self.prepare_decode();
-        in_pool(|| self.decode_here(token, state, probe))
+        self.head.turn();
+        in_pool(|| {
+            let (hidden, residual) = self.decode_blocks(token, state, probe)?;
+            self.end(Phase::Decode, hidden, residual, LogitRows::All, probe)
+        })
     }
 
-    /// Decode reads every weight once a token; the head, which is not INT8, is nearly half of that.
+    /// Runs one token from `state`, which it advances. Returns the most likely token after it, the first of
+    /// equals, without the logits that cannot be the largest; the probe sees no logits. After an error the
+    /// state is lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::decode`]; logits with NaN or infinity.
+    pub fn decode_greedy(
+        &self,
+        token: u32,
+        state: &mut State,
+        probe: &mut dyn Probe,
+    ) -> Result<u32> {
+        self.prepare_decode();
+        in_pool(|| {
+            let (hidden, residual) = self.decode_blocks(token, state, probe)?;
+            probe.enter(Step::Head);
+            let normed = self.final_norm(hidden, residual, 0, probe)?;
+            self.most_likely(&self.head_input(Phase::Decode, normed, probe)?)
+        })
+    }
+
+    /// The most likely token after what the head reads, `[1, M]`.
+    fn most_likely(&self, x: &Tensor) -> Result<u32> {
+        let largest = |weight: &LinearWeight<'_>| {
+            let logits = self.head_output(Phase::Decode, x, weight)?.out.to_real();
+            most_likely(logits.as_slice().expect("logits are row-major"))
+        };
+        if let (LinearWeight::Float { weight, .. }, Tensor::F32(row)) = (&self.head, x) {
+            let bounds = || Arc::new(HeadBounds::of(*weight));
+            let row = row.as_slice().expect("activations are row-major");
+            if let Some(rows) = self.bounds.get_or_init(bounds).candidates(row) {
+                let some = weight.select(Axis(0), &rows);
+                let first = largest(&LinearWeight::float(some.view()))?;
+                return Ok(rows[first as usize] as u32);
+            }
+        }
+        self.head.turn();
+        largest(&self.head)
+    }
+
+    /// Decode reads every weight once a token; a head that is not INT8 is nearly half of that.
     fn prepare_decode(&self) {
         self.prepared.get_or_init(|| {
             for layer in &self.layers {
@@ -223,11 +273,16 @@ impl<'m> Datapath<'m> {
                     weight.enlarge_pages();
                 }
             }
-            self.head.turn();
         });
     }
 
-    fn decode_here(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
+    /// All blocks for one token.
+    fn decode_blocks(
+        &self,
+        token: u32,
+        state: &mut State,
+        probe: &mut dyn Probe,
+    ) -> Result<(Tensor, Option<Array2<f32>>)> {
         probe.enter(Step::Embed);
         let mut hidden = self.embed(&[token])?;
         let mut residual = None;
@@ -237,7 +292,7 @@ impl<'m> Datapath<'m> {
             residual = Some(out.residual);
             state.layers.push(out.state);
         }
-        self.end(Phase::Decode, hidden, residual, LogitRows::All, probe)
+        Ok((hidden, residual))
     }
 
     /// Runs one token of each of several sequences from their states, which it advances. Returns
@@ -245,6 +300,7 @@ impl<'m> Datapath<'m> {
     pub fn decode_batch(&self, tokens: &[u32], states: &mut [State]) -> Result<Tensor> {
         assert_eq!(tokens.len(), states.len(), "a state for each token");
         self.prepare_decode();
+        self.head.turn();
         let mut hidden = self.embed(tokens)?;
         let mut residual = None;
         for i in 0..self.layers.len() {
@@ -307,10 +363,8 @@ impl<'m> Datapath<'m> {
         probe: &mut dyn Probe,
     ) -> Result<Tensor> {
         probe.enter(Step::Head);
-        let residual_place = Place::end(TracePoint::FinalResidual);
-        let wants_residual = probe.wants(residual_place);
         let vocab = self.config.vocab_size;
-        if rows == LogitRows::None && !wants_residual {
+        if rows == LogitRows::None && !probe.wants(Place::end(TracePoint::FinalResidual)) {
             return Ok(Tensor::F32(Array2::zeros((0, vocab))));
         }
         let length = hidden.dim().0;
@@ -320,6 +374,39 @@ impl<'m> Datapath<'m> {
             LogitRows::From(first) => first.min(length),
             LogitRows::All => 0,
         };
+        let normed = self.final_norm(hidden, residual, first, probe)?;
+        if rows == LogitRows::None {
+            return Ok(Tensor::F32(Array2::zeros((0, vocab))));
+        }
+        let x = self.head_input(phase, normed, probe)?;
+        let done = self.head_output(phase, &x, &self.head)?;
+        let accumulator = self.rules(phase).linear.out_proj.accumulator;
+        let place = Place::end(TracePoint::Logits);
+        let seen = match x.codes() {
+            Some(x) if probe.watches() && done.accumulated.sums == 0 => {
+                self.head.watched(x, accumulator)
+            }
+            _ => done.accumulated,
+        };
+        accumulated(probe, place, accumulator, seen)?;
+        show(probe, place, done.out)
+    }
+
+    fn rules(&self, phase: Phase) -> &StepRules {
+        match phase {
+            Phase::Prefill => &self.profile.cuda.prefill,
+            Phase::Decode => &self.profile.cuda.decode,
+        }
+    }
+
+    /// The final norm of the tokens from `first` on.
+    fn final_norm(
+        &self,
+        hidden: Tensor,
+        residual: Option<Array2<f32>>,
+        first: usize,
+        probe: &mut dyn Probe,
+    ) -> Result<Array2<f32>> {
         let norm = |hidden: &Tensor, residual: Option<&Array2<f32>>| {
             let (weight, eps) = (&self.norm_f, self.config.eps);
             match self.head_input {
@@ -330,47 +417,51 @@ impl<'m> Datapath<'m> {
                 Some(_) => norm::rms_norm(hidden, residual, weight, eps),
             }
         };
-        let normed = if wants_residual {
+        let place = Place::end(TracePoint::FinalResidual);
+        if probe.wants(place) {
             let summed = norm(&hidden, residual.as_ref());
-            let shown = show(probe, residual_place, Tensor::F32(summed.residual))?;
+            let shown = show(probe, place, Tensor::F32(summed.residual))?;
             // The probe may have put another residual in its place.
-            norm(&shown.rows_from(first), None).normed
+            Ok(norm(&shown.rows_from(first), None).normed)
         } else {
             let residual = residual.map(|r| r.slice(s![first.., ..]).to_owned());
-            norm(&hidden.rows_from(first), residual.as_ref()).normed
-        };
-        if rows == LogitRows::None {
-            return Ok(Tensor::F32(Array2::zeros((0, vocab))));
+            Ok(norm(&hidden.rows_from(first), residual.as_ref()).normed)
         }
-        let rules = match phase {
-            Phase::Prefill => &self.profile.cuda.prefill,
-            Phase::Decode => &self.profile.cuda.decode,
-        };
-        let output = match self.mode.stream {
-            Stream::F16 => LinearOutput::F16,
-            Stream::Float => LinearOutput::F32,
-        };
-        let x = match (self.head_input, self.mode.stream) {
+    }
+
+    /// What the head reads.
+    fn head_input(
+        &self,
+        phase: Phase,
+        normed: Array2<f32>,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
+        Ok(match (self.head_input, self.mode.stream) {
             (Some(scale), _) => {
                 let place = Place::end(TracePoint::NormFOut);
-                let (q, status) = QTensor::quantize(&normed, scale, rules.norm_out);
+                let rule = self.rules(phase).norm_out;
+                let (q, status) = QTensor::quantize(&normed, scale, rule);
                 probe.count(place, status);
                 show(probe, place, Tensor::I8(q))?
             }
             (None, Stream::F16) => Tensor::F32(Tensor::f16(&normed).to_real()),
             (None, Stream::Float) => Tensor::F32(normed),
+        })
+    }
+
+    /// Logits of the head, or of some of its rows.
+    fn head_output(
+        &self,
+        phase: Phase,
+        x: &Tensor,
+        weight: &LinearWeight<'_>,
+    ) -> Result<LinearResult> {
+        let output = match self.mode.stream {
+            Stream::F16 => LinearOutput::F16,
+            Stream::Float => LinearOutput::F32,
         };
-        let rule = rules.linear.out_proj;
-        let done = linear(&x, self.head_input, &self.head, rule, output)?;
-        let place = Place::end(TracePoint::Logits);
-        let seen = match x.codes() {
-            Some(x) if probe.watches() && done.accumulated.sums == 0 => {
-                self.head.watched(x, rule.accumulator)
-            }
-            _ => done.accumulated,
-        };
-        accumulated(probe, place, rule.accumulator, seen)?;
-        show(probe, place, done.out)
+        let rule = self.rules(phase).linear.out_proj;
+        linear(x, self.head_input, weight, rule, output)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::mode::ModeSpec;
 use crate::model::Config;
 use crate::profile::Profile;
+use crate::score::most_likely;
 use crate::trace::{Probe, Tensor};
 
 /// A model ready to run in one mode and profile.
@@ -42,6 +43,13 @@ pub trait Sequence {
 
     /// Runs one more token. Returns its logits, `[1, V]`.
     fn decode(&mut self, token: u32, probe: &mut dyn Probe) -> Result<Tensor>;
+
+    /// Runs one more token. Returns the most likely token after it, the first of equals; the probe need not
+    /// see logits.
+    fn decode_greedy(&mut self, token: u32, probe: &mut dyn Probe) -> Result<u32> {
+        let logits = self.decode(token, probe)?.to_real();
+        most_likely(logits.as_slice().expect("logits are row-major"))
+    }
 }
 
 impl Engine for Datapath<'_> {
@@ -85,5 +93,9 @@ impl Sequence for Running<'_, '_> {
 
     fn decode(&mut self, token: u32, probe: &mut dyn Probe) -> Result<Tensor> {
         self.path.decode(token, &mut self.state, probe)
+    }
+
+    fn decode_greedy(&mut self, token: u32, probe: &mut dyn Probe) -> Result<u32> {
+        self.path.decode_greedy(token, &mut self.state, probe)
     }
 }

@@ -10,7 +10,7 @@ use crate::model::Model;
 use crate::profile::Profile;
 use crate::progress::{Progress, Steps, in_order};
 use crate::random::Stream;
-use crate::score::greedy;
+use crate::score::most_likely;
 use crate::trace::Blind;
 
 /// How the next token is chosen.
@@ -35,18 +35,15 @@ impl Sampler {
     ///
     /// Logits with NaN or infinity; a temperature that is not positive and finite.
     pub fn pick(&self, logits: &[f32], position: usize) -> Result<u32> {
-        if let Some(token) = logits.iter().position(|v| !v.is_finite()) {
-            let item = format_args!("logit of token {token}");
-            return Err(SimError::value(item, "a finite number", logits[token]));
-        }
+        let most_likely = most_likely(logits)?;
         let Sampler::Random { temperature, seed } = *self else {
-            return Ok(greedy(logits));
+            return Ok(most_likely);
         };
         if !(temperature > 0.0 && temperature.is_finite()) {
             let expected = "a positive, finite number";
             return Err(SimError::value("temperature", expected, temperature));
         }
-        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let top = logits[most_likely as usize];
         let mut total = 0.0;
         let sums: Vec<f64> = logits
             .iter()
@@ -97,10 +94,15 @@ pub fn continue_from(
         tokens.push(sampler.pick(logits, 0)?);
     }
     for position in 1..count {
-        let logits = sequence.decode(tokens[position - 1], &mut Blind)?;
-        let logits = logits.to_real();
-        let row = logits.as_slice().expect("logits are row-major");
-        tokens.push(sampler.pick(row, position)?);
+        let before = tokens[position - 1];
+        tokens.push(match sampler {
+            Sampler::Greedy => sequence.decode_greedy(before, &mut Blind)?,
+            Sampler::Random { .. } => {
+                let logits = sequence.decode(before, &mut Blind)?.to_real();
+                let row = logits.as_slice().expect("logits are row-major");
+                sampler.pick(row, position)?
+            }
+        });
     }
     Ok(tokens)
 }
@@ -276,6 +278,28 @@ mod tests {
         assert!(generate(&datapath, &[5], 0, random(1)).unwrap().is_empty());
         assert!(generate(&datapath, &[], 1, random(1)).is_err());
         assert!(generate(&datapath, &[256], 1, random(1)).is_err());
+    }
+
+    /// A token whose logits are not all computed is that of all logits, in every mode and profile.
+    #[test]
+    fn a_greedy_token_is_that_of_all_logits() {
+        let model = tiny();
+        for mode in MODES {
+            for profile in PROFILES {
+                let datapath = Datapath::new(&model, mode, profile).unwrap();
+                let (mut whole, mut greedy) = (datapath.empty_state(), datapath.empty_state());
+                let mut token = 7;
+                for _ in 0..6 {
+                    let logits = datapath.decode(token, &mut whole, &mut Blind).unwrap();
+                    let all = most_likely(logits.to_real().as_slice().unwrap()).unwrap();
+                    token = datapath
+                        .decode_greedy(token, &mut greedy, &mut Blind)
+                        .unwrap();
+                    assert_eq!(token, all, "{} {}", mode.name, profile.name);
+                }
+                assert!(whole == greedy);
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What logits say about the next token: log-likelihood, the greedy choice, divergence from a
 //! reference. All in f64, natural logarithms.
 
+use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
 use ndarray::ArrayView1;
 
@@ -43,14 +44,26 @@ impl<'a> Row<'a> {
         greedy(self.logits)
     }
 
+    /// Probabilities of every token: what a row that many are held against gives them all.
+    pub fn probabilities(&self) -> Vec<f64> {
+        let probability = |v: &f32| (f64::from(*v) - self.log_total).exp();
+        self.logits.iter().map(probability).collect()
+    }
+
     /// KL(reference ‖ self): the nats lost by believing `self` where `reference` is true.
     pub fn kl_from(&self, reference: &Row) -> f64 {
+        self.kl_from_known(reference, &reference.probabilities())
+    }
+
+    /// [`Row::kl_from`] a reference whose [`Row::probabilities`] are known already.
+    pub fn kl_from_known(&self, reference: &Row, probabilities: &[f64]) -> f64 {
         assert_eq!(self.logits.len(), reference.logits.len());
+        assert_eq!(self.logits.len(), probabilities.len());
         let shift = self.log_total - reference.log_total;
         let sum: f64 = (self.logits.iter().zip(reference.logits))
-            .map(|(own, true_logit)| {
-                let (own, true_logit) = (f64::from(*own), f64::from(*true_logit));
-                (true_logit - reference.log_total).exp() * (true_logit - own + shift)
+            .zip(probabilities)
+            .map(|((own, true_logit), probability)| {
+                probability * (f64::from(*true_logit) - f64::from(*own) + shift)
             })
             .sum();
         sum.max(0.0)
@@ -60,6 +73,21 @@ impl<'a> Row<'a> {
 /// The index of the largest logit; the first of equals.
 pub fn greedy(logits: &[f32]) -> u32 {
     dispatch(Greedy { logits })
+}
+
+/// [`greedy`], of logits that have to be numbers.
+///
+/// # Errors
+///
+/// Logits with NaN or infinity.
+pub fn most_likely(logits: &[f32]) -> Result<u32> {
+    match logits.iter().position(|v| !v.is_finite()) {
+        None => Ok(greedy(logits)),
+        Some(token) => {
+            let item = format_args!("logit of token {token}");
+            Err(SimError::value(item, "a finite number", logits[token]))
+        }
+    }
 }
 
 struct Greedy<'a> {

@@ -399,13 +399,13 @@ fn the_head_and_the_embedding_say_what_they_are() {
 }
 
 /// A checkpoint of 2.8 billion parameters, 5.5 GB in binary16, of one block's weights again and again: opened in
-/// no more memory than its weights and a tenth, and in no more than twice the time of reading the file.
+/// no more memory than its weights and a tenth, and in no more than twice the time of reading the file
+/// into memory.
 #[test]
 #[ignore = "not run: writes 5.5 GB into the temporary folder, and is about time; \
             cargo test --release -p scalescope-sim --test all large -- --ignored --nocapture"]
 #[cfg(target_os = "linux")]
 fn a_large_file_is_opened_in_the_memory_of_its_weights() {
-    use std::io::Read;
     use std::time::Instant;
     let (v, m, n) = (50_280, 2560, 64);
     let (e, r) = (2 * m, m / 16);
@@ -449,10 +449,22 @@ fn a_large_file_is_opened_in_the_memory_of_its_weights() {
         }
         write_to(File::create(&path).unwrap(), "pytorch_model", &all).unwrap();
     }
-    let started = Instant::now();
-    let (mut file, mut buffer) = (File::open(&path).unwrap(), vec![0; 1 << 20]);
-    while file.read(&mut buffer).unwrap() > 0 {}
-    let reading = started.elapsed();
+    // In turns, since a machine gives a program new memory at a speed that varies by several times. Reading
+    // is into memory, as it has to be where weights are to stay.
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let started = Instant::now();
+        let bytes = fs::read(&path).unwrap();
+        let reading = started.elapsed();
+        drop(bytes);
+        let started = Instant::now();
+        let model = hf::read_exact(dir.path()).unwrap();
+        let opening = started.elapsed();
+        drop(model);
+        println!("read in {reading:?}, opened in {opening:?}");
+        times.push(opening.as_secs_f64() / reading.as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
 
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let peak = || -> f64 {
@@ -464,18 +476,15 @@ fn a_large_file_is_opened_in_the_memory_of_its_weights() {
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
     };
     let before = peak();
-    let started = Instant::now();
     let Checkpoint::F16(model) = hf::read_exact(dir.path()).unwrap() else {
         panic!("binary16")
     };
-    let (opening, most) = (started.elapsed(), peak() - before);
+    let most = peak() - before;
     // The head is a copy of the embedding, as in the model that runs.
     let weights = fs::metadata(&path).unwrap().len() as f64 + (2 * v * m) as f64;
     let share = most / weights;
-    println!(
-        "read in {reading:?}, opened in {opening:?}; {most:.3e} bytes, {share:.3} of the weights"
-    );
+    println!("{most:.3e} bytes, {share:.3} of the weights; opening over reading {times:.2?}");
     assert_eq!(model.layers.len(), n);
     assert!(share < 1.1, "{share}");
-    assert!(opening < 2 * reading, "{opening:?} and {reading:?}");
+    assert!(times[times.len() / 2] < 2.0, "{times:?}");
 }

@@ -2,18 +2,22 @@
 
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
-use crate::input::{Subject, faults, faults_text, load_subject, mode_table, read_mapped};
-use crate::output::{print, print_json, progress, table, table_text};
+use crate::input::{
+    AUTO, Dumped, Subject, faults, faults_text, load_subject, mode_of_dump, mode_table,
+    profiles_from, read_mapped, recognised,
+};
+use crate::output::{note, print, print_json, progress, table, table_text, wrapped};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::loss::{Mean, Text};
 use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};
+use scalescope_golden::check::Recognised;
 use scalescope_golden::diagnose::{Diagnosis, diagnose};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
-use scalescope_sim::mode::ModeSpec;
-use scalescope_sim::profile::{PROFILES, Profile};
+use scalescope_sim::mode::{ModeSpec, ModeTable};
+use scalescope_sim::profile::Profile;
 use serde_json::json;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
@@ -24,7 +28,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   scalescope attribute --mode 2-4 --against 1
   scalescope attribute --mode 0 --file book.txt --length 512 --shapley 8
-  scalescope attribute --mode 2-1 --trace dump.npz --json
+  scalescope attribute --dump dump.npz --json
 
 The first form switches every site (a tensor or weight of a block) to the reference and back. The
 second sees the model, the mode and the tensors of the dump, never its metadata. docs/attribution.md")]
@@ -35,14 +39,14 @@ pub struct AttributeArgs {
     /// The text of the first form [default: 2,048 tokens of the built-in passages].
     #[command(flatten)]
     pub input: InputArgs,
-    /// The mode (see `scalescope modes`)
-    #[arg(long, default_value = "0")]
-    pub mode: String,
+    /// The mode (see `scalescope modes`); auto tells a dump's from its tensors [default: 0; of a dump auto]
+    #[arg(long)]
+    pub mode: Option<String>,
     /// The mode that sites are switched to
     #[arg(long, default_value = "1", value_name = "MODE")]
     pub against: String,
     /// A dump to diagnose: tokens and any tensors of a prefill, see docs/trace-points.md
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
+    #[arg(long = "dump", alias = "trace", value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
     pub trace: Option<PathBuf>,
     /// How the dump lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE", requires = "trace")]
@@ -58,7 +62,12 @@ pub struct AttributeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub shapley: Option<u32>,
     /// Measure losses at every n-th position
-    #[arg(long, value_name = "N", default_value = "4")]
+    #[arg(
+        long = "every",
+        alias = "stride",
+        value_name = "N",
+        default_value = "4"
+    )]
     pub stride: NonZeroUsize,
     /// Sites shown in the table
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -76,23 +85,42 @@ const LENGTH: usize = 512;
 
 pub fn run(args: &AttributeArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
-    let mode = known.get(&args.mode)?.clone();
-    match &args.trace {
-        Some(path) => dump(args, path, &mode),
-        None => against(args, &mode, known.get(&args.against)?),
+    if let Some(path) = &args.trace {
+        return dump(args, path, &known);
     }
+    let mode = known.get(args.mode.as_deref().unwrap_or("0"))?;
+    against(args, mode, known.get(&args.against)?)
 }
 
-fn dump(args: &AttributeArgs, path: &Path, mode: &ModeSpec) -> Result<Outcome> {
+fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome> {
     let profiles = match &args.profile {
         Some(name) => vec![Profile::get(name)?],
-        None => PROFILES.to_vec(),
+        None => profiles_from(&Profile::get("deployed")?),
     };
     let trace = read_mapped(path, args.map.as_deref())?;
-    let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
-    let found = diagnose(&subject.model, mode, &trace, &profiles).map_err(|e| e.in_file(path))?;
+    let in_file = |e: SimError| e.in_file(path);
+    let name = args.mode.as_deref().unwrap_or(AUTO);
+    let dumped = mode_of_dump(&args.model, known, name, &profiles, &trace).map_err(in_file)?;
+    let (subject, mode) = (&dumped.subject, &dumped.mode);
+    if dumped.recognised.is_none()
+        && let Ok(found) = recognised(subject, known, &profiles, &trace, Some(mode))
+        && found.is_another(&mode.name)
+    {
+        // What a mode makes that the dump follows to the last bit is not searched for in another.
+        if found.differs == 0.0 {
+            return Ok(another_mode(args, path, &dumped, &found));
+        }
+        note(
+            path.display(),
+            format_args!("this looks like a dump of {found}"),
+        );
+    }
+    let found = diagnose(&subject.model, mode, &trace, &profiles).map_err(in_file)?;
     if args.json {
         let mut json = json!({"model": subject.name, "trace": path, "mode": mode.name});
+        if let Some(told) = &dumped.recognised {
+            json["recognised"] = json!(told);
+        }
         super::check::merge(&mut json, json!(found));
         print_json(&json);
     } else {
@@ -103,7 +131,11 @@ fn dump(args: &AttributeArgs, path: &Path, mode: &ModeSpec) -> Result<Outcome> {
             path.display(),
             found.profile
         );
-        let mut text = format!("{heading}\n\n{}", diagnosis_text(&found));
+        let told = dumped.recognised.as_ref();
+        let told = told.map_or(String::new(), |t| {
+            wrapped(&format!("told from the tensors: {t}"), 0)
+        });
+        let mut text = format!("{heading}\n{told}\n{}", diagnosis_text(&found));
         let everywhere = |f: &Finding| f.device || f.severity > Severity::Info && f.layer.is_none();
         if found.findings.iter().any(everywhere) {
             let model = args.model.model.iter();
@@ -118,16 +150,52 @@ fn dump(args: &AttributeArgs, path: &Path, mode: &ModeSpec) -> Result<Outcome> {
         print(&text);
     }
     let wrong = |f: &Finding| f.severity == Severity::Error;
-    Ok(match found.findings.iter().any(wrong) {
-        true => Outcome::Mismatch,
-        false => Outcome::Success,
-    })
+    Ok(
+        match found.mismatched > 0 || found.findings.iter().any(wrong) {
+            true => Outcome::Mismatch,
+            false => Outcome::Success,
+        },
+    )
+}
+
+/// The answer for a dump of another mode than the one asked about.
+fn another_mode(args: &AttributeArgs, path: &Path, asked: &Dumped, found: &Recognised) -> Outcome {
+    let finding = Finding {
+        kind: "other-mode",
+        site: "file".to_owned(),
+        severity: Severity::Error,
+        share: 1.0,
+        evidence: format!(
+            "not a dump of mode {}: it looks like one of {found}",
+            asked.mode.name
+        ),
+        edit: Some(format!("--mode {}", found.mode)),
+        ..Finding::default()
+    };
+    let (model, mode) = (&asked.subject.name, &asked.mode.name);
+    match args.json {
+        true => print_json(&json!({
+            "model": model, "trace": path, "mode": mode, "recognised": found, "findings": [finding],
+        })),
+        false => print(&format!(
+            "{model}, mode {mode}, {}\n\n{}",
+            path.display(),
+            findings_text(&[finding])
+        )),
+    }
+    Outcome::Mismatch
 }
 
 pub(super) fn diagnosis_text(found: &Diagnosis) -> String {
     let mut out = format!(
-        "{} elements compared, {} deviate with the dump's own inputs\n\n",
-        found.compared, found.mismatched
+        "compared {}, mismatched {} (each step with the dump's own inputs): {}\n\n",
+        found.compared,
+        found.mismatched,
+        if found.mismatched == 0 {
+            "equal"
+        } else {
+            "MISMATCH"
+        }
     );
     if !found.not_made.is_empty() {
         let _ = writeln!(

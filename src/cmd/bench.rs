@@ -6,8 +6,8 @@ use crate::input::{load_subject, mode_table, runnable, select_modes, trace_point
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use scalescope_sim::bench::{
-    Peaks, StepTimes, batch_throughput, decode_throughput, linear_work, measure_peaks, throughput,
-    traced_throughput,
+    Peaks, StepTimes, batch_throughput, decode_throughput, greedy_throughput, linear_work,
+    measure_peaks, throughput, traced_throughput,
 };
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::Datapath;
@@ -53,7 +53,8 @@ pub struct BenchArgs {
         value_delimiter = ','
     )]
     pub length: Vec<NonZeroUsize>,
-    /// Tokens of a decode, one by one from the empty state; 0 for none
+    /// Tokens of a decode, one by one from the empty state, with all logits and with the most likely next token
+    /// alone (greedy); 0 for none
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub decode: usize,
     /// Sequences decoded together, separated by commas
@@ -78,7 +79,8 @@ const SHAPE: &str = "130m";
 struct Measurement {
     mode: String,
     profile: String,
-    /// `prefill`, `traced` (the same, with points recorded) or `decode`.
+    /// `prefill`, `traced` (the same, with points recorded), `decode` or `greedy` (a decode that asks for the
+    /// most likely next token alone).
     phase: &'static str,
     /// Tokens of a sequence.
     length: usize,
@@ -140,7 +142,8 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
         points: Some(points),
     });
     let prefills = args.length.len() * if traced.is_some() { 2 } else { 1 };
-    let each = prefills + if args.decode > 0 { args.batch.len() } else { 0 };
+    let decodes = args.batch.len() + args.batch.iter().filter(|batch| batch.get() == 1).count();
+    let each = prefills + if args.decode > 0 { decodes } else { 0 };
     let bar = progress((modes.len() * profiles.len() * each) as u64, "measuring");
     let mut measurements = Vec::new();
     for mode in &modes {
@@ -164,6 +167,11 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
                 let (length, batch) = (args.decode, batch.get());
                 measurements.push(measurement(&path, "decode", length, batch, &times));
                 bar.inc(1);
+                if batch == 1 {
+                    let times = greedy_throughput(&path, length, repeats)?;
+                    measurements.push(measurement(&path, "greedy", length, batch, &times));
+                    bar.inc(1);
+                }
             }
         }
     }
@@ -207,8 +215,13 @@ fn measurement(
         });
         (products > 0 && spent > 0.0).then(|| 2.0 * products as f64 * tokens / spent / 1e9)
     };
-    let prefill = phase != "decode";
-    let bytes: u64 = work.iter().map(|w| w.bytes).sum();
+    let prefill = !["decode", "greedy"].contains(&phase);
+    let [.., head] = work;
+    let head_bytes = match phase {
+        "greedy" => path.greedy_head_bytes().unwrap_or(head.bytes),
+        _ => head.bytes,
+    };
+    let bytes = work[..4].iter().map(|w| w.bytes).sum::<u64>() + head_bytes;
     let steps = Step::ALL
         .into_iter()
         .filter(|step| !times.step(*step).is_zero())

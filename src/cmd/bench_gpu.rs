@@ -34,7 +34,12 @@ pub struct BenchGpuArgs {
     )]
     pub shapes: Vec<String>,
     /// Runs, of which the median counts
-    #[arg(long, value_name = "N", default_value = "5")]
+    #[arg(
+        long = "repeat",
+        alias = "repeats",
+        value_name = "N",
+        default_value = "5"
+    )]
     pub repeats: NonZeroUsize,
     /// The GPU: cuda or cuda:I
     #[arg(long, default_value = "cuda", value_name = "DEVICE")]

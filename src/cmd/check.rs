@@ -2,11 +2,13 @@
 
 use crate::Outcome;
 use crate::cli::{FaultArgs, ModelArgs};
+use crate::cmd::blocks::{Compared, ShownArgs, by_block, not_shown};
 use crate::device::{DeviceArg, Devices};
 use crate::input::{
-    faults, faults_text, load_subject, mode_table, read_mapped, tell_numbered_from_1,
+    AUTO, Dumped, faults, faults_text, mode_of_dump, mode_table, profiles_from, read_mapped,
+    recognised, tell_numbered_from_1,
 };
-use crate::output::{note, print, print_json, table, table_text};
+use crate::output::{note, print, print_json, table, table_text, wrapped};
 use clap::Args;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
@@ -42,7 +44,7 @@ pub struct CheckArgs {
     /// How the trace lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
-    /// The mode (see `scalescope modes`) [default: the file's own, else 0]
+    /// The mode (see `scalescope modes`); auto tells it from the tensors [default: the file's own, else auto]
     #[arg(long)]
     pub mode: Option<String>,
     /// Arithmetic: a built-in profile or a .toml file [default: the file's own, else deployed]
@@ -63,9 +65,12 @@ pub struct CheckArgs {
     /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5)
     #[arg(long, value_name = "POINT:X")]
     pub atol: Vec<String>,
-    /// Say what would explain the mismatches: as `attribute --trace`, in this profile's arithmetic
+    /// Say what would explain the mismatches: as `attribute --dump`, in this profile's arithmetic
     #[arg(long, conflicts_with = "fault")]
     pub explain: bool,
+    /// Rows of the table.
+    #[command(flatten)]
+    pub shown: ShownArgs,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -74,7 +79,7 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.atol)?;
     let table = mode_table(&args.model.modes_file)?;
-    if let Some(name) = &args.mode {
+    if let Some(name) = args.mode.as_deref().filter(|name| *name != AUTO) {
         table.get(name)?;
     }
     if let Some(name) = &args.profile {
@@ -86,11 +91,13 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     let meta = trace.meta.clone().unwrap_or_default();
     let in_file = |e: SimError| e.in_file(&args.golden);
     let mode = match (&args.mode, &meta.mode) {
-        (Some(name), _) => table.get(name)?,
-        (None, Some(name)) => table.get(name).map_err(in_file)?,
-        (None, None) => table.get("0")?,
+        (Some(name), _) => name.as_str(),
+        (None, Some(name)) => &table.get(name).map_err(in_file)?.name,
+        // Nothing tells the mode of decode steps alone.
+        (None, None) if trace.places().iter().all(|place| place.layer.is_none()) => "0",
+        (None, None) => AUTO,
     };
-    let profile = match (&args.profile, &meta.profile) {
+    let mut profile = match (&args.profile, &meta.profile) {
         (Some(name), _) => Profile::get(name)?,
         (None, Some(name)) => Profile::get(name).map_err(in_file)?,
         (None, None) => Profile::get("deployed")?,
@@ -102,7 +109,15 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         let expected = format!("rules of hash {hash}, which made the trace, or another --profile");
         return Err(SimError::file(&args.golden, item, expected, profile.hash()));
     }
-    let subject = load_subject(&args.model, std::slice::from_ref(mode))?;
+    let Dumped {
+        subject,
+        mode,
+        recognised: told,
+    } = mode_of_dump(&args.model, &table, mode, &profiles_from(&profile), &trace)?;
+    let mode = &mode;
+    if let (None, None, Some(told)) = (&args.profile, &meta.profile, &told) {
+        profile = Profile::get(&told.profile)?;
+    }
     let datapath = Datapath::with_faults(&subject.model, mode, &profile, &faults)?;
     let engine = devices.engine(datapath, 0)?;
     let feed = match args.cumulative {
@@ -121,11 +136,30 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         };
         tell_numbered_from_1(&args.golden, &trace, equal);
     }
+    let is_equal = report.as_ref().is_ok_and(|report| report.exit_code() == 0);
+    let another = match told.is_none() && !is_equal && faults.is_empty() {
+        true => recognised(
+            &subject,
+            &table,
+            &profiles_from(&profile),
+            &trace,
+            Some(mode),
+        )
+        .ok()
+        .filter(|found| found.is_another(&mode.name)),
+        false => None,
+    };
+    if let Some(found) = &another {
+        note(
+            args.golden.display(),
+            format_args!("this looks like a dump of {found}"),
+        );
+    }
     let report = report?;
     for remark in &report.remarks {
         note(args.golden.display(), remark);
     }
-    // A prefill that is checked step by step goes to the engine of `attribute --trace`; decode steps and runs
+    // A prefill that is checked step by step goes to the engine of `attribute --dump`; decode steps and runs
     // whose errors flow are explained by single changes of the whole run.
     let local = feed == Feed::Local && trace.tokens.is_some() && trace.steps.is_empty();
     let one = std::slice::from_ref(&profile);
@@ -146,6 +180,9 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
             "faults": faults,
             "feed": feed,
         });
+        if let Some(found) = told.as_ref().or(another.as_ref()) {
+            json["recognised"] = json!(found);
+        }
         merge(&mut json, json!(report));
         if args.explain {
             json["explanations"] = json!(explanations);
@@ -160,7 +197,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
             Feed::Cumulative => "errors flow",
         };
         let heading = format!(
-            "{}, mode {}, profile {}{}, {feed}",
+            "{}, mode {}, profile {}{}, {feed}; expected: the file, found: the run",
             subject.name,
             mode.name,
             profile.name,
@@ -170,7 +207,13 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
             Some(diagnosis) => format!("\n{}", super::attribute::diagnosis_text(diagnosis)),
             None => explanations_text(&explanations),
         };
-        print(&format!("{heading}\n\n{}{explained}", text(&report)));
+        let told = told.map_or(String::new(), |found| {
+            wrapped(&format!("told from the tensors: {found}"), 0)
+        });
+        print(&format!(
+            "{heading}\n{told}\n{}{explained}",
+            text(&report, &args.shown)
+        ));
     }
     Ok(match report.exit_code() {
         0 => Outcome::Success,
@@ -190,8 +233,8 @@ pub fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
     }
 }
 
-fn text(report: &CheckReport) -> String {
-    let mut out = summary_text(&report.summary);
+fn text(report: &CheckReport, shown: &ShownArgs) -> String {
+    let mut out = summary_text(&report.summary, shown);
     if report.given() > 0 {
         let mut layers: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for given in &report.given {
@@ -215,18 +258,35 @@ fn text(report: &CheckReport) -> String {
             list.join(" ")
         );
     }
-    out + &verdict(&report.summary, report.exit_code())
+    out + &failures(&report.summary) + &verdict(&report.summary, report.exit_code())
+}
+
+/// The lines before the verdict: which blocks differ, and where it begins.
+fn failures(summary: &Summary) -> String {
+    let all: Vec<Compared> = summary.points.iter().map(Compared::from).collect();
+    let mut out = by_block(&all);
+    if let Some(first) = summary.points.iter().find(|point| point.mismatched > 0) {
+        let _ = write!(
+            out,
+            "\nfirst failure: {} {}\n",
+            name(first),
+            self::first(first)
+        );
+    }
+    out
 }
 
 /// A row for each point, the tolerances, what is missing.
-pub fn summary_text(summary: &Summary) -> String {
+pub fn summary_text(summary: &Summary, shown: &ShownArgs) -> String {
     let header = ["point", "compared", "mismatched", "max", "first mismatch"];
     let mut points = table(&header, 1);
     points
         .column_mut(4)
         .expect("five columns")
         .set_cell_alignment(comfy_table::CellAlignment::Left);
-    for result in &summary.points {
+    let all: Vec<Compared> = summary.points.iter().map(Compared::from).collect();
+    let shown = shown.of(&all);
+    for result in shown.iter().map(|i| &summary.points[*i]) {
         points.add_row([
             name(result),
             result.compared.to_string(),
@@ -235,7 +295,11 @@ pub fn summary_text(summary: &Summary) -> String {
             first(result),
         ]);
     }
-    let mut out = table_text(&points);
+    let mut out = match shown.is_empty() && !all.is_empty() {
+        true => String::new(),
+        false => table_text(&points),
+    };
+    out += &not_shown(shown.len(), all.len());
     let mut forgiven: BTreeMap<(&str, String), (usize, usize)> = BTreeMap::new();
     for result in &summary.points {
         if result.tolerance != Tolerance::Exact {

@@ -201,7 +201,7 @@ fn text(checked: &[Checked]) -> String {
         .collect();
     let verdict = match checked.iter().all(Checked::equal) {
         true => "every word is equal",
-        false => "NOT EQUAL",
+        false => "MISMATCH",
     };
     let [simulated, dumped] = words;
     format!(

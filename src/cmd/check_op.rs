@@ -1,5 +1,6 @@
 //! `scalescope check-op`: one operation against vectors.
 
+use super::blocks::ShownArgs;
 use super::check::{explanations_text, merge, summary_text, verdict};
 use crate::Outcome;
 use crate::output::{print, print_json};
@@ -64,7 +65,7 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         print_json(&json);
     } else {
         let heading = format!("{}, arithmetic {}", op.name(), arithmetic.name);
-        let body = summary_text(&summary);
+        let body = summary_text(&summary, &ShownArgs::default());
         let verdict = verdict(&summary, u8::from(!equal));
         let explained = explanations_text(&explanations);
         print(&format!("{heading}\n\n{body}{verdict}{explained}"));

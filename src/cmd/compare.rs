@@ -1,11 +1,11 @@
 //! `scalescope compare`: two traces, tensor by tensor.
 
 use crate::Outcome;
+use crate::cmd::blocks::{Compared, ShownArgs, by_block, not_shown};
 use crate::cmd::check::merge;
 use crate::input::{NUMBERED_FROM_1, read_mapped};
-use crate::output::{note, number, print, print_json, table, table_text};
+use crate::output::{by_parts, counted, note, number, print, print_as_is, print_json, wrapped};
 use clap::Args;
-use comfy_table::CellAlignment;
 use scalescope_golden::compare::{
     CompareOptions, Comparison, Difference, Tensor, Tolerance, Tolerances, compare_traces,
 };
@@ -44,9 +44,13 @@ pub struct CompareArgs {
     /// Compare the tensors that both hold and list the others, instead of refusing the traces
     #[arg(long)]
     pub common: bool,
-    /// Columns of the table, separated by commas [default: every metric]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    /// Columns of the table, separated by commas, or all; JSON and CSV have all of them
+    /// [default: mismatch_rate,max_abs_lsb,ulp_max,sqnr_db]
+    #[arg(long, alias = "metric", value_name = "LIST", value_delimiter = ',')]
     pub metrics: Option<Vec<String>>,
+    /// Rows of the table.
+    #[command(flatten)]
+    pub shown: ShownArgs,
     /// Print CSV instead of a table, one row a block and point
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
@@ -73,10 +77,10 @@ pub fn run(args: &CompareArgs) -> Result<Outcome> {
         merge(&mut json, json!(comparison));
         print_json(&json);
     } else if args.csv {
-        print(&csv(&comparison)?);
+        print_as_is(&csv(&comparison)?);
     } else {
         let heading = format!("A {}\nB {}\n\n", args.a.display(), args.b.display());
-        print(&(heading + &text(&comparison, &metrics)));
+        print(&(heading + &text(&comparison, &metrics, &args.shown)));
     }
     Ok(match comparison.is_equal() {
         true => Outcome::Success,
@@ -109,10 +113,14 @@ fn streamed(args: &CompareArgs, options: &CompareOptions) -> Result<Comparison> 
     Ok(comparison)
 }
 
-/// The metrics of a list of names; every one without a list.
+/// Metrics that a table shows unless others are asked for.
+const MAIN: [&str; 4] = ["mismatch_rate", "max_abs_lsb", "ulp_max", "sqnr_db"];
+
+/// The metrics of a list of names.
 fn metrics(names: Option<&[String]>) -> Result<Vec<&'static MetricInfo>> {
     match names {
-        None => Ok(METRICS.iter().collect()),
+        None => MAIN.iter().map(|name| metric("--metrics", name)).collect(),
+        Some([all]) if all == "all" => Ok(METRICS.iter().collect()),
         Some(names) => names.iter().map(|name| metric("--metrics", name)).collect(),
     }
 }
@@ -135,41 +143,43 @@ pub fn sign(better: Better) -> &'static str {
     }
 }
 
-fn text(comparison: &Comparison, metrics: &[&MetricInfo]) -> String {
-    let mut header = vec![
-        "point".to_owned(),
-        "A".into(),
-        "B".into(),
-        "compared".into(),
+fn text(comparison: &Comparison, metrics: &[&MetricInfo], shown: &ShownArgs) -> String {
+    let all: Vec<Compared> = comparison.points.iter().map(Compared::from).collect();
+    let shown = shown.of(&all);
+    let points = || shown.iter().map(|i| &comparison.points[*i]);
+    let column = |head: &str, cell: &dyn Fn(&Difference) -> String| -> Vec<String> {
+        std::iter::once(head.to_owned())
+            .chain(points().map(cell))
+            .collect()
+    };
+    let mut columns = vec![
+        column("A", &|point| side(point, &point.expected)),
+        column("B", &|point| side(point, &point.found)),
     ];
-    header.extend(
-        metrics
-            .iter()
-            .map(|m| format!("{} {}", m.name, sign(m.better))),
-    );
-    let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    let mut rows = table(&header, 3);
-    for point in &comparison.points {
-        let mut row = vec![
-            point.key(),
-            side(point, &point.expected),
-            side(point, &point.found),
-            point.compared().to_string(),
-        ];
-        let reading = |info: &&MetricInfo| point.metrics.as_ref().map(|m| m.get(info.metric));
-        row.extend(metrics.iter().map(|info| cell(reading(info))));
-        rows.add_row(row);
+    for info in metrics {
+        let reading = |point: &Difference| point.metrics.as_ref().map(|m| m.get(info.metric));
+        columns.push(column(info.name, &|point| cell(reading(point))));
     }
-    for column in 1..3 {
-        let column = rows.column_mut(column).expect("the sides have columns");
-        column.set_cell_alignment(CellAlignment::Left);
-    }
-    let mut out = table_text(&rows);
-    out.push_str(
-        "\n↓ lower is better, ↑ higher is better, →0 and →1 nearest is better; x is A, y is B\n",
+    let mut out = match shown.is_empty() {
+        true => String::new(),
+        false => by_parts(column("point", &Difference::key), columns),
+    };
+    out += &not_shown(shown.len(), all.len());
+    let ways = metrics
+        .iter()
+        .map(|info| format!("{} {}", info.name, sign(info.better)));
+    let ways: Vec<String> = ways.collect();
+    let ways = format!(
+        "\n{}: ↓ lower is better, ↑ higher, →0 and →1 nearest; x is A, y is B",
+        ways.join(", ")
     );
+    out += &wrapped(&ways, 0);
     for line in notes(comparison) {
         let _ = writeln!(out, "{line}");
+    }
+    out += &by_block(&all);
+    if let Some(line) = first_failure(comparison) {
+        let _ = writeln!(out, "\n{line}");
     }
     let word = match comparison.is_equal() {
         true => "equal",
@@ -177,8 +187,8 @@ fn text(comparison: &Comparison, metrics: &[&MetricInfo]) -> String {
     };
     let _ = writeln!(
         out,
-        "\n{} tensors, {} elements compared, {} differ beyond their tolerance: {word}",
-        comparison.points.len(),
+        "\n{}, {} elements compared, mismatched {}: {word}",
+        counted(comparison.points.len(), "tensor"),
         comparison.compared(),
         comparison.beyond_tolerance()
     );
@@ -238,18 +248,21 @@ fn notes(comparison: &Comparison) -> Vec<String> {
     if !comparison.tokens_compared {
         notes.push("\ntoken ids not compared: they are not in both files".into());
     }
-    let first = comparison.points.iter().find(|point| !point.is_equal());
-    if let Some((point, first)) = first.and_then(|p| Some((p, p.first.as_ref()?))) {
-        let (x, y) = (&point.expected, &point.found);
-        notes.push(format!(
-            "\nfirst difference: {} {:?}: {} in A, {} in B",
-            point.key(),
-            first.index,
-            element(first.expected, x, y),
-            element(first.found, y, x)
-        ));
-    }
     notes
+}
+
+/// Where the traces part first.
+fn first_failure(comparison: &Comparison) -> Option<String> {
+    let point = comparison.points.iter().find(|point| !point.is_equal())?;
+    let first = point.first.as_ref()?;
+    let (x, y) = (&point.expected, &point.found);
+    Some(format!(
+        "first failure: {} {:?}: expected {} (A), found {} (B)",
+        point.key(),
+        first.index,
+        element(first.expected, x, y),
+        element(first.found, y, x)
+    ))
 }
 
 /// An element as its type has it; a code against a real as the real it stands for.

@@ -6,6 +6,7 @@
 
 use crate::Outcome;
 use crate::cli::{ModelArgs, TextSource};
+use crate::cmd::blocks::ShownArgs;
 use crate::cmd::check::summary_text;
 use crate::device::{DeviceArg, Devices};
 use crate::input::{Subject, load_subject, mode_table, runnable, select_modes};
@@ -47,7 +48,7 @@ pub struct CrosscheckArgs {
     #[arg(long, default_value = "exact,deployed", value_delimiter = ',')]
     pub profile: Vec<String>,
     /// Blocks to compare, separated by commas [default: every one]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, alias = "layer", value_name = "LIST", value_delimiter = ',')]
     pub layers: Option<Vec<usize>>,
     /// Tokens of the prefill [default: 512]
     #[arg(long, value_name = "N")]
@@ -223,7 +224,10 @@ fn text(rows: &[Row], equal: bool) -> String {
             missing: row.report.summary.missing.clone(),
         };
         let name = format!("mode {}, {}, {}", row.mode, row.profile, feed(row.feed));
-        out += &format!("\n{name}: what differs\n\n{}", summary_text(&summary));
+        out += &format!(
+            "\n{name}: what differs\n\n{}",
+            summary_text(&summary, &ShownArgs::default())
+        );
     }
     let compared: usize = rows.iter().map(|r| r.report.summary.compared()).sum();
     let mismatched: usize = rows.iter().map(|r| r.report.summary.mismatched()).sum();

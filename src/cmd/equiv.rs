@@ -3,9 +3,9 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{print, print_json, progress};
+use crate::output::{counted, print, print_json, progress};
 use clap::Args;
-use scalescope_golden::equiv::{Data, Divergence, Equivalence, Run, equivalence};
+use scalescope_golden::equiv::{Data, Divergence, Equivalence, Run, by_rule, equivalence};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::profile::Profile;
@@ -75,6 +75,7 @@ pub fn run(args: &EquivArgs) -> Result<Outcome> {
         profile: &profiles[i],
         faults: in_each[i],
     });
+    let rule = by_rule(&runs[0], &runs[1]);
     let data = Data {
         sequences: &sequences,
         decode: args.decode,
@@ -90,6 +91,7 @@ pub fn run(args: &EquivArgs) -> Result<Outcome> {
             "a_profile": profiles[0].name,
             "b_profile": profiles[1].name,
             "b_faults": faults,
+            "proven_by_rule": rule,
         });
         super::check::merge(&mut json, json!(result));
         print_json(&json);
@@ -103,7 +105,7 @@ pub fn run(args: &EquivArgs) -> Result<Outcome> {
             profiles[1].name,
             faults_text(&faults)
         );
-        print(&(heading + &text(&result)));
+        print(&(heading + &text(&result, rule)));
     }
     Ok(match result.equal {
         true => Outcome::Success,
@@ -111,7 +113,7 @@ pub fn run(args: &EquivArgs) -> Result<Outcome> {
     })
 }
 
-fn text(result: &Equivalence) -> String {
+fn text(result: &Equivalence, rule: Option<&str>) -> String {
     let mut out = String::new();
     for (point, a, b) in &result.by_value {
         let _ = writeln!(out, "{point}: {a} in A, {b} in B, compared by value");
@@ -124,10 +126,19 @@ fn text(result: &Equivalence) -> String {
         None => {
             let _ = writeln!(
                 out,
-                "\nEQUAL on this text, bit for bit: {} elements of {} sequences, {} tokens in prefill and {} decoded.\n\
-                 Observed, not proven: more text may part them (--file), unless docs/modes.md lists an identity.",
-                result.compared, result.sequences, result.prefill_tokens, result.decoded_tokens
+                "\nequal on this text, bit for bit: {} elements of {}, {} tokens in prefill and {} decoded",
+                result.compared,
+                counted(result.sequences, "sequence"),
+                result.prefill_tokens,
+                result.decoded_tokens
             );
+            let _ = match rule {
+                Some(why) => writeln!(out, "Proven by rule on any text: {why}."),
+                None => writeln!(
+                    out,
+                    "Observed, not proven: no rule makes these modes equal, and more text may part them (--file)."
+                ),
+            };
         }
         Some(divergence) => out += &parting(divergence),
     }
@@ -146,7 +157,7 @@ fn parting(d: &Divergence) -> String {
         false => format!("{} in A, {} in B", d.a_point, d.b_point),
     };
     let mut out = format!(
-        "\nDIFFERENT from here on: sequence {}, {step}{layer}, {point}\n\
+        "\nMISMATCH from here on: sequence {}, {step}{layer}, {point}\n\
          first element [{}, {}]: {} in A, {} in B; {} of {} elements of this tensor differ\n",
         d.sequence, d.index[0], d.index[1], d.a, d.b, d.mismatched, d.elements
     );

@@ -47,12 +47,12 @@ pub enum Protocol {
 /// Arguments of `eval`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  scalescope eval --data passages.jsonl
-  scalescope eval --data passages.jsonl --modes all,original --profile deployed --samples out.jsonl --json out.json
-  scalescope eval --data passages.jsonl --samples out.jsonl --resume
-  scalescope eval --data books.jsonl --task perplexity --window 512 --stride 256
-  scalescope eval --data wikitext.jsonl --task perplexity --protocol quamba
-  scalescope eval --model DIR --data passages.jsonl --samples part3.jsonl --shard 3/16
+  scalescope eval --file passages.jsonl
+  scalescope eval --file passages.jsonl --modes all,original --profile deployed --samples out.jsonl --json out.json
+  scalescope eval --file passages.jsonl --samples out.jsonl --resume
+  scalescope eval --file books.jsonl --task perplexity --window 512 --stride 256
+  scalescope eval --file wikitext.jsonl --task perplexity --protocol quamba
+  scalescope eval --model DIR --file passages.jsonl --samples part3.jsonl --shard 3/16
 
 docs/eval.md defines every number.")]
 pub struct EvalArgs {
@@ -60,7 +60,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// JSON lines with a `text`, or one text
-    #[arg(long, value_name = "FILE")]
+    #[arg(long = "file", alias = "data", value_name = "FILE")]
     pub data: PathBuf,
     /// What is asked of the model
     #[arg(long, value_enum, default_value = "last-word")]
@@ -69,7 +69,12 @@ pub struct EvalArgs {
     #[arg(long, default_value = "all", value_name = "MODES")]
     pub modes: String,
     /// Mode that KL and agreement are measured against, or `none`; left out if the model lacks it
-    #[arg(long, default_value = "1", value_name = "MODE")]
+    #[arg(
+        long = "against",
+        alias = "reference",
+        default_value = "1",
+        value_name = "MODE"
+    )]
     pub reference: String,
     /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
     /// file (docs/asic.md)
@@ -108,8 +113,8 @@ pub struct EvalArgs {
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Write the report as JSON too; `-` prints it instead of tables
-    #[arg(long, value_name = "FILE")]
+    /// Print JSON instead of tables; with a file's name, write it there beside the tables
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
 }
 

@@ -32,7 +32,7 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub input: InputArgs,
     /// The block
-    #[arg(long, default_value = "0", value_name = "L")]
+    #[arg(long, alias = "layers", default_value = "0", value_name = "L")]
     pub layer: usize,
     /// The step
     #[arg(long, default_value = "all", value_name = "STEP")]

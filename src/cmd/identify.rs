@@ -2,12 +2,13 @@
 
 use crate::Outcome;
 use crate::cli::ModelArgs;
-use crate::input::{load_subject, mode_table, read_trace};
+use crate::input::{AUTO, Dumped, mode_of_dump, mode_table, read_trace};
 use crate::output::{print, print_json, table, table_text};
 use clap::Args;
 use scalescope_golden::diagnose::identify::{Identified, identify};
 use scalescope_sim::atomic::write_text;
 use scalescope_sim::error::Result;
+use scalescope_sim::profile::PROFILES;
 use serde_json::json;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -15,8 +16,8 @@ use std::path::PathBuf;
 /// Arguments of `identify`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  scalescope identify --mode 0 --trace dump.npz -o device.toml
-  scalescope attribute --mode 0 --trace dump.npz --profile device.toml
+  scalescope identify --mode 0 --dump dump.npz -o device.toml
+  scalescope attribute --mode 0 --dump dump.npz --profile device.toml
 
 Each step is judged by itself, with the dump's own inputs. Rules that no input of the dump tells apart are
 listed. docs/diagnosis-catalogue.md")]
@@ -24,11 +25,11 @@ pub struct IdentifyArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The mode (see `scalescope modes`)
-    #[arg(long, default_value = "0")]
+    /// The mode (see `scalescope modes`); auto tells it from the tensors
+    #[arg(long, default_value = AUTO)]
     pub mode: String,
     /// A dump: tokens and the tensors of a prefill, see docs/trace-points.md
-    #[arg(long, value_name = "FILE")]
+    #[arg(long = "dump", alias = "trace", value_name = "FILE")]
     pub trace: PathBuf,
     /// Writes the profile here
     #[arg(short, long, value_name = "FILE")]
@@ -40,9 +41,10 @@ pub struct IdentifyArgs {
 
 pub fn run(args: &IdentifyArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
-    let mode = known.get(&args.mode)?.clone();
     let trace = read_trace(&args.trace)?;
-    let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
+    let Dumped { subject, mode, .. } =
+        mode_of_dump(&args.model, &known, &args.mode, PROFILES, &trace)
+            .map_err(|e| e.in_file(&args.trace))?;
     let found = identify(&subject.model, &mode, &trace).map_err(|e| e.in_file(&args.trace))?;
     if let Some(path) = &args.output {
         write_text(path, &found.toml)?;

@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{counted, number, print, print_json, table, table_text};
+use crate::output::{counted, number, print, print_as_is, print_json, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
@@ -40,7 +40,7 @@ pub struct LineageArgs {
     #[command(flatten)]
     pub faults: FaultArgs,
     /// Blocks to show, separated by commas [default: every one]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, alias = "layer", value_name = "LIST", value_delimiter = ',')]
     pub layers: Option<Vec<usize>>,
     /// Print the graph for Graphviz
     #[arg(long, conflicts_with = "json")]
@@ -93,7 +93,7 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
         super::check::merge(&mut json, serde_json::json!(lineage));
         print_json(&json);
     } else if args.dot {
-        print(&dot(&lineage));
+        print_as_is(&dot(&lineage));
     } else {
         let heading = format!(
             "{}, mode {}, profile {}{}: {}, {}\n\n",
@@ -121,7 +121,7 @@ fn text(lineage: &Lineage) -> String {
         "scale",
         "absmax",
         "scale_ratio →1",
-        "saturation_rate",
+        "clipped",
         "wrapped",
         "grid_occupancy",
         "",
@@ -142,7 +142,7 @@ fn text(lineage: &Lineage) -> String {
             scale(q),
             number(q.absmax),
             format!("{:.3}", q.scale_ratio),
-            format!("{:.4} %", 100.0 * q.saturation_rate),
+            format!("{:.4} %", 100.0 * q.clipped),
             q.wrapped.to_string(),
             occupancy(q),
             mark(q.severity).into(),
@@ -280,11 +280,11 @@ fn dot(lineage: &Lineage) -> String {
         for q in lineage.quantizers.iter().filter(|q| q.layer == layer) {
             let _ = writeln!(
                 out,
-                "    \"{layer}.{name}.out\" [shape=box, color={}, label=\"{name}\\nscale {}\\nratio {:.3}, saturated {:.4} %\\ngrid {:.0} %\"];",
+                "    \"{layer}.{name}.out\" [shape=box, color={}, label=\"{name}\\nscale {}\\nratio {:.3}, clipped {:.4} %\\ngrid {:.0} %\"];",
                 color(q.severity),
                 number(q.scale),
                 q.scale_ratio,
-                100.0 * q.saturation_rate,
+                100.0 * q.clipped,
                 q.codes_used().replace(", ", "\\n"),
                 name = q.name,
             );

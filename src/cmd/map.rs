@@ -1,7 +1,7 @@
 //! `scalescope map`: a mapping file to start from.
 
 use crate::Outcome;
-use crate::output::print;
+use crate::output::print_as_is;
 use clap::Args;
 use scalescope_golden::mapping::suggest;
 use scalescope_sim::error::Result;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope map dumps/ > map.toml
-  scalescope attribute --mode 2-4 --trace dumps/ --map map.toml")]
+  scalescope attribute --mode 2-4 --dump dumps/ --map map.toml")]
 pub struct MapArgs {
     /// A dump: .npz, .npy, .pt, .pth, .safetensors, or a folder of such and of raw .bin files
     #[arg(value_name = "PATH")]
@@ -19,6 +19,6 @@ pub struct MapArgs {
 }
 
 pub fn run(args: &MapArgs) -> Result<Outcome> {
-    print(&suggest(&args.path)?);
+    print_as_is(&suggest(&args.path)?);
     Ok(Outcome::Success)
 }

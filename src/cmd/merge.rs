@@ -23,8 +23,8 @@ pub struct MergeArgs {
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Write the report as JSON too; `-` prints it instead of tables
-    #[arg(long, value_name = "FILE")]
+    /// Print JSON instead of tables; with a file's name, write it there beside the tables
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
 }
 

@@ -3,6 +3,7 @@
 pub mod attribute;
 pub mod bench;
 pub mod bench_gpu;
+mod blocks;
 pub mod check;
 pub mod check_export;
 pub mod check_op;
@@ -36,6 +37,6 @@ use scalescope_sim::error::Result;
 pub fn completions(shell: clap_complete::Shell) -> Result<Outcome> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "scalescope", &mut script);
-    crate::output::print(&String::from_utf8_lossy(&script));
+    crate::output::print_as_is(&String::from_utf8_lossy(&script));
     Ok(Outcome::Success)
 }

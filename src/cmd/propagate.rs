@@ -32,7 +32,7 @@ pub struct PropagateArgs {
     /// The mode (see `scalescope modes`)
     #[arg(long, default_value = "0")]
     pub mode: String,
-    /// The mode that is held to be clean
+    /// The reference: the mode whose tensors are clean
     #[arg(long, default_value = "1", value_name = "MODE")]
     pub against: String,
     /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
@@ -42,7 +42,7 @@ pub struct PropagateArgs {
     #[command(flatten)]
     pub faults: FaultArgs,
     /// What the tables show (JSON has every metric)
-    #[arg(long, default_value = "normalized_l2")]
+    #[arg(long, alias = "metrics", default_value = "normalized_l2")]
     pub metric: String,
     /// Also decode token by token and show the error of the recurrent state along time
     #[arg(long)]
@@ -65,7 +65,10 @@ pub fn run(args: &PropagateArgs) -> Result<Outcome> {
     if modes[0] == modes[1] && args.faults.fault.is_empty() {
         return Err(SimError::value(
             "--against",
-            format_args!("another mode than {}, to find its error", modes[0].name),
+            format_args!(
+                "another mode than --mode {}: a mode has no error against itself",
+                modes[0].name
+            ),
             &modes[1].name,
         ));
     }

@@ -44,7 +44,7 @@ pub enum Format {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope quantize mamba-130m-hf -o q.safetensors
-  scalescope quantize mamba-130m-hf -o q.safetensors --calibrate pile.jsonl --samples 512 --alpha 0.9995
+  scalescope quantize mamba-130m-hf -o q.safetensors --calibrate pile.jsonl --limit 512 --alpha 0.9995
   scalescope quantize mamba-130m -o quamba-130m --format quamba --scales scales.json
   scalescope quantize mamba-130m -o q.safetensors --ends int8
   scalescope quantize mamba-130m -o q.safetensors --weights w4a8
@@ -72,7 +72,7 @@ pub struct QuantizeArgs {
     /// Use these activation scales (JSON or a quantized model) instead of calibrating
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub scales: Option<PathBuf>,
-    /// Calibration text: JSON lines with `text`, one text (cut into --samples of --length), or token ids
+    /// Calibration text: JSON lines with `text`, one text (cut into --limit of --length), or token ids
     /// in .npy
     /// [default: text the model itself writes from --seed]
     #[arg(long, value_name = "FILE")]
@@ -81,7 +81,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// Calibration sequences [default: 128 of a file, 32 self-written]
-    #[arg(long, value_name = "N")]
+    #[arg(long = "limit", alias = "samples", value_name = "N")]
     pub samples: Option<usize>,
     /// Tokens of a calibration sequence [default: 512 of a file, 256 self-written]
     #[arg(long, value_name = "N")]

@@ -46,7 +46,12 @@ pub struct RecommendArgs {
     #[arg(long)]
     pub bits: bool,
     /// Measure losses at every n-th position
-    #[arg(long, value_name = "N", default_value = "2")]
+    #[arg(
+        long = "every",
+        alias = "stride",
+        value_name = "N",
+        default_value = "2"
+    )]
     pub stride: NonZeroUsize,
     /// Print JSON instead of a table
     #[arg(long)]

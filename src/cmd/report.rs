@@ -343,7 +343,7 @@ fn text(reference: &ModeResult, verdict: &Verdict, results: &[ModeResult]) -> St
             cost.map_or(String::new(), |cost| cost.tied.clone()),
             format!("{:.3}", r.perplexity),
             format!("{:.2} %", 100.0 * r.agreement),
-            format!("{:.4} %", 100.0 * r.overflow_rate),
+            format!("{:.4} %", 100.0 * r.clipped),
         ]);
     }
     let mut out = table_text(&modes);
@@ -364,7 +364,7 @@ fn text(reference: &ModeResult, verdict: &Verdict, results: &[ModeResult]) -> St
             |l| format!("{:.2}", 100.0 * l.normalized_l2),
         ),
         ("Clipped by each block's quantizers, %".into(), |l| {
-            format!("{:.4}", 100.0 * l.saturation_rate)
+            format!("{:.4}", 100.0 * l.clipped)
         }),
     ];
     for (title, cell) in cells {

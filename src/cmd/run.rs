@@ -55,7 +55,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Blocks to trace, separated by commas [default: every one]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "trace")]
+    #[arg(
+        long,
+        alias = "layer",
+        value_name = "LIST",
+        value_delimiter = ',',
+        requires = "trace"
+    )]
     pub layers: Option<Vec<usize>>,
     /// Points to trace, separated by commas [default: every one; see docs/trace-points.md]
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "trace")]

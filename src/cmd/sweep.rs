@@ -342,15 +342,21 @@ fn within(sequences: &mut Vec<Vec<u32>>, most: usize) -> usize {
 fn text_of(designs: &[Design], front: &[bool]) -> String {
     let mut order: Vec<usize> = (0..designs.len()).collect();
     order.sort_by(|a, b| designs[*a].perplexity.total_cmp(&designs[*b].perplexity));
+    let best = &designs[order[0]];
+    let tie = |design: &Design| match design.is_tied_with(best) {
+        true => "best".to_owned(),
+        false => String::new(),
+    };
     let rows = |wanted: &dyn Fn(usize) -> bool, most: usize| {
-        let mut header = vec!["design", "perplexity", "KL", "agreement"];
+        let mut header = vec!["design", "perplexity", "tied", "KL", "agreement"];
         header.extend(designs[0].cost.fields().map(|(name, _)| name));
         let mut table = table(&header, 1);
         for i in order.iter().filter(|i| wanted(**i)).take(most) {
             let design = &designs[*i];
             let mut row = vec![
                 words(design),
-                format!("{:.3}", design.perplexity),
+                design.perplexity_text(3),
+                tie(design),
                 number(design.kl),
                 format!("{:.1} %", 100.0 * design.agreement),
             ];
@@ -367,6 +373,8 @@ fn text_of(designs: &[Design], front: &[bool]) -> String {
     if on < designs.len() {
         out += &format!("\nbest of the others\n{}", rows(&|i| !front[i], SHOWN));
     }
+    out += "\n±: standard error against the float model on this text; tied with the best: within two standard errors of it, \
+            so that their order says nothing\n";
     out + &effects_text(designs)
 }
 

@@ -6,8 +6,8 @@ use scalescope_golden::propagate::SiteError;
 
 /// `normalized_l2` at which a cell is palest and darkest.
 const RANGE: (f64, f64) = (1e-3, 0.3);
-/// Shades in percent from which numbers change sides to stay legible: by night, and by day.
-const TURN: (f64, f64) = (60.0, 82.0);
+/// Shades in percent from which numbers change sides, by night and by day: where black and white are as legible.
+const TURN: (f64, f64) = (61.5, 84.5);
 
 /// How dark a value is, 0 to 100, on a logarithmic scale.
 pub fn shade(value: f64) -> f64 {

@@ -36,7 +36,7 @@ pub struct ModeResult {
     /// Mean KL(reference ‖ mode), nats a token.
     pub kl: f64,
     /// Share of quantized values that were clamped or wrapped.
-    pub overflow_rate: f64,
+    pub clipped: f64,
     /// Its blocks.
     pub layers: Vec<LayerResult>,
 }
@@ -51,7 +51,7 @@ pub struct LayerResult {
     /// The same as a ratio of powers, in dB.
     pub sqnr_db: f64,
     /// Share of this block's quantized values that were clamped or wrapped.
-    pub saturation_rate: f64,
+    pub clipped: f64,
     /// The scale ratio farthest from 1 among this block's quantizers, and whose it is.
     pub scale_ratio: Option<f64>,
     /// The point of that quantizer.
@@ -102,8 +102,13 @@ pub fn runs(
             let truth: Vec<Row> = (truth.rows().into_iter())
                 .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
                 .collect();
+            let probabilities: Vec<Vec<f64>> = truth.par_iter().map(Row::probabilities).collect();
+            let truth = Truth {
+                rows: &truth,
+                probabilities: &probabilities,
+            };
             let targets = &tokens[tokens.len().min(first + 1)..tokens.len().min(part.end + 1)];
-            own.score(&truth, &truth, targets);
+            own.score(truth.rows, &truth, targets);
             let all = runs.par_iter_mut().zip(paths).zip(&ends);
             all.try_for_each(|((run, path), passing)| -> Result<()> {
                 let mut head = Recorder::new(nothing());
@@ -119,6 +124,12 @@ pub fn runs(
     }
     bar.finish_and_clear();
     Ok((runs, own))
+}
+
+/// What the reference says of some tokens, which every run is held against.
+struct Truth<'a> {
+    rows: &'a [Row<'a>],
+    probabilities: &'a [Vec<f64>],
 }
 
 fn nothing() -> Selection {
@@ -181,9 +192,10 @@ impl Run {
     }
 
     /// Losses of some rows, as many as have a next token.
-    fn score(&mut self, rows: &[Row], truth: &[Row], targets: &[u32]) {
-        for ((own, truth), target) in rows.iter().zip(truth).zip(targets) {
-            self.losses.kl.push(own.kl_from(truth));
+    fn score(&mut self, rows: &[Row], truth: &Truth, targets: &[u32]) {
+        let truth = truth.rows.iter().zip(truth.probabilities);
+        for ((own, (truth, probabilities)), target) in rows.iter().zip(truth).zip(targets) {
+            self.losses.kl.push(own.kl_from_known(truth, probabilities));
             self.losses.nll.push(-own.log_likelihood(*target));
             self.agreed += usize::from(own.greedy() == truth.greedy());
         }
@@ -202,7 +214,7 @@ impl Run {
             perplexity: self.losses.perplexity(),
             agreement: self.agreed as f64 / self.losses.kl.len() as f64,
             kl: self.losses.mean_kl(),
-            overflow_rate: all.overflow_rate(),
+            clipped: all.overflow_rate(),
             layers: (self.energy.iter().enumerate())
                 .map(|(layer, energy)| self.layer(layer, *energy))
                 .collect(),
@@ -223,7 +235,7 @@ impl Run {
             layer,
             normalized_l2: (noise / signal).sqrt(),
             sqnr_db: 10.0 * (signal / noise).log10(),
-            saturation_rate: all.overflow_rate(),
+            clipped: all.overflow_rate(),
             scale_ratio: worst.map(|w| w.0),
             scale_ratio_point: worst.map(|w| w.1),
         }

@@ -130,7 +130,7 @@ const KEYS: [Key; 4] = [
     ("kl", "KL", |mode| mode.kl),
     ("perplexity", "perplexity", |mode| mode.perplexity),
     ("agreement", "agreement", |mode| -mode.agreement),
-    ("clipped", "clipped", |mode| mode.overflow_rate),
+    ("clipped", "clipped", |mode| mode.clipped),
 ];
 
 /// The place of every mode by each key, for the style sheet.
@@ -190,7 +190,7 @@ fn modes(report: &Report) -> Markup {
                     td { (tied(mode)) }
                     td { (format!("{:.3}", mode.perplexity)) }
                     td { (format!("{:.2} %", 100.0 * mode.agreement)) }
-                    td { (format!("{:.4} %", 100.0 * mode.overflow_rate)) }
+                    td { (format!("{:.4} %", 100.0 * mode.clipped)) }
                     td .long { (mode.summary) @if mode.reference { " (the reference)" } }
                 } } }
             } }

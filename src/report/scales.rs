@@ -47,12 +47,12 @@ pub fn distributions(detail: &ModeDetail) -> Markup {
 }
 
 fn grid(q: &Quantizer) -> Markup {
-    let clipped = q.saturation_rate > 0.0;
+    let clipped = q.clipped > 0.0;
     let title = format!(
         "block {} {}: {:.4} % clipped{}, absmax/(127·scale) = {:.3}",
         q.layer,
         q.name,
-        100.0 * q.saturation_rate,
+        100.0 * q.clipped,
         q.codes_used(),
         q.scale_ratio
     );
@@ -129,7 +129,7 @@ fn ratio(q: &Quantizer) -> Markup {
         "scale {}, absmax {}, {:.4} % clipped, {} wrapped{}",
         number(q.scale),
         number(q.absmax),
-        100.0 * q.saturation_rate,
+        100.0 * q.clipped,
         q.wrapped,
         q.codes_used()
     );

@@ -64,6 +64,7 @@ mod tests {
                 .collect(),
             profile_hash: String::new(),
             perplexity,
+            log_perplexity_se: None,
             kl: perplexity / 10.0,
             agreement: 0.5,
             cost: Cost::default(),

@@ -3,6 +3,7 @@
 use super::grid::Values;
 use ndarray::Array2;
 use rayon::prelude::*;
+use scalescope_golden::attribute::loss::Mean;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::ModeSpec;
@@ -23,6 +24,9 @@ pub struct Design {
     pub profile_hash: String,
     /// exp(−mean log-likelihood). Lower is better.
     pub perplexity: f64,
+    /// Standard error of its logarithm against the float model's, position by position; none in files of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_perplexity_se: Option<f64>,
     /// Mean KL from the float model, in nats. Lower is better.
     pub kl: f64,
     /// Share of positions with the float model's greedy token. Higher is better.
@@ -32,6 +36,26 @@ pub struct Design {
 }
 
 impl Design {
+    /// Whether its perplexity differs from another's by less than two standard errors of the difference.
+    pub fn is_tied_with(&self, other: &Design) -> bool {
+        let (Some(own), Some(others)) = (self.log_perplexity_se, other.log_perplexity_se) else {
+            return false;
+        };
+        (self.perplexity / other.perplexity).ln().abs() < 2.0 * own.hypot(others)
+    }
+
+    /// The perplexity with its standard error in `digits` digits.
+    pub fn perplexity_text(&self, digits: usize) -> String {
+        match self.log_perplexity_se {
+            Some(se) => format!(
+                "{:.digits$} ± {:.digits$}",
+                self.perplexity,
+                se * self.perplexity
+            ),
+            None => format!("{:.digits$}", self.perplexity),
+        }
+    }
+
     /// Whether this design is nowhere worse than another, and somewhere better: perplexity and every
     /// field of the cost.
     pub fn dominates(&self, other: &Design) -> bool {
@@ -109,22 +133,21 @@ impl Bench {
             cost.weight_bits -= weight.weights as u64 * u64::from(profile.storage.weight_bits);
             cost.weight_bits += weight.bits as u64;
         }
-        let (mut likelihoods, mut kl, mut agreed) = (Vec::new(), 0.0, 0usize);
+        let (mut likelihoods, mut lost, mut kl, mut agreed) = (Vec::new(), Vec::new(), 0.0, 0usize);
         for (tokens, reference) in self.sequences.iter().zip(&self.reference) {
             let own = logits(&path, tokens)?;
-            let scores: Vec<(f64, f64, bool)> = (0..tokens.len() - 1)
+            let scores: Vec<(f64, f64, bool, f64)> = (0..tokens.len() - 1)
                 .into_par_iter()
                 .map(|t| {
                     let (own, clean) = (Row::new(row(&own, t)), reference.row(t));
                     let agrees = own.greedy() == clean.greedy();
-                    (
-                        own.log_likelihood(tokens[t + 1]),
-                        own.kl_from(&clean),
-                        agrees,
-                    )
+                    let likelihood = own.log_likelihood(tokens[t + 1]);
+                    let lost = clean.log_likelihood(tokens[t + 1]) - likelihood;
+                    (likelihood, own.kl_from(&clean), agrees, lost)
                 })
                 .collect();
             likelihoods.extend(scores.iter().map(|score| score.0));
+            lost.extend(scores.iter().map(|score| score.3));
             kl += scores.iter().map(|score| score.1).sum::<f64>();
             agreed += scores.iter().filter(|score| score.2).count();
         }
@@ -133,6 +156,7 @@ impl Bench {
             values: values.iter().cloned().collect(),
             profile_hash: profile.hash(),
             perplexity: perplexity(&likelihoods),
+            log_perplexity_se: Some(Mean::of(lost.iter().copied()).se).filter(|se| se.is_finite()),
             kl: kl / positions,
             agreement: agreed as f64 / positions,
             cost,
@@ -161,6 +185,7 @@ mod tests {
             values: Map::new(),
             profile_hash: String::new(),
             perplexity,
+            log_perplexity_se: None,
             kl: 0.0,
             agreement: 0.0,
             cost: Cost {
@@ -169,6 +194,19 @@ mod tests {
                 ..Cost::default()
             },
         }
+    }
+
+    #[test]
+    fn designs_within_two_standard_errors_are_tied() {
+        let of = |perplexity: f64, se| Design {
+            log_perplexity_se: se,
+            ..design(perplexity, 8, 8)
+        };
+        let (a, b) = (of(10.0, Some(0.003)), of(10.09, Some(0.004)));
+        assert!(a.is_tied_with(&b) && b.is_tied_with(&a));
+        assert!(!a.is_tied_with(&of(10.2, Some(0.004))));
+        assert!(!a.is_tied_with(&of(10.0, None)));
+        assert_eq!(a.perplexity_text(2), "10.00 ± 0.03");
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl FromStr for Vary {
             match part.split_once("..") {
                 Some((first, rest)) => range(first, rest, &mut values)
                     .ok_or_else(|| format!("{part}: expected FIRST..LAST, FIRST..LAST+STEP or FIRST..LAST*FACTOR of whole numbers, at most {MOST} of them"))?,
-                None if part.is_empty() => return Err(format!("{key}: a value is empty")),
+                None if part.is_empty() => return Err("a value after each comma and =".to_owned()),
                 None => values.push(single(part)),
             }
         }

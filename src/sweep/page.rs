@@ -10,7 +10,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 64.0;
-const BOTTOM: f64 = 40.0;
+const BOTTOM: f64 = 44.0;
 const TOP: f64 = 28.0;
 const RIGHT: f64 = 28.0;
 /// Marks on an axis, at most.
@@ -41,6 +41,7 @@ pub fn page(title: &str, designs: &[Design], front: &[bool]) -> String {
         .map(|(design, _)| design)
         .collect();
     shown.sort_by(|a, b| a.perplexity.total_cmp(&b.perplexity));
+    let tied = |design: &Design| shown.first().is_some_and(|best| best.is_tied_with(design));
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -55,8 +56,9 @@ pub fn page(title: &str, designs: &[Design], front: &[bool]) -> String {
                 header {
                     h1 { (title) }
                     p .lead {
-                        "Each point is a design; the large ones are on the Pareto front of perplexity and every \
-                         part of the cost. Lower is better on both axes. What is the same in every design is not drawn."
+                        "Each point is a design, with the standard error of its perplexity against the float model's; the large \
+                         ones are on the Pareto front of perplexity and every part of the cost. Lower is better on both axes. \
+                         What is the same in every design is not drawn."
                     }
                 }
                 div .panels { @for i in &varied { (panel(*i, designs, front)) } }
@@ -64,16 +66,18 @@ pub fn page(title: &str, designs: &[Design], front: &[bool]) -> String {
                 p .note { "Over all designs that have it." }
                 (effects_table(&effects(designs)))
                 h2 { "Pareto front" }
+                p .note { "Tied: within two standard errors of the first design. Their order says nothing." }
                 div .scroll { table {
                     tr {
                         th .text { "design" }
-                        th { "perplexity" } th { "KL" } th { "agreement" }
+                        th { "perplexity" } th { "tied" } th { "KL" } th { "agreement" }
                         @for i in &varied { th { (designs[0].cost.fields()[*i].0) } }
                     }
-                    @for design in shown {
+                    @for design in &shown {
                         tr {
                             td .text { (words(design)) }
-                            td { (format!("{:.4}", design.perplexity)) }
+                            td { (design.perplexity_text(4)) }
+                            td { @if tied(design) { "best" } }
                             td { (format!("{:.5}", design.kl)) }
                             td { (format!("{:.2} %", 100.0 * design.agreement)) }
                             @for i in &varied { td { (design.cost.fields()[*i].1) } }
@@ -166,11 +170,17 @@ fn panel(cost: usize, designs: &[Design], front: &[bool]) -> Markup {
             @for c in &marks {
                 text x=(px(x(*c))) y=(px(HEIGHT - BOTTOM + 16.0)) text-anchor="middle" { (c) }
             }
+            text x=(px((LEFT + WIDTH - RIGHT) / 2.0)) y=(px(HEIGHT - 4.0)) text-anchor="middle" { (name) }
+            text transform=(format!("translate(12 {}) rotate(-90)", (HEIGHT - BOTTOM + TOP) / 2.0)) text-anchor="middle" { "perplexity" }
             @for i in points {
                 @let design = &designs[i];
+                @if let Some(se) = design.log_perplexity_se {
+                    @let ends = [-se, se].map(|by| y((design.perplexity.ln() + by).exp()).clamp(TOP, HEIGHT - BOTTOM));
+                    path .axis d=(format!("M{:.1} {:.1}V{:.1}", x(of(design)), ends[0], ends[1])) {}
+                }
                 circle class=(if front[i] { "front" } else { "design" }) r=(if front[i] { 5 } else { 3 })
                     cx=(px(x(of(design)))) cy=(px(y(design.perplexity))) {
-                    title { (words(design)) ": " (format!("{:.4}", design.perplexity)) }
+                    title { (words(design)) ": " (design.perplexity_text(4)) }
                 }
             }
         }

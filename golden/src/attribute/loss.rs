@@ -1,7 +1,7 @@
 //! What a change of a mode costs: KL from the reference and the negative log-likelihood of the text,
 //! position by position, so that two runs can be paired.
 
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
 use scalescope_sim::error::{Result, SimError};
@@ -126,11 +126,15 @@ impl Losses {
     }
 }
 
+const ROW_MAJOR: &str = "logits are row-major";
+
 /// A text with the reference's logits.
 pub struct Judge<'a> {
     text: &'a Text,
     /// Logits at the positions that count, one array a sequence.
     truth: Vec<Array2<f32>>,
+    /// Of each of them the logarithm of its total and its probabilities: every run asks for them.
+    known: Vec<Vec<(f64, Vec<f64>)>>,
 }
 
 /// What every block of a path gets, sequence by sequence.
@@ -143,12 +147,19 @@ impl<'a> Judge<'a> {
         let mut judge = Self {
             text,
             truth: Vec::new(),
+            known: Vec::new(),
         };
         let starts = judge.starts(reference)?;
         judge.truth = (0..text.sequences.len())
             .into_par_iter()
             .map(|sequence| judge.logits(reference, sequence, &starts, 0))
             .collect::<Result<_>>()?;
+        let known = |row: ArrayView1<f32>| {
+            let row = Row::new(row.to_slice().expect(ROW_MAJOR));
+            (row.log_total(), row.probabilities())
+        };
+        let all = |logits: &Array2<f32>| logits.outer_iter().map(known).collect();
+        judge.known = judge.truth.par_iter().map(all).collect();
         Ok(judge)
     }
 
@@ -190,12 +201,13 @@ impl<'a> Judge<'a> {
         for (sequence, tokens) in self.text.sequences.iter().enumerate() {
             let logits = self.logits(path, sequence, starts, first)?;
             let positions = self.text.positions(sequence);
-            let rows = logits.outer_iter().zip(self.truth[sequence].outer_iter());
-            for ((row, truth), t) in rows.zip(positions) {
-                let fit = "logits are row-major";
-                let row = Row::new(row.to_slice().expect(fit));
-                let truth = Row::new(truth.to_slice().expect(fit));
-                all.kl.push(row.kl_from(&truth));
+            let truth = self.truth[sequence].outer_iter().zip(&self.known[sequence]);
+            for ((row, (truth, (total, probabilities))), t) in
+                logits.outer_iter().zip(truth).zip(positions)
+            {
+                let row = Row::new(row.to_slice().expect(ROW_MAJOR));
+                let truth = Row::with_total(truth.to_slice().expect(ROW_MAJOR), *total);
+                all.kl.push(row.kl_from_known(&truth, probabilities));
                 all.nll.push(-row.log_likelihood(tokens[t + 1]));
             }
         }

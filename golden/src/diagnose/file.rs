@@ -13,6 +13,7 @@ use scalescope_sim::dataflow::{Block, Format, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Recorder, Selection, Tensor};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Elements of a tensor that are compared.
@@ -329,6 +330,7 @@ pub(super) fn own_types(path: &Datapath, sequences: &[Points]) -> (Vec<Points>, 
     let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
     let mut floats: Vec<String> = Vec::new();
     let mut reals: Vec<String> = Vec::new();
+    let mut wide: Vec<String> = Vec::new();
     let changed = sequences
         .iter()
         .map(|points| {
@@ -356,20 +358,27 @@ pub(super) fn own_types(path: &Datapath, sequences: &[Points]) -> (Vec<Points>, 
                             }
                         }
                     },
-                    _ => value.clone(),
+                    (true, Value::I8(_)) => value.clone(),
+                    (false, _) => match format.and_then(|f| value.in_type(f.dtype())) {
+                        Some(Cow::Owned(narrow)) => {
+                            wide.push(place.key());
+                            narrow
+                        }
+                        _ => value.clone(),
+                    },
                 };
                 own.insert(*place, value);
             }
             own
         })
         .collect();
-    let told = |keys: Vec<String>, kind, words: &str, severity| {
+    let told = |keys: Vec<String>, kind, (words, read): (&str, &str), severity| {
         let count = keys.len();
         keys.into_iter().next().map(|first| Finding {
             kind,
             site: "file".to_owned(),
             severity,
-            evidence: format!("the file: {count} tensors ({first} first) {words}; read as codes"),
+            evidence: format!("the file: {count} tensors ({first} first) {words}; read as {read}"),
             edit: Some(words.to_owned()),
             ..Finding::default()
         })
@@ -378,14 +387,23 @@ pub(super) fn own_types(path: &Datapath, sequences: &[Points]) -> (Vec<Points>, 
         told(
             floats,
             "file-types",
-            "hold INT8 codes in a float type",
+            ("hold INT8 codes in a float type", "codes"),
             Severity::Warning,
         ),
         told(
             reals,
             "file-dequantized",
-            "hold dequantized values, code times scale, in the place of codes",
+            (
+                "hold dequantized values, code times scale, in the place of codes",
+                "codes",
+            ),
             Severity::Warning,
+        ),
+        told(
+            wide,
+            "file-types",
+            ("hold f16 values in f32", "f16"),
+            Severity::Info,
         ),
     ];
     (changed, found.into_iter().flatten().collect())

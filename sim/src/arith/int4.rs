@@ -7,6 +7,7 @@ use super::round::Rounding;
 use super::saturate::Overflow;
 use half::f16;
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 /// Codes of a row, one after another, that share a group scale.
 pub const GROUP: usize = 128;
@@ -60,6 +61,17 @@ impl Dequantize {
     pub fn table(self, s_group: f16) -> [i8; 16] {
         std::array::from_fn(|i| self.weight(i as i8 + LOWEST, s_group))
     }
+
+    /// [`Dequantize::table`] of every scale, by its bits. Made once: all weights of a model share the few that occur,
+    /// which then stay in the cache.
+    pub fn tables(self) -> &'static [[i8; 16]] {
+        static TABLES: [OnceLock<Vec<[i8; 16]>>; 2] = [const { OnceLock::new() }; 2];
+        TABLES[self as usize].get_or_init(|| {
+            (0..=u16::MAX)
+                .map(|bits| self.table(f16::from_bits(bits)))
+                .collect()
+        })
+    }
 }
 
 /// `product + 1152` in binary16. NaN is the device's, all bits set.
@@ -71,8 +83,17 @@ fn fused(product: f32) -> f16 {
 }
 
 /// The INT8 weights of all codes of a row without groups.
-pub fn table_without_groups() -> [i8; 16] {
-    std::array::from_fn(|i| STEP_WITHOUT_GROUPS * (i as i8 + LOWEST))
+pub fn table_without_groups() -> &'static [[i8; 16]; 1] {
+    const TABLE: [i8; 16] = {
+        let mut table = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            table[i] = STEP_WITHOUT_GROUPS * (i as i8 + LOWEST);
+            i += 1;
+        }
+        table
+    };
+    &[TABLE]
 }
 
 /// The real value of a sum of INT8 weights, or its value in units of the output's scale where

@@ -3,6 +3,7 @@
 use super::bytes::Part;
 use crate::error::{Result, SimError};
 use crate::quant::Scale;
+use bytemuck::Zeroable;
 use half::{bf16, f16};
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -121,9 +122,12 @@ impl<'a> Tensor<'a> {
     /// Values of an F16, BF16 or F32 tensor as binary16, RNE; every one finite.
     pub fn to_f16(&self) -> Result<Vec<f16>> {
         match self.dtype {
-            Dtype::F16 => self.convert(|b: [u8; 2]| f32::from(f16::from_le_bytes(b))),
-            Dtype::BF16 => self.convert(|b: [u8; 2]| f32::from(bf16::from_le_bytes(b))),
-            Dtype::F32 => self.convert(f32::from_le_bytes),
+            Dtype::F16 => self.convert(f16::from_le_bytes, f16::is_finite),
+            Dtype::BF16 => self.convert(
+                |b| f16::from_f32(bf16::from_le_bytes(b).into()),
+                f16::is_finite,
+            ),
+            Dtype::F32 => self.convert(|b| f16::from_f32(f32::from_le_bytes(b)), f16::is_finite),
             _ => Err(self.wrong_dtype("F16, BF16 or F32")),
         }
     }
@@ -131,9 +135,9 @@ impl<'a> Tensor<'a> {
     /// Values of an F16, BF16 or F32 tensor, exact; every one finite.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self.dtype {
-            Dtype::F16 => self.widen(|b: [u8; 2]| f32::from(f16::from_le_bytes(b))),
-            Dtype::BF16 => self.widen(|b: [u8; 2]| f32::from(bf16::from_le_bytes(b))),
-            Dtype::F32 => self.widen(f32::from_le_bytes),
+            Dtype::F16 => self.convert(|b| f16::from_le_bytes(b).into(), f32::is_finite),
+            Dtype::BF16 => self.convert(|b| bf16::from_le_bytes(b).into(), f32::is_finite),
+            Dtype::F32 => self.convert(f32::from_le_bytes, f32::is_finite),
             _ => Err(self.wrong_dtype("F16, BF16 or F32")),
         }
     }
@@ -146,39 +150,39 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    fn convert<const SIZE: usize>(&self, f: impl Fn([u8; SIZE]) -> f32 + Sync) -> Result<Vec<f16>> {
+    /// The elements through `f`. A pass over a file of gigabytes is a pass over memory: values are made and
+    /// judged in one, into pages that nobody cleared before.
+    fn convert<T: Zeroable + Copy + Send + Sync, const SIZE: usize>(
+        &self,
+        f: impl Fn([u8; SIZE]) -> T + Sync,
+        is_finite: impl Fn(T) -> bool + Sync,
+    ) -> Result<Vec<T>> {
+        const PART: usize = 1 << 18;
         let data = self.bytes();
         let (elements, _) = data.as_chunks::<SIZE>();
-        let values: Vec<f16> = elements
-            .par_iter()
-            .with_min_len(1 << 16)
-            .map(|bytes| f16::from_f32(f(*bytes)))
-            .collect();
+        let mut values = bytemuck::zeroed_vec::<T>(elements.len());
+        let parts = values.par_chunks_mut(PART).zip(elements.par_chunks(PART));
+        let part = |(values, elements): (&mut [T], &[[u8; SIZE]])| {
+            let pairs = values.iter_mut().zip(elements);
+            pairs.fold(true, |finite, (value, bytes)| {
+                *value = f(*bytes);
+                finite & is_finite(*value)
+            })
+        };
+        let finite: Vec<bool> = parts.map(part).collect();
+        if !finite.contains(&false) {
+            return Ok(values);
+        }
         // The first offender, whatever the number of threads.
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(at) => {
-                let found = f(elements[at]);
-                let expected = if found.is_finite() {
-                    "a value within binary16 (|w| < 65520)"
-                } else {
-                    "a finite value"
-                };
-                Err(self.bad_value(at, expected, found))
-            }
-        }
-    }
-
-    fn widen<const SIZE: usize>(&self, f: impl Fn([u8; SIZE]) -> f32 + Sync) -> Result<Vec<f32>> {
-        let data = self.bytes();
-        let (elements, _) = data.as_chunks::<SIZE>();
-        let values: Vec<f32> = (elements.par_iter().with_min_len(1 << 16))
-            .map(|bytes| f(*bytes))
-            .collect();
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(at) => Err(self.bad_value(at, "a finite value", values[at])),
-        }
+        let mut offenders = elements.iter().zip(&values).enumerate();
+        let (at, found) = offenders
+            .find_map(|(i, (bytes, v))| (!is_finite(*v)).then(|| (i, real(self.dtype, bytes))))
+            .expect("a value is not finite");
+        let expected = match found.is_finite() {
+            true => "a value within binary16 (|w| < 65520)",
+            false => "a finite value",
+        };
+        Err(self.bad_value(at, expected, found))
     }
 
     /// Bytes of an I8 tensor.
@@ -249,6 +253,16 @@ impl<'a> Tensor<'a> {
         let rows = self.shape[0];
         let columns = self.shape[1..].iter().product();
         Array2::from_shape_vec((rows, columns), values).expect("as many values as the shape says")
+    }
+}
+
+/// The number that an element's bytes are.
+fn real(dtype: Dtype, bytes: &[u8]) -> f32 {
+    match (dtype, bytes) {
+        (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).into(),
+        (Dtype::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).into(),
+        (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => unreachable!("a float type and its size"),
     }
 }
 

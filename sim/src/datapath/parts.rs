@@ -67,6 +67,12 @@ impl<'m> Datapath<'m> {
         (&self.head, self.head_input.is_some())
     }
 
+    /// Bytes of the head that a greedy token reads, but for the few rows that are computed: of its INT8 copy, where
+    /// there is one.
+    pub fn greedy_head_bytes(&self) -> Option<u64> {
+        self.bounds.get().map(|bounds| bounds.bytes() as u64)
+    }
+
     /// The convolution's weight.
     pub fn conv_weight(&self, layer: usize) -> &ConvWeight {
         &self.layers[layer].conv

@@ -2,7 +2,7 @@
 
 /// Slices below this are not worth a system call.
 #[cfg(target_os = "linux")]
-const WORTH: usize = 1 << 20;
+const WORTH: usize = 1 << 18;
 /// `MADV_COLLAPSE`, of Linux 6.1.
 #[cfg(target_os = "linux")]
 const COLLAPSE: libc::c_int = 25;

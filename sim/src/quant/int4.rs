@@ -5,7 +5,7 @@ use crate::arith::int4::{Dequantize, GROUP, LOWEST, table_without_groups};
 use crate::error::{Result, SimError};
 use crate::kernels::matmul_i8::Nibbles;
 use half::f16;
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -151,14 +151,14 @@ fn columns_of(byte: usize) -> (usize, usize) {
     (low, low + half)
 }
 
-/// Some rows of a four-bit weight as a product reads them: the scales of groups have become tables.
+/// Some rows of a four-bit weight as a product reads them.
 #[derive(Clone, Debug)]
 pub struct Int4Weight<'m> {
     source: Cow<'m, Int4Tensor>,
     rows: Range<usize>,
     rule: Dequantize,
-    /// What each code is in INT8, `[rows, in/128]`, row-major.
-    tables: Vec<[i8; 16]>,
+    /// Zeros in the place of groups' scales, `[rows, in/128]`.
+    without_groups: Vec<u16>,
     /// All of them in INT8, for those who cannot read codes.
     int8: OnceLock<Array2<i8>>,
 }
@@ -166,19 +166,15 @@ pub struct Int4Weight<'m> {
 impl<'m> Int4Weight<'m> {
     /// Rows of a weight under a rule.
     pub fn new(source: Cow<'m, Int4Tensor>, rows: Range<usize>, rule: Dequantize) -> Self {
-        let groups = source.dim().1 / GROUP;
-        let tables = match &source.groups {
-            Some(scales) => {
-                let scales = scales.slice(s![rows.clone(), ..]);
-                scales.iter().map(|scale| rule.table(*scale)).collect()
-            }
-            None => vec![table_without_groups(); rows.len() * groups],
+        let without_groups = match source.groups {
+            Some(_) => Vec::new(),
+            None => vec![0; rows.len() * source.dim().1 / GROUP],
         };
         Self {
             source,
             rows,
             rule,
-            tables,
+            without_groups,
             int8: OnceLock::new(),
         }
     }
@@ -226,16 +222,18 @@ impl<'m> Int4Weight<'m> {
             .expect("weights are row-major");
         let row = self.source.nibbles.ncols();
         let groups = self.dim().1 / GROUP;
+        let (tables, table_of) = match &self.source.groups {
+            Some(scales) => {
+                let scales = scales.as_slice().expect("scales are row-major");
+                let scales = &scales[self.rows.start * groups..self.rows.end * groups];
+                (self.rule.tables(), bytemuck::cast_slice(scales))
+            }
+            None => (&table_without_groups()[..], &self.without_groups[..]),
+        };
         Nibbles {
             bytes: &bytes[self.rows.start * row..self.rows.end * row],
-            tables: &self.tables,
-            scales: self.source.groups.as_ref().map(|scales| {
-                let scales = scales.as_slice().expect("scales are row-major");
-                (
-                    &scales[self.rows.start * groups..self.rows.end * groups],
-                    self.rule,
-                )
-            }),
+            tables,
+            table_of,
             groups,
         }
     }

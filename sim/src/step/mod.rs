@@ -16,6 +16,7 @@ pub mod conv_unit;
 pub mod dynamic;
 pub mod linear;
 pub mod linear_unit;
+pub mod next_token;
 pub mod norm;
 pub mod rotate;
 pub mod rotate_unit;

@@ -109,7 +109,7 @@ fn sums(case: &Int4Linear, x: &Array2<i8>, rule: LinearRule, out: &mut Outputs) 
 /// The INT8 weights, `[I, O]`, whatever the scales.
 fn int8(weight: &Int4Case, rule: Dequantize) -> Array2<i8> {
     let (outputs, inputs) = weight.codes.dim();
-    let table = table_without_groups();
+    let [table] = table_without_groups();
     Array2::from_shape_fn((inputs, outputs), |(k, n)| {
         let code = weight.codes[(n, k)];
         match &weight.groups {

@@ -1,9 +1,8 @@
 //! Weights of four bits. They stay so in memory: half the bytes for a product of one row to read. A
-//! table of 16 INT8 weights for each group of 128 codes says what the codes are. A product of one row,
-//! to which every byte counts, makes the tables from the scales of the groups where it can.
+//! table of 16 INT8 weights for each scale that groups of 128 codes have says what the codes are; few scales occur, so
+//! the tables stay in the cache.
 
-use crate::arith::int4::{Dequantize, GROUP};
-use half::f16;
+use crate::arith::int4::GROUP;
 use std::ops::Range;
 
 /// Bytes of a group: the low halves are its first 64 codes, the high ones the other 64.
@@ -15,10 +14,10 @@ const BYTES: usize = GROUP / 2;
 pub struct Nibbles<'a> {
     /// N rows of K/2 bytes.
     pub bytes: &'a [u8],
-    /// N rows of K/128 tables; entry i of one is the INT8 weight of nibble i.
+    /// Entry i of a table is the INT8 weight of nibble i.
     pub tables: &'a [[i8; 16]],
-    /// What the tables were made from, if rows have groups: as many scales, all finite, and the rule.
-    pub scales: Option<(&'a [f16], Dequantize)>,
+    /// The number of each group's table, N rows of K/128.
+    pub table_of: &'a [u16],
     /// K/128.
     pub groups: usize,
 }
@@ -35,8 +34,8 @@ impl<'a> Nibbles<'a> {
         let groups = rows.start * self.groups..rows.end * self.groups;
         Self {
             bytes: &self.bytes[groups.start * BYTES..groups.end * BYTES],
-            tables: &self.tables[groups.clone()],
-            scales: self.scales.map(|(scales, rule)| (&scales[groups], rule)),
+            tables: self.tables,
+            table_of: &self.table_of[groups],
             groups: self.groups,
         }
     }
@@ -49,9 +48,10 @@ impl<'a> Nibbles<'a> {
     /// Some rows in INT8, one after another, into `out`.
     pub fn expand(&self, rows: Range<usize>, out: &mut [i8]) {
         let rows = self.rows(rows);
-        let (bytes, tables) = (rows.chunks(), rows.tables);
+        let bytes = rows.chunks();
         let out = out.as_chunks_mut::<GROUP>().0;
         assert_eq!(bytes.len(), out.len());
+        let tables = (rows.table_of.iter()).map(|table| &rows.tables[usize::from(*table)]);
         #[cfg(target_arch = "x86_64")]
         if crate::isa::Isa::current() >= crate::isa::Isa::Avx2 {
             for ((bytes, table), out) in bytes.iter().zip(tables).zip(out) {

@@ -13,10 +13,8 @@
 
 use super::packed::{self, Rows, Tile, Words};
 use super::{Epilogue, Job, Nibbles, dots, panels};
-use crate::arith::int4::Dequantize;
 use crate::arith::saturate::Status;
 use crate::kernels::transpose::words_of_rows;
-use half::f16;
 use std::arch::x86_64::*;
 
 /// 128 in each byte of a word.
@@ -160,79 +158,25 @@ fn dots_panel<E: Epilogue>(job: &Job<E>, p: usize) -> Status {
                 rows_of_dots(acc, weight, x.len(), |row| partial_dots(x, row));
             })
         }
-        super::WeightRows::Int4(nibbles) => {
-            let rows = nibbles.rows(job.columns(p));
-            match rows.scales {
-                None => nibble_panel(job, p, &rows, rows.tables, |table| offset_table(table)),
-                Some((scales, Dequantize::WrappingFma)) => {
-                    nibble_panel(job, p, &rows, scales, |scale| wrapping_table(*scale))
-                }
-                Some((scales, Dequantize::Saturate)) => {
-                    nibble_panel(job, p, &rows, scales, |scale| saturated_table(*scale))
-                }
-            }
-        }
+        super::WeightRows::Int4(nibbles) => nibble_panel(job, p, &nibbles.rows(job.columns(p))),
     }
 }
 
-/// A panel of four-bit rows; `table` makes the weights of all codes, plus 128, from what each group has.
+/// A panel of four-bit rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn nibble_panel<E: Epilogue, T>(
-    job: &Job<E>,
-    p: usize,
-    rows: &Nibbles,
-    of_groups: &[T],
-    table: impl Fn(&T) -> __m128i + Copy,
-) -> Status {
-    let groups = rows.groups;
+fn nibble_panel<E: Epilogue>(job: &Job<E>, p: usize, rows: &Nibbles) -> Status {
     dots::panel(job, p, |x, acc| {
         let x = x.as_chunks().0;
         let offset = 128 * sum(x.as_flattened());
-        let mut of_groups = of_groups.chunks_exact(groups);
-        rows_of_dots(acc, rows.chunks(), groups, |row| {
-            let of_row = of_groups.next().expect("as many as groups of codes");
-            partial_dots_of_nibbles(x, row, of_row, table)
+        let mut table_of = rows.table_of.chunks_exact(rows.groups);
+        rows_of_dots(acc, rows.chunks(), rows.groups, |row| {
+            let table_of = table_of.next().expect("as many as groups of codes");
+            partial_dots_of_nibbles(x, row, rows.tables, table_of)
         });
         acc.iter_mut()
             .for_each(|acc| *acc = acc.wrapping_sub(offset));
     })
-}
-
-/// A table of INT8 weights, 128 added to each.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn offset_table(table: &[i8; 16]) -> __m128i {
-    // SAFETY: 16 bytes.
-    let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
-    _mm_xor_si128(table, _mm_set1_epi8(-128))
-}
-
-/// code · scale of all codes, exact.
-#[target_feature(enable = "avx512f,avx512vl,f16c")]
-#[inline]
-fn products(scale: f16) -> __m512 {
-    let codes = _mm512_setr_ps(
-        -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
-    );
-    let scale = _mm512_cvtph_ps(_mm256_set1_epi16(scale.to_bits() as i16));
-    _mm512_mul_ps(codes, scale)
-}
-
-/// [`Dequantize::WrappingFma`]: the low byte of the sum is the weight plus 128.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-#[inline]
-fn wrapping_table(scale: f16) -> __m128i {
-    let sums = _mm512_add_ps(products(scale), _mm512_set1_ps(1152.0));
-    _mm256_cvtepi16_epi8(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(sums))
-}
-
-/// [`Dequantize::Saturate`], 128 added to each weight.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-#[inline]
-fn saturated_table(scale: f16) -> __m128i {
-    let weights = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(products(scale)));
-    _mm_xor_si128(weights, _mm_set1_epi8(-128))
 }
 
 /// Puts the dot products of all rows of a weight into `acc`; `partial` makes 16 words whose sum is one.
@@ -266,22 +210,25 @@ fn sum(codes: &[i8]) -> i32 {
 }
 
 /// 16 words whose sum is the dot product of x with a row of four-bit codes, plus 128 times the sum of
-/// x: the weights are looked up in tables that have 128 added, 64 at a time.
+/// x: the weights are looked up in tables to which 128 is added, 64 at a time.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn partial_dots_of_nibbles<T>(
+fn partial_dots_of_nibbles(
     x: &[[i8; 128]],
     row: &[[u8; 64]],
-    of_groups: &[T],
-    table: impl Fn(&T) -> __m128i,
+    tables: &[[i8; 16]],
+    table_of: &[u16],
 ) -> __m512i {
+    let offset = _mm_set1_epi8(-128);
     let low = _mm512_set1_epi8(15);
     let mut sums = [_mm512_setzero_si512(); 2];
-    for ((x, bytes), group) in x.iter().zip(row).zip(of_groups) {
+    for ((x, bytes), table) in x.iter().zip(row).zip(table_of) {
         _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
-        // SAFETY: 64 bytes of codes, two times 64 of x.
-        let (pairs, x) = unsafe {
+        let table = tables[usize::from(*table)].as_ptr();
+        // SAFETY: 16 bytes of a table, 64 of codes, two times 64 of x.
+        let (table, pairs, x) = unsafe {
             (
+                _mm_loadu_si128(table.cast()),
                 _mm512_loadu_si512(bytes.as_ptr().cast()),
                 [
                     _mm512_loadu_si512(x[..64].as_ptr().cast()),
@@ -289,7 +236,7 @@ fn partial_dots_of_nibbles<T>(
                 ],
             )
         };
-        let table = _mm512_broadcast_i32x4(table(group));
+        let table = _mm512_broadcast_i32x4(_mm_xor_si128(table, offset));
         let lows = _mm512_and_si512(pairs, low);
         let highs = _mm512_and_si512(_mm512_srli_epi16::<4>(pairs), low);
         sums[0] = _mm512_dpbusd_epi32(sums[0], _mm512_shuffle_epi8(table, lows), x[0]);

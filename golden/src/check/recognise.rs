@@ -1,0 +1,318 @@
+//! In which mode a dump was made: of the modes, the one that the dump's tensors follow best, each judged with
+//! the dump's own inputs. Tensors alone decide; metadata is not read.
+
+use super::known::Known;
+use super::put_back;
+use crate::trace_file::{Points, TraceFile};
+use crate::value::Value;
+use ndarray::Array2;
+use scalescope_sim::dataflow::{Block, Phase};
+use scalescope_sim::datapath::Datapath;
+use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::mode::ModeSpec;
+use scalescope_sim::model::Model;
+use scalescope_sim::profile::Profile;
+use scalescope_sim::trace::{Place, Probe, Tensor};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Blocks of the dump that are looked at first; all of them where that leaves several modes.
+const BLOCKS: usize = 2;
+/// Modes that are tried in every profile.
+const CLOSEST: usize = 4;
+
+/// The mode that a dump follows best.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recognised {
+    /// Its name.
+    pub mode: String,
+    /// The profile whose arithmetic the dump follows best in it.
+    pub profile: String,
+    /// Share of the dump's elements that this mode makes otherwise, averaged over its tensors.
+    pub differs: f64,
+    /// Blocks looked at.
+    pub blocks: Vec<usize>,
+    /// Other modes that it follows just as well.
+    pub as_well: Vec<String>,
+    /// The best mode that it follows less well, and the share there.
+    pub next: Option<(String, f64)>,
+    /// The share in the mode that was asked about, if one was.
+    #[serde(skip)]
+    pub asked: Option<f64>,
+}
+
+impl Recognised {
+    /// Whether another mode than the one asked about is clearly meant.
+    pub fn is_another(&self, asked: &str) -> bool {
+        let tied = self.mode == asked || self.as_well.iter().any(|mode| mode == asked);
+        !tied && self.asked.is_some_and(|share| 2.0 * self.differs < share)
+    }
+}
+
+impl fmt::Display for Recognised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = |share: f64| match share {
+            0.0 => "no element differs".to_owned(),
+            share => format!("{} of its elements differ", percent(share)),
+        };
+        let blocks: Vec<String> = self.blocks.iter().map(ToString::to_string).collect();
+        let word = if blocks.len() == 1 { "block" } else { "blocks" };
+        write!(
+            f,
+            "mode {}: {} in {word} {} (profile {})",
+            self.mode,
+            share(self.differs),
+            blocks.join(", "),
+            self.profile
+        )?;
+        match self.as_well.as_slice() {
+            [] => {}
+            [one] => write!(f, "; mode {one} fits as well")?,
+            more => write!(f, "; modes {} fit as well", more.join(", "))?,
+        }
+        match &self.next {
+            Some((mode, differs)) => {
+                write!(
+                    f,
+                    "; the next is mode {mode}, where {} differ",
+                    percent(*differs)
+                )
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    // Two digits, and no exponent where a few noughts do.
+    let digits = (1.0 - percent.log10()).ceil().clamp(1.0, 6.0) as usize;
+    format!("{percent:.digits$} %")
+}
+
+/// A mode in a profile.
+struct Tried<'a> {
+    mode: &'a ModeSpec,
+    profile: &'a Profile,
+    differs: f64,
+}
+
+/// The mode of `modes`, in one of `profiles`, that made a dump. `asked` is the mode that its user names.
+///
+/// # Errors
+///
+/// No tensors of a prefill, no modes, or a model that lacks a part of one.
+pub fn recognise(
+    model: &Model,
+    modes: &[ModeSpec],
+    profiles: &[Profile],
+    trace: &TraceFile,
+    asked: Option<&str>,
+) -> Result<Recognised> {
+    let dump = Dump::of(trace)?;
+    let Some((first, others)) = profiles.split_first() else {
+        return Err(SimError::value("profile", "at least one", "none"));
+    };
+    let mut order: Vec<&ModeSpec> = modes.iter().collect();
+    order.sort_by_key(|mode| dump.unlike(mode, first));
+    let some = dump.blocks(BLOCKS);
+    let mut best = f64::INFINITY;
+    let mut tried = Vec::new();
+    for mode in order {
+        // What the types alone tell is less than the whole.
+        let unlike = dump.unlike(mode, first) as f64 / dump.tensors(&some).max(1) as f64;
+        let differs = match unlike > best && asked != Some(&mode.name) {
+            true => unlike,
+            false => dump.differs(model, mode, first, &some)?,
+        };
+        best = best.min(differs);
+        tried.push(Tried {
+            mode,
+            profile: first,
+            differs,
+        });
+    }
+    sort(&mut tried);
+    let close: Vec<&ModeSpec> = tried.iter().take(CLOSEST).map(|t| t.mode).collect();
+    for mode in close.iter().filter(|_| best > 0.0) {
+        for profile in others {
+            let differs = dump.differs(model, mode, profile, &some)?;
+            let own = tried.iter_mut().find(|t| t.mode.name == mode.name);
+            if let Some(own) = own.filter(|own| differs < own.differs) {
+                (own.profile, own.differs) = (profile, differs);
+            }
+        }
+    }
+    sort(&mut tried);
+    // Modes that part in later blocks alone.
+    let mut blocks = some;
+    let tied = |tried: &[Tried]| {
+        let best = tried.first().map(|t| t.differs);
+        tried.iter().take_while(|t| Some(t.differs) == best).count()
+    };
+    let all = dump.blocks(usize::MAX);
+    if tied(&tried) > 1 && all.len() > blocks.len() {
+        let ties = tied(&tried);
+        for t in &mut tried[..ties] {
+            t.differs = dump.differs(model, t.mode, t.profile, &all)?;
+        }
+        sort(&mut tried[..ties]);
+        blocks = all;
+    }
+    let ties = tied(&tried);
+    let Some(found) = tried.first() else {
+        return Err(SimError::value("mode", "at least one", "none"));
+    };
+    let named = |t: &Tried| t.mode.name.to_string();
+    Ok(Recognised {
+        mode: named(found),
+        profile: found.profile.name.to_string(),
+        differs: found.differs,
+        blocks,
+        as_well: tried[1..ties].iter().map(named).collect(),
+        next: tried.get(ties).map(|t| (named(t), t.differs)),
+        asked: tried
+            .iter()
+            .find(|t| Some(&*t.mode.name) == asked)
+            .map(|t| t.differs),
+    })
+}
+
+/// The best first; modes that are equal in the order of their table, which they came in.
+fn sort(tried: &mut [Tried]) {
+    tried.sort_by(|a, b| a.differs.total_cmp(&b.differs));
+}
+
+/// The first sequence of a dump.
+struct Dump<'a> {
+    points: &'a Points,
+    tokens: Vec<u32>,
+    has_tokens: bool,
+}
+
+impl<'a> Dump<'a> {
+    fn of(trace: &'a TraceFile) -> Result<Self> {
+        let whole =
+            |(place, _): &(&Place, &Value)| !place.point.is_state() && !place.point.is_scale();
+        let found = trace.sequences.first().and_then(|points| {
+            let (_, value) = points.iter().find(whole)?;
+            Some((points, value.dim().0))
+        });
+        let Some((points, length)) = found else {
+            let expected = "a tensor of a prefill, which the mode is told from (or --mode NAME)";
+            return Err(SimError::value("trace", expected, "none"));
+        };
+        Ok(Self {
+            points,
+            tokens: match &trace.tokens {
+                Some(tokens) => tokens.row(0).to_vec(),
+                None => vec![0; length],
+            },
+            has_tokens: trace.tokens.is_some(),
+        })
+    }
+
+    /// The first blocks of which the dump holds something.
+    fn blocks(&self, count: usize) -> Vec<usize> {
+        let held: BTreeSet<usize> = self.points.keys().filter_map(|place| place.layer).collect();
+        held.into_iter().take(count).collect()
+    }
+
+    /// Tensors of these blocks.
+    fn tensors(&self, blocks: &[usize]) -> usize {
+        let here = |place: &&Place| place.layer.is_some_and(|layer| blocks.contains(&layer));
+        self.points.keys().filter(here).count()
+    }
+
+    /// Tensors of the first blocks that a mode does not make, or makes in another type.
+    fn unlike(&self, mode: &ModeSpec, profile: &Profile) -> usize {
+        let block = Block::of(mode, profile, Phase::Prefill);
+        let blocks = self.blocks(BLOCKS);
+        let here = |place: &Place| place.layer.is_some_and(|layer| blocks.contains(&layer));
+        let unlike = |place: &Place, value: &Value| match block.row(place.point) {
+            Some(row) => value.in_type(row.format.dtype()).is_none(),
+            None => true,
+        };
+        (self.points.iter())
+            .filter(|(place, value)| here(place) && unlike(place, value))
+            .count()
+    }
+
+    /// The share of elements that a mode makes otherwise, averaged over the tensors of `blocks`; a tensor
+    /// that it does not make, or makes in another type, differs all through.
+    fn differs(
+        &self,
+        model: &Model,
+        mode: &ModeSpec,
+        profile: &Profile,
+        blocks: &[usize],
+    ) -> Result<f64> {
+        let path = Datapath::new(model, mode, profile)?;
+        let mut known = Known::of(&path);
+        known.prefill(self.has_tokens);
+        let mut seen = Seen {
+            points: self.points,
+            blocks,
+            known,
+            shares: BTreeMap::new(),
+        };
+        let mut passing = path.start(&self.tokens)?;
+        // Blocks that the dump does not hold make nothing that could be judged.
+        for layer in blocks.iter().filter(|l| **l < path.config().n_layers) {
+            if *layer > 0 && passing.residual.is_none() {
+                passing.residual = Some(Array2::zeros(passing.hidden.dim()));
+            }
+            passing = path.prefill_block(*layer, passing, &mut seen)?.0;
+        }
+        let shares = seen.shares;
+        let here = |place: &&Place| place.layer.is_some_and(|layer| blocks.contains(&layer));
+        let (mut sum, mut count) = (0.0, 0);
+        for place in self.points.keys().filter(here) {
+            match shares.get(place) {
+                // Inputs that nobody can vouch for say nothing.
+                Some(None) => continue,
+                Some(Some(share)) => sum += share,
+                None => sum += 1.0,
+            }
+            count += 1;
+        }
+        Ok(sum / f64::from(count.max(1)))
+    }
+}
+
+/// Compares what a run makes with the dump's tensors, and puts those in place.
+struct Seen<'a> {
+    points: &'a Points,
+    blocks: &'a [usize],
+    known: Known,
+    /// The share of elements that differ; `None` if the tensor is given, not judged.
+    shares: BTreeMap<Place, Option<f64>>,
+}
+
+impl Probe for Seen<'_> {
+    fn wants(&self, place: Place) -> bool {
+        let here = place
+            .layer
+            .is_some_and(|layer| self.blocks.contains(&layer));
+        here && self.points.contains_key(&place)
+    }
+
+    fn counts(&self) -> bool {
+        false
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        let (made, _) = Value::from_tensor(value.clone());
+        let dumped = self.points[&place].in_type(made.dtype());
+        let dumped = dumped.filter(|dumped| dumped.dim() == made.dim());
+        let judged = self.known.knows(place);
+        let share = dumped.as_ref().map_or(1.0, |dumped| made.differs(dumped));
+        self.shares.insert(place, judged.then_some(share));
+        if let Some(dumped) = dumped {
+            self.known.given(place);
+            *value = put_back(value, dumped.into_owned());
+        }
+        Ok(())
+    }
+}
