@@ -134,7 +134,9 @@ pub(super) fn alternatives(
     let mut seen: Vec<_> = best.map(name).into_iter().collect();
     let mut found = Vec::new();
     for j in judged {
-        if found.len() == OTHERS || seen.contains(&name(j)) {
+        // The same at fewer or more steps than the cause leaves more of what follows.
+        let part = best.is_some_and(|b| name(b).0 == name(j).0 && j.left > b.left);
+        if found.len() == OTHERS || part || seen.contains(&name(j)) {
             continue;
         }
         seen.push(name(j));

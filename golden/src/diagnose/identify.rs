@@ -270,6 +270,29 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
         .any(found);
     let glance_on = (&some[..1], (!whole).then_some(GLANCE.min(tokens.len())));
     let glance = |keys: &Keys, group: &Group| judge_on(keys, group, glance_on);
+    // The setting that brings a group nearer than it is: a glance chooses those that are looked at.
+    let best_of = |moves: &[Keys], keys: &Keys, group: &Group, now: Off| -> Option<Keys> {
+        let few = glance(keys, group)?.key();
+        let mut tried: Vec<(f64, Keys)> = moves
+            .par_iter()
+            .filter_map(|m| {
+                let tried = over(keys, m);
+                let off = glance(&tried, group)?.key();
+                (off <= few).then_some((off, tried))
+            })
+            .collect();
+        tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // Those that a glance does not tell apart are all looked at.
+        let last = tried.get(TRIED).map_or(few, |(off, _)| *off);
+        let mut better: Vec<(f64, Keys)> = tried
+            .into_par_iter()
+            .filter(|(off, _)| *off <= last)
+            .filter_map(|(_, tried)| Some((judge(&tried, group)?.key(), tried)))
+            .filter(|(off, _)| *off < 0.999 * now.key())
+            .collect();
+        better.sort_by(|a, b| a.0.total_cmp(&b.0));
+        better.into_iter().next().map(|(_, keys)| keys)
+    };
     if best.mismatched > 0 {
         for _ in 0..ROUNDS {
             let before = keys.clone();
@@ -280,28 +303,12 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
                 if now.mismatched == 0 {
                     continue;
                 }
-                let few = glance(&keys, group).map_or(0.0, |off| off.key());
-                let mut tried: Vec<(f64, Keys)> = group
-                    .moves
-                    .par_iter()
-                    .filter_map(|m| {
-                        let tried = over(&keys, m);
-                        let off = glance(&tried, group)?.key();
-                        (off <= few).then_some((off, tried))
-                    })
-                    .collect();
-                tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-                // Those that a glance does not tell apart are all looked at.
-                let last = tried.get(TRIED).map_or(few, |(off, _)| *off);
-                let better = tried
-                    .into_par_iter()
-                    .filter(|(off, _)| *off <= last)
-                    .filter_map(|(_, tried)| Some((judge(&tried, group)?.key(), tried)))
-                    .filter(|(off, _)| *off < 0.999 * now.key())
-                    .collect::<Vec<_>>();
-                if let Some((_, better)) = better.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
-                    keys = better;
-                }
+                let single = best_of(&group.moves, &keys, group, now);
+                // Pairs start from the group's keys as they were: one setting may have come near by chance.
+                let own = |name: &String| group.moves.iter().flatten().any(|(n, _)| n == name);
+                let bare: Keys = keys.iter().filter(|(n, _)| !own(n)).cloned().collect();
+                let found = single.or_else(|| best_of(&group.pairs(), &bare, group, now));
+                keys = found.unwrap_or(keys);
             }
             if keys == before {
                 break;

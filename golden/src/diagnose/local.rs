@@ -337,15 +337,23 @@ impl<'a, 'm> Local<'a, 'm> {
         let enough = best
             .first()
             .is_some_and(|(left, _)| *left * 50 <= self.base);
-        if !enough && !best.is_empty() {
-            let leads: Vec<Edit> = best.iter().take(LEADS).map(|(_, e)| e.clone()).collect();
+        if !enough {
+            // Where none is a lead, what is forgotten most easily.
+            let simple = |e: &&Edit| e.rank <= 1 && e.kind == "left-out";
+            let (leads, others): (Vec<&Edit>, Vec<&Edit>) = match best.is_empty() {
+                true => edits.iter().filter(simple).map(|e| (e, e)).unzip(),
+                false => {
+                    let leads = best.iter().take(LEADS).map(|(_, e)| e);
+                    (leads.collect(), edits.iter().collect())
+                }
+            };
             let pairs: Vec<Edit> = leads
                 .iter()
                 .flat_map(|lead| {
-                    let others = edits
+                    let others = others
                         .iter()
-                        .filter(move |e| (e.kind, &e.site) != (lead.kind, &lead.site));
-                    others.map(move |e| lead.and(e))
+                        .filter(|e| (e.kind, &e.site) != (lead.kind, &lead.site));
+                    others.map(|e| lead.and(e))
                 })
                 .collect();
             let mut both = judged(&pairs, few.as_ref(), base_few);

@@ -3,7 +3,7 @@
 use super::{Edit, Edits, halves, moves, reversed, turned};
 use crate::check_op::Part;
 use crate::diagnose::formula::{Made, Narrow, Scene};
-use crate::diagnose::pattern::{How, Pattern};
+use crate::diagnose::pattern::{How, Pattern, Values};
 use ndarray::{Array2, s};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
@@ -221,12 +221,24 @@ pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern)
             });
         }
         How::Offset { by } => {
-            let words = format!("{by:+} is added");
+            let words = match pattern.values {
+                Values::Negative => format!("{by:+} is added to negative values"),
+                Values::Positive => format!("{by:+} is added to positive values"),
+                Values::Any | Values::Saturated | Values::Zero | Values::Large => {
+                    format!("{by:+} is added")
+                }
+            };
             let codes = row.format.dtype() == "i8";
+            let here = match pattern.values {
+                Values::Negative => |v: f32| v < 0.0,
+                Values::Positive => |v: f32| v > 0.0,
+                Values::Any | Values::Saturated | Values::Zero | Values::Large => |_: f32| true,
+            };
             edits.result(5, ("zero-point", "output"), words, move |made| {
-                each(made, |v| match codes {
-                    true => (v + by).clamp(-128.0, 127.0),
-                    false => v + by,
+                each(made, |v| match (here(v), codes) {
+                    (false, _) => v,
+                    (true, true) => (v + by).clamp(-128.0, 127.0),
+                    (true, false) => v + by,
                 });
             });
         }

@@ -136,6 +136,12 @@ impl Edits<'_, '_> {
             on(|s| s.a_is_log = false),
         );
         self.formula(
+            1,
+            ("left-out", "decay"),
+            "the state does not decay",
+            on(|s| s.decay_base = 0.0),
+        );
+        self.formula(
             2,
             ("function", "decay"),
             "decays are powers of two and not of e",

@@ -13,6 +13,47 @@ pub(super) struct Group {
     pub(super) moves: Vec<Keys>,
 }
 
+impl Group {
+    /// Settings of two sorts together, for what no single one brings nearer: a state in f16 that is scanned in
+    /// another order is farther from either than from neither. Of each sort those that differ much.
+    pub(super) fn pairs(&self) -> Vec<Keys> {
+        let sort = |keys: &Keys| {
+            let name = &keys[0].0;
+            let parts = name.split('.').take(2).collect::<Vec<_>>().join(".");
+            let last = name.rsplit('.').next().unwrap_or_default().to_owned();
+            match last.as_str() {
+                "rounding" | "overflow" if parts != *name => format!("{parts} {last}"),
+                _ => parts,
+            }
+        };
+        let plain = |keys: &&Keys| {
+            let has = |part: &str, value: &str| {
+                keys.iter()
+                    .any(|(name, v)| name.ends_with(part) && v == value)
+            };
+            let fine = ["fraction", "range"];
+            let fine = |name: &str| fine.iter().any(|part| name.ends_with(part)) && keys.len() != 3;
+            let fixed = has("scaling", "fixed");
+            !keys[0].0.starts_with("accumulator")
+                && !keys.iter().any(|(name, _)| fine(name))
+                && (!fixed || has("rounding", "nearest-ties-up") && has("rounding_steps", "single"))
+        };
+        let moves: Vec<&Keys> = self.moves.iter().filter(plain).collect();
+        let mut all = Vec::new();
+        for (i, one) in moves.iter().enumerate() {
+            let others = moves[i + 1..]
+                .iter()
+                .filter(|other| sort(one) != sort(other));
+            all.extend(others.map(|other| {
+                let mut both = (*one).clone();
+                both.extend((*other).iter().cloned());
+                both
+            }));
+        }
+        all
+    }
+}
+
 const ROUNDINGS: [&str; 7] = [
     "nearest-ties-to-even",
     "nearest-ties-away",
@@ -201,7 +242,6 @@ pub(super) fn groups() -> Vec<Group> {
         ("weights.granularity", json!("group")),
         ("weights.scales", json!("power-of-two")),
         ("activations.scales", json!("power-of-two")),
-        ("weights.conv_granularity", json!("channel")),
     ]
     .into_iter()
     .map(|(name, value)| vec![key(name, value)])
@@ -222,7 +262,6 @@ pub(super) fn groups() -> Vec<Group> {
                 P::InProjZ,
                 P::XProjOut,
                 P::OutProjOut,
-                P::ConvOut,
             ],
             vec![weights],
         ),
@@ -236,6 +275,7 @@ pub(super) fn groups() -> Vec<Group> {
             "conv",
             &[P::ConvOut, P::ConvOutF32],
             vec![
+                vec![vec![key("weights.conv_granularity", "channel")]],
                 requant("requant.conv"),
                 function("silu"),
                 register("accumulator.conv"),
