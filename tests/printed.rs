@@ -33,7 +33,7 @@ const RUNS: &[&str] = &[
     "lineage --mode 5-7 --length 12 --limit 1 --layers 0,1",
     "equiv 2-3 2-4 --length 12 --limit 1",
     "equiv 2-3 2-1 --length 12 --limit 1",
-    "recommend --mode 2-1 --length 32 --limit 1 --every 8",
+    "recommend --mode 2-1 --length 32 --limit 2 --every 8",
     "headroom --profile asic-int8 --length 12 --limit 1",
     "sweep --vary scan.state=int8,int16 --length 12 --limit 1",
     "export --layer 1 --step conv --length 8 --limit 1 -o vectors",

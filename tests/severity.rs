@@ -1,7 +1,7 @@
 //! A severity stands for harm: none on a model that is in order, in any command that prints one; an error
 //! where a scale really is another one than the codes were written with.
 
-use crate::common::{arg, checkpoint, json, run, stdout};
+use crate::common::{arg, checkpoint, flowing, json, run, stdout};
 use serde_json::Value;
 
 /// Every `severity` above `info`, with what stands beside it.
@@ -94,7 +94,7 @@ fn a_calibrated_model_has_no_errors_and_no_warnings() {
     for command in &commands {
         assert_eq!(harms(command), Vec::<String>::new(), "{command:?}");
     }
-    let text = stdout(&["lineage", "--mode", "2-4"]);
+    let text = flowing(&stdout(&["lineage", "--mode", "2-4"]));
     let meant = "x_proj_quant clips 0.034 % to 0.067 % of its values in 12 blocks; its scales were calibrated to clip 0.050 %";
     assert!(text.contains(meant), "{text}");
 }
