@@ -2,7 +2,7 @@
 //! refusal that names the thing. One reader serves all commands; what it does to every form is tested beside
 //! it (`src/texts/tests.rs`, `sim/src/text.rs`), here that no command goes around it.
 
-use crate::common::{arg, checkpoint, refusal, run, scales, stdout};
+use crate::common::{arg, checkpoint, flowing, refusal, run, scales, stdout};
 use ndarray::ArrayD;
 use scalescope_golden::npz::{Array, Compression, NpzReader, NpzWriter};
 use std::collections::BTreeMap;
@@ -492,7 +492,8 @@ fn codes_in_another_type_are_codes_and_a_type_that_does_not_fit_is_named_by_side
         let check = run(&["check", "--synthetic", "tiny", "--golden", arg(path)]);
         [compare, check].map(|out| {
             let said = [out.stdout, out.stderr].concat();
-            (out.status.code().unwrap(), String::from_utf8(said).unwrap())
+            let said = flowing(std::str::from_utf8(&said).unwrap());
+            (out.status.code().unwrap(), said)
         })
     };
     type Make = fn(ArrayD<i8>) -> Array;

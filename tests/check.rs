@@ -1,6 +1,6 @@
 //! `check`, `check-op` and `selftest` as a user meets them: verdicts, exit codes, damaged files.
 
-use crate::common::{arg, json, refusal, run, stdout};
+use crate::common::{arg, flowing, json, refusal, run, stdout};
 use scalescope_golden::npz::{Array, Compression, read_npz, write_npz};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -262,14 +262,14 @@ fn decode_traces_are_checked_both_ways() {
     let trace = golden("trace/decode_after64_steps0-3.npz");
     let trace = arg(&trace);
     let local = json(&["check", "--golden", trace, "--json"]);
-    let flowing = json(&["check", "--golden", trace, "--cumulative", "--json"]);
-    assert_eq!(flowing["given"], 0);
+    let cumulative = json(&["check", "--golden", trace, "--cumulative", "--json"]);
+    assert_eq!(cumulative["given"], 0);
     assert!(local["given"].as_u64().unwrap() > 0);
     let sum =
         |v: &serde_json::Value| v["compared"].as_u64().unwrap() + v["given"].as_u64().unwrap();
-    assert_eq!(sum(&local), sum(&flowing));
-    assert_eq!(flowing["points"][0]["step"], 0);
-    let text = stdout(&["check", "--golden", trace, "--cumulative"]);
+    assert_eq!(sum(&local), sum(&cumulative));
+    assert_eq!(cumulative["points"][0]["step"], 0);
+    let text = flowing(&stdout(&["check", "--golden", trace, "--cumulative"]));
     assert!(
         text.contains("logits: tolerance 1 ulp of f16 or 1e-4"),
         "{text}"

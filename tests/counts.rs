@@ -105,7 +105,8 @@ fn every_command_says_how_much_it_looked_at() {
     ];
     let mut seen: BTreeSet<String> = LISTS.map(str::to_owned).into();
     let mut ask = |args: &[&str], count: &str| {
-        let said = stdout(args);
+        // Lines that were broken to fit a terminal, whole again.
+        let said = stdout(args).replace("\n  ", " ");
         let at = said
             .find(count)
             .unwrap_or_else(|| panic!("{args:?}: no {count:?} in\n{said}"));
