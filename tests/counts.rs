@@ -41,14 +41,14 @@ fn every_command_says_how_much_it_looked_at() {
     let on_text: [(&str, &[&str], &str); 9] = [
         ("run", &["--json"], "\"tokens\": 11"),
         ("report", &["--modes", "0,1"], "1 passage, 11 tokens"),
-        ("propagate", &["--mode", "2-4"], "1 sequences, 11 tokens"),
+        ("propagate", &["--mode", "2-4"], "1 sequence, 11 tokens"),
         ("lineage", &[], "1 sequence, 11 tokens"),
-        ("equiv", &["2-3", "2-1"], "elements of 1 sequences"),
+        ("equiv", &["2-3", "2-1"], "elements of 1 sequence"),
         ("headroom", &["--profile", "asic-int8"], "11 tokens"),
         (
             "sweep",
             &["--vary", "scan.state=int8"],
-            "1 designs of asic-int8, 11 tokens",
+            "1 design of asic-int8, 11 tokens",
         ),
         ("recommend", &["--mode", "0"], "44 tokens"),
         ("attribute", &["--mode", "2-4"], "11 tokens"),

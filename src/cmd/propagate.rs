@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::cmd::compare::{metric, sign};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{number, print, print_json, progress, table, table_text};
+use crate::output::{counted, number, print, print_json, progress, table, table_text};
 use clap::Args;
 use scalescope_golden::metrics::MetricInfo;
 use scalescope_golden::propagate::{Propagation, SiteError, TimeError, error_over_time, propagate};
@@ -103,13 +103,13 @@ pub fn run(args: &PropagateArgs) -> Result<Outcome> {
         print_json(&json);
     } else {
         let heading = format!(
-            "{}, mode {} against mode {}, profile {}{}: {} sequences, {tokens} tokens\n",
+            "{}, mode {} against mode {}, profile {}{}: {}, {tokens} tokens\n",
             subject.name,
             error.mode,
             error.against,
             error.profile,
             faults_text(&faults),
-            sequences.len()
+            counted(sequences.len(), "sequence")
         );
         let time = time.map_or(String::new(), |time| time_text(&time));
         print(&(heading + &text(&error, metric) + &time));

@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
-use crate::output::{number, print, print_json, progress, table, table_text};
+use crate::output::{counted, number, print, print_json, progress, table, table_text};
 use crate::sweep::effects::effects;
 use crate::sweep::engine::{Bench, Design, pareto};
 use crate::sweep::grid::{Values, Vary, designs};
@@ -204,10 +204,10 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         .collect();
     let front = pareto(&results);
     let title = format!(
-        "{}, mode {}, {} designs of {}, {tokens} tokens",
+        "{}, mode {}, {} of {}, {tokens} tokens",
         subject.name,
         mode.name,
-        results.len(),
+        counted(results.len(), "design"),
         args.profile
     );
     if let Some(path) = &args.html {
