@@ -141,7 +141,7 @@ impl PointResult {
 
     /// Compares arrays of one shape. `prefix` goes before the element's index in messages.
     ///
-    /// Types must agree, but a tolerance admits any two float types.
+    /// Codes are compared with codes, and floats with floats: of two float types as the reals they are.
     pub fn add(
         &mut self,
         prefix: &[usize],

@@ -165,7 +165,8 @@ pub fn recognise(
     };
     let all = dump.blocks(usize::MAX);
     if tied(&tried) > 1 && all.len() > blocks.len() {
-        let ties = tied(&tried);
+        // And the one after them, so that its share is one of the same blocks.
+        let ties = (tied(&tried) + 1).min(tried.len());
         for t in &mut tried[..ties] {
             t.differs = dump.differs(model, t.mode, t.profile, &all)?;
         }
