@@ -2,9 +2,8 @@
 //!
 //! Kernels are CUDA C++ (`kernels/`), each named like its twin in [`crate::step`]; they are compiled
 //! ahead of time to PTX (`ptx/`, made by `build_ptx.sh`), which the driver translates when it is
-//! loaded. What a step computes is decided here as in [`crate::datapath`]: from the fields of the mode
-//! and the rules of the profile, block by block. A rule without a kernel is an error, never a
-//! substitute.
+//! loaded. What a step computes is decided in `crate::block`, once for CPU and GPU. A rule without a
+//! kernel is an error, never a substitute.
 //!
 //! | file | what it has |
 //! |---|---|
@@ -14,23 +13,26 @@
 //! | `rules` | rules to the numbers kernels know |
 //! | `weights` | a model's weights, resident on the device |
 //! | `step` | one launch, or a few, for each step |
-//! | `block` | the steps of a block in their order |
+//! | `gpu` | the steps as `crate::block` asks for them |
+//! | `counts`, `show` | what quantizers counted; tensors for a probe |
 //! | `datapath` | a model on the device, prefill |
 //! | `graph`, `decode` | work recorded once and queued as a whole; decode, token by token |
 //! | `timing` | time of each step by device events |
 
 #[allow(unsafe_code)] // says which types kernels take
 mod args;
-mod block;
+mod counts;
 mod datapath;
 mod decode;
 #[allow(unsafe_code)] // calls the driver
 mod device;
 mod functions;
+mod gpu;
 #[allow(unsafe_code)] // calls the driver
 mod graph;
 mod matrix;
 mod rules;
+mod show;
 mod step;
 mod timing;
 mod weights;

@@ -3,8 +3,8 @@
 //! for its name.
 
 mod adopt;
-mod block;
 mod bounds;
+mod cpu;
 mod inject;
 mod parts;
 mod prepare;
@@ -29,7 +29,9 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 pub use adopt::{Amendment, Part};
-pub use block::{ConvHistory, LayerState};
+#[cfg(feature = "cuda")]
+pub(crate) use cpu::columns::{columns, join_columns};
+pub use cpu::{ConvHistory, LayerState};
 pub use parts::FourBitWeight;
 pub(crate) use prepare::{Layer, Rows};
 
@@ -190,7 +192,7 @@ impl<'m> Datapath<'m> {
         let out = self.block(index, Phase::Prefill, hidden, residual, None, probe)?;
         let next = Passing {
             hidden: out.hidden,
-            residual: Some(out.residual),
+            residual: Some(cpu::f32_of(out.residual)),
         };
         Ok((next, out.state))
     }
@@ -289,7 +291,7 @@ impl<'m> Datapath<'m> {
         for (i, before) in std::mem::take(&mut state.layers).into_iter().enumerate() {
             let out = self.block(i, Phase::Decode, hidden, residual, Some(before), probe)?;
             hidden = out.hidden;
-            residual = Some(out.residual);
+            residual = Some(cpu::f32_of(out.residual));
             state.layers.push(out.state);
         }
         Ok((hidden, residual))

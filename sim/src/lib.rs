@@ -12,7 +12,7 @@
 //! | with which rules | [`profile`] |
 //! | the block as a table: who reads what, with which scale | [`dataflow`] |
 //! | the scales of a block, one for each use | [`plan`] |
-//! | the steps, and their order | [`step`], [`datapath`] |
+//! | the steps; what is made from what, in order; a model that runs | [`step`], `block`, [`datapath`] |
 //! | known defects, to be put in on purpose | [`fault`] |
 //! | what runs a model, CPU or GPU | [`engine`], `cuda` (feature `cuda`) |
 //! | what its logits say, what it writes | [`score`], [`generate`] |
@@ -27,6 +27,7 @@
 pub mod arith;
 pub mod atomic;
 pub mod bench;
+mod block;
 pub mod calibrate;
 pub mod checkpoint;
 #[cfg(feature = "cuda")]

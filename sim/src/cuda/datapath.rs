@@ -1,13 +1,16 @@
 //! A model on the device, and prefill of one or several sequences. Twin: `datapath.rs`.
 
-use super::block::{BlockOutput, Counts, Extent, LayerState, Run, show};
+use super::counts::Counts;
 use super::decode::State;
 use super::device::{Buffer, Device};
+use super::gpu::{Extent, Gpu, LayerState};
 use super::matrix::{Kind, Matrix};
 use super::rules::{self, NO_QUANTIZER};
+use super::show::show;
 use super::step::{convert, linear::linear, norm, rotate};
 use super::timing::Clock;
 use super::weights::{Linear, Weights};
+use crate::block::{Run, Site};
 use crate::dataflow::{Phase, Step};
 use crate::datapath::{Datapath, LogitRows, Rows, check_tokens};
 use crate::engine::Engine;
@@ -188,12 +191,15 @@ impl<'m> CudaDatapath<'m> {
         let mut hidden = convert::gather(&self.embedding, tokens, kind)?;
         let mut residual = None;
         for (index, layer) in self.prepared.layers.iter().enumerate() {
-            let run = Run {
+            let at = Site {
                 config: self.prepared.config,
                 layer,
-                weights: &self.layers[index],
                 index,
                 phase,
+            };
+            let on = Gpu {
+                at,
+                weights: &self.layers[index],
                 extent,
                 probe: &mut *probe,
                 counts: &mut *counts,
@@ -203,7 +209,7 @@ impl<'m> CudaDatapath<'m> {
                 Phase::Prefill => None,
                 Phase::Decode => Some(states[index].clone()),
             };
-            let out: BlockOutput = run.run(&hidden, residual, before.as_ref())?;
+            let out = Run { at, on }.run(hidden, residual, before)?;
             hidden = out.hidden;
             residual = Some(out.residual);
             match phase {

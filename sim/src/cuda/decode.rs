@@ -1,8 +1,9 @@
 //! Decode with states that stay on the device. For a probe that looks at nothing, a token's work is
 //! recorded once and launched as a graph from then on: the same kernels with the same arguments.
 
-use super::block::{Counts, Extent, LayerState};
+use super::counts::Counts;
 use super::datapath::CudaDatapath;
+use super::gpu::{Extent, LayerState};
 use super::graph::Graph;
 use super::matrix::Matrix;
 use super::step::convert::{self, Rows};

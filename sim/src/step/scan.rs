@@ -203,12 +203,15 @@ impl ScanWeight {
     /// D and dt_bias of the channels from `first` on, dequantized.
     #[inline(always)]
     pub(super) fn skip_and_bias<R: RealMath>(&self, first: usize, width: usize) -> (Lanes, Lanes) {
-        let (mut skip, mut bias) = ([0.0; LANES], [0.0; LANES]);
-        for e in 0..width {
-            skip[e] = R::mul(self.d_scale, self.d[first + e]);
-            bias[e] = R::mul(self.dt_bias_scale, self.dt_bias[first + e]);
-        }
-        (skip, bias)
+        let of = |scale: f32, values: &[f32]| {
+            let mut all = [0.0; LANES];
+            all[..width].copy_from_slice(&values[first..][..width]);
+            lanes(|e| R::mul(scale, all[e]))
+        };
+        (
+            of(self.d_scale, &self.d),
+            of(self.dt_bias_scale, &self.dt_bias),
+        )
     }
 
     fn alpha<R: RealMath>(&self, rules: RealRules) -> &[Lanes] {

@@ -24,11 +24,12 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for GroupedUpdate {
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, _: usize, _: usize) {
         let states = scratch.state.len();
         tile.decays::<R>(scratch, first, 0..1);
-        for n in 0..states {
-            let b = tile.b[first * states + n];
-            let input = tile.input::<R, F>(b, scratch.drive[0], scratch.u[0]);
-            let (decay, x) = (scratch.decay[n], scratch.state[n]);
-            scratch.state[n] = lanes(|e| F::update(decay[e], x[e], input[e]));
+        let (drive, u) = (scratch.drive[0], scratch.u[0]);
+        let b = &tile.b[first * states..][..states];
+        let decays = &scratch.decay[..states];
+        for ((x, decay), b) in scratch.state.iter_mut().zip(decays).zip(b) {
+            let (before, input) = (*x, tile.input::<R, F>(*b, drive, u));
+            *x = lanes(|e| F::update(decay[e], before[e], input[e]));
         }
         let c = &tile.c[first * states..][..states];
         let groups = states.div_ceil(GROUP);

@@ -273,6 +273,7 @@ fn partial_dots(x: &[i8], row: &[i8]) -> __m512i {
         of_offset = _mm512_dpbusd_epi32(of_offset, offset, w);
     }
     if !last.is_empty() {
+        _mm_prefetch::<_MM_HINT_T0>(last_weights.as_ptr().wrapping_add(AHEAD));
         let mask = u64::MAX >> (64 - last.len());
         // SAFETY: the mask keeps the loads inside the slices; a code left out is zero.
         let (codes, w) = unsafe {

@@ -3,7 +3,8 @@
 //! state. Each sequence gets the bits it would get alone.
 
 use super::super::{Datapath, State};
-use super::{Routed, Run};
+use super::{Cpu, f32_of};
+use crate::block::{Routed, Run};
 use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::quant::QTensor;
@@ -20,19 +21,16 @@ impl Datapath<'_> {
         residual: Option<Array2<f32>>,
         states: &mut [State],
     ) -> Result<(Tensor, Array2<f32>)> {
-        let mut run = Run {
-            path: self,
-            layer: &self.layers[index],
-            index,
-            phase: Phase::Decode,
-            probe: &mut Blind,
-        };
-        let (residual, norm_out) = run.norm(hidden, residual)?;
+        let at = self.site(index, Phase::Decode);
+        let probe = &mut Blind;
+        let on = Cpu { at, probe };
+        let mut run = Run { at, on };
+        let (residual, norm_out) = run.norm(hidden, residual.map(Tensor::F32))?;
         let (x, z) = run.in_proj(&norm_out)?;
         let mut rows = Vec::with_capacity(states.len());
         for (i, state) in states.iter_mut().enumerate() {
             let conv = &mut state.layers[index].conv;
-            let (out, after) = run.conv(row(&x, i), conv.clone())?;
+            let (out, after) = run.conv(row(&x, i), Some(conv.clone()))?;
             *conv = after;
             rows.push(out);
         }
@@ -42,12 +40,12 @@ impl Datapath<'_> {
         for (i, state) in states.iter_mut().enumerate() {
             let (u, dt, z) = (row(&u, i), row(&dt, i), row(&z, i));
             let ssm = &mut state.layers[index].ssm;
-            let (y, after) = run.scan(&u, &dt, &row(&x_proj_out, i), &z, ssm.clone())?;
+            let (y, after) = run.scan(&u, &dt, &row(&x_proj_out, i), &z, Some(ssm.clone()))?;
             *ssm = after;
             rows.push(y);
         }
         let rotated = run.rotate(&stacked(&rows))?;
-        Ok((run.out_proj(&rotated)?, residual))
+        Ok((run.out_proj(&rotated)?, f32_of(residual)))
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn last_rows<T: Copy>(rows: &Array2<T>, count: usize) -> Array2<T> {
 }
 
 /// Columns of a tensor, row-major.
-pub(super) fn columns(value: &Tensor, range: &Range<usize>) -> Tensor {
+pub(crate) fn columns(value: &Tensor, range: &Range<usize>) -> Tensor {
     let cut = s![.., range.clone()];
     match value {
         Tensor::I8(q) => Tensor::I8(QTensor {
@@ -50,7 +50,7 @@ pub(super) fn rewritten(value: Tensor) -> Tensor {
 }
 
 /// Two tensors of one type side by side.
-pub(super) fn join_columns(left: &Tensor, right: &Tensor) -> Tensor {
+pub(crate) fn join_columns(left: &Tensor, right: &Tensor) -> Tensor {
     fn join<T: Copy>(left: &Array2<T>, right: &Array2<T>) -> Array2<T> {
         concatenate(Axis(1), &[left.view(), right.view()])
             .expect("both have L rows")

@@ -1,0 +1,28 @@
+//! The online Hadamard rotation and its quantizer.
+
+use super::{Backend, Output, Run, Tensors};
+use crate::error::Result;
+use crate::mode::Implementation;
+use crate::plan::ScaleUse;
+use crate::profile::HadamardRules;
+use crate::trace::TracePoint;
+
+pub(crate) trait HadamardStep: Tensors {
+    /// Rotates y, where the mode rotates, and quantizes it by the quantizer of the rules.
+    fn rotate(
+        &mut self,
+        y: &Self::Value,
+        output: Output,
+        rules: HadamardRules,
+    ) -> Result<Self::Operand>;
+}
+
+impl<B: Backend> Run<'_, '_, B> {
+    /// What out_proj reads.
+    pub fn rotate(&mut self, y: &B::Value) -> Result<B::Operand> {
+        let rules = self.at.rules(Implementation::Cuda).hadamard;
+        let output = self.operand(self.at.layer.mode.had_out, ScaleUse::HadOut);
+        let out = self.on.rotate(y, output, rules)?;
+        self.on.show_operand(TracePoint::HadOut, out)
+    }
+}

@@ -1,0 +1,47 @@
+//! The online Hadamard rotation and its quantizer.
+
+use super::{Cpu, Operand};
+use crate::block::{HadamardStep, Output};
+use crate::error::Result;
+use crate::plan::ScaleUse;
+use crate::profile::HadamardRules;
+use crate::step::rotate;
+use crate::step::rotate_unit::{IntegerRotation, rotate_tokens, rotate_unit};
+use crate::trace::{Tensor, TracePoint};
+
+impl HadamardStep for Cpu<'_, '_> {
+    fn rotate(&mut self, y: &Tensor, output: Output, rules: HadamardRules) -> Result<Operand> {
+        let point = TracePoint::HadOut;
+        let place = self.place(point);
+        let Some(size) = self.at.layer.rotation else {
+            return Ok(self.operand(point, y.to_real(), output, rules.quantizer()));
+        };
+        let integer = IntegerRotation::of(size, rules.form);
+        Ok(match (output, integer) {
+            (Output::Real, _) | (Output::Tokens(_), None) => {
+                let rotated = rotate::rotate(y.to_real(), size);
+                self.operand(point, rotated, output, rules.quantizer())
+            }
+            (Output::Tokens(grid), Some(rotation)) => {
+                let anchor = self.at.scale(ScaleUse::HadOut);
+                let (q, status, seen) =
+                    rotate_tokens(&y.to_real(), &rotation, anchor, grid, rules)?;
+                self.probe.accumulate(place, seen);
+                self.count(point, status);
+                Operand::Tokens(q)
+            }
+            (Output::Int8(scale), Some(rotation)) => {
+                let (q, status, seen) = rotate_unit(&y.to_real(), &rotation, scale, rules)?;
+                self.count(point, status);
+                self.probe.accumulate(place, seen);
+                Operand::Tensor(Tensor::I8(q))
+            }
+            (Output::Int8(scale), None) => {
+                let factor = rotate::quantizer_factor(size, scale);
+                let (q, status) = rotate::rotate_quantize(y, size, factor, scale, rules);
+                self.count(point, status);
+                Operand::Tensor(Tensor::I8(q))
+            }
+        })
+    }
+}
