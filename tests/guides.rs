@@ -96,7 +96,8 @@ fn every_place_of_the_guides_is_there() {
         .filter(|line| line.starts_with("| `"))
         .map(|line| line.trim_matches('|').split(" | ").collect())
         .collect();
-    assert_eq!(rows.len(), 13, "places of a step");
+    // More would be too many to find.
+    assert_eq!(rows.len(), 6, "files that know a step");
     for row in rows {
         let [file, item, noticed] = row[..] else {
             panic!("{row:?}");

@@ -2,7 +2,8 @@
 //! scale it dequantizes each input with, the quantizer of the output, the rule it runs by and the
 //! fields of a mode that decide about it.
 //!
-//! This is the one picture of the dataflow. The engine runs the rows; what a check can follow from
+//! This is the one picture of the dataflow: `names` has its steps, tensors and scale uses, a line each.
+//! The engine runs the rows; what a check can follow from
 //! what, what a scale or a rule can alter, scale lineage, fault sites and the tables of the
 //! documents are questions to it. A block of another kind is another list of rows.
 //!
@@ -10,17 +11,17 @@
 //! and every rule, and looks which tensors change.
 
 mod mamba;
+mod names;
 mod questions;
 
 use crate::mode::{Implementation, ModeSpec, Precision};
 use crate::model::Config;
-use crate::plan::ScaleUse;
 use crate::profile::Profile;
 use crate::profile::unit::{ActivationGranularity, HadamardForm, ScanUnit, StateFormat};
-use crate::trace::TracePoint;
 use serde::Serialize;
 use std::ops::Range;
 
+pub use names::{ScaleUse, Step, TracePoint};
 pub use questions::{Flow, phases};
 
 /// A whole sequence or one token: which rules of an arithmetic apply, and whether states come in.
@@ -31,101 +32,6 @@ pub enum Phase {
     Prefill,
     /// One token, from the states of the one before.
     Decode,
-}
-
-/// A step of the datapath: what makes tensors, and what timings name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// Rows of the embedding.
-    Embed,
-    /// Residual add, RMSNorm and its quantizer.
-    Norm,
-    /// x and z.
-    InProj,
-    /// Convolution, SiLU, quantizer, and the conv state.
-    Conv,
-    /// dt, B and C.
-    XProj,
-    /// dt before its bias.
-    DtProj,
-    /// The scan's input, the selective scan, the gate, and the state's quantizer.
-    Scan,
-    /// Rotation and its quantizer.
-    Hadamard,
-    /// The block's output.
-    OutProj,
-    /// The last norm and the logits.
-    Head,
-}
-
-impl Step {
-    /// Every step, in the order of the datapath.
-    pub const ALL: [Step; 10] = [
-        Step::Embed,
-        Step::Norm,
-        Step::InProj,
-        Step::Conv,
-        Step::XProj,
-        Step::DtProj,
-        Step::Scan,
-        Step::Hadamard,
-        Step::OutProj,
-        Step::Head,
-    ];
-
-    /// The steps that multiply by a weight matrix inside a block.
-    pub const LINEAR: [Step; 4] = [Step::InProj, Step::XProj, Step::DtProj, Step::OutProj];
-
-    /// The steps whose weights can have four bits.
-    pub const FOUR_BIT: [Step; 3] = [Step::InProj, Step::XProj, Step::OutProj];
-
-    /// The steps that sum products of codes.
-    pub const SUMS: [Step; 5] = [
-        Step::InProj,
-        Step::Conv,
-        Step::XProj,
-        Step::DtProj,
-        Step::OutProj,
-    ];
-
-    /// The name in tables and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Step::Embed => "embed",
-            Step::Norm => "norm",
-            Step::InProj => "in_proj",
-            Step::Conv => "conv",
-            Step::XProj => "x_proj",
-            Step::DtProj => "dt_proj",
-            Step::Scan => "scan",
-            Step::Hadamard => "hadamard",
-            Step::OutProj => "out_proj",
-            Step::Head => "head",
-        }
-    }
-
-    /// The step of a name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|step| step.name() == name)
-    }
-
-    /// The part of an arithmetic that holds its rules, as profile files write it; empty for the
-    /// embedding, which has none.
-    pub fn rule(self) -> &'static str {
-        match self {
-            Step::Embed => "",
-            Step::Norm => "norm_out",
-            Step::InProj => "linear.in_proj",
-            Step::Conv => "conv",
-            Step::XProj => "linear.x_proj",
-            Step::DtProj => "linear.dt_proj",
-            Step::Scan => "scan",
-            Step::Hadamard => "hadamard",
-            Step::OutProj => "linear.out_proj",
-            Step::Head => "final_norm",
-        }
-    }
 }
 
 /// The columns of a tensor that a reader takes.

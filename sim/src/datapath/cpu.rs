@@ -4,9 +4,9 @@
 mod batch;
 pub(super) mod columns;
 mod conv;
+mod hadamard;
 mod linears;
 mod norm;
-mod rotate;
 mod scan;
 
 use super::Datapath;
