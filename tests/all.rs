@@ -16,6 +16,7 @@ mod device;
 mod diagnosis;
 mod docs;
 mod eval;
+mod examples;
 mod guides;
 mod model_files;
 mod models;

@@ -2,11 +2,11 @@
 
 use crate::arrays::{tensor, whole};
 use crate::model::selection;
-use crate::simulator::Simulator;
 use crate::trace::{Parts, parts};
 use crate::work;
 use pyo3::prelude::*;
 use scalescope_golden::trace_file::TraceFile;
+use scalescope_sim::Simulator;
 use scalescope_sim::datapath::{ConvHistory, LogitRows, State};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::generate::Sampler;
@@ -63,7 +63,7 @@ impl Decoder {
             state,
             tokens: done,
         } = std::mem::replace(&mut *run, BEGINNING);
-        self.simulator.with_dependent(|_, path| {
+        self.simulator.with(|path| {
             scalescope_sim::datapath::check_tokens(tokens, path.config().vocab_size).inspect_err(
                 |_| {
                     *run = Run {

@@ -4,7 +4,7 @@ use crate::decode::Decoder;
 use crate::errors::raise;
 use crate::rules::{Named, find_mode, find_profile};
 use crate::score::Scorer;
-use crate::simulator::{Setup, Simulator, simulator};
+use crate::simulator::{Setup, simulator};
 use crate::trace::{Parts, parts};
 use crate::work;
 use numpy::PyReadonlyArray2;
@@ -16,6 +16,7 @@ use scalescope::input::{self, trace_points};
 use scalescope::kept::Kept;
 use scalescope::tokenizer::encode;
 use scalescope_golden::trace_file::{Meta, TraceFile, model_digest};
+use scalescope_sim::Simulator;
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::calibrate::CalibrationOptions;
 use scalescope_sim::checkpoint::scales;
@@ -81,7 +82,7 @@ fn run(
         .map(|row| {
             let ids = tokens.row(row).to_vec();
             let mut recorder = Recorder::new(selection.clone());
-            let logits = simulator.with_dependent(|_, path| {
+            let logits = simulator.with(|path| {
                 let (logits, _) = path.prefill(&ids, LogitRows::All, &mut recorder)?;
                 Ok::<_, SimError>(logits)
             })?;
@@ -199,11 +200,11 @@ impl Model {
             let selection = selection(points, layers.clone())?;
             self.layers(layers.as_deref())?;
             let simulator = simulator(&self.kept, &setup)?;
-            let vocabulary = simulator.with_dependent(|_, path| path.config().vocab_size);
+            let vocabulary = simulator.with(|path| path.config().vocab_size);
             for row in tokens.outer_iter() {
                 check_tokens(&row.to_vec(), vocabulary)?;
             }
-            let model = simulator.borrow_owner();
+            let model = simulator.model();
             let digest = &self.digests[usize::from(model.quantized.is_some())];
             let digest = digest.get_or_init(|| model_digest(model)).clone();
             run(&simulator, &setup, &tokens, &selection, digest)

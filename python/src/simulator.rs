@@ -1,21 +1,11 @@
-//! A datapath that owns the model it runs.
+//! A simulator from what Python names.
 
 use scalescope::kept::Kept;
-use scalescope_sim::datapath::Datapath;
+use scalescope_sim::Simulator;
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::ModeSpec;
-use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
-
-self_cell::self_cell!(
-    /// A model and the datapath that borrows it.
-    pub struct Simulator {
-        owner: Model,
-        #[not_covariant]
-        dependent: Datapath,
-    }
-);
 
 /// What runs: a mode, its rules and its defects.
 #[derive(Clone, Debug)]
@@ -31,7 +21,5 @@ pub struct Setup {
 /// Prepares the weights that a mode needs.
 pub fn simulator(kept: &Kept, setup: &Setup) -> Result<Simulator> {
     let subject = kept.subject(std::slice::from_ref(&setup.mode))?;
-    Simulator::try_new(subject.model, |model| {
-        Datapath::with_faults(model, &setup.mode, &setup.profile, &setup.faults)
-    })
+    Simulator::with_faults(subject.model, &setup.mode, &setup.profile, &setup.faults)
 }

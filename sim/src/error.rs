@@ -8,6 +8,7 @@ pub type Result<T, E = SimError> = std::result::Result<T, E>;
 
 /// An input that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SimError {
     /// The operating system refused an operation on a file.
     #[error("{}: {source}", path.display())]

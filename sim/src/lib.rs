@@ -1,5 +1,9 @@
 //! The simulator: every step of the INT8 datapath of a Mamba language model, to the last bit.
 //!
+//! Most programs need [`Simulator`], [`Model`], [`ModeTable`] and [`ModeSpec`], [`Profile`], a [`Recorder`] or a
+//! [`Probe`] of their own, and [`Error`]: what stands at the top of the crate is kept as it is. The modules
+//! below are open for the tools that are built on them and may change with any version.
+//!
 //! Follow the data:
 //!
 //! | stage | module |
@@ -53,6 +57,14 @@ mod random;
 #[cfg(feature = "sample")]
 pub mod sample;
 pub mod score;
+mod simulator;
 pub mod step;
 pub mod text;
 pub mod trace;
+
+pub use error::{Result, SimError as Error};
+pub use mode::{ModeSpec, ModeTable};
+pub use model::Model;
+pub use profile::Profile;
+pub use simulator::Simulator;
+pub use trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint};
