@@ -5,31 +5,28 @@
 //! also across zero and across powers of two. It says nothing of NaN and ∞, which have none.
 
 use half::f16;
+use num_traits::PrimInt;
+
+/// Distance of two floats by their bits: a sign, and a magnitude that counts up.
+fn steps<B: PrimInt + Into<i64>>(a: B, b: B) -> u64 {
+    let key = |bits: B| {
+        let magnitude: i64 = (bits & (B::max_value() >> 1)).into();
+        match bits.leading_zeros() {
+            0 => -magnitude,
+            _ => magnitude,
+        }
+    };
+    key(a).abs_diff(key(b))
+}
 
 /// Distance of two finite f32 in units in the last place; `None` if either is NaN or ∞.
 pub fn ulp_f32(a: f32, b: f32) -> Option<u64> {
-    let key = |v: f32| {
-        let magnitude = i64::from(v.to_bits() & 0x7fff_ffff);
-        if v.is_sign_negative() {
-            -magnitude
-        } else {
-            magnitude
-        }
-    };
-    (a.is_finite() && b.is_finite()).then(|| key(a).abs_diff(key(b)))
+    (a.is_finite() && b.is_finite()).then(|| steps(a.to_bits(), b.to_bits()))
 }
 
 /// Distance of two finite binary16 in units in the last place; `None` if either is NaN or ∞.
 pub fn ulp_f16(a: f16, b: f16) -> Option<u64> {
-    let key = |v: f16| {
-        let magnitude = i64::from(v.to_bits() & 0x7fff);
-        if v.is_sign_negative() {
-            -magnitude
-        } else {
-            magnitude
-        }
-    };
-    (a.is_finite() && b.is_finite()).then(|| key(a).abs_diff(key(b)))
+    (a.is_finite() && b.is_finite()).then(|| steps(a.to_bits(), b.to_bits()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Calibration: activation scales from what the float model's tensors hold while it runs over
-//! samples. Source: datapath specification, section 3.
+//! samples. The scales: `docs/arithmetic.md`, "Where a scale is used".
 //!
 //! Every sample is reduced to one statistic for each scale while it runs (nothing is stored), and
 //! the statistics are folded in the order of the samples. The result therefore depends on neither

@@ -1,7 +1,7 @@
 //! The datapath on an NVIDIA GPU: a second implementation of every step, to the same bits.
 //!
 //! Kernels are CUDA C++ (`kernels/`), each named like its twin in [`crate::step`]; they are compiled
-//! ahead of time to PTX (`ptx/`, made by `build_ptx.sh`), which the driver translates when it is
+//! ahead of time to PTX (`sim/ptx`, made by its `build.sh`), which the driver translates when it is
 //! loaded. What a step computes is decided in `crate::block`, once for CPU and GPU. A rule without a
 //! kernel is an error, never a substitute.
 //!

@@ -209,7 +209,8 @@ fn narrow_matrix(values: Array2<f32>, item: &str) -> Result<Array2<f16>> {
     Ok(Array2::from_shape_vec(dim, narrowed).expect("as many values"))
 }
 
-/// The calibrated activation scales of a block: seven, and one that few modes need. Keys: datapath specification, section 3.
+/// The calibrated activation scales of a block: seven, and one that few modes need. Who uses which:
+/// `docs/arithmetic.md`, "Where a scale is used".
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ActivationScales {
     /// Normed hidden state, in_proj's input.

@@ -1,40 +1,49 @@
 //! Real number to integer, and integer to integer by a right shift.
 
 use super::lfsr::Lfsr;
+use num_traits::PrimInt;
 use serde::{Deserialize, Serialize};
 
-/// The shift in an integer type.
-macro_rules! shifted {
-    ($integer:ty, $rule:expr, $v:expr, $shift:expr, $random:expr) => {{
-        let (v, shift): ($integer, u32) = ($v, $shift);
-        if shift == 0 {
-            return v;
+/// `v / 2^shift` as an integer of its type. `random` is read by a stochastic rule only.
+#[inline(always)]
+fn shifted<I: PrimInt + From<u16>>(rule: Rounding, v: I, shift: u32, random: u16) -> I {
+    if shift == 0 {
+        return v;
+    }
+    let places = shift as usize;
+    let one = I::one();
+    let floor = v >> places;
+    let rest = v - (floor << places);
+    let half = one << (places - 1);
+    let up = match rule {
+        Rounding::NearestTiesToEven => rest > half || (rest == half && floor & one == one),
+        // Integers add their half exactly: both rules are one here.
+        Rounding::NearestTiesAway | Rounding::HalfAwayByAdding => {
+            rest > half || (rest == half && v > I::zero())
         }
-        let floor = v >> shift;
-        let rest = v - (floor << shift);
-        let half: $integer = 1 << (shift - 1);
-        let up = match $rule {
-            Rounding::NearestTiesToEven => rest > half || (rest == half && floor & 1 == 1),
-            // Integers add their half exactly: both rules are one here.
-            Rounding::NearestTiesAway | Rounding::HalfAwayByAdding => {
-                rest > half || (rest == half && v > 0)
-            }
-            Rounding::NearestTiesUp => rest >= half,
-            Rounding::Floor => false,
-            Rounding::Ceil => rest > 0,
-            Rounding::TowardZero => rest > 0 && v < 0,
-            Rounding::Stochastic(_) => {
-                let random = <$integer>::from($random);
-                let random = match shift.checked_sub(16) {
-                    Some(more) => random << more,
-                    None => random >> (16 - shift),
-                };
-                rest + random >= 1 << shift
-            }
-        };
-        floor + <$integer>::from(up)
-    }};
+        Rounding::NearestTiesUp => rest >= half,
+        Rounding::Floor => false,
+        Rounding::Ceil => rest > I::zero(),
+        Rounding::TowardZero => rest > I::zero() && v < I::zero(),
+        Rounding::Stochastic(_) => {
+            let random = <I as From<u16>>::from(random);
+            let random = match places.checked_sub(16) {
+                Some(more) => random << more,
+                None => random >> (16 - places),
+            };
+            rest + random >= one << places
+        }
+    };
+    if up { floor + one } else { floor }
 }
+
+/// The smallest power of two that is no less than a positive, normal number.
+pub fn up_to_power_of_two(v: f64) -> f64 {
+    const FRACTION: u64 = (1 << 52) - 1;
+    let bits = v.to_bits();
+    f64::from_bits((bits + FRACTION) & !FRACTION)
+}
+
 /// How a real number becomes an integer. Source of the first two: `docs/arithmetic.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -118,7 +127,7 @@ impl Rounding {
     pub fn shift(self, v: i128, shift: u32, random: u16) -> i128 {
         // Most values are narrow, and 64-bit integers several times faster.
         match i64::try_from(v) {
-            Ok(narrow) if shift < 62 => self.shift_narrow(narrow, shift, random).into(),
+            Ok(narrow) if shift < 62 => shifted(self, narrow, shift, random).into(),
             _ => self.shift_wide(v, shift, random),
         }
     }
@@ -127,25 +136,30 @@ impl Rounding {
     #[inline(always)]
     pub fn shift_product(self, a: i64, b: i64, shift: u32, random: u16) -> i128 {
         match a.checked_mul(b) {
-            Some(narrow) if shift < 62 => self.shift_narrow(narrow, shift, random).into(),
+            Some(narrow) if shift < 62 => shifted(self, narrow, shift, random).into(),
             _ => self.shift_wide(i128::from(a) * i128::from(b), shift, random),
         }
     }
 
-    #[inline(always)]
-    fn shift_narrow(self, v: i64, shift: u32, random: u16) -> i64 {
-        shifted!(i64, self, v, shift, random)
-    }
-
     #[cold]
     fn shift_wide(self, v: i128, shift: u32, random: u16) -> i128 {
-        shifted!(i128, self, v, shift, random)
+        shifted(self, v, shift, random)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn powers_of_two_are_no_less_and_the_next_smaller_is() {
+        for exponent in -1000..1000 {
+            let power = 2f64.powi(exponent);
+            assert_eq!(up_to_power_of_two(power), power);
+            assert_eq!(up_to_power_of_two(power.next_up()), 2.0 * power);
+            assert_eq!(up_to_power_of_two(power.next_down()), power);
+        }
+    }
 
     #[test]
     fn ties() {

@@ -1,5 +1,5 @@
 //! Folds norms and Hadamard matrices into the weights, so that the residual stream lives in
-//! Hadamard space. Source: datapath specification, section 2, items 1 and 2; the order of additions
+//! Hadamard space. Source: `docs/arithmetic.md`, "Model preparation"; the order of additions
 //! is the recipe's (see the private module `rotate`).
 
 use super::recipe::{Recipe, WeightRotation};

@@ -1,4 +1,4 @@
-//! Weights to INT8. Source: datapath specification, section 2, item 3.
+//! Weights to INT8. Source: `docs/arithmetic.md`, "Model preparation".
 //!
 //! Two rules, both `s = max(|w|, at least 1e-5)/127`, `q = sat8(rne(w/s))`: one in binary16 arithmetic,
 //! every operation rounded to f16, for all weights but dt_bias, which is quantized in f32. A_log and D

@@ -1,5 +1,4 @@
-//! Reads and writes the quantized model, `quantized.safetensors`. Source: datapath specification,
-//! section 8.
+//! Reads and writes the quantized model, `quantized.safetensors`. See `docs/models.md`.
 //!
 //! | tensor | dtype | shape |
 //! |---|---|---|

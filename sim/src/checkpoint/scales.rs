@@ -1,4 +1,4 @@
-//! Activation scales on their own, as JSON. Source: datapath specification, section 3.
+//! Activation scales on their own, as JSON.
 //!
 //! ```json
 //! {"model":"3f0c…","layers":[{"in_proj_input":0.03,"in_proj_output":0.1, …}, …]}

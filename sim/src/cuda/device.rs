@@ -17,16 +17,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Kernels, compiled ahead of time.
 const PTX: &[(&str, &str)] = &[
-    ("conv", include_str!("ptx/conv.ptx")),
-    ("convert", include_str!("ptx/convert.ptx")),
-    ("dynamic", include_str!("ptx/dynamic.ptx")),
-    ("linear_f32", include_str!("ptx/linear_f32.ptx")),
-    ("linear_i8", include_str!("ptx/linear_i8.ptx")),
-    ("norm", include_str!("ptx/norm.ptx")),
-    ("rotate", include_str!("ptx/rotate.ptx")),
-    ("scan_block", include_str!("ptx/scan_block.ptx")),
-    ("scan_sequential", include_str!("ptx/scan_sequential.ptx")),
-    ("segments", include_str!("ptx/segments.ptx")),
+    ("conv", include_str!("../../ptx/conv.ptx")),
+    ("convert", include_str!("../../ptx/convert.ptx")),
+    ("dynamic", include_str!("../../ptx/dynamic.ptx")),
+    ("linear_f32", include_str!("../../ptx/linear_f32.ptx")),
+    ("linear_i8", include_str!("../../ptx/linear_i8.ptx")),
+    ("norm", include_str!("../../ptx/norm.ptx")),
+    ("rotate", include_str!("../../ptx/rotate.ptx")),
+    ("scan_block", include_str!("../../ptx/scan_block.ptx")),
+    (
+        "scan_sequential",
+        include_str!("../../ptx/scan_sequential.ptx"),
+    ),
+    ("segments", include_str!("../../ptx/segments.ptx")),
 ];
 
 /// Shared memory that a kernel gets without asking.

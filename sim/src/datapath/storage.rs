@@ -1,6 +1,7 @@
 //! Weights and scales as a profile stores them: quantized anew from the float model, per tensor,
 //! channel or group, in 8 or 4 bits, at calibrated scales or powers of two.
 
+use crate::arith::round::up_to_power_of_two;
 use crate::profile::unit::{ConvGranularity, GROUP, Granularity, ScaleGrid, Storage};
 use crate::quant::{QTensor, QVector, Scale};
 use crate::step::conv::ConvWeight;
@@ -33,14 +34,9 @@ fn largest<'a, T: Copy + Into<f64> + 'a>(values: impl IntoIterator<Item = &'a T>
 fn scale(step: f64, grid: ScaleGrid) -> Scale {
     let step = match grid {
         ScaleGrid::Calibrated => step,
-        ScaleGrid::PowerOfTwo => power_of_two(step),
+        ScaleGrid::PowerOfTwo => up_to_power_of_two(step.max(f64::from(f32::MIN_POSITIVE))),
     };
     Scale::new((step as f32).max(f32::MIN_POSITIVE)).expect("a positive, normal f32")
-}
-
-/// The smallest power of two that is no less.
-fn power_of_two(step: f64) -> f64 {
-    2f64.powi(step.max(f64::from(f32::MIN_POSITIVE)).log2().ceil() as i32)
 }
 
 /// A scale on the grid of a profile.

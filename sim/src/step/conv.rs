@@ -1,5 +1,4 @@
-//! Causal depthwise conv1d with SiLU. Source: datapath specification, section 4 step 3 (prefill)
-//! and section 5 (decode).
+//! Causal depthwise conv1d with SiLU. Source: `docs/arithmetic.md`, "The rules of each arithmetic".
 
 use crate::arith::real::{Ieee, RealMath, RealRules};
 use crate::arith::requant::QuantRule;

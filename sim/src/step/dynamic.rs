@@ -2,6 +2,7 @@
 //! Source: the modes specification, mode 3.
 
 use crate::arith::requant::{Divisor, QuantRule};
+use crate::arith::round::up_to_power_of_two;
 use crate::arith::saturate::Status;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::unit::ScaleGrid;
@@ -34,6 +35,9 @@ impl DynamicTensor {
     }
 }
 
+/// The largest power of two that f32 has, 2^127.
+const LARGEST_POWER: f64 = (1u128 << 127) as f64;
+
 /// The scale that puts `absmax` on code 127, on a grid; 1 for 0.
 pub fn scale_of(absmax: f32, grid: ScaleGrid) -> Scale {
     let scale = match absmax {
@@ -42,17 +46,9 @@ pub fn scale_of(absmax: f32, grid: ScaleGrid) -> Scale {
     };
     let scale = match grid {
         ScaleGrid::Calibrated => scale,
-        ScaleGrid::PowerOfTwo => power_of_two(scale),
+        ScaleGrid::PowerOfTwo => up_to_power_of_two(scale.into()).min(LARGEST_POWER) as f32,
     };
     Scale::new(scale).expect("clamped to the normal range")
-}
-
-/// The smallest power of two that is no less than a normal f32, at most 2^127.
-fn power_of_two(scale: f32) -> f32 {
-    const FRACTION: u32 = (1 << 23) - 1;
-    let bits = scale.to_bits();
-    let up = u32::from(bits & FRACTION != 0);
-    f32::from_bits(((bits >> 23) + up).min(254) << 23)
 }
 
 /// Quantizes each row (token) by a rule, with a scale of its own on a grid.

@@ -1,5 +1,5 @@
 //! Linear steps: in_proj, x_proj, dt_proj, out_proj and the head.
-//! Source: datapath specification, section 4, steps 2 and 7.
+//! Source: `docs/arithmetic.md`, "The rules of each arithmetic".
 
 use super::linear_unit::{self, ScaledWeight};
 use crate::arith::accumulate::{Accumulated, Accumulator};

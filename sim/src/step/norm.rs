@@ -1,4 +1,4 @@
-//! Residual add and RMSNorm. Source: datapath specification, section 4, step 1.
+//! Residual add and RMSNorm. Source: `docs/arithmetic.md`, "The rules of each arithmetic".
 
 use crate::arith::requant::QuantRule;
 use crate::arith::saturate::Status;

@@ -1,5 +1,5 @@
 //! Hadamard rotation of the scan's output, and its quantizer.
-//! Source: datapath specification, section 4, step 6.
+//! Source: `docs/arithmetic.md`, "The rules of each arithmetic".
 
 use crate::arith::hadamard::HadamardSize;
 use crate::arith::requant::codes_of;

@@ -1,6 +1,5 @@
 //! The selective scan: x_t = decay·x_{t−1} + input, y_t = C·x_t + D·u, gated by SiLU(z).
-//! Source: datapath specification, section 4 step 5 (prefill), section 5 (decode), section 7
-//! (`exact` and `torch`).
+//! Source: `docs/arithmetic.md`, "The rules of each arithmetic".
 //!
 //! Channels are independent, so every order runs on tiles of [`LANES`] channels side by side:
 //! a lane is a channel, and no operation crosses lanes.

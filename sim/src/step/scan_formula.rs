@@ -1,5 +1,5 @@
 //! The formulas of the selective scan: how its operations are grouped and rounded.
-//! Source: datapath specification, section 4 step 5, section 5, section 7.
+//! Source: `docs/arithmetic.md`, "The rules of each arithmetic".
 
 use crate::arith::real::{LANES, RealMath};
 

@@ -33,6 +33,7 @@ use crate::arith::fixed::{FixedFactor, Requantizer, random};
 use crate::arith::function::{Function, Inputs, Unit};
 use crate::arith::lfsr::Lfsr;
 use crate::arith::real::{Ieee, RealMath};
+use crate::arith::round::up_to_power_of_two;
 use crate::error::Result;
 use crate::isa::{Kernel, dispatch};
 use crate::profile::unit::{ScanUnit, StateFormat, StateScale, UnitOrder};
@@ -98,7 +99,7 @@ pub fn state_step(format: StateFormat, calibrated: Scale) -> Option<f64> {
     let step = f64::from(calibrated.get()) * 127.0 / top as f64 * 2f64.powi(headroom.into());
     Some(match scale {
         StateScale::Calibrated => step,
-        StateScale::PowerOfTwo => 2f64.powi(step.log2().ceil() as i32),
+        StateScale::PowerOfTwo => up_to_power_of_two(step),
     })
 }
 

@@ -6,7 +6,7 @@ use crate::arith::fixed::{LONGEST_LEFT_SHIFT, Requantizer};
 use crate::arith::function::Unit;
 use crate::arith::real::{Ieee, RealMath};
 use crate::arith::requant::QuantRule;
-use crate::arith::round::Rounding;
+use crate::arith::round::{Rounding, up_to_power_of_two};
 use crate::calibrate::LEAST_SCALE;
 use crate::error::{Result, SimError};
 use crate::profile::unit::ScanUnit;
@@ -33,7 +33,7 @@ fn step_with_room(step: f64, calibrated: Scale, skip: f64, sum: Accumulator) -> 
     let fits = skip * LARGEST_PRODUCT / 2f64.powi(i32::from(sum.bits()) - 1);
     let has_factor = skip / 2f64.powi(LONGEST_LEFT_SHIFT);
     let larger = fits.max(has_factor) / step;
-    step * 2f64.powi((larger.log2().ceil() as i32).max(0))
+    step * up_to_power_of_two(larger.max(1.0))
 }
 
 /// Integers throughout.

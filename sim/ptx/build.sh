@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes ptx/*.ptx from kernels/*.cu with a pinned nvcc from PyPI; needs python3 and the network once.
-#   build_ptx.sh            regenerate
-#   build_ptx.sh --check    regenerate elsewhere and compare; exits 1 on a difference
+# Makes *.ptx from sim/src/cuda/kernels/*.cu with a pinned nvcc from PyPI; needs python3 and the network once.
+#   build.sh            regenerate
+#   build.sh --check    regenerate elsewhere and compare; exits 1 on a difference
 set -euo pipefail
 cd "$(dirname "$0")"
 
 # The compiler's four packages, in a virtual environment of their own (NVCC names another nvcc).
 if [ -z "${NVCC:-}" ]; then
-    env="${SCALESCOPE_NVCC_ENV:-../../../target/nvcc-13.0.88}"
+    env="${SCALESCOPE_NVCC_ENV:-../../target/nvcc-13.0.88}"
     if ! [ -e "$env/done" ]; then
         python3 -m venv "$env"
         "$env/bin/pip" install --quiet nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
@@ -17,12 +17,12 @@ if [ -z "${NVCC:-}" ]; then
     NVCC=$(echo "$env"/lib/python3*/site-packages/nvidia/cu13/bin/nvcc)
 fi
 
-to=ptx
+to=.
 if [ "${1:-}" = --check ]; then
     to=$(mktemp -d)
     trap 'rm -rf "$to"' EXIT
 fi
-for kernel in kernels/*.cu; do
+for kernel in ../src/cuda/kernels/*.cu; do
     out="$to/$(basename "$kernel" .cu).ptx"
     # -fmad=false: no product and sum are fused unless a kernel says so.
     "$NVCC" -ptx -arch=compute_80 -fmad=false -o "$out" "$kernel"
@@ -31,6 +31,6 @@ for kernel in kernels/*.cu; do
     sed -i 's/^\.version .*/.version 7.1/; /^\/\//d' "$out"
     "$(dirname "$NVCC")/ptxas" -arch=sm_80 -o /dev/null "$out"
 done
-if [ "$to" != ptx ]; then
-    diff -rq ptx "$to" && echo "ptx is what kernels give"
+if [ "$to" != . ]; then
+    diff -rq --exclude=build.sh . "$to" && echo "ptx is what kernels give"
 fi
