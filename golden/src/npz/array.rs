@@ -4,7 +4,9 @@ use half::f16;
 use ndarray::ArrayD;
 
 /// A type that an array of a file may have.
-pub trait Element: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
+pub trait Element:
+    npyz::AutoSerialize + Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static
+{
     /// Its tag.
     const DTYPE: DType;
     /// Bytes in a file.

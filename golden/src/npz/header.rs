@@ -99,28 +99,6 @@ impl Header {
         header.length = before + length;
         Ok(header)
     }
-
-    /// The header of a row-major array, padded so that data start at a multiple of 64.
-    pub(super) fn write(dtype: DType, shape: &[usize]) -> Vec<u8> {
-        let mut tuple: String = shape.iter().map(|axis| format!("{axis}, ")).collect();
-        if shape.len() != 1 {
-            tuple.truncate(tuple.len().saturating_sub(2));
-        } else {
-            tuple.truncate(tuple.len() - 1);
-        }
-        let mut text = format!(
-            "{{'descr': '{}', 'fortran_order': False, 'shape': ({tuple}), }}",
-            dtype.descr()
-        );
-        let padding = 63 - (10 + text.len()) % 64;
-        text.extend(std::iter::repeat_n(' ', padding));
-        text.push('\n');
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend([1, 0]);
-        bytes.extend((text.len() as u16).to_le_bytes());
-        bytes.extend(text.as_bytes());
-        bytes
-    }
 }
 
 /// A cursor in the dictionary literal.

@@ -1,8 +1,9 @@
 //! Writing: all or nothing, and the same bytes for the same arrays.
 
-use super::array::{Array, DType, Element, with_array};
-use super::header::{Header, MAX_DIMS, shown};
+use super::array::{Array, DType, Element, with_array, with_type};
+use super::header::{MAX_DIMS, shown};
 use ndarray::ArrayD;
+use npyz::WriterBuilder;
 use scalescope_sim::atomic::{put_in_place, temporary_beside};
 use scalescope_sim::error::{Result, SimError};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -68,8 +69,9 @@ impl NpzWriter {
         data: &mut impl Read,
     ) -> Result<()> {
         let bytes = shape.iter().product::<usize>() * dtype.item_size();
+        let header = with_type!(dtype, T => header::<T>(shape));
         self.start(name, bytes)?;
-        let written = (self.zip.write_all(&Header::write(dtype, shape)))
+        let written = (header.and_then(|header| self.zip.write_all(&header)))
             .and_then(|()| io::copy(data, &mut self.zip))
             .map_err(|e| SimError::io(&self.path, e))?;
         match written == bytes as u64 {
@@ -182,12 +184,29 @@ fn encode<T: Element>(array: &ArrayD<T>) -> Result<Vec<u8>> {
             array.ndim(),
         ));
     }
-    let mut bytes = Header::write(T::DTYPE, array.shape());
-    bytes.reserve_exact(array.len() * T::SIZE);
-    // Iteration is row-major whatever the memory layout.
-    match array.as_slice() {
-        Some(values) => values.iter().for_each(|v| v.put_le(&mut bytes)),
-        None => array.iter().for_each(|v| v.put_le(&mut bytes)),
-    }
+    let mut bytes = Vec::with_capacity(128 + array.len() * T::SIZE);
+    let mut writer = begin::<T>(array.shape(), &mut bytes).expect("memory takes bytes");
+    // Row-major whatever the memory layout.
+    writer
+        .extend(array.iter().copied())
+        .expect("memory takes bytes");
+    writer.finish().expect("as many elements as the shape has");
+    Ok(bytes)
+}
+
+fn begin<'w, T: Element>(
+    shape: &[usize],
+    to: &'w mut Vec<u8>,
+) -> io::Result<npyz::NpyWriter<T, &'w mut Vec<u8>>> {
+    let shape: Vec<u64> = shape.iter().map(|axis| *axis as u64).collect();
+    let options = npyz::WriteOptions::new().default_dtype().shape(&shape);
+    options.writer(to).begin_nd()
+}
+
+/// What stands before the data of an array.
+fn header<T: Element>(shape: &[usize]) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // It is written at once, and complains of the data that are missing only when it is asked to finish.
+    drop(begin::<T>(shape, &mut bytes)?);
     Ok(bytes)
 }
