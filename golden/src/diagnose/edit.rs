@@ -184,19 +184,21 @@ impl Edit {
 
 /// A list of edits of one row in the making.
 pub struct Edits<'a, 'm> {
-    /// The block.
-    pub scene: &'a Scene<'a, 'm>,
+    /// The block; `None` where the step stands by itself, as in vectors of an operation.
+    scene: Option<&'a Scene<'a, 'm>>,
     /// The row.
-    pub row: &'a Row,
+    row: &'a Row,
+    /// Channels of what it makes.
+    width: usize,
     /// The list.
-    pub all: Vec<Edit>,
+    all: Vec<Edit>,
 }
 
-impl Edits<'_, '_> {
+impl<'a, 'm> Edits<'a, 'm> {
     fn push(&mut self, rank: usize, kind: &'static str, site: &str, words: &str, change: Change) {
         self.all.push(Edit {
             kind,
-            layer: self.scene.layer,
+            layer: self.scene.map_or(0, |scene| scene.layer),
             step: self.row.step,
             point: self.row.point,
             site: site.to_owned(),
@@ -238,26 +240,41 @@ impl Edits<'_, '_> {
         self.push(rank, kind, site, words.as_ref(), change);
     }
 
-    fn layers(&self) -> usize {
-        self.scene.path.config().n_layers
+    /// A list with nothing in it.
+    fn new(scene: Option<&'a Scene<'a, 'm>>, row: &'a Row, width: usize) -> Self {
+        Self {
+            scene,
+            row,
+            width,
+            all: Vec::new(),
+        }
     }
 
-    /// Other blocks, the neighbours first.
-    fn other_layers(&self) -> Vec<usize> {
-        let own = self.scene.layer;
-        let mut all: Vec<usize> = (0..self.layers()).filter(|l| *l != own).collect();
+    /// Other blocks, the neighbours first, each with where its weights are.
+    fn other_layers(&self) -> Vec<(usize, &'a Scene<'a, 'm>)> {
+        let Some(scene) = self.scene else {
+            return Vec::new();
+        };
+        let (own, layers) = (scene.layer, scene.path.config().n_layers);
+        let mut all: Vec<usize> = (0..layers).filter(|l| *l != own).collect();
         all.sort_by_key(|l| (l.abs_diff(own), *l < own));
-        all
+        all.into_iter().map(|layer| (layer, scene)).collect()
+    }
+
+    /// A tensor of the block.
+    fn seen(&self, point: TracePoint) -> Option<&'a Tensor> {
+        self.scene?.seen.get(&point)
     }
 }
 
-/// Every edit that is searched of a row.
-pub fn of_row<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, formula: Option<&Formula>) -> Vec<Edit> {
-    let mut edits = Edits {
-        scene,
-        row,
-        all: Vec::new(),
-    };
+/// Every edit that is searched of a row, whose tensor has `width` channels.
+pub fn of_row<'a, 'm>(
+    scene: Option<&'a Scene<'a, 'm>>,
+    row: &'a Row,
+    width: usize,
+    formula: Option<&Formula>,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, width);
     match formula {
         Some(Formula::Add(_)) => edits.of_add(),
         Some(Formula::Norm(norm)) => edits.of_norm(norm),

@@ -487,6 +487,11 @@ impl Scene<'_, '_> {
         Some(&self.path.layer_profile(self.layer).arithmetic(by).prefill)
     }
 
+    /// The channels of what a row makes.
+    pub fn width(&self, row: &Row) -> usize {
+        row.shape[1].of(self.path.config(), 1)
+    }
+
     /// The scale of a use.
     pub fn scale(&self, by: ScaleUse) -> Option<f32> {
         Some(self.path.scale(self.layer, by)?.get())

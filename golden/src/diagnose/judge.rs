@@ -254,7 +254,7 @@ impl Search<'_> {
                 }
                 let formula = here.formula(row);
                 all.extend(
-                    edit::of_row(&here, row, formula.as_ref())
+                    edit::of_row(Some(&here), row, here.width(row), formula.as_ref())
                         .into_iter()
                         .filter(|e| wanted(e)),
                 );

@@ -2,7 +2,7 @@
 //! the block.
 
 use super::edit::{self, Around, Edit};
-use super::formula::{self, Formula, Made, Seen, numbers};
+use super::formula::{self, Formula, Made, numbers};
 use super::pattern::{Indices, Pair, Pattern, describe};
 use super::search::{Scene, Search, State};
 use crate::ulp::ulp_f16;
@@ -38,13 +38,13 @@ struct Judge {
 }
 
 impl Judge {
-    fn of(value: &Value, numbers: &Array2<f32>) -> Self {
+    fn of(dtype: &'static str, numbers: &Array2<f32>) -> Self {
         let finite = numbers.iter().filter(|v| v.is_finite());
         let (sum, count) = finite.fold((0.0f64, 0usize), |(sum, n), v| {
             (sum + f64::from(*v) * f64::from(*v), n + 1)
         });
         Self {
-            dtype: value.dtype(),
+            dtype,
             unit: (sum / count.max(1) as f64).sqrt() as f32,
         }
     }
@@ -83,10 +83,10 @@ struct Sequence {
 /// The step.
 pub(super) struct Local<'a, 'm> {
     row: &'a Row,
-    path: &'a scalescope_sim::datapath::Datapath<'m>,
-    block: &'a Block,
-    layer: usize,
-    seen: Vec<&'a Seen>,
+    /// The block of each sequence; none where the step stands by itself.
+    scenes: Vec<formula::Scene<'a, 'm>>,
+    /// Channels of what the step makes.
+    width: usize,
     sequences: Vec<Sequence>,
     pattern: Option<Arc<Pattern>>,
     /// Mismatches without an edit.
@@ -117,7 +117,7 @@ impl Search<'_> {
             }
             codes = found.dtype() == "i8";
             let (made, dumped) = (values(&found), values(dumped));
-            let judge = Judge::of(&found, &made);
+            let judge = Judge::of(found.dtype(), &made);
             // Where half of them are more than an ulp off, the others may be noise.
             let near = self.closeness == super::replay::Closeness::Near
                 || 2 * scene.at_first.far > scene.at_first.mismatched;
@@ -158,19 +158,14 @@ impl<'a, 'm> Local<'a, 'm> {
         if scene.first.point == TracePoint::SsmY {
             places.push(Place::layer(layer, TracePoint::SsmState));
         }
-        let mut local = Self {
-            row,
-            path: &state.path,
-            block,
-            layer,
-            seen: Vec::new(),
-            sequences: Vec::new(),
-            pattern: scene.pattern.clone().map(Arc::new),
-            base: 0,
-        };
+        let (mut scenes, mut sequences) = (Vec::new(), Vec::new());
         for s in 0..search.batch() {
-            let seen = scene.seen[s].get(&layer)?;
-            let here = local.scene(seen);
+            let here = formula::Scene {
+                path: &state.path,
+                layer,
+                block,
+                seen: scene.seen[s].get(&layer)?,
+            };
             let mut targets = Vec::new();
             for place in &places {
                 let (Some(made), Some(dumped)) =
@@ -184,7 +179,7 @@ impl<'a, 'm> Local<'a, 'm> {
                 }
                 let made = values(&found);
                 targets.push(Target {
-                    judge: Judge::of(&found, &made),
+                    judge: Judge::of(found.dtype(), &made),
                     made,
                     dumped: values(dumped),
                     state: place.point.is_state(),
@@ -202,28 +197,33 @@ impl<'a, 'm> Local<'a, 'm> {
                 },
             };
             let formula = here.formula(row);
-            local.sequences.push(Sequence {
+            sequences.push(Sequence {
                 formula: formula.filter(|f| holds(f, &own)),
                 targets,
                 own,
             });
-            local.seen.push(seen);
+            scenes.push(here);
         }
-        local.base = local
-            .sequences
-            .iter()
-            .map(|s| s.left(&s.own, None).all)
-            .sum();
-        (local.base > 0).then_some(local)
+        let width = scenes.first()?.width(row);
+        Self::new((row, width), scenes, sequences, scene.pattern.clone())
     }
 
-    fn scene(&self, seen: &'a Seen) -> formula::Scene<'a, 'm> {
-        formula::Scene {
-            path: self.path,
-            layer: self.layer,
-            block: self.block,
-            seen,
-        }
+    fn new(
+        (row, width): (&'a Row, usize),
+        scenes: Vec<formula::Scene<'a, 'm>>,
+        sequences: Vec<Sequence>,
+        pattern: Option<Pattern>,
+    ) -> Option<Self> {
+        let base = sequences.iter().map(|s| s.left(&s.own, None).all).sum();
+        let local = Self {
+            row,
+            scenes,
+            width,
+            sequences,
+            pattern: pattern.map(Arc::new),
+            base,
+        };
+        (base > 0).then_some(local)
     }
 
     /// Channels of a first look; `None` for all.
@@ -271,7 +271,9 @@ impl<'a, 'm> Local<'a, 'm> {
         let mut total = Left::default();
         for (s, sequence) in self.sequences.iter().enumerate() {
             let around = Around {
-                before: s.checked_sub(1).map(|before| self.seen[before]),
+                before: s
+                    .checked_sub(1)
+                    .and_then(|s| Some(self.scenes.get(s)?.seen)),
             };
             let mut formula = sequence.formula.clone();
             if let (Some(Formula::Scan(scan)), Some(few)) = (&mut formula, few) {
@@ -291,13 +293,12 @@ impl<'a, 'm> Local<'a, 'm> {
 
     /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer.
     pub(super) fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
-        let seen = self.seen[0];
-        let here = self.scene(seen);
+        let here = self.scenes.first();
         let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
-        let mut edits = edit::of_row(&here, self.row, formula);
+        let mut edits = edit::of_row(here, self.row, self.width, formula);
         if let Some(pattern) = &self.pattern {
-            edits.extend(edit::of_pattern(&here, self.row, pattern));
-            edits.extend(self.solved(&here, formula, pattern));
+            edits.extend(edit::of_pattern(here, self.row, pattern));
+            edits.extend(self.solved(formula, pattern));
         }
         edits.retain(|e| wanted(e));
         let few = self.few();
@@ -383,12 +384,7 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// Weights solved from the deviations of a few channels.
-    fn solved(
-        &self,
-        here: &formula::Scene<'_, 'm>,
-        formula: Option<&Formula>,
-        pattern: &Pattern,
-    ) -> Vec<Edit> {
+    fn solved(&self, formula: Option<&Formula>, pattern: &Pattern) -> Vec<Edit> {
         let Some(Formula::Linear(own)) = formula else {
             return Vec::new();
         };
@@ -406,7 +402,7 @@ impl<'a, 'm> Local<'a, 'm> {
             let Some((k, by)) = edit::solve_entry(own, &target.dumped, channel) else {
                 return Vec::new();
             };
-            let entry = edit::entries(here, self.row, own, (channel, k, by));
+            let entry = edit::entries(self.scenes.first(), self.row, own, (channel, k, by));
             // The one that fits best in this channel.
             let column = |e: &Edit| -> usize {
                 let Some(made) = e.run(formula, &self.sequences[0].own, Around::default()) else {

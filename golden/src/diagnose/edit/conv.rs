@@ -3,7 +3,6 @@
 use super::{Around, Edits, moves, replace, turned};
 use crate::diagnose::formula::{Activation, Conv, Formula, Table, numbers};
 use ndarray::{Array2, s};
-use scalescope_sim::dataflow::Columns;
 use scalescope_sim::trace::TracePoint;
 
 fn on_conv(
@@ -117,8 +116,8 @@ impl Edits<'_, '_> {
                 on_conv(move |c| c.tile = Some(tile)),
             );
         }
-        for layer in self.other_layers() {
-            let weight = self.scene.path.conv_weight(layer);
+        for (layer, scene) in self.other_layers() {
+            let weight = scene.path.conv_weight(layer);
             if !weight.has_codes() {
                 continue;
             }
@@ -236,13 +235,7 @@ impl Edits<'_, '_> {
             "the input's scale is left out",
             on_conv(|c| c.x.scale = 1.0),
         );
-        let bias_scale = self
-            .scene
-            .path
-            .conv_weight(self.scene.layer)
-            .tensors()
-            .map(|(_, b)| b.scale.get());
-        if let Some(scale) = bias_scale {
+        if let Some(scale) = own.bias_scale {
             self.formula(
                 3,
                 ("left-out", "bias scale"),
@@ -265,14 +258,12 @@ impl Edits<'_, '_> {
         }
         // z in the place of x.
         if let Some(tensor) = self
-            .scene
-            .seen
-            .get(&TracePoint::InProjOut)
-            .or(self.scene.seen.get(&TracePoint::InProjZ))
+            .seen(TracePoint::InProjOut)
+            .or(self.seen(TracePoint::InProjZ))
         {
             let all = numbers(tensor);
             let range = match all.ncols() {
-                c if c == 2 * e => Columns::Z.range(self.scene.path.config(), c),
+                c if c == 2 * e => e..c,
                 c => 0..c,
             };
             let z = all.slice(s![.., range]).to_owned();
@@ -295,28 +286,24 @@ impl Edits<'_, '_> {
                 .slice(s![values.nrows().saturating_sub(k - 1).., ..])
                 .to_owned()
         };
-        let point = self
-            .row
-            .reads
-            .first()
-            .and_then(|read| Some((read.point()?, read.columns)));
-        let Some((point, columns)) = point else {
-            return;
-        };
-        let config = self.scene.path.config().clone();
-        let words = "the history of the sequence before is not reset";
-        self.formula(2, ("not-reset", "history"), words, move |f, around| {
-            let Formula::Conv(conv) = f else { return };
-            let Some(before) = around.before.and_then(|seen| seen.get(&point)) else {
-                return;
-            };
-            let all = numbers(before);
-            let range = columns.range(&config, all.ncols());
-            let x = last(&all.slice(s![.., range]).to_owned());
-            if x.dim() == conv.history.dim() {
-                conv.history = x;
-            }
-        });
+        let read = self.row.reads.first();
+        let point = read.and_then(|read| Some((read.point()?, read.columns)));
+        if let (Some((point, columns)), Some(scene)) = (point, self.scene) {
+            let config = scene.path.config().clone();
+            let words = "the history of the sequence before is not reset";
+            self.formula(2, ("not-reset", "history"), words, move |f, around| {
+                let Formula::Conv(conv) = f else { return };
+                let Some(before) = around.before.and_then(|seen| seen.get(&point)) else {
+                    return;
+                };
+                let all = numbers(before);
+                let range = columns.range(&config, all.ncols());
+                let x = last(&all.slice(s![.., range]).to_owned());
+                if x.dim() == conv.history.dim() {
+                    conv.history = x;
+                }
+            });
+        }
         let words = "the first tokens find the last ones before them";
         self.formula(
             3,

@@ -1,7 +1,7 @@
 //! Edits of a product with a weight matrix.
 
 use super::{Edits, halves, moves, replace, reversed, turned};
-use crate::diagnose::formula::{Formula, Linear, Meet, numbers};
+use crate::diagnose::formula::{Formula, Linear, Meet, Scene, numbers};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
 use scalescope_sim::trace::Tensor;
@@ -30,7 +30,7 @@ const TAILS: [usize; 13] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 
 impl Edits<'_, '_> {
     pub(super) fn of_linear(&mut self, own: &Linear) {
-        let (n, k) = own.w.dim();
+        let k = own.w.ncols();
         self.other_weights(own);
         for tail in TAILS.into_iter().filter(|t| *t < k) {
             self.part(1, k - tail..k, format!("the last {tail} of {k} inputs"));
@@ -217,8 +217,8 @@ impl Edits<'_, '_> {
             }),
         );
         self.other_inputs(k);
-        if self.row.step == Step::DtProj && n == self.scene.path.config().d_inner {
-            self.early_bias(own);
+        if let (Step::DtProj, Some(scene)) = (self.row.step, self.scene) {
+            self.early_bias(scene, own);
         }
     }
 
@@ -236,8 +236,8 @@ impl Edits<'_, '_> {
     }
 
     fn other_weights(&mut self, own: &Linear) {
-        for (i, layer) in self.other_layers().into_iter().enumerate() {
-            let found = crate::diagnose::formula::linear_weight(self.scene, layer, self.row);
+        for (i, (layer, scene)) in self.other_layers().into_iter().enumerate() {
+            let found = crate::diagnose::formula::linear_weight(scene, layer, self.row);
             let Some(w) = found.filter(|w| w.codes.dim() == own.w.dim()) else {
                 continue;
             };
@@ -292,9 +292,10 @@ impl Edits<'_, '_> {
     /// Other tensors of the block in the place of the input.
     fn other_inputs(&mut self, k: usize) {
         let own = self.row.reads.first().and_then(|read| read.point());
-        let config = self.scene.path.config();
+        let Some(scene) = self.scene else { return };
+        let config = scene.path.config();
         let mut others: Vec<(String, Array2<f32>)> = Vec::new();
-        for (point, tensor) in self.scene.seen {
+        for (point, tensor) in scene.seen {
             if point.is_state() || point.is_scale() || !matches!(tensor, Tensor::I8(_)) {
                 continue;
             }
@@ -332,8 +333,11 @@ impl Edits<'_, '_> {
     }
 
     /// The bias of dt, which belongs to the scan.
-    fn early_bias(&mut self, own: &Linear) {
-        let (_, _, bias) = self.scene.path.scan_weight(self.scene.layer).tensors();
+    fn early_bias(&mut self, scene: &Scene, own: &Linear) {
+        let (_, _, bias) = scene.path.scan_weight(scene.layer).tensors();
+        if bias.codes.len() != own.w.nrows() {
+            return;
+        }
         let unit = match own.meet {
             Meet::Real => 1.0,
             _ => own.x.scale * own.w_scales[0],
@@ -413,16 +417,12 @@ impl Edits<'_, '_> {
 
 /// The edits of one entry of the weight: it differs by about so much.
 pub fn entries<'a>(
-    scene: &'a crate::diagnose::formula::Scene<'a, '_>,
+    scene: Option<&'a Scene<'a, '_>>,
     row: &'a scalescope_sim::dataflow::Row,
     own: &Linear,
     (channel, k, by): (usize, usize, f32),
 ) -> Vec<super::Edit> {
-    let mut edits = Edits {
-        scene,
-        row,
-        all: Vec::new(),
-    };
+    let mut edits = Edits::new(scene, row, own.w.nrows());
     edits.entry(own, channel, k, by);
     edits.all
 }

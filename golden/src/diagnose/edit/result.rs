@@ -100,7 +100,7 @@ impl Edits<'_, '_> {
                 });
             }
         }
-        let width = self.row.shape[1].of(self.scene.path.config(), 1);
+        let width = self.width;
         for by in [1isize, -1, 2, -2] {
             let words = format!("each channel has the output of channel {:+}", -by);
             self.result(5, ("shifted", "channels"), words, move |made| {
@@ -132,8 +132,8 @@ impl Edits<'_, '_> {
                 });
             });
         }
-        for part in self.row.point.parts() {
-            let config = self.scene.path.config();
+        let config = self.scene.map(|scene| scene.path.config());
+        for (part, config) in self.row.point.parts().iter().zip(config) {
             let range = part.range(config, width);
             let words = format!("the channels of {} are in reverse", part.name());
             self.result(6, ("order", part.name()), words, move |made| {
@@ -177,12 +177,12 @@ impl Edits<'_, '_> {
 }
 
 /// The edit of a result that a pattern gives away, restricted to it.
-pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern) -> Vec<Edit> {
-    let mut edits = Edits {
-        scene,
-        row,
-        all: Vec::new(),
-    };
+pub fn of_pattern<'a>(
+    scene: Option<&'a Scene<'a, '_>>,
+    row: &'a Row,
+    pattern: &Pattern,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, 0);
     match pattern.how {
         How::Sign => edits.result(4, ("sign", "output"), "the sign is turned", |made| {
             each(made, |v| -v);

@@ -3,7 +3,6 @@
 use super::{Edits, moves, replace, reversed, turned};
 use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, Table, numbers};
 use ndarray::{Array2, s};
-use scalescope_sim::dataflow::Columns;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::trace::TracePoint;
 
@@ -256,24 +255,20 @@ impl Edits<'_, '_> {
             self.formula(2, ("neighbour", "u"), "u is dt", on(|s| s.u = s.dt.clone()));
         }
         // x before the convolution.
-        let e = self.scene.path.config().d_inner;
+        let e = own.u.values.ncols();
         let x = self
-            .scene
-            .seen
-            .get(&TracePoint::InProjOut)
-            .or(self.scene.seen.get(&TracePoint::InProjX));
+            .seen(TracePoint::InProjOut)
+            .or(self.seen(TracePoint::InProjX));
         let x = x.map(|tensor| {
             let all = numbers(tensor);
             let codes = matches!(tensor, scalescope_sim::trace::Tensor::I8(_));
-            let range = if all.ncols() == 2 * e {
-                Columns::X.range(self.scene.path.config(), 2 * e)
-            } else {
-                0..all.ncols()
+            let range = match all.ncols() {
+                c if c == 2 * e => 0..e,
+                c => 0..c,
             };
-            let scale = if codes {
-                self.scene.scale(ScaleUse::ConvIn)
-            } else {
-                None
+            let scale = match (codes, self.scene) {
+                (true, Some(scene)) => scene.scale(ScaleUse::ConvIn),
+                _ => None,
             };
             Operand::new(all.slice(s![.., range]).to_owned(), scale.unwrap_or(1.0))
         });
@@ -325,7 +320,7 @@ impl Edits<'_, '_> {
             on(|s| s.late = true),
         );
         let mut formats = vec![Narrow::F16, Narrow::Bf16];
-        if let Some(scale) = self.scene.scale(ScaleUse::StateOut) {
+        if let Some(scale) = own.state_scale {
             formats.extend([
                 Narrow::Codes(8, scale),
                 Narrow::Codes(4, scale * 127.0 / 7.0),
@@ -375,7 +370,7 @@ impl Edits<'_, '_> {
                 on(move |s| s.dt_bias.iter_mut().for_each(|b| *b = narrow.of(*b))),
             );
         }
-        if let Some(scale) = self.scene.scale(ScaleUse::StateOut) {
+        if let Some(scale) = own.state_scale {
             for (words, top) in [
                 ("its calibrated range", 127.0 * scale),
                 ("half of its calibrated range", 63.5 * scale),
@@ -445,10 +440,9 @@ impl Edits<'_, '_> {
     }
 
     fn other_parameters(&mut self, own: &Scan) {
-        let path = self.scene.path;
         let m = own.math;
-        for layer in self.other_layers() {
-            let (a, d, bias) = path.scan_weight(layer).tensors();
+        for (layer, scene) in self.other_layers() {
+            let (a, d, bias) = scene.path.scan_weight(layer).tensors();
             let real = move |q: &scalescope_sim::quant::QVector| -> Vec<f32> {
                 q.codes
                     .iter()
@@ -504,8 +498,7 @@ impl Edits<'_, '_> {
                 s.a_log.values = Array2::from_shape_vec((e, n), t).expect("as many elements");
             }),
         );
-        let (_, d, bias) = path.scan_weight(self.scene.layer).tensors();
-        let (d, bias) = (d.scale.get(), bias.scale.get());
+        let (d, bias) = (own.d_scale, own.dt_bias_scale);
         self.formula(
             3,
             ("left-out", "D scale"),

@@ -203,8 +203,8 @@ impl Edits<'_, '_> {
                 }),
             );
         }
-        for layer in self.other_layers() {
-            let weight = self.scene.path.norm_weight(layer).to_vec();
+        for (layer, scene) in self.other_layers() {
+            let weight = scene.path.norm_weight(layer).to_vec();
             if weight != own.weight {
                 let words = format!("the norm's weight is that of block {layer}");
                 self.formula(
@@ -227,7 +227,7 @@ impl Edits<'_, '_> {
             );
         }
         for point in [TracePoint::HiddenIn, TracePoint::ResidualIn] {
-            if let Some(tensor) = self.scene.seen.get(&point) {
+            if let Some(tensor) = self.seen(point) {
                 let values = numbers(tensor);
                 let words = format!("{} is normed and not the sum", point.name());
                 self.formula(
@@ -391,8 +391,9 @@ impl Edits<'_, '_> {
                 }
             },
         );
-        let e = self.scene.path.config().d_inner;
-        for (point, tensor) in self.scene.seen {
+        let Some(scene) = self.scene else { return };
+        let e = scene.path.config().d_inner;
+        for (point, tensor) in scene.seen {
             let own = self
                 .row
                 .reads
@@ -406,7 +407,7 @@ impl Edits<'_, '_> {
                 continue;
             }
             let values = numbers(tensor);
-            if values.ncols() == e && self.row.shape[1].of(self.scene.path.config(), 1) == e {
+            if values.ncols() == e && self.width == e {
                 let words = format!("the input is {}", point.name());
                 self.formula(3, ("neighbour", "input"), words, move |f, _| {
                     if let Formula::Requantize(from, _) = f {
