@@ -7,6 +7,7 @@
 
 mod cases;
 mod emulation;
+mod more;
 
 use cases::{Case, cases};
 use emulation::{Faulty, Seen};
@@ -179,6 +180,7 @@ fn grid() {
         "| dumps | cases | step and block | pattern | edit first | among three | named wrongly | time |"
     );
     let mut all = cases();
+    all.extend(more::more());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
     }

@@ -8,6 +8,7 @@ mod scan;
 mod steps;
 
 use super::formula::{Formula, Made, Scene, Seen, like};
+use super::kind::Kind;
 use super::pattern::Pattern;
 use ndarray::{Array2, Axis, concatenate, s};
 use scalescope_sim::dataflow::{Row, Step};
@@ -40,8 +41,8 @@ pub struct Change {
 /// Something that a step does otherwise.
 #[derive(Clone)]
 pub struct Edit {
-    /// The sort: `left-out`, `twice`, `neighbour`, `order`, `part-missing`, `function`, ….
-    pub kind: &'static str,
+    /// The sort.
+    pub kind: Kind,
     /// The block.
     pub layer: usize,
     /// The step.
@@ -64,7 +65,13 @@ pub struct Edit {
 
 impl fmt::Debug for Edit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.step.name(), self.kind, self.words)
+        write!(
+            f,
+            "{} {}: {}",
+            self.step.name(),
+            self.kind.name(),
+            self.words
+        )
     }
 }
 
@@ -115,7 +122,7 @@ impl Edit {
         both.kind = if self.kind == other.kind {
             self.kind
         } else {
-            "two-edits"
+            Kind::Two
         };
         if self.site != other.site {
             both.site = format!("{} and {}", self.site, other.site);
@@ -155,16 +162,7 @@ impl Edit {
             true => Some(scene.formula(row)?),
             false => None,
         };
-        let made = match state {
-            true => Made {
-                out: Array2::zeros((0, 0)),
-                state: Some(numbers.clone()),
-            },
-            false => Made {
-                out: numbers.clone(),
-                state: None,
-            },
-        };
+        let made = Made::of(numbers.clone(), state);
         let made = self.run(formula.as_ref(), &made, around)?;
         let mut out = if state { made.state? } else { made.out };
         if out.dim() != numbers.dim() {
@@ -195,7 +193,7 @@ pub struct Edits<'a, 'm> {
 }
 
 impl<'a, 'm> Edits<'a, 'm> {
-    fn push(&mut self, rank: usize, kind: &'static str, site: &str, words: &str, change: Change) {
+    fn push(&mut self, rank: usize, kind: Kind, site: &str, words: &str, change: Change) {
         self.all.push(Edit {
             kind,
             layer: self.scene.map_or(0, |scene| scene.layer),
@@ -214,7 +212,7 @@ impl<'a, 'm> Edits<'a, 'm> {
     fn formula(
         &mut self,
         rank: usize,
-        (kind, site): (&'static str, &str),
+        (kind, site): (Kind, &str),
         words: impl AsRef<str>,
         change: impl Fn(&mut Formula, Around) + Send + Sync + 'static,
     ) {
@@ -229,7 +227,7 @@ impl<'a, 'm> Edits<'a, 'm> {
     fn result(
         &mut self,
         rank: usize,
-        (kind, site): (&'static str, &str),
+        (kind, site): (Kind, &str),
         words: impl AsRef<str>,
         change: impl Fn(&mut Made) + Send + Sync + 'static,
     ) {

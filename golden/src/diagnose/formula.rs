@@ -657,3 +657,19 @@ pub struct Made {
     /// The state after the last token, `[E, N]`.
     pub state: Option<Array2<f32>>,
 }
+
+impl Made {
+    /// A step's tensor or a state by itself.
+    pub fn of(values: Array2<f32>, state: bool) -> Self {
+        match state {
+            true => Self {
+                out: Array2::zeros((0, 0)),
+                state: Some(values),
+            },
+            false => Self {
+                out: values,
+                state: None,
+            },
+        }
+    }
+}
