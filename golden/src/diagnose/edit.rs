@@ -2,6 +2,7 @@
 //! or of its result. The lists here are what is searched; `docs/diagnosis-catalogue.md` shows them.
 
 mod conv;
+mod grids;
 mod linear;
 mod result;
 mod scan;
@@ -280,6 +281,7 @@ pub fn of_row<'a, 'm>(
         Some(Formula::Conv(conv)) => edits.of_conv(conv),
         Some(Formula::Scan(scan)) => edits.of_scan(scan),
         Some(Formula::Hadamard(hadamard)) => edits.of_hadamard(hadamard),
+        Some(Formula::Grids(grids)) => edits.of_grids(grids),
         Some(Formula::Requantize(..)) => edits.of_requantize(),
         None => {}
     }

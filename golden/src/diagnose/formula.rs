@@ -6,12 +6,14 @@
 //! runs, with the edits that its inputs and parameters can have.
 
 mod conv;
+mod grids;
 mod hadamard;
 mod linear;
 mod norm;
 mod scan;
 
 pub use conv::Conv;
+pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use linear::{Linear, Meet, weight as linear_weight};
 pub use norm::{Add, Norm};
@@ -465,6 +467,7 @@ pub enum Formula {
     Conv(Conv),
     Scan(Box<Scan>),
     Hadamard(Hadamard),
+    Grids(Grids),
     /// One tensor in another form.
     Requantize(Operand, Output),
 }
@@ -576,8 +579,9 @@ impl Scene<'_, '_> {
 
     fn requantize(&self, row: &Row) -> Option<Formula> {
         let [read] = &row.reads[..] else { return None };
-        if row.step == Step::Scan && self.path.mode().u_quantizer.is_some() {
-            return None;
+        let grids = self.path.mode().u_quantizer.is_some() && row.format == Format::F32;
+        if row.point == TracePoint::SsmU && grids {
+            return Grids::of(self, row).map(Formula::Grids);
         }
         let dynamic = row.quantizer.is_some_and(|q| q.is_dynamic());
         let rule = self.rules(row).map(|rules| match row.step {
@@ -622,6 +626,7 @@ impl Formula {
             Formula::Linear(step) => (step.run(), &step.output),
             Formula::Conv(step) => (step.run(), &step.output),
             Formula::Hadamard(step) => (step.run(), &step.output),
+            Formula::Grids(step) => (step.run(), &step.output),
             Formula::Requantize(from, output) => {
                 let math = Math::of(RealRules::CorrectlyRounded);
                 let dim = from.values.dim();
@@ -644,6 +649,7 @@ impl Formula {
             Formula::Conv(step) => &mut step.output,
             Formula::Scan(step) => &mut step.output,
             Formula::Hadamard(step) => &mut step.output,
+            Formula::Grids(step) => &mut step.output,
             Formula::Requantize(_, output) => output,
         }
     }

@@ -3,7 +3,6 @@
 
 use super::edit::{self, Around, Edit};
 use super::formula::{self, Formula, Made, numbers};
-use super::kind::Kind;
 use super::pattern::{Indices, Pair, Pattern, describe};
 use super::search::{Scene, Search, State};
 use crate::ulp::ulp_f16;
