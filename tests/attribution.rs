@@ -23,6 +23,45 @@ fn faults_are_listed() {
     assert!(error.contains("mode 1"), "{error}");
 }
 
+/// A device's rules in every block are said once, with the command that reads them; `check --explain` says the
+/// same in the same words.
+#[test]
+fn a_device_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (device, dump) = (dir.path().join("device.toml"), dir.path().join("dump.npz"));
+    let rules = "version = 1\nextends = \"exact\"\n[quantizer]\nrounding = \"floor\"\n[requant]\nrounding = \"toward-zero\"\n";
+    std::fs::write(&device, rules).unwrap();
+    let made = [
+        "run", "--mode", "0", "--text", "abcdefgh", "--layers", "0,1,2",
+    ];
+    stdout(
+        &[
+            &made[..],
+            &["--profile", arg(&device), "--trace", arg(&dump)],
+        ]
+        .concat(),
+    );
+    let asked = ["--mode", "0", "--profile", "exact"];
+    let out = run(&[&["attribute", "--dump", arg(&dump)], &asked[..]].concat());
+    let text = String::from_utf8(out.stdout).unwrap();
+    let begins = |word: &str| text.lines().filter(|l| l.starts_with(word)).count();
+    assert_eq!((begins("warning"), begins("error")), (1, 0), "{text}");
+    let flowed = flowing(&text);
+    assert!(
+        flowed.contains("warning device: every block, all"),
+        "{text}"
+    );
+    assert!(
+        flowed.contains("next: scalescope identify --mode 0 --trace"),
+        "{text}"
+    );
+    let out = run(&[&["check", "--explain", "--golden", arg(&dump)], &asked[..]].concat());
+    let checked = flowing(&String::from_utf8(out.stdout).unwrap());
+    let device = flowed.split("warning device").nth(1).unwrap();
+    let device = device.split("next: scalescope").next().unwrap();
+    assert!(checked.contains(device.trim()), "{checked}");
+}
+
 #[test]
 fn a_dump_is_diagnosed_without_its_metadata() {
     let dir = tempfile::tempdir().unwrap();

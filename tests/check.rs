@@ -333,7 +333,7 @@ fn every_operation_checks_its_vectors() {
         "--explain",
     ]);
     assert!(
-        text.contains("100 % explained by: Hadamard: wrap instead of saturate"),
+        text.contains("beyond its range the quantizer does otherwise: wrap"),
         "{text}"
     );
     let line = refusal(&["check-op", "conv", arg(&file)]);

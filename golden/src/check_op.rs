@@ -2,21 +2,22 @@
 //! every output that the file holds is compared.
 
 mod compute;
-mod rules;
+pub(crate) mod scales;
 
-pub use rules::{Change, Part};
+pub use scales::{ScaleOf, scales};
 
 use crate::compare::{PointResult, Summary, Tolerance};
 use crate::npz::{Array, NpzReader};
 use crate::ops::{
-    Conv1dSilu, Conv1dUpdate, HadamardQuant, LinearCase, Op, OpCase, RmsNormQuant, SelectiveScan,
-    SelectiveScanUpdate, read,
+    Conv1dSilu, Conv1dUpdate, HadamardQuant, LinearCase, LinearInput, Op, OpCase, RmsNormQuant,
+    SelectiveScan, SelectiveScanUpdate, read,
 };
 use crate::value::Elements;
 use half::f16;
 use ndarray::ArrayD;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Arithmetic;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// The inputs of a case.
@@ -38,6 +39,26 @@ pub enum Inputs {
     RmsNormQuant(RmsNormQuant),
     /// A Hadamard matrix that lies beside the vectors of `hadamard_quant`: its size.
     HadamardMatrix(usize),
+}
+
+impl Inputs {
+    /// The lengths of the axes that cases of one kind share: channels, taps, states, inputs and outputs.
+    pub(crate) fn sizes(&self) -> Vec<usize> {
+        match self {
+            Inputs::Conv1dSilu(c) => c.weight.shape().to_vec(),
+            Inputs::Conv1dUpdate(c) => c.weight.shape().to_vec(),
+            Inputs::SelectiveScan(c) => c.parameters.a_log.shape().to_vec(),
+            Inputs::SelectiveScanUpdate(c) => c.parameters.a_log.shape().to_vec(),
+            Inputs::HadamardQuant(c) => vec![c.x.ncols()],
+            Inputs::Linear(LinearCase::Int8(c)) => match &c.input {
+                LinearInput::Product { weight, .. } => weight.shape().to_vec(),
+                LinearInput::Accumulators(_) => Vec::new(),
+            },
+            Inputs::Linear(LinearCase::Int4(_)) => Vec::new(),
+            Inputs::RmsNormQuant(c) => c.weight.shape().to_vec(),
+            Inputs::HadamardMatrix(n) => vec![*n],
+        }
+    }
 }
 
 /// An output of a case: its key and its elements.
@@ -142,21 +163,27 @@ impl Case {
                 return Err(SimError::value(name, found.describe(), expected.describe()));
             }
             let mut result = PointResult::named(name, Tolerance::Exact);
-            // Vectors of four-bit weights ask what becomes of scales that are no numbers.
-            let settled = match (&self.inputs, expected, found) {
-                (Inputs::Linear(LinearCase::Int4(_)), Array::F16(x), Array::F16(y)) => {
-                    Some(without_same_non_finite(x, y))
-                }
-                _ => None,
-            };
-            let (x, y) = match &settled {
-                Some((x, y)) => (elements(x), elements(y)),
-                None => (elements(expected), elements(found)),
-            };
-            result.add(&[], expected.shape(), x, y)?;
+            let (x, y) = self.settled(expected, found);
+            result.add(&[], expected.shape(), elements(&x), elements(&y))?;
             summary.points.push(result);
         }
         Ok(())
+    }
+
+    /// What is compared of two outputs. Vectors of four-bit weights ask what becomes of scales that are no
+    /// numbers: there NaN and infinity are equal to their like.
+    pub(crate) fn settled<'a>(
+        &self,
+        expected: &'a Array,
+        found: &'a Array,
+    ) -> (Cow<'a, Array>, Cow<'a, Array>) {
+        match (&self.inputs, expected, found) {
+            (Inputs::Linear(LinearCase::Int4(_)), Array::F16(x), Array::F16(y)) => {
+                let (x, y) = without_same_non_finite(x, y);
+                (Cow::Owned(x), Cow::Owned(y))
+            }
+            _ => (Cow::Borrowed(expected), Cow::Borrowed(found)),
+        }
     }
 
     /// What comes out under other rules.

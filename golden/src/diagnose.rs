@@ -16,6 +16,7 @@
 mod file;
 mod findings;
 mod judge;
+mod kind;
 mod local;
 mod search;
 
@@ -26,6 +27,12 @@ pub mod formula;
 pub mod identify;
 pub mod pattern;
 pub mod replay;
+mod rule;
+mod steps;
+mod vectors;
+
+pub use steps::diagnose_steps;
+pub use vectors::diagnose_vectors;
 
 use crate::attribute::Finding;
 use crate::trace_file::{Points, TraceFile, in_data_order};

@@ -11,7 +11,6 @@
 //! | or do they only lie differently | [`layout`] |
 //! | the datapath against a trace | [`check`] |
 //! | a step against vectors of its operation | [`check_op`] |
-//! | which single change would explain mismatches | [`explain`] |
 //! | what error is made at a step, what arrives there | [`propagate`] |
 //! | are two modes one computation | [`equiv`] |
 //! | which scale meets what, and who reads with another | [`lineage`] |
@@ -26,7 +25,6 @@ pub mod check_op;
 pub mod compare;
 pub mod diagnose;
 pub mod equiv;
-pub mod explain;
 pub mod fit;
 pub mod layout;
 pub mod lineage;

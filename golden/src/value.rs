@@ -1,7 +1,8 @@
 //! A tensor of a file: what [`Tensor`] is in the datapath, less the scale, which files may lack.
 
+use crate::npz::Array;
 use half::f16;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayD};
 use scalescope_sim::quant::{QTensor, Scale};
 use scalescope_sim::trace::Tensor;
 use std::borrow::Cow;
@@ -74,6 +75,28 @@ impl Value {
             (x, _) => x.len(),
         };
         differing as f64 / self.elements().len().max(1) as f64
+    }
+
+    /// An array of a file in rows of its last axis.
+    ///
+    /// # Panics
+    ///
+    /// An array of another type than values have.
+    pub(crate) fn from_array(array: &Array) -> Self {
+        fn rows<T: Copy>(array: &ArrayD<T>) -> Array2<T> {
+            let columns = match array.shape() {
+                [.., _, columns] => (*columns).max(1),
+                _ => 1,
+            };
+            let values = array.iter().copied().collect();
+            Array2::from_shape_vec((array.len() / columns, columns), values).expect("whole rows")
+        }
+        match array {
+            Array::I8(a) => Value::I8(rows(a)),
+            Array::F16(a) => Value::F16(rows(a)),
+            Array::F32(a) => Value::F32(rows(a)),
+            other => unreachable!("outputs are i8, f16 or f32, not {}", other.describe()),
+        }
     }
 
     /// Rows and columns.

@@ -7,6 +7,7 @@
 
 mod cases;
 mod emulation;
+mod more;
 
 use cases::{Case, cases};
 use emulation::{Faulty, Seen};
@@ -17,11 +18,13 @@ use scalescope_golden::diagnose::identify::identify;
 use scalescope_golden::diagnose::{diagnose, formula};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_golden::value::Value;
+use scalescope_sim::checkpoint::quantized;
 use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::{MODES, ModeTable};
+use scalescope_sim::model::Model;
 use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::profile::{PROFILES, Profile};
 use scalescope_sim::sample;
@@ -121,16 +124,29 @@ impl Rates {
     }
 }
 
+/// The sample model, or the quantized one of the file `SCALESCOPE_MODEL`.
+fn grid_model() -> Model {
+    match std::env::var("SCALESCOPE_MODEL") {
+        Err(_) => sample::model(),
+        Ok(path) => Model {
+            quantized: Some(quantized::read(path.as_ref()).unwrap().into()),
+            ..Model::default()
+        },
+    }
+}
+
 fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rates {
-    let model = sample::model();
+    let model = grid_model();
+    let (layers, words) = model.config().map(|c| (c.n_layers, c.vocab_size)).unwrap();
     let table = ModeTable::default();
     let mut rates = Rates::default();
     for (i, case) in cases.iter().enumerate() {
         let (mode, profile) = modes[i % modes.len()];
         let mode = table.get(mode).unwrap();
         let path = Datapath::new(&model, mode, &Profile::get(profile).unwrap()).unwrap();
-        let layer = (i * 5 + 1) % 12;
-        let tokens = tokens(length, i as u64 + 1);
+        let layer = (i * 5 + 1) % layers;
+        let mut tokens = tokens(length, i as u64 + 1);
+        tokens.iter_mut().for_each(|t| *t %= words as u32);
         let file = dump(&path, layer, case, &tokens, sort);
         let begun = Instant::now();
         let found = diagnose(&model, mode, &file, PROFILES).unwrap();
@@ -169,7 +185,7 @@ fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rat
     rates
 }
 
-/// The rates of docs/diagnosis-catalogue.md.
+/// The rates of docs/diagnosis-catalogue.md; of another model with `SCALESCOPE_MODEL=quantized.safetensors`.
 #[test]
 #[ignore = "minutes: measures the rates in the documentation; cargo test --release -p scalescope-golden --test all diagnosis::grid -- --ignored --nocapture"]
 fn grid() {
@@ -179,6 +195,7 @@ fn grid() {
         "| dumps | cases | step and block | pattern | edit first | among three | named wrongly | time |"
     );
     let mut all = cases();
+    all.extend(more::more());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
     }
@@ -273,7 +290,7 @@ fn scales() {
     );
 }
 
-/// Dumps without a fault, with floats an ulp off in one of fifty: full and sparse.
+/// Dumps without a fault, with floats an ulp off in one of fifty, 200 or 1,000: full and sparse.
 fn quiet() {
     let model = sample::model();
     let (mut errors, mut all) = (0, 0);
@@ -283,13 +300,20 @@ fn quiet() {
             .into_iter()
             .enumerate()
         {
-            for flows in [false, true] {
+            for (flows, of) in [
+                (false, 50),
+                (true, 50),
+                (false, 200),
+                (true, 200),
+                (true, 1000),
+            ] {
                 let profile = &PROFILES[(i + k) % PROFILES.len()];
                 let path = Datapath::new(&model, mode, profile).unwrap();
                 let ids = tokens(64, 77 + i as u64);
                 let mut probe = Shaken {
                     flows,
-                    dice: 12345 + i as u64,
+                    of,
+                    dice: 12345 + i as u64 + of,
                     recorder: Recorder::new(selection(sort)),
                     blocks: if i % 3 == 2 {
                         vec![0, 6, 11]
@@ -320,7 +344,7 @@ fn quiet() {
                         Sort::Outputs => "outputs",
                     };
                     println!(
-                        "   mode {} {} {sort} flows {flows} blocks {}: {} {} {}",
+                        "   mode {} {} {sort} one of {of} flows {flows} blocks {}: {} {} {}",
                         mode.name,
                         profile.name,
                         probe.blocks.len(),
@@ -342,6 +366,8 @@ fn quiet() {
 
 struct Shaken {
     flows: bool,
+    /// One of so many floats is an ulp off.
+    of: u64,
     dice: u64,
     recorder: Recorder,
     blocks: Vec<usize>,
@@ -362,7 +388,7 @@ impl Probe for Shaken {
                     .dice
                     .wrapping_mul(6364136223846793005)
                     .wrapping_add(1442695040888963407);
-                if (self.dice >> 33).is_multiple_of(50) && v.to_f32() != 0.0 {
+                if (self.dice >> 33).is_multiple_of(self.of) && v.to_f32() != 0.0 {
                     *v = f16::from_bits(v.to_bits() ^ 1);
                 }
             }
@@ -394,6 +420,42 @@ fn first_of(file: &TraceFile, mode: &str, profile: &str) -> Finding {
     let profile = Profile::get(profile).unwrap();
     let found = diagnose(&model, table.get(mode).unwrap(), file, &[profile]).unwrap();
     found.findings[0].clone()
+}
+
+/// Quantizers of u with segments: u as it was is named, in every mode that has one.
+#[test]
+fn a_quantizer_of_u_is_searched() {
+    let model = sample::model();
+    let profile = Profile::get("exact").unwrap();
+    let ids = tokens(16, 3);
+    let mut named = 0;
+    for mode in MODES.iter().filter(|m| m.u_quantizer.is_some()) {
+        let path = Datapath::new(&model, mode, &profile).unwrap();
+        let mut recorder = Recorder::new(Selection {
+            layers: Some(vec![1]),
+            points: Some(vec![P::ConvOutF32, P::SsmU]),
+        });
+        path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+        let mut file = trace(&ids, recorder);
+        let at = |point| Place::layer(1, point);
+        let real = file.sequences[0].get(&at(P::ConvOutF32)).cloned();
+        let Some(Value::F32(real)) = real else {
+            continue;
+        };
+        file.sequences[0].insert(at(P::SsmU), Value::F32(real));
+        let found = diagnose(&model, mode, &file, std::slice::from_ref(&profile)).unwrap();
+        let first = &found.findings[0];
+        let words = first.edit.as_deref();
+        assert_eq!(
+            words,
+            Some("u is not quantized"),
+            "{}: {}",
+            mode.name,
+            first.evidence
+        );
+        named += 1;
+    }
+    assert!(named > 5, "{named}");
 }
 
 /// Files that are wrong as files are named once, by what is wrong with all of them.

@@ -140,4 +140,8 @@ fn profiles_part_where_their_rules_do() {
         (table.get("0").unwrap(), "deployed"),
     ));
     assert!(!at.why.rules.is_empty());
+    // The engine of `attribute` says what that makes of the tensor.
+    let first = &at.why.findings[0];
+    assert!(first.edit.is_some() && first.layer == at.layer, "{first:?}");
+    assert!(first.evidence.contains(at.b_point), "{}", first.evidence);
 }

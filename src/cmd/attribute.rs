@@ -208,24 +208,25 @@ pub(super) fn diagnosis_text(found: &Diagnosis) -> String {
 }
 
 /// Findings, most probable first.
-fn findings_text(findings: &[Finding]) -> String {
-    let mut out = String::new();
-    for f in findings {
-        let layer = f
+pub(super) fn findings_text(findings: &[Finding]) -> String {
+    let text = |f: &Finding| {
+        let block = f
             .layer
             .map_or("every block".into(), |l| format!("block {l}"));
-        let _ = writeln!(
-            out,
-            "{:<8}{}: {layer}, {} ({:.1} %)\n        {}",
-            f.severity,
-            f.kind,
-            f.site,
-            100.0 * f.share,
-            f.evidence
-        );
-        if let Some(fault) = &f.fault {
-            let _ = writeln!(out, "        --fault {fault}");
-        }
+        finding_text(f, &format!("{block}, {}", f.site))
+    };
+    findings.iter().map(text).collect()
+}
+
+/// A finding and where it is.
+pub(super) fn finding_text(f: &Finding, place: &str) -> String {
+    let share = 100.0 * f.share;
+    let mut out = format!(
+        "{:<8}{}: {place} ({share:.1} %)\n        {}\n",
+        f.severity, f.kind, f.evidence
+    );
+    if let Some(fault) = &f.fault {
+        let _ = writeln!(out, "        --fault {fault}");
     }
     out
 }

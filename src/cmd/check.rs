@@ -1,5 +1,6 @@
 //! `scalescope check`: a run against a recorded trace.
 
+use super::attribute::{diagnosis_text, findings_text};
 use crate::Outcome;
 use crate::cli::{FaultArgs, ModelArgs};
 use crate::cmd::blocks::{Compared, ShownArgs, by_block, not_shown};
@@ -10,10 +11,10 @@ use crate::input::{
 };
 use crate::output::{note, print, print_json, table, table_text, wrapped};
 use clap::Args;
+use scalescope_golden::attribute::{Finding, Severity};
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
-use scalescope_golden::diagnose::diagnose;
-use scalescope_golden::explain::{Explanation, explain_trace};
+use scalescope_golden::diagnose::{Diagnosis, diagnose, diagnose_steps};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
@@ -159,16 +160,17 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     for remark in &report.remarks {
         note(args.golden.display(), remark);
     }
-    // A prefill that is checked step by step goes to the engine of `attribute --dump`; decode steps and runs
-    // whose errors flow are explained by single changes of the whole run.
-    let local = feed == Feed::Local && trace.tokens.is_some() && trace.steps.is_empty();
+    // The same question as `attribute --dump` has the same answer, whatever the check feeds; decode steps are
+    // looked at where the prefill is in order.
+    let prefill = trace.tokens.is_some() && trace.sequences.iter().any(|p| !p.is_empty());
     let one = std::slice::from_ref(&profile);
-    let diagnosis = match args.explain && local {
+    let diagnosis = match args.explain && prefill {
         true => Some(diagnose(&subject.model, mode, &trace, one).map_err(in_file)?),
         false => None,
     };
-    let explanations = match args.explain && !local {
-        true => explain_trace((&subject.model, mode, &profile), &trace, &options, &report)?,
+    let wrong = |d: &Diagnosis| d.findings.iter().any(|f| f.severity > Severity::Info);
+    let of_steps = match args.explain && !diagnosis.as_ref().is_some_and(wrong) {
+        true => diagnose_steps((&subject.model, mode, &profile), &trace, &options, &report)?,
         false => Vec::new(),
     };
     if args.json {
@@ -185,10 +187,9 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         }
         merge(&mut json, json!(report));
         if args.explain {
-            json["explanations"] = json!(explanations);
-            if let Some(diagnosis) = &diagnosis {
-                json["findings"] = json!(diagnosis.findings);
-            }
+            let of_prefill = diagnosis.iter().flat_map(|d| &d.findings);
+            let findings: Vec<&Finding> = of_prefill.chain(&of_steps).collect();
+            json["findings"] = json!(findings);
         }
         print_json(&json);
     } else {
@@ -203,9 +204,12 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
             profile.name,
             faults_text(&faults)
         );
-        let explained = match &diagnosis {
-            Some(diagnosis) => format!("\n{}", super::attribute::diagnosis_text(diagnosis)),
-            None => explanations_text(&explanations),
+        let of_prefill = diagnosis
+            .as_ref()
+            .map(|d| format!("\n{}", diagnosis_text(d)));
+        let explained = match of_steps.is_empty() {
+            true => of_prefill.unwrap_or_default(),
+            false => of_prefill.unwrap_or_default() + "\n" + &findings_text(&of_steps),
         };
         let told = told.map_or(String::new(), |found| {
             wrapped(&format!("told from the tensors: {found}"), 0)
@@ -219,11 +223,6 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         0 => Outcome::Success,
         _ => Outcome::Mismatch,
     })
-}
-
-/// What would explain the mismatches, group by group.
-pub fn explanations_text(explanations: &[Explanation]) -> String {
-    explanations.iter().map(|e| format!("\n{e}")).collect()
 }
 
 /// Adds the fields of one JSON object to another.

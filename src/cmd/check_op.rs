@@ -1,12 +1,13 @@
 //! `scalescope check-op`: one operation against vectors.
 
+use super::attribute::finding_text;
 use super::blocks::ShownArgs;
-use super::check::{explanations_text, merge, summary_text, verdict};
+use super::check::{merge, summary_text, verdict};
 use crate::Outcome;
 use crate::output::{print, print_json};
 use clap::Args;
 use scalescope_golden::check_op::{Vectors, check_op};
-use scalescope_golden::explain::explain_op;
+use scalescope_golden::diagnose::diagnose_vectors;
 use scalescope_golden::ops::Op;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::{ARITHMETICS, Arithmetic};
@@ -31,7 +32,7 @@ pub struct CheckOpArgs {
     /// Arithmetic: exact, torch, cuda-fast
     #[arg(long, default_value = "cuda-fast")]
     pub arith: String,
-    /// Say which single change of the rules would explain the mismatches
+    /// Say what would explain the mismatches, as `attribute --dump` says it of a step of a dump
     #[arg(long)]
     pub explain: bool,
     /// Print JSON instead of a table
@@ -48,8 +49,8 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
     let vectors = Vectors::read(op, &args.vectors)?;
     let summary = check_op(&vectors, &arithmetic).map_err(|e| e.in_file(&args.vectors))?;
     let equal = summary.compared() > 0 && summary.mismatched() == 0 && summary.missing.is_empty();
-    let explanations = match args.explain {
-        true => explain_op(&vectors, &arithmetic, &summary)?,
+    let findings = match args.explain {
+        true => diagnose_vectors(&vectors, &arithmetic, &summary)?,
         false => Vec::new(),
     };
     if args.json {
@@ -60,15 +61,17 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         });
         merge(&mut json, json!(summary));
         if args.explain {
-            json["explanations"] = json!(explanations);
+            json["findings"] = json!(findings);
         }
         print_json(&json);
     } else {
         let heading = format!("{}, arithmetic {}", op.name(), arithmetic.name);
         let body = summary_text(&summary, &ShownArgs::default());
         let verdict = verdict(&summary, u8::from(!equal));
-        let explained = explanations_text(&explanations);
-        print(&format!("{heading}\n\n{body}{verdict}{explained}"));
+        let found = findings.iter().map(|f| finding_text(f, &f.site));
+        let explained: String = found.collect();
+        let gap = if explained.is_empty() { "" } else { "\n" };
+        print(&format!("{heading}\n\n{body}{verdict}{gap}{explained}"));
     }
     Ok(match equal {
         true => Outcome::Success,

@@ -1,5 +1,6 @@
 //! `scalescope equiv`: are two modes one computation?
 
+use super::attribute::findings_text;
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
@@ -188,6 +189,10 @@ fn parting(d: &Divergence) -> String {
             false => "alone does not make it",
         };
         let _ = writeln!(out, "\nfault {} in B {alone}", fault.fault);
+    }
+    if !d.why.findings.is_empty() {
+        out.push_str("\nwhat B does otherwise in this block:\n");
+        out += &findings_text(&d.why.findings);
     }
     if d.why.fields.is_empty() && d.why.rules.is_empty() && d.why.faults.is_empty() {
         out.push_str("\nno field and no rule of this step differs: a part of the model does\n");

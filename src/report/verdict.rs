@@ -69,7 +69,8 @@ pub struct PartCost {
     pub kl: Estimate,
     /// The same as a share of the mode's KL.
     pub share: f64,
-    /// Whether it is beyond its own error, with Holm's correction over all parts.
+    /// Whether it is beyond its own error, with Holm's correction over all parts. (A site of `attribute` is judged
+    /// by `Mean::stands_out`.)
     pub stands_out: bool,
 }
 

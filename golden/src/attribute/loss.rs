@@ -103,7 +103,9 @@ impl Mean {
         }
     }
 
-    /// Whether it lies above zero by more than three standard errors: one in a thousand that are zero do.
+    /// Whether it lies above zero by more than three standard errors: one in a thousand that are zero do. The one
+    /// rule of sites (table, findings, shading of the page). Parts of the report's verdict are tested all at once,
+    /// on other errors, and have Holm's correction (`report::verdict`).
     pub fn stands_out(self) -> bool {
         self.mean > 3.0 * self.se
     }

@@ -2,13 +2,13 @@
 //! in which a buffer can be misread.
 
 use super::edit::Edit;
+use super::kind::Kind;
 use super::replay::{from_columns, swapped, to_columns, turned};
-use crate::check_op::{Change, Part};
+use super::rule::{Part, Way};
 use crate::value::Value;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
-use scalescope_sim::arith::requant::Quotient;
+use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::arith::round::Rounding;
-use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::dataflow::{Block, Step};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::fault::{
@@ -16,7 +16,7 @@ use scalescope_sim::fault::{
 };
 use scalescope_sim::model::{Config, ScaleKey};
 use scalescope_sim::plan::ScaleUse;
-use scalescope_sim::profile::{LinearRule, QuantizerRule, StepRules};
+use scalescope_sim::profile::{QuantizerRule, StepRules};
 use scalescope_sim::trace::{Place, TracePoint};
 use std::fmt;
 use std::sync::Arc;
@@ -102,8 +102,8 @@ pub enum Candidate {
 pub struct RuleEdit {
     /// The block; `None` for every one.
     pub layer: Option<usize>,
-    /// The sort: `rounding`, `overflow`, `quotient`, `order`, `function`.
-    pub kind: &'static str,
+    /// The sort.
+    pub kind: Kind,
     /// The quantizer or step.
     pub site: &'static str,
     /// The step.
@@ -148,8 +148,8 @@ impl Candidate {
                 Lie::Swapped(..) => "swapped-bc",
                 _ => "transposed",
             },
-            Candidate::Rule(rule) => rule.kind,
-            Candidate::Edit(edit) => edit.kind,
+            Candidate::Rule(rule) => rule.kind.name(),
+            Candidate::Edit(edit) => edit.kind.name(),
         }
     }
 
@@ -186,6 +186,14 @@ impl Candidate {
                                 ScaleSite::Use(by) => by.name(),
                             };
                             format!("the scale {name} is times {factor}")
+                        }
+                        Defect::Rounding { rule, .. } => {
+                            let mut quantizer = QuantRule::NEAREST_EVEN;
+                            rule.apply(&mut quantizer);
+                            match rule.is_quotient() {
+                                true => Part::Quotient(quantizer.quotient).words(),
+                                false => Part::Rounding(quantizer.rounding).words(),
+                            }
                         }
                         _ => model.map_or(String::new(), |model| model.effect.to_owned()),
                     })
@@ -249,14 +257,34 @@ impl Candidate {
             ),
             Candidate::Misread(_) => false,
             Candidate::Rule(_) => true,
-            Candidate::Edit(edit) => {
-                edit.only.is_none()
-                    && matches!(
-                        edit.kind,
-                        "rounding" | "overflow" | "format" | "width" | "table"
-                    )
-            }
+            Candidate::Edit(edit) => edit.only.is_none() && edit.kind.is_arithmetic(),
         }
+    }
+
+    /// How it changes the rules of steps, if rules are all that it changes.
+    pub fn on_rules(&self) -> Option<Arc<dyn Fn(&mut StepRules) + Send + Sync>> {
+        let defect = match self {
+            Candidate::Rule(rule) => return Some(Arc::clone(&rule.change)),
+            Candidate::Faults(faults) => faults.first()?.defect,
+            Candidate::Misread(_) | Candidate::Edit(_) => return None,
+        };
+        match defect {
+            Defect::Rounding { site, rule } => Some(Arc::new(move |rules| {
+                site.edit(rules, |quantizer| rule.apply(quantizer));
+            })),
+            Defect::NarrowAccumulator { site, register } => Some(Arc::new(move |rules| {
+                if let Some(own) = rules.accumulator_mut(site) {
+                    *own = register;
+                }
+            })),
+            _ => None,
+        }
+    }
+
+    /// Whether it is about the step that makes a tensor, and about no other.
+    pub fn is_of(&self, block: &Block, point: TracePoint) -> bool {
+        let group = matches!(self.site(), LINEARS | QUANTIZERS);
+        !group && self.alters(block).contains(&point)
     }
 
     /// Whether it is an edit of a part of the tensor.
@@ -347,7 +375,7 @@ impl Candidate {
             },
             Candidate::Rule(rule) => match (rule.site, rule.kind) {
                 (LINEARS | QUANTIZERS, _) => 4,
-                (_, "rounding" | "overflow") => 1,
+                (_, Kind::Rounding | Kind::Overflow) => 1,
                 _ => 3,
             },
             Candidate::Edit(edit) => {
@@ -531,41 +559,18 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
         let Some(step) = alters.first().and_then(step) else {
             continue;
         };
-        let roundings = [
-            Rounding::Floor,
-            Rounding::Ceil,
-            Rounding::TowardZero,
-            Rounding::NearestTiesUp,
-            Rounding::HalfAwayByAdding,
-        ];
-        for rounding in roundings {
+        // Ties to even and away are fault models.
+        let of_faults =
+            [Rounding::NearestTiesToEven, Rounding::NearestTiesAway].map(Part::Rounding);
+        let has = |part: &Part| match part {
+            Part::Quotient(_) => site.has_quotient(),
+            Part::Rounding(_) | Part::Overflow(_) => !of_faults.contains(part),
+        };
+        for part in Part::all().filter(has) {
             let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
-                Arc::new(move |rules| site.edit(rules, |rule| rule.rounding = rounding));
-            let words = format!(
-                "the quantizer rounds otherwise: {}",
-                Part::Rounding(rounding)
-            );
-            push("rounding", site.name(), step, words, alters.clone(), change);
-        }
-        for overflow in Overflow::ALL {
-            let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
-                Arc::new(move |rules| site.edit(rules, |rule| rule.overflow = overflow));
-            let words = format!(
-                "beyond its range the quantizer does otherwise: {}",
-                Part::Overflow(overflow)
-            );
-            push("overflow", site.name(), step, words, alters.clone(), change);
-        }
-        if site.has_quotient() {
-            for quotient in Quotient::ALL {
-                let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
-                    Arc::new(move |rules| site.edit(rules, |rule| rule.quotient = quotient));
-                let words = format!(
-                    "the quantizer divides otherwise: {}",
-                    Part::Quotient(quotient)
-                );
-                push("quotient", site.name(), step, words, alters.clone(), change);
-            }
+                Arc::new(move |rules| site.edit(rules, |rule| part.apply(rule)));
+            let alters = alters.clone();
+            push(part.kind(), site.name(), step, part.words(), alters, change);
         }
     }
     // The same in several steps, as a device has it.
@@ -583,17 +588,13 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
         let Some(step) = step.map(|row| row.step) else {
             continue;
         };
-        let kind = match part {
-            Part::Overflow(_) => "overflow",
-            _ => "rounding",
-        };
         let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> = Arc::new(move |rules| {
             for site in &sites {
                 site.edit(rules, |rule| part.apply(rule));
             }
         });
         push(
-            kind,
+            part.kind(),
             name,
             step,
             format!("all {name}: {part}"),
@@ -601,54 +602,11 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
             change,
         );
     }
-    for change in Change::all() {
-        let (kind, step) = match change {
-            Change::ConvForm(_) => ("order", Step::Conv),
-            Change::ConvReal(_) => ("function", Step::Conv),
-            Change::ScanFormula(_) | Change::ScanSum(_) | Change::ScanOrder(_) => {
-                ("order", Step::Scan)
-            }
-            Change::ScanReal(_) => ("function", Step::Scan),
-            _ => continue,
-        };
-        let made = Arc::new(move |rules: &mut StepRules| change.apply_to_step(rules));
+    for way in Way::all() {
+        let step = way.step();
         let alters = block.made_by_rule(step.rule());
-        push(
-            kind,
-            step.name(),
-            step,
-            format!("{}: {}", step.name(), change.word()),
-            alters,
-            made,
-        );
-    }
-    for step in Step::LINEAR {
-        for order in scalescope_sim::arith::requant::ScaleOrder::ALL {
-            let at = Step::LINEAR
-                .iter()
-                .position(|s| *s == step)
-                .expect("a linear step");
-            let made = Arc::new(move |rules: &mut StepRules| {
-                let linear: [&mut LinearRule; 4] = rules.linear.each_mut();
-                for (i, rule) in linear.into_iter().enumerate() {
-                    if i == at {
-                        rule.order = order;
-                    }
-                }
-            });
-            let words = format!(
-                "factors in another order: {}",
-                Change::LinearOrder(order).word()
-            );
-            push(
-                "order",
-                step.name(),
-                step,
-                words,
-                block.made_by_rule(step.rule()),
-                made,
-            );
-        }
+        let change = Arc::new(move |rules: &mut StepRules| way.apply(rules));
+        push(way.kind(), step.name(), step, way.words(), alters, change);
     }
     all
 }

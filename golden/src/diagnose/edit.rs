@@ -2,12 +2,14 @@
 //! or of its result. The lists here are what is searched; `docs/diagnosis-catalogue.md` shows them.
 
 mod conv;
+mod grids;
 mod linear;
 mod result;
 mod scan;
 mod steps;
 
 use super::formula::{Formula, Made, Scene, Seen, like};
+use super::kind::Kind;
 use super::pattern::Pattern;
 use ndarray::{Array2, Axis, concatenate, s};
 use scalescope_sim::dataflow::{Row, Step};
@@ -40,8 +42,8 @@ pub struct Change {
 /// Something that a step does otherwise.
 #[derive(Clone)]
 pub struct Edit {
-    /// The sort: `left-out`, `twice`, `neighbour`, `order`, `part-missing`, `function`, ….
-    pub kind: &'static str,
+    /// The sort.
+    pub kind: Kind,
     /// The block.
     pub layer: usize,
     /// The step.
@@ -64,7 +66,13 @@ pub struct Edit {
 
 impl fmt::Debug for Edit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.step.name(), self.kind, self.words)
+        write!(
+            f,
+            "{} {}: {}",
+            self.step.name(),
+            self.kind.name(),
+            self.words
+        )
     }
 }
 
@@ -115,7 +123,7 @@ impl Edit {
         both.kind = if self.kind == other.kind {
             self.kind
         } else {
-            "two-edits"
+            Kind::Two
         };
         if self.site != other.site {
             both.site = format!("{} and {}", self.site, other.site);
@@ -155,16 +163,7 @@ impl Edit {
             true => Some(scene.formula(row)?),
             false => None,
         };
-        let made = match state {
-            true => Made {
-                out: Array2::zeros((0, 0)),
-                state: Some(numbers.clone()),
-            },
-            false => Made {
-                out: numbers.clone(),
-                state: None,
-            },
-        };
+        let made = Made::of(numbers.clone(), state);
         let made = self.run(formula.as_ref(), &made, around)?;
         let mut out = if state { made.state? } else { made.out };
         if out.dim() != numbers.dim() {
@@ -184,19 +183,21 @@ impl Edit {
 
 /// A list of edits of one row in the making.
 pub struct Edits<'a, 'm> {
-    /// The block.
-    pub scene: &'a Scene<'a, 'm>,
+    /// The block; `None` where the step stands by itself, as in vectors of an operation.
+    scene: Option<&'a Scene<'a, 'm>>,
     /// The row.
-    pub row: &'a Row,
+    row: &'a Row,
+    /// Channels of what it makes.
+    width: usize,
     /// The list.
-    pub all: Vec<Edit>,
+    all: Vec<Edit>,
 }
 
-impl Edits<'_, '_> {
-    fn push(&mut self, rank: usize, kind: &'static str, site: &str, words: &str, change: Change) {
+impl<'a, 'm> Edits<'a, 'm> {
+    fn push(&mut self, rank: usize, kind: Kind, site: &str, words: &str, change: Change) {
         self.all.push(Edit {
             kind,
-            layer: self.scene.layer,
+            layer: self.scene.map_or(0, |scene| scene.layer),
             step: self.row.step,
             point: self.row.point,
             site: site.to_owned(),
@@ -212,7 +213,7 @@ impl Edits<'_, '_> {
     fn formula(
         &mut self,
         rank: usize,
-        (kind, site): (&'static str, &str),
+        (kind, site): (Kind, &str),
         words: impl AsRef<str>,
         change: impl Fn(&mut Formula, Around) + Send + Sync + 'static,
     ) {
@@ -227,7 +228,7 @@ impl Edits<'_, '_> {
     fn result(
         &mut self,
         rank: usize,
-        (kind, site): (&'static str, &str),
+        (kind, site): (Kind, &str),
         words: impl AsRef<str>,
         change: impl Fn(&mut Made) + Send + Sync + 'static,
     ) {
@@ -238,26 +239,41 @@ impl Edits<'_, '_> {
         self.push(rank, kind, site, words.as_ref(), change);
     }
 
-    fn layers(&self) -> usize {
-        self.scene.path.config().n_layers
+    /// A list with nothing in it.
+    fn new(scene: Option<&'a Scene<'a, 'm>>, row: &'a Row, width: usize) -> Self {
+        Self {
+            scene,
+            row,
+            width,
+            all: Vec::new(),
+        }
     }
 
-    /// Other blocks, the neighbours first.
-    fn other_layers(&self) -> Vec<usize> {
-        let own = self.scene.layer;
-        let mut all: Vec<usize> = (0..self.layers()).filter(|l| *l != own).collect();
+    /// Other blocks, the neighbours first, each with where its weights are.
+    fn other_layers(&self) -> Vec<(usize, &'a Scene<'a, 'm>)> {
+        let Some(scene) = self.scene else {
+            return Vec::new();
+        };
+        let (own, layers) = (scene.layer, scene.path.config().n_layers);
+        let mut all: Vec<usize> = (0..layers).filter(|l| *l != own).collect();
         all.sort_by_key(|l| (l.abs_diff(own), *l < own));
-        all
+        all.into_iter().map(|layer| (layer, scene)).collect()
+    }
+
+    /// A tensor of the block.
+    fn seen(&self, point: TracePoint) -> Option<&'a Tensor> {
+        self.scene?.seen.get(&point)
     }
 }
 
-/// Every edit that is searched of a row.
-pub fn of_row<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, formula: Option<&Formula>) -> Vec<Edit> {
-    let mut edits = Edits {
-        scene,
-        row,
-        all: Vec::new(),
-    };
+/// Every edit that is searched of a row, whose tensor has `width` channels.
+pub fn of_row<'a, 'm>(
+    scene: Option<&'a Scene<'a, 'm>>,
+    row: &'a Row,
+    width: usize,
+    formula: Option<&Formula>,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, width);
     match formula {
         Some(Formula::Add(_)) => edits.of_add(),
         Some(Formula::Norm(norm)) => edits.of_norm(norm),
@@ -265,6 +281,7 @@ pub fn of_row<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, formula: Option<&Formu
         Some(Formula::Conv(conv)) => edits.of_conv(conv),
         Some(Formula::Scan(scan)) => edits.of_scan(scan),
         Some(Formula::Hadamard(hadamard)) => edits.of_hadamard(hadamard),
+        Some(Formula::Grids(grids)) => edits.of_grids(grids),
         Some(Formula::Requantize(..)) => edits.of_requantize(),
         None => {}
     }

@@ -3,7 +3,7 @@
 use super::OTHERS;
 use super::judge::{EXPLAINS, Judged};
 use super::pattern::{How, Pattern};
-use super::replay::Score;
+use super::replay::{PointScore, Score};
 use super::search::Scene;
 use crate::attribute::{Explained, Finding, Severity};
 use crate::trace_file::Points;
@@ -38,15 +38,49 @@ fn where_words(layer: Option<usize>, step: &str) -> String {
 }
 
 fn deviation(scene: &Scene) -> String {
-    let s = &scene.at_first;
-    let pattern = scene.pattern.as_ref();
+    let what = format!("{} is the first tensor that deviates,", scene.first);
+    deviates(&what, &scene.at_first, scene.pattern.as_ref())
+}
+
+/// What deviates, in how many elements, and how.
+pub(super) fn deviates(what: &str, s: &PointScore, pattern: Option<&Pattern>) -> String {
     let pattern = pattern.map_or(String::new(), |pattern| format!(": {pattern}"));
     format!(
-        "{} is the first tensor that deviates, in {} of {} elements ({}){pattern}",
-        scene.first,
+        "{what} in {} of {} elements ({}){pattern}",
         thousands(s.mismatched),
         thousands(s.compared),
         percent(s.mismatched as f64 / s.compared as f64)
+    )
+}
+
+/// What a step does otherwise, and how much of a tensor that explains.
+pub(super) fn claim(
+    place: &str,
+    words: &str,
+    gone: Explained,
+    tensor: impl std::fmt::Display,
+    pattern: Option<&Pattern>,
+) -> String {
+    let pattern = pattern.map_or(String::new(), |pattern| format!(" ({pattern})"));
+    format!(
+        "{place}: {words}; explains {} of {} elements of {tensor} that deviate{pattern}",
+        thousands(gone.explained),
+        thousands(gone.deviating),
+    )
+}
+
+/// What else explains as much.
+pub(super) fn alike_words(alike: &[String]) -> String {
+    match alike.is_empty() {
+        true => String::new(),
+        false => format!("; these data do not tell it from: {}", alike.join("; ")),
+    }
+}
+
+pub(super) fn not_explained() -> String {
+    format!(
+        "no single edit that is searched explains {} of it",
+        percent(EXPLAINS)
     )
 }
 
@@ -67,10 +101,6 @@ pub(super) fn cause(
 ) -> Finding {
     let c = &best.candidate;
     let step = c.step(block).name();
-    let Explained {
-        explained: gone,
-        deviating,
-    } = explained(best, scene);
     let alike: Vec<String> = others
         .iter()
         .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.far <= best.far)
@@ -81,17 +111,13 @@ pub(super) fn cause(
         .into_iter()
         .take(OTHERS)
         .collect();
-    let mut evidence = format!(
-        "{}: {}; explains {} of {} elements of {} that deviate",
-        where_words(c.layer(), step),
-        c.words(),
-        thousands(gone),
-        thousands(deviating),
+    let mut evidence = claim(
+        &where_words(c.layer(), step),
+        &c.words(),
+        explained(best, scene),
         scene.first,
+        scene.pattern.as_ref(),
     );
-    if let Some(pattern) = &scene.pattern {
-        evidence += &format!(" ({pattern})");
-    }
     if best.left > 0 {
         evidence += &format!(
             "; {} of {} mismatches up to the next tensor handed on are left",
@@ -99,9 +125,7 @@ pub(super) fn cause(
             thousands(scene.base)
         );
     }
-    if !alike.is_empty() {
-        evidence += &format!("; these data do not tell it from: {}", alike.join("; "));
-    }
+    evidence += &alike_words(&alike);
     Finding {
         kind: c.kind(),
         layer: c.layer(),
@@ -132,6 +156,13 @@ pub(super) fn alternatives(
         (c.kind(), c.layer(), c.site().to_owned())
     };
     let mut seen: Vec<_> = best.map(name).into_iter().collect();
+    // One rule of a quantizer, of all linears and of all quantizers is one lead.
+    let rule = |j: &Judged| {
+        let words = j.candidate.words();
+        let ending = words.rsplit_once(": ").map(|(_, ending)| ending.to_owned());
+        ending.map(|ending| (j.candidate.kind(), ending))
+    };
+    let mut rules: Vec<_> = best.and_then(rule).into_iter().collect();
     let mut found = Vec::new();
     for j in judged {
         // The same at fewer or more steps than the cause leaves more of what follows.
@@ -139,6 +170,11 @@ pub(super) fn alternatives(
         if found.len() == OTHERS || part || seen.contains(&name(j)) {
             continue;
         }
+        let its_rule = rule(j);
+        if its_rule.as_ref().is_some_and(|r| rules.contains(r)) {
+            continue;
+        }
+        rules.extend(its_rule);
         seen.push(name(j));
         let c = &j.candidate;
         let sort = match j.is_cause(scene) {
@@ -153,12 +189,14 @@ pub(super) fn alternatives(
             severity: Severity::Info,
             share: share(j.left),
             evidence: format!(
-                "{sort}: {}: {}; explains {} of {} elements of {}",
-                where_words(c.layer(), c.step(block).name()),
-                c.words(),
-                thousands(gone.explained),
-                thousands(gone.deviating),
-                scene.first,
+                "{sort}: {}",
+                claim(
+                    &where_words(c.layer(), c.step(block).name()),
+                    &c.words(),
+                    gone,
+                    scene.first,
+                    None
+                )
             ),
             fault: c.fault().map(ToString::to_string),
             step: Some(c.step(block).name()),
@@ -186,11 +224,7 @@ pub(super) fn no_cause(
     let not_finite = pattern.is_some_and(|p| p.how == How::NotFinite);
     let evidence = match (not_finite, first_not_finite(scene.first, sequences)) {
         (true, Some(words)) => format!("{words}; {}", deviation(scene)),
-        _ => format!(
-            "{}; no single edit that is searched explains {} of it",
-            deviation(scene),
-            percent(EXPLAINS)
-        ),
+        _ => format!("{}; {}", deviation(scene), not_explained()),
     };
     Finding {
         kind: if not_finite { "not-finite" } else { "none" },

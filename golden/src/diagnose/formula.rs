@@ -6,12 +6,14 @@
 //! runs, with the edits that its inputs and parameters can have.
 
 mod conv;
+mod grids;
 mod hadamard;
 mod linear;
 mod norm;
 mod scan;
 
 pub use conv::Conv;
+pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use linear::{Linear, Meet, weight as linear_weight};
 pub use norm::{Add, Norm};
@@ -465,6 +467,7 @@ pub enum Formula {
     Conv(Conv),
     Scan(Box<Scan>),
     Hadamard(Hadamard),
+    Grids(Grids),
     /// One tensor in another form.
     Requantize(Operand, Output),
 }
@@ -485,6 +488,11 @@ impl Scene<'_, '_> {
     fn rules(&self, row: &Row) -> Option<&StepRules> {
         let by = row.rules.first()?.by;
         Some(&self.path.layer_profile(self.layer).arithmetic(by).prefill)
+    }
+
+    /// The channels of what a row makes.
+    pub fn width(&self, row: &Row) -> usize {
+        row.shape[1].of(self.path.config(), 1)
     }
 
     /// The scale of a use.
@@ -571,8 +579,9 @@ impl Scene<'_, '_> {
 
     fn requantize(&self, row: &Row) -> Option<Formula> {
         let [read] = &row.reads[..] else { return None };
-        if row.step == Step::Scan && self.path.mode().u_quantizer.is_some() {
-            return None;
+        let grids = self.path.mode().u_quantizer.is_some() && row.format == Format::F32;
+        if row.point == TracePoint::SsmU && grids {
+            return Grids::of(self, row).map(Formula::Grids);
         }
         let dynamic = row.quantizer.is_some_and(|q| q.is_dynamic());
         let rule = self.rules(row).map(|rules| match row.step {
@@ -617,6 +626,7 @@ impl Formula {
             Formula::Linear(step) => (step.run(), &step.output),
             Formula::Conv(step) => (step.run(), &step.output),
             Formula::Hadamard(step) => (step.run(), &step.output),
+            Formula::Grids(step) => (step.run(), &step.output),
             Formula::Requantize(from, output) => {
                 let math = Math::of(RealRules::CorrectlyRounded);
                 let dim = from.values.dim();
@@ -639,6 +649,7 @@ impl Formula {
             Formula::Conv(step) => &mut step.output,
             Formula::Scan(step) => &mut step.output,
             Formula::Hadamard(step) => &mut step.output,
+            Formula::Grids(step) => &mut step.output,
             Formula::Requantize(_, output) => output,
         }
     }
@@ -651,4 +662,20 @@ pub struct Made {
     pub out: Array2<f32>,
     /// The state after the last token, `[E, N]`.
     pub state: Option<Array2<f32>>,
+}
+
+impl Made {
+    /// A step's tensor or a state by itself.
+    pub fn of(values: Array2<f32>, state: bool) -> Self {
+        match state {
+            true => Self {
+                out: Array2::zeros((0, 0)),
+                state: Some(values),
+            },
+            false => Self {
+                out: values,
+                state: None,
+            },
+        }
+    }
 }

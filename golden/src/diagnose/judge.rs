@@ -48,10 +48,7 @@ impl Judged {
     /// Whether it explains so much that it is named a cause.
     pub(super) fn is_cause(&self, scene: &Scene) -> bool {
         let (explained, of) = self.explained(scene);
-        let all = match of < 100 {
-            true => explained == of,
-            false => explained as f64 >= EXPLAINS * of as f64,
-        };
+        let all = explains(explained, of);
         // An edit that another device's floats keep from being exact leaves what their noise makes.
         let base = &scene.at_first;
         let but_noise = scene.noise.is_some_and(|n| {
@@ -66,6 +63,23 @@ impl Judged {
     /// Whether it leaves less: fewer elements, or floats that no more than the last place keeps apart.
     fn gains(&self, scene: &Scene) -> bool {
         self.left < scene.base || self.first.far < scene.at_first.far
+    }
+}
+
+/// Whether so many of the elements that deviate are enough for a cause.
+pub(super) fn explains(explained: usize, of: usize) -> bool {
+    match of < 100 {
+        true => explained == of,
+        false => explained as f64 >= EXPLAINS * of as f64,
+    }
+}
+
+/// Sorts by what is left; of those that leave equally little, all of which are `of`, the simpler first.
+pub(super) fn simplest_first<T>(all: &mut [T], of: usize, key: impl Fn(&T) -> (usize, usize)) {
+    all.sort_by_key(&key);
+    if let Some(fewest) = all.first().map(|t| key(t).0) {
+        let alike = all.partition_point(|t| key(t).0 <= fewest + (TIE * of as f64) as usize);
+        all[..alike].sort_by_key(|t| (key(t).1, key(t).0));
     }
 }
 
@@ -107,7 +121,7 @@ impl Search<'_> {
             judged.extend(self.judge_scales(state, scene, first, off)?);
             judged.extend(self.judge_edits(state, scene, &block, &|e| {
                 let site = Candidate::Edit(e.clone());
-                hinted(e.kind, site.site())
+                hinted(e.kind.name(), site.site())
             })?);
             if judged.iter().any(|j| j.is_cause(scene)) {
                 return Ok(ranked(judged, scene));
@@ -254,7 +268,7 @@ impl Search<'_> {
                 }
                 let formula = here.formula(row);
                 all.extend(
-                    edit::of_row(&here, row, formula.as_ref())
+                    edit::of_row(Some(&here), row, here.width(row), formula.as_ref())
                         .into_iter()
                         .filter(|e| wanted(e)),
                 );

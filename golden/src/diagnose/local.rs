@@ -2,7 +2,7 @@
 //! the block.
 
 use super::edit::{self, Around, Edit};
-use super::formula::{self, Formula, Made, Seen, numbers};
+use super::formula::{self, Formula, Made, numbers};
 use super::pattern::{Indices, Pair, Pattern, describe};
 use super::search::{Scene, Search, State};
 use crate::ulp::ulp_f16;
@@ -20,6 +20,8 @@ const FIRST_LOOK: usize = 4_000;
 const HOPE: f64 = 0.25;
 /// Edits that are combined in twos.
 const LEADS: usize = 4;
+/// Edits that are combined with each other where there is no lead.
+const SIMPLE: usize = 48;
 
 /// A tensor of a dump as numbers.
 pub(super) fn values(value: &Value) -> Array2<f32> {
@@ -38,13 +40,13 @@ struct Judge {
 }
 
 impl Judge {
-    fn of(value: &Value, numbers: &Array2<f32>) -> Self {
+    fn of(dtype: &'static str, numbers: &Array2<f32>) -> Self {
         let finite = numbers.iter().filter(|v| v.is_finite());
         let (sum, count) = finite.fold((0.0f64, 0usize), |(sum, n), v| {
             (sum + f64::from(*v) * f64::from(*v), n + 1)
         });
         Self {
-            dtype: value.dtype(),
+            dtype,
             unit: (sum / count.max(1) as f64).sqrt() as f32,
         }
     }
@@ -65,6 +67,52 @@ impl Judge {
     }
 }
 
+/// What a step makes of one sequence, and what a file has of it.
+pub(super) struct Compared {
+    dtype: &'static str,
+    made: Array2<f32>,
+    dumped: Array2<f32>,
+    /// Whether floats that the last place keeps apart are equal.
+    near: bool,
+}
+
+impl Compared {
+    pub(super) fn of(dtype: &'static str, made: Array2<f32>, dumped: Array2<f32>) -> Self {
+        Self {
+            dtype,
+            made,
+            dumped,
+            near: true,
+        }
+    }
+}
+
+/// What deviates in the sequences of a tensor.
+pub(super) fn pattern_of(all: &[Compared], state: bool) -> Pattern {
+    let deviates: Vec<Vec<bool>> = all
+        .iter()
+        .map(|c| {
+            let judge = Judge::of(c.dtype, &c.made);
+            let differs = |(a, b): (&f32, &f32)| match c.near {
+                true => judge.differs(*a, *b),
+                false => a.to_bits() != b.to_bits(),
+            };
+            c.made.iter().zip(&c.dumped).map(differs).collect()
+        })
+        .collect();
+    let pairs: Vec<Pair> = all
+        .iter()
+        .zip(&deviates)
+        .map(|(c, deviates)| Pair {
+            made: c.made.as_slice().expect("row-major"),
+            dumped: c.dumped.as_slice().expect("row-major"),
+            deviates,
+            columns: c.made.ncols(),
+        })
+        .collect();
+    describe(&pairs, all.iter().any(|c| c.dtype == "i8"), state)
+}
+
 /// One tensor of one sequence that is judged.
 struct Target {
     made: Array2<f32>,
@@ -83,10 +131,10 @@ struct Sequence {
 /// The step.
 pub(super) struct Local<'a, 'm> {
     row: &'a Row,
-    path: &'a scalescope_sim::datapath::Datapath<'m>,
-    block: &'a Block,
-    layer: usize,
-    seen: Vec<&'a Seen>,
+    /// The block of each sequence; none where the step stands by itself.
+    scenes: Vec<formula::Scene<'a, 'm>>,
+    /// Channels of what the step makes.
+    width: usize,
     sequences: Vec<Sequence>,
     pattern: Option<Arc<Pattern>>,
     /// Mismatches without an edit.
@@ -103,8 +151,7 @@ struct Left {
 impl Search<'_> {
     /// What deviates in a scene's first tensor; `None` where it has another shape.
     pub(super) fn pattern(&self, scene: &Scene) -> Option<Pattern> {
-        let mut owned = Vec::new();
-        let mut codes = false;
+        let mut all = Vec::new();
         for (s, made) in scene.made.iter().enumerate() {
             let dumped = self.sequences[s].get(&scene.first)?;
             let made = match made.get(&scene.first) {
@@ -115,32 +162,14 @@ impl Search<'_> {
             if found.dim() != dumped.dim() || found.dtype() != dumped.dtype() {
                 return None;
             }
-            codes = found.dtype() == "i8";
             let (made, dumped) = (values(&found), values(dumped));
-            let judge = Judge::of(&found, &made);
+            let mut compared = Compared::of(found.dtype(), made, dumped);
             // Where half of them are more than an ulp off, the others may be noise.
-            let near = self.closeness == super::replay::Closeness::Near
+            compared.near = self.closeness == super::replay::Closeness::Near
                 || 2 * scene.at_first.far > scene.at_first.mismatched;
-            let deviates: Vec<bool> = made
-                .iter()
-                .zip(&dumped)
-                .map(|(a, b)| match near {
-                    true => judge.differs(*a, *b),
-                    false => a.to_bits() != b.to_bits(),
-                })
-                .collect();
-            owned.push((made, dumped, deviates));
+            all.push(compared);
         }
-        let pairs: Vec<Pair> = owned
-            .iter()
-            .map(|(made, dumped, deviates)| Pair {
-                made: made.as_slice().expect("row-major"),
-                dumped: dumped.as_slice().expect("row-major"),
-                deviates,
-                columns: made.ncols(),
-            })
-            .collect();
-        Some(describe(&pairs, codes, scene.first.point.is_state()))
+        Some(pattern_of(&all, scene.first.point.is_state()))
     }
 }
 
@@ -158,19 +187,14 @@ impl<'a, 'm> Local<'a, 'm> {
         if scene.first.point == TracePoint::SsmY {
             places.push(Place::layer(layer, TracePoint::SsmState));
         }
-        let mut local = Self {
-            row,
-            path: &state.path,
-            block,
-            layer,
-            seen: Vec::new(),
-            sequences: Vec::new(),
-            pattern: scene.pattern.clone().map(Arc::new),
-            base: 0,
-        };
+        let (mut scenes, mut sequences) = (Vec::new(), Vec::new());
         for s in 0..search.batch() {
-            let seen = scene.seen[s].get(&layer)?;
-            let here = local.scene(seen);
+            let here = formula::Scene {
+                path: &state.path,
+                layer,
+                block,
+                seen: scene.seen[s].get(&layer)?,
+            };
             let mut targets = Vec::new();
             for place in &places {
                 let (Some(made), Some(dumped)) =
@@ -184,46 +208,92 @@ impl<'a, 'm> Local<'a, 'm> {
                 }
                 let made = values(&found);
                 targets.push(Target {
-                    judge: Judge::of(&found, &made),
+                    judge: Judge::of(found.dtype(), &made),
                     made,
                     dumped: values(dumped),
                     state: place.point.is_state(),
                 });
             }
             let own = scene.made[s].get(&scene.first)?;
-            let own = match scene.first.point.is_state() {
-                true => Made {
-                    out: Array2::zeros((0, 0)),
-                    state: Some(numbers(own)),
-                },
-                false => Made {
-                    out: numbers(own),
-                    state: None,
-                },
-            };
+            let own = Made::of(numbers(own), scene.first.point.is_state());
             let formula = here.formula(row);
-            local.sequences.push(Sequence {
+            sequences.push(Sequence {
                 formula: formula.filter(|f| holds(f, &own)),
                 targets,
                 own,
             });
-            local.seen.push(seen);
+            scenes.push(here);
         }
-        local.base = local
-            .sequences
-            .iter()
-            .map(|s| s.left(&s.own, None).all)
-            .sum();
-        (local.base > 0).then_some(local)
+        let width = scenes.first()?.width(row);
+        Self::new((row, width), scenes, sequences, scene.pattern.clone())
     }
 
-    fn scene(&self, seen: &'a Seen) -> formula::Scene<'a, 'm> {
-        formula::Scene {
-            path: self.path,
-            layer: self.layer,
-            block: self.block,
-            seen,
-        }
+    /// A step that stands by itself: of each sequence its formula, what it makes, and what a file has.
+    pub(super) fn alone(
+        row: &'a Row,
+        formulas: Vec<Option<Formula>>,
+        made: Vec<Array2<f32>>,
+        dumped: Vec<Array2<f32>>,
+    ) -> Option<Self> {
+        let (state, dtype) = (row.point.is_state(), row.format.dtype());
+        let width = made.first()?.ncols();
+        let all = made.into_iter().zip(dumped);
+        let all: Vec<Compared> = all
+            .map(|(made, dumped)| Compared::of(dtype, made, dumped))
+            .collect();
+        let pattern = pattern_of(&all, state);
+        let sequences = all.into_iter().zip(formulas).map(|(c, formula)| {
+            let own = Made::of(c.made.clone(), state);
+            Sequence {
+                formula: formula.filter(|f| holds(f, &own)),
+                targets: vec![Target {
+                    judge: Judge::of(dtype, &c.made),
+                    made: c.made,
+                    dumped: c.dumped,
+                    state,
+                }],
+                own,
+            }
+        });
+        let sequences = sequences.collect();
+        Self::new((row, width), Vec::new(), sequences, Some(pattern))
+    }
+
+    /// Mismatches without an edit.
+    pub(super) fn base(&self) -> usize {
+        self.base
+    }
+
+    /// What deviates.
+    pub(super) fn pattern(&self) -> Option<&Pattern> {
+        self.pattern.as_deref()
+    }
+
+    /// Mismatches that an edit leaves.
+    pub(super) fn leaves(&self, edit: &Edit) -> usize {
+        let left = self.left(edit, None);
+        left.map_or(self.base, |left| match edit.only {
+            Some(_) => left.restricted,
+            None => left.all,
+        })
+    }
+
+    fn new(
+        (row, width): (&'a Row, usize),
+        scenes: Vec<formula::Scene<'a, 'm>>,
+        sequences: Vec<Sequence>,
+        pattern: Option<Pattern>,
+    ) -> Option<Self> {
+        let base = sequences.iter().map(|s| s.left(&s.own, None).all).sum();
+        let local = Self {
+            row,
+            scenes,
+            width,
+            sequences,
+            pattern: pattern.map(Arc::new),
+            base,
+        };
+        (base > 0).then_some(local)
     }
 
     /// Channels of a first look; `None` for all.
@@ -271,7 +341,9 @@ impl<'a, 'm> Local<'a, 'm> {
         let mut total = Left::default();
         for (s, sequence) in self.sequences.iter().enumerate() {
             let around = Around {
-                before: s.checked_sub(1).map(|before| self.seen[before]),
+                before: s
+                    .checked_sub(1)
+                    .and_then(|s| Some(self.scenes.get(s)?.seen)),
             };
             let mut formula = sequence.formula.clone();
             if let (Some(Formula::Scan(scan)), Some(few)) = (&mut formula, few) {
@@ -291,13 +363,12 @@ impl<'a, 'm> Local<'a, 'm> {
 
     /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer.
     pub(super) fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
-        let seen = self.seen[0];
-        let here = self.scene(seen);
+        let here = self.scenes.first();
         let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
-        let mut edits = edit::of_row(&here, self.row, formula);
+        let mut edits = edit::of_row(here, self.row, self.width, formula);
         if let Some(pattern) = &self.pattern {
-            edits.extend(edit::of_pattern(&here, self.row, pattern));
-            edits.extend(self.solved(&here, formula, pattern));
+            edits.extend(edit::of_pattern(here, self.row, pattern));
+            edits.extend(self.solved(formula, pattern));
         }
         edits.retain(|e| wanted(e));
         let few = self.few();
@@ -338,24 +409,26 @@ impl<'a, 'm> Local<'a, 'm> {
             .first()
             .is_some_and(|(left, _)| *left * 50 <= self.base);
         if !enough {
-            // Where none is a lead, what is forgotten most easily.
-            let simple = |e: &&Edit| e.rank <= 1 && e.kind == "left-out";
-            let (leads, others): (Vec<&Edit>, Vec<&Edit>) = match best.is_empty() {
-                true => edits.iter().filter(simple).map(|e| (e, e)).unzip(),
+            let pairs: Vec<Edit> = match best.is_empty() {
+                // Where none is a lead, the simplest mistakes with each other.
+                true => {
+                    let simple = |e: &&Edit| e.rank <= 1 && e.changes_formula();
+                    let simple: Vec<&Edit> = edits.iter().filter(simple).take(SIMPLE).collect();
+                    let after = |i: usize| simple[i + 1..].iter();
+                    let pairs = (0..simple.len()).flat_map(|i| after(i).map(move |e| (i, e)));
+                    let apart = pairs.filter(|(i, e)| simple[*i].site != e.site);
+                    apart.map(|(i, e)| simple[i].and(e)).collect()
+                }
                 false => {
                     let leads = best.iter().take(LEADS).map(|(_, e)| e);
-                    (leads.collect(), edits.iter().collect())
+                    let apart = |a: &Edit, b: &Edit| (a.kind, &a.site) != (b.kind, &b.site);
+                    leads
+                        .flat_map(|lead| edits.iter().map(move |e| (lead, e)))
+                        .filter(|(lead, e)| apart(lead, e))
+                        .map(|(lead, e)| lead.and(e))
+                        .collect()
                 }
             };
-            let pairs: Vec<Edit> = leads
-                .iter()
-                .flat_map(|lead| {
-                    let others = others
-                        .iter()
-                        .filter(|e| (e.kind, &e.site) != (lead.kind, &lead.site));
-                    others.map(|e| lead.and(e))
-                })
-                .collect();
             let mut both = judged(&pairs, few.as_ref(), base_few);
             both.truncate(count);
             let again: Vec<Edit> = both.into_iter().map(|(_, e)| e).collect();
@@ -383,12 +456,7 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// Weights solved from the deviations of a few channels.
-    fn solved(
-        &self,
-        here: &formula::Scene<'_, 'm>,
-        formula: Option<&Formula>,
-        pattern: &Pattern,
-    ) -> Vec<Edit> {
+    fn solved(&self, formula: Option<&Formula>, pattern: &Pattern) -> Vec<Edit> {
         let Some(Formula::Linear(own)) = formula else {
             return Vec::new();
         };
@@ -406,7 +474,7 @@ impl<'a, 'm> Local<'a, 'm> {
             let Some((k, by)) = edit::solve_entry(own, &target.dumped, channel) else {
                 return Vec::new();
             };
-            let entry = edit::entries(here, self.row, own, (channel, k, by));
+            let entry = edit::entries(self.scenes.first(), self.row, own, (channel, k, by));
             // The one that fits best in this channel.
             let column = |e: &Edit| -> usize {
                 let Some(made) = e.run(formula, &self.sequences[0].own, Around::default()) else {

@@ -80,6 +80,20 @@ impl Indices {
         }
     }
 
+    /// The power of ten of how many parts of its sort there are below `length`.
+    fn choices(&self, length: usize) -> f64 {
+        let log = (length.max(1) as f64).log10();
+        match self {
+            Indices::All | Indices::Scattered { .. } => 0.0,
+            Indices::One { .. } | Indices::From { .. } => log,
+            Indices::Range { .. } => 2.0 * log,
+            Indices::Every { .. } => 3.0 * log,
+            Indices::Few { indices } => (0..indices.len())
+                .map(|i| ((length - i) as f64 / (i + 1) as f64).log10())
+                .sum(),
+        }
+    }
+
     /// Whether it leaves some out.
     pub fn is_part(&self) -> bool {
         !matches!(self, Indices::All | Indices::Scattered { .. })
@@ -324,12 +338,19 @@ pub fn describe(pairs: &[Pair], codes: bool, state: bool) -> Pattern {
         let inside = (0..length).filter(|i| of.contains(*i)).count();
         (inside.max(1) as f64 / length.max(1) as f64).log10()
     };
-    let part = share(&sequences, pairs.len()) + share(&tokens, rows) + share(&channels, columns);
+    let axes = [
+        (&sequences, pairs.len()),
+        (&tokens, rows),
+        (&channels, columns),
+    ];
+    let part: f64 = axes.iter().map(|(of, length)| share(of, *length)).sum();
+    // The part was chosen to fit: of how many it could have been.
+    let choices: f64 = axes.iter().map(|(of, length)| of.choices(*length)).sum();
     let largest = found.iter().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     Pattern {
         deviating,
         elements,
-        accident: part * deviating as f64,
+        accident: (part * deviating as f64 + choices).min(0.0),
         how: how(pairs, &found, codes),
         sequences,
         tokens,

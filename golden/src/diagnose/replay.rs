@@ -61,17 +61,7 @@ pub fn distance(score: &Score) -> f64 {
 /// Adds the score of another sequence.
 pub fn add(total: &mut Score, other: Score) {
     for (place, s) in other {
-        let into = total.entry(place).or_default();
-        into.compared += s.compared;
-        into.mismatched += s.mismatched;
-        into.bits += s.bits;
-        into.far += s.far;
-        into.distance += s.distance;
-        into.largest = into.largest.max(s.largest);
-        into.first_row = match (into.first_row, s.first_row) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        total.entry(place).or_default().add(s);
     }
 }
 
@@ -381,10 +371,15 @@ fn shake(value: &mut Tensor, place: Place, sequence: usize) {
 
 /// How far two tensors of one place are apart.
 pub fn between(a: &Tensor, b: &Tensor, closeness: Closeness) -> PointScore {
-    let mut score = PointScore::default();
     let (a, _) = Value::from_tensor(a.clone());
     let (b, _) = Value::from_tensor(b.clone());
-    compare(&mut score, &a, &b, closeness);
+    between_values(&a, &b, closeness)
+}
+
+/// The same of what a file has and what is made.
+pub fn between_values(dumped: &Value, made: &Value, closeness: Closeness) -> PointScore {
+    let mut score = PointScore::default();
+    compare(&mut score, dumped, made, closeness);
     score
 }
 
@@ -452,6 +447,20 @@ fn compare(score: &mut PointScore, dumped: &Value, found: &Value, closeness: Clo
 }
 
 impl PointScore {
+    /// Adds that of another sequence.
+    pub fn add(&mut self, other: PointScore) {
+        self.compared += other.compared;
+        self.mismatched += other.mismatched;
+        self.bits += other.bits;
+        self.far += other.far;
+        self.distance += other.distance;
+        self.largest = self.largest.max(other.largest);
+        self.first_row = match (self.first_row, other.first_row) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+
     fn differs(&mut self, row: usize, distance: f64, size: f64, [counts, far]: [bool; 2]) {
         self.bits += 1;
         self.far += usize::from(far);

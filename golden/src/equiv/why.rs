@@ -2,7 +2,11 @@
 //! that differs, and which of them alone would close the gap.
 
 use super::{Data, Divergence, Run, Tensors, values};
+use crate::attribute::Finding;
+use crate::diagnose::diagnose;
+use crate::trace_file::TraceFile;
 use crate::trace_file::counterpart::find;
+use ndarray::Array2;
 use scalescope_sim::dataflow::{Block, Field, Phase, Step};
 use scalescope_sim::datapath::LogitRows;
 use scalescope_sim::error::Result;
@@ -23,6 +27,9 @@ pub struct Why {
     pub rules: Vec<RuleDifference>,
     /// Defects that only B has.
     pub faults: Vec<FaultDifference>,
+    /// What B does otherwise in that block, as a diagnosis of its tensors says; of one mode's prefill.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// A defect of B.
@@ -136,7 +143,29 @@ pub(super) fn why(
             alone: makes(model, run, data, at, target)?,
         });
     }
+    let in_block = at.step.is_none() && at.layer.is_some();
+    if a.mode == b.mode && a.faults.is_empty() && in_block {
+        out.findings = findings(model, a, data, at, target)?;
+    }
     Ok(out)
+}
+
+/// What is wrong with B's tensors of the block, were they a dump of A's run.
+fn findings(
+    model: &Model,
+    a: Run,
+    data: Data,
+    at: &Divergence,
+    target: &Tensors,
+) -> Result<Vec<Finding>> {
+    let (prompt, _) = data.split(at.sequence);
+    let mut recorder = Recorder::new(Selection::default());
+    recorder.tensors = target.clone();
+    recorder.tensors.retain(|place, _| place.layer == at.layer);
+    let ids = Array2::from_shape_vec((1, prompt.len()), prompt.to_vec()).expect("one row");
+    let dump = TraceFile::from_recorders(ids, [recorder])?;
+    let found = diagnose(model, a.mode, &dump, std::slice::from_ref(a.profile))?;
+    Ok(found.findings)
 }
 
 /// Whether a run makes the tensor that B makes at the place where A and B part.

@@ -1,9 +1,9 @@
 //! Flips in the vectors of operations: expected outputs, and scales.
 
 use super::{Fate, Kind, OPERATIONS, Random, broken, embedded_vectors};
+use crate::check_op::scales;
 use crate::check_op::{Case, Named, check_op};
 use crate::compare::Summary;
-use crate::explain::scales;
 use crate::npz::Array;
 use scalescope_sim::error::Result;
 use scalescope_sim::profile::{Arithmetic, CUDA_FAST};

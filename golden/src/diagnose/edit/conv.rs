@@ -2,8 +2,8 @@
 
 use super::{Around, Edits, moves, replace, turned};
 use crate::diagnose::formula::{Activation, Conv, Formula, Table, numbers};
+use crate::diagnose::kind::Kind;
 use ndarray::{Array2, s};
-use scalescope_sim::dataflow::Columns;
 use scalescope_sim::trace::TracePoint;
 
 fn on_conv(
@@ -21,13 +21,13 @@ impl Edits<'_, '_> {
         let (k, e) = own.taps.dim();
         self.formula(
             1,
-            ("left-out", "bias"),
+            (Kind::LeftOut, "bias"),
             "the bias is missing",
             on_conv(|c| c.bias.fill(0.0)),
         );
         self.formula(
             1,
-            ("twice", "bias"),
+            (Kind::Twice, "bias"),
             "the bias is added twice",
             on_conv(|c| {
                 c.bias.iter_mut().for_each(|b| *b *= 2.0);
@@ -35,7 +35,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             2,
-            ("sign", "bias"),
+            (Kind::Sign, "bias"),
             "the bias is taken away",
             on_conv(|c| {
                 c.bias.iter_mut().for_each(|b| *b = -*b);
@@ -43,7 +43,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             1,
-            ("order", "taps"),
+            (Kind::Order, "taps"),
             "the taps are in reverse",
             on_conv(|c| {
                 c.taps = c.taps.slice(s![..;-1, ..]).to_owned();
@@ -54,11 +54,11 @@ impl Edits<'_, '_> {
             let change = on_conv(move |c| {
                 (0..c.taps.ncols()).for_each(|i| c.taps.swap([one, i], [other, i]))
             });
-            self.formula(2, ("order", "taps"), words, change);
+            self.formula(2, (Kind::Order, "taps"), words, change);
         }
         self.formula(
             2,
-            ("order", "bias"),
+            (Kind::Order, "bias"),
             "the bias is added after SiLU",
             on_conv(|c| c.bias_after = true),
         );
@@ -66,7 +66,7 @@ impl Edits<'_, '_> {
             let words = format!("tap {tap} is missing");
             self.formula(
                 1,
-                ("part-missing", "taps"),
+                (Kind::PartMissing, "taps"),
                 words,
                 on_conv(move |c| c.taps.row_mut(tap).fill(0.0)),
             );
@@ -75,7 +75,7 @@ impl Edits<'_, '_> {
             let words = "only the token's own tap is summed: no history";
             self.formula(
                 1,
-                ("history", "taps"),
+                (Kind::History, "taps"),
                 words,
                 on_conv(move |c| {
                     c.taps.slice_mut(s![..k - 1, ..]).fill(0.0);
@@ -89,9 +89,9 @@ impl Edits<'_, '_> {
                 other => format!("{} in the place of SiLU", other.name()),
             };
             let kind = match activation {
-                Activation::Identity => "left-out",
-                Activation::SiluTwice => "twice",
-                _ => "function",
+                Activation::Identity => Kind::LeftOut,
+                Activation::SiluTwice => Kind::Twice,
+                _ => Kind::Function,
             };
             self.formula(
                 1,
@@ -104,7 +104,7 @@ impl Edits<'_, '_> {
             let words = format!("SiLU is {}", table.name());
             let activation = Activation::Tabled(table);
             let change = on_conv(move |c| c.activation = activation);
-            self.formula(5, ("table", "SiLU"), words, change);
+            self.formula(5, (Kind::Table, "SiLU"), words, change);
         }
         for tile in [
             2usize, 4, 8, 16, 32, 64, 128, 256, 512, 3, 5, 6, 10, 12, 20, 24, 40, 48,
@@ -112,13 +112,13 @@ impl Edits<'_, '_> {
             let words = format!("at every {tile}th token the history is lost");
             self.formula(
                 if tile.is_power_of_two() { 2 } else { 4 },
-                ("history", "conv"),
+                (Kind::History, "conv"),
                 words,
                 on_conv(move |c| c.tile = Some(tile)),
             );
         }
-        for layer in self.other_layers() {
-            let weight = self.scene.path.conv_weight(layer);
+        for (layer, scene) in self.other_layers() {
+            let weight = scene.path.conv_weight(layer);
             if !weight.has_codes() {
                 continue;
             }
@@ -132,7 +132,7 @@ impl Edits<'_, '_> {
             let words = format!("weight and bias are those of block {layer}");
             self.formula(
                 2,
-                ("neighbour", "weight"),
+                (Kind::Neighbour, "weight"),
                 words,
                 on_conv(move |c| {
                     (c.taps, c.bias, c.tap_scale) = all.clone();
@@ -142,7 +142,7 @@ impl Edits<'_, '_> {
             let words = format!("the weight is that of block {layer}, at its own scale");
             self.formula(
                 2,
-                ("neighbour", "weight"),
+                (Kind::Neighbour, "weight"),
                 words,
                 on_conv(move |c| {
                     (c.taps, c.tap_scale) = (taps.clone(), with_scale.clone());
@@ -151,7 +151,7 @@ impl Edits<'_, '_> {
             let words = format!("the weight's codes are those of block {layer}");
             self.formula(
                 2,
-                ("neighbour", "weight"),
+                (Kind::Neighbour, "weight"),
                 words,
                 on_conv(move |c| {
                     c.taps = own_scale.clone();
@@ -160,14 +160,14 @@ impl Edits<'_, '_> {
             let words = format!("the bias is that of block {layer}");
             self.formula(
                 2,
-                ("neighbour", "bias"),
+                (Kind::Neighbour, "bias"),
                 words,
                 on_conv(move |c| c.bias = bias.clone()),
             );
             let words = format!("the weight's scale is that of block {layer}");
             self.formula(
                 3,
-                ("neighbour", "weight scale"),
+                (Kind::Neighbour, "weight scale"),
                 words,
                 on_conv(move |c| c.tap_scale.clone_from(&scale)),
             );
@@ -176,7 +176,7 @@ impl Edits<'_, '_> {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 2,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 words,
                 on_conv(move |c| {
                     c.x.values = by.of(&c.x.values);
@@ -187,7 +187,7 @@ impl Edits<'_, '_> {
             let words = format!("each channel reads channel {:+}", -by);
             self.formula(
                 3,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 words,
                 on_conv(move |c| {
                     c.x.values = turned(&c.x.values, by);
@@ -196,14 +196,14 @@ impl Edits<'_, '_> {
             let words = format!("each channel has the weight of channel {:+}", -by);
             self.formula(
                 3,
-                ("neighbour", "weight"),
+                (Kind::Neighbour, "weight"),
                 words,
                 on_conv(move |c| c.taps = turned(&c.taps, by)),
             );
             let words = format!("each channel has the bias of channel {:+}", -by);
             self.formula(
                 3,
-                ("neighbour", "bias"),
+                (Kind::Neighbour, "bias"),
                 words,
                 on_conv(move |c| {
                     if by > 0 {
@@ -216,7 +216,7 @@ impl Edits<'_, '_> {
             let words = format!("the input has a zero point of {by}");
             self.formula(
                 5,
-                ("zero-point", "input"),
+                (Kind::ZeroPoint, "input"),
                 words,
                 on_conv(move |c| {
                     c.x.values += by as f32;
@@ -226,26 +226,20 @@ impl Edits<'_, '_> {
         }
         self.formula(
             3,
-            ("left-out", "weight scale"),
+            (Kind::LeftOut, "weight scale"),
             "the weight's scale is left out",
             on_conv(|c| c.tap_scale.fill(1.0)),
         );
         self.formula(
             3,
-            ("left-out", "input scale"),
+            (Kind::LeftOut, "input scale"),
             "the input's scale is left out",
             on_conv(|c| c.x.scale = 1.0),
         );
-        let bias_scale = self
-            .scene
-            .path
-            .conv_weight(self.scene.layer)
-            .tensors()
-            .map(|(_, b)| b.scale.get());
-        if let Some(scale) = bias_scale {
+        if let Some(scale) = own.bias_scale {
             self.formula(
                 3,
-                ("left-out", "bias scale"),
+                (Kind::LeftOut, "bias scale"),
                 "the bias's scale is left out",
                 on_conv(move |c| {
                     c.bias.iter_mut().for_each(|b| *b /= scale);
@@ -254,7 +248,7 @@ impl Edits<'_, '_> {
             let words = "the bias has the weight's scale";
             self.formula(
                 3,
-                ("neighbour", "bias scale"),
+                (Kind::Neighbour, "bias scale"),
                 words,
                 on_conv(move |c| {
                     for i in 0..c.bias.len() {
@@ -265,20 +259,18 @@ impl Edits<'_, '_> {
         }
         // z in the place of x.
         if let Some(tensor) = self
-            .scene
-            .seen
-            .get(&TracePoint::InProjOut)
-            .or(self.scene.seen.get(&TracePoint::InProjZ))
+            .seen(TracePoint::InProjOut)
+            .or(self.seen(TracePoint::InProjZ))
         {
             let all = numbers(tensor);
             let range = match all.ncols() {
-                c if c == 2 * e => Columns::Z.range(self.scene.path.config(), c),
+                c if c == 2 * e => e..c,
                 c => 0..c,
             };
             let z = all.slice(s![.., range]).to_owned();
             self.formula(
                 2,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 "the input is z and not x",
                 on_conv(move |c| {
                     replace(&mut c.x.values, &z);
@@ -295,32 +287,28 @@ impl Edits<'_, '_> {
                 .slice(s![values.nrows().saturating_sub(k - 1).., ..])
                 .to_owned()
         };
-        let point = self
-            .row
-            .reads
-            .first()
-            .and_then(|read| Some((read.point()?, read.columns)));
-        let Some((point, columns)) = point else {
-            return;
-        };
-        let config = self.scene.path.config().clone();
-        let words = "the history of the sequence before is not reset";
-        self.formula(2, ("not-reset", "history"), words, move |f, around| {
-            let Formula::Conv(conv) = f else { return };
-            let Some(before) = around.before.and_then(|seen| seen.get(&point)) else {
-                return;
-            };
-            let all = numbers(before);
-            let range = columns.range(&config, all.ncols());
-            let x = last(&all.slice(s![.., range]).to_owned());
-            if x.dim() == conv.history.dim() {
-                conv.history = x;
-            }
-        });
+        let read = self.row.reads.first();
+        let point = read.and_then(|read| Some((read.point()?, read.columns)));
+        if let (Some((point, columns)), Some(scene)) = (point, self.scene) {
+            let config = scene.path.config().clone();
+            let words = "the history of the sequence before is not reset";
+            self.formula(2, (Kind::NotReset, "history"), words, move |f, around| {
+                let Formula::Conv(conv) = f else { return };
+                let Some(before) = around.before.and_then(|seen| seen.get(&point)) else {
+                    return;
+                };
+                let all = numbers(before);
+                let range = columns.range(&config, all.ncols());
+                let x = last(&all.slice(s![.., range]).to_owned());
+                if x.dim() == conv.history.dim() {
+                    conv.history = x;
+                }
+            });
+        }
         let words = "the first tokens find the last ones before them";
         self.formula(
             3,
-            ("not-reset", "history"),
+            (Kind::NotReset, "history"),
             words,
             on_conv(move |c| {
                 let x = last(&c.x.values);

@@ -1,7 +1,9 @@
 //! Edits of a product with a weight matrix.
 
+use super::result::stuck;
 use super::{Edits, halves, moves, replace, reversed, turned};
-use crate::diagnose::formula::{Formula, Linear, Meet, numbers};
+use crate::diagnose::formula::{Formula, Linear, Meet, Scene, numbers};
+use crate::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
 use scalescope_sim::trace::Tensor;
@@ -30,7 +32,7 @@ const TAILS: [usize; 13] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 
 impl Edits<'_, '_> {
     pub(super) fn of_linear(&mut self, own: &Linear) {
-        let (n, k) = own.w.dim();
+        let k = own.w.ncols();
         self.other_weights(own);
         for tail in TAILS.into_iter().filter(|t| *t < k) {
             self.part(1, k - tail..k, format!("the last {tail} of {k} inputs"));
@@ -61,7 +63,7 @@ impl Edits<'_, '_> {
                 let words = format!("only inputs 2i+{odd} are summed");
                 self.formula(
                     3,
-                    ("part-missing", "sum"),
+                    (Kind::PartMissing, "sum"),
                     words,
                     on(move |l| {
                         l.operands(|_, _, inputs| {
@@ -74,7 +76,7 @@ impl Edits<'_, '_> {
             let words = "the halves of the inputs have changed places";
             self.formula(
                 3,
-                ("order", "inputs"),
+                (Kind::Order, "inputs"),
                 words,
                 on(|l| {
                     l.operands(|x, _, _| x.values = halves(&x.values));
@@ -83,7 +85,7 @@ impl Edits<'_, '_> {
         }
         self.formula(
             3,
-            ("order", "inputs"),
+            (Kind::Order, "inputs"),
             "inputs meet the weight in reverse",
             on(|l| {
                 l.operands(|x, _, _| x.values = reversed(&x.values));
@@ -91,7 +93,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             4,
-            ("order", "weight"),
+            (Kind::Order, "weight"),
             "the weight's buffer is read transposed",
             on(|l| {
                 l.operands(|_, w, _| *w = reread(w));
@@ -101,7 +103,7 @@ impl Edits<'_, '_> {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 words,
                 on(move |l| l.rows(|x| by.of(x), |sums| by.of(sums))),
             );
@@ -110,7 +112,7 @@ impl Edits<'_, '_> {
             let words = format!("each input has the place of its neighbour ({by:+})");
             self.formula(
                 4,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 words,
                 on(move |l| {
                     l.operands(|x, _, _| x.values = turned(&x.values, by));
@@ -119,7 +121,7 @@ impl Edits<'_, '_> {
             let words = format!("the input has a zero point of {by}");
             self.formula(
                 5,
-                ("zero-point", "input"),
+                (Kind::ZeroPoint, "input"),
                 words,
                 on(move |l| {
                     l.operands(|x, _, _| x.values += by as f32);
@@ -128,7 +130,7 @@ impl Edits<'_, '_> {
             let words = format!("the weight has a zero point of {by}");
             self.formula(
                 5,
-                ("zero-point", "weight"),
+                (Kind::ZeroPoint, "weight"),
                 words,
                 on(move |l| {
                     l.operands(|_, w, _| *w += by as f32);
@@ -138,7 +140,7 @@ impl Edits<'_, '_> {
         if own.meet != Meet::Real {
             self.formula(
                 5,
-                ("format", "input"),
+                (Kind::Format, "input"),
                 "input codes are read as unsigned",
                 on(|l| {
                     l.operands(|x, _, _| {
@@ -151,7 +153,7 @@ impl Edits<'_, '_> {
                 let words = format!("the low {bits} bits of the input codes are lost");
                 self.formula(
                     6,
-                    ("width", "input"),
+                    (Kind::Width, "input"),
                     words,
                     on(move |l| {
                         l.operands(|x, _, _| {
@@ -163,7 +165,7 @@ impl Edits<'_, '_> {
                 let words = format!("the low {bits} bits of the weight's codes are lost");
                 self.formula(
                     6,
-                    ("width", "weight"),
+                    (Kind::Width, "weight"),
                     words,
                     on(move |l| {
                         l.operands(|_, w, _| {
@@ -172,21 +174,11 @@ impl Edits<'_, '_> {
                     }),
                 );
             }
-            let words = "the weight's codes are rounded to four bits";
-            self.formula(
-                6,
-                ("width", "weight"),
-                words,
-                on(|l| {
-                    l.operands(|_, w, _| {
-                        w.mapv_inplace(|v| (v / 16.0).round_ties_even().clamp(-8.0, 7.0) * 16.0);
-                    });
-                }),
-            );
+            self.narrow_codes();
         }
         self.formula(
             4,
-            ("left-out", "weight scale"),
+            (Kind::LeftOut, "weight scale"),
             "the weight's scale is left out",
             on(|l| {
                 l.w_scales.fill(1.0);
@@ -194,7 +186,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             4,
-            ("twice", "weight scale"),
+            (Kind::Twice, "weight scale"),
             "the weight's scale is applied twice",
             on(|l| {
                 l.w_scales.iter_mut().for_each(|s| *s *= *s);
@@ -202,7 +194,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             4,
-            ("left-out", "input scale"),
+            (Kind::LeftOut, "input scale"),
             "the input's scale is left out",
             on(|l| {
                 l.x.scale = 1.0;
@@ -210,21 +202,58 @@ impl Edits<'_, '_> {
         );
         self.formula(
             4,
-            ("twice", "input scale"),
+            (Kind::Twice, "input scale"),
             "the input's scale is applied twice",
             on(|l| {
                 l.x.scale *= l.x.scale;
             }),
         );
         self.other_inputs(k);
-        if self.row.step == Step::DtProj && n == self.scene.path.config().d_inner {
-            self.early_bias(own);
+        if let (Step::DtProj, Some(scene)) = (self.row.step, self.scene) {
+            self.early_bias(scene, own);
+        }
+    }
+
+    /// Codes of inputs and weights that lack bits.
+    fn narrow_codes(&mut self) {
+        type Codes = (
+            &'static str,
+            &'static str,
+            fn(&mut Linear, &dyn Fn(f32) -> f32),
+        );
+        let operands: [Codes; 2] = [
+            ("input", "the input codes", |l, of| {
+                l.operands(|x, _, _| x.values.mapv_inplace(of));
+            }),
+            ("weight", "the weight's codes", |l, of| {
+                l.operands(|_, w, _| w.mapv_inplace(of));
+            }),
+        ];
+        for (site, name, each) in operands {
+            for bits in [4, 5, 6] {
+                let step = f32::from(1u8 << (8 - bits));
+                let top = f32::from(1u8 << (bits - 1));
+                let words = format!("{name} are rounded to {bits} bits");
+                let of = move |v: f32| (v / step).round_ties_even().clamp(-top, top - 1.0) * step;
+                let change = on(move |l| each(l, &of));
+                self.formula(6, (Kind::Width, site), words, change);
+                let words = format!("{name} end at those of {bits} bits");
+                let of = move |v: f32| v.clamp(-top, top - 1.0);
+                let change = on(move |l| each(l, &of));
+                self.formula(6, (Kind::Overflow, site), words, change);
+            }
+            for (bit, set) in (0..8u8).flat_map(|bit| [(bit, false), (bit, true)]) {
+                let words = format!("bit {bit} of {name} is stuck at {}", u8::from(set));
+                let of = move |v: f32| stuck(v, 1 << bit, set);
+                let change = on(move |l| each(l, &of));
+                self.formula(5, (Kind::StuckBit, site), words, change);
+            }
         }
     }
 
     /// Inputs that are not summed, or twice.
     fn part(&mut self, rank: usize, range: std::ops::Range<usize>, inputs: String) {
-        for (times, kind, rank) in [(0.0, "part-missing", rank), (2.0, "twice", rank + 1)] {
+        for (times, kind, rank) in [(0.0, Kind::PartMissing, rank), (2.0, Kind::Twice, rank + 1)] {
             let words = match times {
                 0.0 => format!("{inputs} are not summed"),
                 _ => format!("{inputs} are summed twice"),
@@ -236,8 +265,8 @@ impl Edits<'_, '_> {
     }
 
     fn other_weights(&mut self, own: &Linear) {
-        for (i, layer) in self.other_layers().into_iter().enumerate() {
-            let found = crate::diagnose::formula::linear_weight(self.scene, layer, self.row);
+        for (i, (layer, scene)) in self.other_layers().into_iter().enumerate() {
+            let found = crate::diagnose::formula::linear_weight(scene, layer, self.row);
             let Some(w) = found.filter(|w| w.codes.dim() == own.w.dim()) else {
                 continue;
             };
@@ -247,7 +276,7 @@ impl Edits<'_, '_> {
             let (both, kept) = ((Arc::clone(&codes), scales.clone()), codes);
             self.formula(
                 rank,
-                ("neighbour", "weight"),
+                (Kind::Neighbour, "weight"),
                 words,
                 on(move |l| {
                     l.w = Arc::clone(&both.0);
@@ -258,7 +287,7 @@ impl Edits<'_, '_> {
             let words = format!("the weight's codes are those of block {layer}");
             self.formula(
                 rank,
-                ("neighbour", "weight"),
+                (Kind::Neighbour, "weight"),
                 words,
                 on(move |l| {
                     l.w = Arc::clone(&kept);
@@ -268,7 +297,7 @@ impl Edits<'_, '_> {
             let words = format!("the weight's scale is that of block {layer}");
             self.formula(
                 rank,
-                ("neighbour", "weight scale"),
+                (Kind::Neighbour, "weight scale"),
                 words,
                 on(move |l| {
                     l.w_scales.clone_from(&scales);
@@ -278,7 +307,7 @@ impl Edits<'_, '_> {
         let words = "each output has the weight of the next one";
         self.formula(
             4,
-            ("neighbour", "weight"),
+            (Kind::Neighbour, "weight"),
             words,
             on(|l| {
                 l.operands(|_, w, _| {
@@ -292,9 +321,10 @@ impl Edits<'_, '_> {
     /// Other tensors of the block in the place of the input.
     fn other_inputs(&mut self, k: usize) {
         let own = self.row.reads.first().and_then(|read| read.point());
-        let config = self.scene.path.config();
+        let Some(scene) = self.scene else { return };
+        let config = scene.path.config();
         let mut others: Vec<(String, Array2<f32>)> = Vec::new();
-        for (point, tensor) in self.scene.seen {
+        for (point, tensor) in scene.seen {
             if point.is_state() || point.is_scale() || !matches!(tensor, Tensor::I8(_)) {
                 continue;
             }
@@ -322,7 +352,7 @@ impl Edits<'_, '_> {
             let words = format!("the input is {name}");
             self.formula(
                 3,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 words,
                 on(move |l| {
                     l.operands(|x, _, _| replace(&mut x.values, &values));
@@ -332,8 +362,11 @@ impl Edits<'_, '_> {
     }
 
     /// The bias of dt, which belongs to the scan.
-    fn early_bias(&mut self, own: &Linear) {
-        let (_, _, bias) = self.scene.path.scan_weight(self.scene.layer).tensors();
+    fn early_bias(&mut self, scene: &Scene, own: &Linear) {
+        let (_, _, bias) = scene.path.scan_weight(scene.layer).tensors();
+        if bias.codes.len() != own.w.nrows() {
+            return;
+        }
         let unit = match own.meet {
             Meet::Real => 1.0,
             _ => own.x.scale * own.w_scales[0],
@@ -346,7 +379,7 @@ impl Edits<'_, '_> {
             .collect();
         self.formula(
             3,
-            ("twice", "dt_bias"),
+            (Kind::Twice, "dt_bias"),
             "the bias of dt is added here already",
             on(move |l| {
                 l.bias.clone_from(&bias);
@@ -401,7 +434,7 @@ impl Edits<'_, '_> {
             );
             self.formula(
                 6,
-                ("weights", "weight"),
+                (Kind::Weights, "weight"),
                 words,
                 on(move |l| {
                     l.operands(|_, w, _| w[(channel, k)] = after);
@@ -413,16 +446,12 @@ impl Edits<'_, '_> {
 
 /// The edits of one entry of the weight: it differs by about so much.
 pub fn entries<'a>(
-    scene: &'a crate::diagnose::formula::Scene<'a, '_>,
+    scene: Option<&'a Scene<'a, '_>>,
     row: &'a scalescope_sim::dataflow::Row,
     own: &Linear,
     (channel, k, by): (usize, usize, f32),
 ) -> Vec<super::Edit> {
-    let mut edits = Edits {
-        scene,
-        row,
-        all: Vec::new(),
-    };
+    let mut edits = Edits::new(scene, row, own.w.nrows());
     edits.entry(own, channel, k, by);
     edits.all
 }

@@ -1,9 +1,10 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
 use super::{Edit, Edits, halves, moves, reversed, turned};
-use crate::check_op::Part;
 use crate::diagnose::formula::{Made, Narrow, Scene};
+use crate::diagnose::kind::Kind;
 use crate::diagnose::pattern::{How, Pattern, Values};
+use crate::diagnose::rule::Part;
 use ndarray::{Array2, s};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
@@ -17,7 +18,7 @@ fn each(made: &mut Made, of: impl Fn(f32) -> f32) {
 }
 
 /// A code some of whose bits are stuck.
-fn stuck(code: f32, mask: u8, set: bool) -> f32 {
+pub(super) fn stuck(code: f32, mask: u8, set: bool) -> f32 {
     let byte = code as i8 as u8;
     f32::from((if set { byte | mask } else { byte & !mask }) as i8)
 }
@@ -30,6 +31,12 @@ fn whole(made: &mut Made, of: impl Fn(&Array2<f32>) -> Array2<f32>) {
     }
 }
 
+/// Values one after another in a buffer of another shape.
+fn poured<'a>(shape: (usize, usize), values: impl Iterator<Item = &'a f32>) -> Array2<f32> {
+    let values = values.copied().collect();
+    Array2::from_shape_vec(shape, values).expect("as many elements")
+}
+
 impl Edits<'_, '_> {
     /// How results are stored.
     pub(super) fn of_output(&mut self) {
@@ -37,29 +44,23 @@ impl Edits<'_, '_> {
         if codes {
             for zero in [1.0f32, -1.0, 2.0, -2.0, 128.0, -128.0] {
                 let words = format!("the zero point is {zero}");
-                self.formula(6, ("zero-point", "output"), words, move |f, _| {
+                self.formula(6, (Kind::ZeroPoint, "output"), words, move |f, _| {
                     if let Some(q) = &mut f.output().quantizer {
                         q.zero_point = zero;
                     }
                 });
             }
             for rounding in Rounding::ALL {
-                let words = format!(
-                    "the quantizer rounds otherwise: {}",
-                    Part::Rounding(rounding)
-                );
-                self.formula(4, ("rounding", "output"), words, move |f, _| {
+                let words = Part::Rounding(rounding).words();
+                self.formula(4, (Kind::Rounding, "output"), words, move |f, _| {
                     if let Some(q) = &mut f.output().quantizer {
                         q.rule.rounding = rounding;
                     }
                 });
             }
             for overflow in Overflow::ALL {
-                let words = format!(
-                    "beyond its range the quantizer does otherwise: {}",
-                    Part::Overflow(overflow)
-                );
-                self.formula(4, ("overflow", "output"), words, move |f, _| {
+                let words = Part::Overflow(overflow).words();
+                self.formula(4, (Kind::Overflow, "output"), words, move |f, _| {
                     if let Some(q) = &mut f.output().quantizer {
                         q.rule.overflow = overflow;
                     }
@@ -67,7 +68,7 @@ impl Edits<'_, '_> {
             }
             for bits in [4u8, 5, 6, 7] {
                 let words = format!("codes have the range of INT{bits}");
-                self.formula(6, ("width", "output"), words, move |f, _| {
+                self.formula(6, (Kind::Width, "output"), words, move |f, _| {
                     if let Some(q) = &mut f.output().quantizer {
                         q.bits = bits;
                     }
@@ -75,14 +76,14 @@ impl Edits<'_, '_> {
             }
             for offset in [0.5f32, -0.5] {
                 let words = format!("{offset:+} is added before the rounding");
-                self.formula(8, ("rounding", "output"), words, move |f, _| {
+                self.formula(8, (Kind::Rounding, "output"), words, move |f, _| {
                     f.output().offset = offset;
                 });
             }
         }
         for narrow in [Narrow::F16, Narrow::Bf16] {
             let words = format!("the result passes through {}", narrow.name());
-            self.formula(9, ("format", "output"), words, move |f, _| {
+            self.formula(9, (Kind::Format, "output"), words, move |f, _| {
                 f.output().through = Some(narrow);
             });
         }
@@ -95,21 +96,21 @@ impl Edits<'_, '_> {
         if tokens {
             for by in moves([1, -1, 2, -2, 3, 4]) {
                 let words = format!("each token has the output {}", by.words());
-                self.result(5, ("shifted", "tokens"), words, move |made| {
+                self.result(5, (Kind::Shifted, "tokens"), words, move |made| {
                     whole(made, |v| by.of(v));
                 });
             }
         }
-        let width = self.row.shape[1].of(self.scene.path.config(), 1);
+        let width = self.width;
         for by in [1isize, -1, 2, -2] {
             let words = format!("each channel has the output of channel {:+}", -by);
-            self.result(5, ("shifted", "channels"), words, move |made| {
+            self.result(5, (Kind::Shifted, "channels"), words, move |made| {
                 whole(made, |v| turned(v, by));
             });
         }
         self.result(
             5,
-            ("order", "channels"),
+            (Kind::Order, "channels"),
             "channels are in reverse",
             |made| {
                 whole(made, reversed);
@@ -117,26 +118,28 @@ impl Edits<'_, '_> {
         );
         if width.is_multiple_of(2) {
             let words = "the halves of the channels have changed places";
-            self.result(5, ("order", "channels"), words, |made| whole(made, halves));
+            self.result(5, (Kind::Order, "channels"), words, |made| {
+                whole(made, halves)
+            });
             let words = "channels 2i and 2i+1 have changed places";
-            self.result(5, ("order", "channels"), words, |made| {
+            self.result(5, (Kind::Order, "channels"), words, |made| {
                 whole(made, |v| {
                     Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c ^ 1).min(v.ncols() - 1))])
                 });
             });
             let words = "the halves of the channels are interleaved";
-            self.result(6, ("order", "channels"), words, |made| {
+            self.result(6, (Kind::Order, "channels"), words, |made| {
                 whole(made, |v| {
                     let half = v.ncols() / 2;
                     Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, c % 2 * half + c / 2)])
                 });
             });
         }
-        for part in self.row.point.parts() {
-            let config = self.scene.path.config();
+        let config = self.scene.map(|scene| scene.path.config());
+        for (part, config) in self.row.point.parts().iter().zip(config) {
             let range = part.range(config, width);
             let words = format!("the channels of {} are in reverse", part.name());
-            self.result(6, ("order", part.name()), words, move |made| {
+            self.result(6, (Kind::Order, part.name()), words, move |made| {
                 let own = made.out.slice(s![.., range.clone()]).to_owned();
                 made.out
                     .slice_mut(s![.., range.clone()])
@@ -145,30 +148,46 @@ impl Edits<'_, '_> {
         }
         if tokens {
             let words = "tokens are in reverse";
-            self.result(6, ("order", "tokens"), words, |made| {
+            self.result(6, (Kind::Order, "tokens"), words, |made| {
                 whole(made, |v| v.slice(s![..;-1, ..]).to_owned());
             });
         }
         if !codes {
             let words = "what is stored passes through bf16";
-            self.result(9, ("format", "output"), words, |made| {
+            self.result(9, (Kind::Format, "output"), words, |made| {
                 each(made, |v| Narrow::Bf16.of(v))
             });
         }
+        // Of a dump these are buffers, which steps may misread too.
+        if self.scene.is_none() {
+            let words = "it is written column by column";
+            self.result(3, (Kind::Transposed, "output"), words, |made| {
+                whole(made, |v| poured(v.dim(), v.t().iter()));
+            });
+            let words = "it is read as if its rows were columns";
+            self.result(3, (Kind::Transposed, "output"), words, |made| {
+                let turned = |v: &Array2<f32>| poured((v.ncols(), v.nrows()), v.iter());
+                whole(made, |v| {
+                    turned(v).reversed_axes().as_standard_layout().into_owned()
+                });
+            });
+        }
         let words = "all are zero";
-        self.result(1, ("left-out", "output"), words, |made| each(made, |_| 0.0));
+        self.result(1, (Kind::LeftOut, "output"), words, |made| {
+            each(made, |_| 0.0)
+        });
         if codes {
             for bit in 0..8u8 {
                 for set in [true, false] {
                     let words = format!("bit {bit} of the codes is stuck at {}", u8::from(set));
-                    self.result(7, ("stuck-bit", "output"), words, move |made| {
+                    self.result(7, (Kind::StuckBit, "output"), words, move |made| {
                         each(made, |v| stuck(v, 1 << bit, set));
                     });
                 }
             }
             for mask in [1u8, 3, 7, 15] {
                 let words = format!("the low {} bits are 0", mask.count_ones());
-                self.result(8, ("width", "output"), words, move |made| {
+                self.result(8, (Kind::Width, "output"), words, move |made| {
                     each(made, |v| f32::from((v as i8 as u8 & !mask) as i8));
                 });
             }
@@ -177,14 +196,14 @@ impl Edits<'_, '_> {
 }
 
 /// The edit of a result that a pattern gives away, restricted to it.
-pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern) -> Vec<Edit> {
-    let mut edits = Edits {
-        scene,
-        row,
-        all: Vec::new(),
-    };
+pub fn of_pattern<'a>(
+    scene: Option<&'a Scene<'a, '_>>,
+    row: &'a Row,
+    pattern: &Pattern,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, 0);
     match pattern.how {
-        How::Sign => edits.result(4, ("sign", "output"), "the sign is turned", |made| {
+        How::Sign => edits.result(4, (Kind::Sign, "output"), "the sign is turned", |made| {
             each(made, |v| -v);
         }),
         How::Bits { mask, set } => {
@@ -197,26 +216,26 @@ pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern)
                 "bit {} of the codes is stuck at {value}",
                 bits.join(" and ")
             );
-            edits.result(4, ("stuck-bit", "output"), words, move |made| {
+            edits.result(4, (Kind::StuckBit, "output"), words, move |made| {
                 each(made, |v| stuck(v, mask, set));
             });
         }
         How::Flipped { mask } => {
             let words = format!("bits {mask:#010b} of the codes are turned over");
-            edits.result(6, ("flipped-bit", "output"), words, move |made| {
+            edits.result(6, (Kind::FlippedBit, "output"), words, move |made| {
                 each(made, |v| f32::from((v as i8 as u8 ^ mask) as i8));
             });
         }
         How::Clamped { low, high } => {
             let words = format!("codes end at {low} and {high}");
             let (low, high) = (f32::from(low), f32::from(high));
-            edits.result(5, ("overflow", "output"), words, move |made| {
+            edits.result(5, (Kind::Overflow, "output"), words, move |made| {
                 each(made, |v| v.clamp(low, high));
             });
         }
         How::Constant { value } => {
             let words = format!("all are {value}");
-            edits.result(5, ("constant", "output"), words, move |made| {
+            edits.result(5, (Kind::Constant, "output"), words, move |made| {
                 each(made, |_| value);
             });
         }
@@ -234,7 +253,7 @@ pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern)
                 Values::Positive => |v: f32| v > 0.0,
                 Values::Any | Values::Saturated | Values::Zero | Values::Large => |_: f32| true,
             };
-            edits.result(5, ("zero-point", "output"), words, move |made| {
+            edits.result(5, (Kind::ZeroPoint, "output"), words, move |made| {
                 each(made, |v| match (here(v), codes) {
                     (false, _) => v,
                     (true, true) => (v + by).clamp(-128.0, 127.0),
@@ -244,7 +263,7 @@ pub fn of_pattern<'a>(scene: &'a Scene<'a, '_>, row: &'a Row, pattern: &Pattern)
         }
         How::Factor { factor } if row.format.dtype() != "i8" => {
             let words = format!("the result is times {factor:.6}");
-            edits.result(7, ("factor", "output"), words, move |made| {
+            edits.result(7, (Kind::Factor, "output"), words, move |made| {
                 each(made, |v| v * factor);
             });
         }

@@ -2,8 +2,8 @@
 
 use super::{Edits, moves, replace, reversed, turned};
 use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, Table, numbers};
+use crate::diagnose::kind::Kind;
 use ndarray::{Array2, s};
-use scalescope_sim::dataflow::Columns;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::trace::TracePoint;
 
@@ -40,34 +40,34 @@ impl Edits<'_, '_> {
     fn terms(&mut self) {
         self.formula(
             1,
-            ("left-out", "D"),
+            (Kind::LeftOut, "D"),
             "the skip term D·u is missing",
             on(|s| s.d.fill(0.0)),
         );
         self.formula(
             1,
-            ("twice", "D"),
+            (Kind::Twice, "D"),
             "the skip term D·u is added twice",
             on(|s| {
                 s.d.iter_mut().for_each(|d| *d *= 2.0);
             }),
         );
-        self.formula(2, ("constant", "D"), "D is one", on(|s| s.d.fill(1.0)));
+        self.formula(2, (Kind::Constant, "D"), "D is one", on(|s| s.d.fill(1.0)));
         self.formula(
             2,
-            ("order", "D"),
+            (Kind::Order, "D"),
             "the skip term D·u is added after the gate",
             on(|s| s.skip_ungated = true),
         );
         self.formula(
             1,
-            ("left-out", "dt_bias"),
+            (Kind::LeftOut, "dt_bias"),
             "the bias of dt is missing",
             on(|s| s.dt_bias.fill(0.0)),
         );
         self.formula(
             1,
-            ("twice", "dt_bias"),
+            (Kind::Twice, "dt_bias"),
             "the bias of dt is added twice",
             on(|s| {
                 s.dt_bias.iter_mut().for_each(|b| *b *= 2.0);
@@ -75,7 +75,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             2,
-            ("sign", "dt_bias"),
+            (Kind::Sign, "dt_bias"),
             "the bias of dt is taken away",
             on(|s| {
                 s.dt_bias.iter_mut().for_each(|b| *b = -*b);
@@ -83,25 +83,25 @@ impl Edits<'_, '_> {
         );
         self.formula(
             1,
-            ("left-out", "gate"),
+            (Kind::LeftOut, "gate"),
             "the gate of z is missing",
             on(|s| s.gate = None),
         );
         self.formula(
             2,
-            ("left-out", "input_delta"),
+            (Kind::LeftOut, "input_delta"),
             "B·u enters without δ",
             on(|s| s.input_delta = false),
         );
         self.formula(
             2,
-            ("left-out", "state"),
+            (Kind::LeftOut, "state"),
             "the outputs have the skip term alone",
             on(|s| s.states.fill(false)),
         );
         self.formula(
             2,
-            ("sign", "D"),
+            (Kind::Sign, "D"),
             "the skip term D·u is taken away",
             on(|s| {
                 s.d.iter_mut().for_each(|d| *d = -*d);
@@ -112,56 +112,56 @@ impl Edits<'_, '_> {
     fn functions(&mut self) {
         for gate in Activation::OTHERS {
             let (kind, words) = match gate {
-                Activation::Identity => {
-                    ("function", "the gate is z itself, without SiLU".to_owned())
-                }
-                Activation::SiluTwice => ("twice", "the gate is SiLU twice".to_owned()),
-                other => ("function", format!("the gate is {} of z", other.name())),
+                Activation::Identity => (
+                    Kind::Function,
+                    "the gate is z itself, without SiLU".to_owned(),
+                ),
+                Activation::SiluTwice => (Kind::Twice, "the gate is SiLU twice".to_owned()),
+                other => (Kind::Function, format!("the gate is {} of z", other.name())),
             };
             self.formula(1, (kind, "gate"), words, on(move |s| s.gate = Some(gate)));
         }
         for delta in Delta::OTHERS {
             let words = format!("δ is made by {} and not by softplus", delta.name());
-            let kind = if delta == Delta::SoftplusTwice {
-                "twice"
-            } else {
-                "function"
+            let kind = match delta {
+                Delta::SoftplusTwice => Kind::Twice,
+                _ => Kind::Function,
             };
             self.formula(1, (kind, "softplus"), words, on(move |s| s.delta = delta));
         }
         self.formula(
             2,
-            ("left-out", "exp"),
+            (Kind::LeftOut, "exp"),
             "A is A_log itself, without exp",
             on(|s| s.a_is_log = false),
         );
         self.formula(
             1,
-            ("left-out", "decay"),
+            (Kind::LeftOut, "decay"),
             "the state does not decay",
             on(|s| s.decay_base = 0.0),
         );
         self.formula(
             2,
-            ("function", "decay"),
+            (Kind::Function, "decay"),
             "decays are powers of two and not of e",
             on(|s| s.decay_base = std::f32::consts::LN_2),
         );
         self.formula(
             2,
-            ("function", "decay"),
+            (Kind::Function, "decay"),
             "decays are 1 − α·δ and not exp(−α·δ)",
             on(|s| s.linear_decay = true),
         );
         for table in Table::all(&[(-8.0, 8.0), (-16.0, 16.0)]) {
             let words = format!("the gate's SiLU is {}", table.name());
             let gate = Some(Activation::Tabled(table));
-            self.formula(5, ("table", "gate"), words, on(move |s| s.gate = gate));
+            self.formula(5, (Kind::Table, "gate"), words, on(move |s| s.gate = gate));
             let words = format!("softplus is {}", table.name());
             let delta = Delta::Tabled(table);
             self.formula(
                 5,
-                ("table", "softplus"),
+                (Kind::Table, "softplus"),
                 words,
                 on(move |s| s.delta = delta),
             );
@@ -169,7 +169,7 @@ impl Edits<'_, '_> {
         for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
             let words = format!("the exp of decays is {}", table.name());
             let change = on(move |s| s.decay = Some(table));
-            self.formula(5, ("table", "decay"), words, change);
+            self.formula(5, (Kind::Table, "decay"), words, change);
         }
     }
 
@@ -179,7 +179,7 @@ impl Edits<'_, '_> {
                 let words = format!("{name} is that {}", by.words());
                 self.formula(
                     2,
-                    ("neighbour", name),
+                    (Kind::Neighbour, name),
                     words,
                     on(move |s| {
                         let x = of(s);
@@ -191,7 +191,7 @@ impl Edits<'_, '_> {
                 let words = format!("{name} is turned by one channel ({by:+})");
                 self.formula(
                     4,
-                    ("neighbour", name),
+                    (Kind::Neighbour, name),
                     words,
                     on(move |s| {
                         let x = of(s);
@@ -202,7 +202,7 @@ impl Edits<'_, '_> {
             let words = format!("the channels of {name} are in reverse");
             self.formula(
                 3,
-                ("order", name),
+                (Kind::Order, name),
                 words,
                 on(move |s| {
                     let x = of(s);
@@ -210,11 +210,16 @@ impl Edits<'_, '_> {
                 }),
             );
             let words = format!("the scale of {name} is left out");
-            self.formula(2, ("left-out", name), words, on(move |s| of(s).scale = 1.0));
+            self.formula(
+                2,
+                (Kind::LeftOut, name),
+                words,
+                on(move |s| of(s).scale = 1.0),
+            );
             let words = format!("the scale of {name} is applied twice");
             self.formula(
                 3,
-                ("twice", name),
+                (Kind::Twice, name),
                 words,
                 on(move |s| {
                     let x = of(s);
@@ -224,56 +229,72 @@ impl Edits<'_, '_> {
             let words = format!("{name} is zero");
             self.formula(
                 3,
-                ("left-out", name),
+                (Kind::LeftOut, name),
                 words,
                 on(move |s| of(s).values.fill(0.0)),
             );
             let words = format!("{name} has a zero point of 1");
             self.formula(
                 5,
-                ("zero-point", name),
+                (Kind::ZeroPoint, name),
                 words,
                 on(move |s| of(s).values += 1.0),
             );
             let words = format!("{name} has a zero point of -1");
             self.formula(
                 5,
-                ("zero-point", name),
+                (Kind::ZeroPoint, name),
                 words,
                 on(move |s| of(s).values -= 1.0),
             );
         }
-        self.formula(1, ("neighbour", "C"), "C is B", on(|s| s.c = s.b.clone()));
-        self.formula(1, ("neighbour", "B"), "B is C", on(|s| s.b = s.c.clone()));
+        self.formula(
+            1,
+            (Kind::Neighbour, "C"),
+            "C is B",
+            on(|s| s.c = s.b.clone()),
+        );
+        self.formula(
+            1,
+            (Kind::Neighbour, "B"),
+            "B is C",
+            on(|s| s.b = s.c.clone()),
+        );
         if own.u.values.dim() == own.z.values.dim() {
             self.formula(
                 2,
-                ("neighbour", "z"),
+                (Kind::Neighbour, "z"),
                 "the gate is made of u and not of z",
                 on(|s| s.z = s.u.clone()),
             );
-            self.formula(2, ("neighbour", "u"), "u is z", on(|s| s.u = s.z.clone()));
-            self.formula(2, ("neighbour", "u"), "u is dt", on(|s| s.u = s.dt.clone()));
+            self.formula(
+                2,
+                (Kind::Neighbour, "u"),
+                "u is z",
+                on(|s| s.u = s.z.clone()),
+            );
+            self.formula(
+                2,
+                (Kind::Neighbour, "u"),
+                "u is dt",
+                on(|s| s.u = s.dt.clone()),
+            );
         }
         // x before the convolution.
-        let e = self.scene.path.config().d_inner;
+        let e = own.u.values.ncols();
         let x = self
-            .scene
-            .seen
-            .get(&TracePoint::InProjOut)
-            .or(self.scene.seen.get(&TracePoint::InProjX));
+            .seen(TracePoint::InProjOut)
+            .or(self.seen(TracePoint::InProjX));
         let x = x.map(|tensor| {
             let all = numbers(tensor);
             let codes = matches!(tensor, scalescope_sim::trace::Tensor::I8(_));
-            let range = if all.ncols() == 2 * e {
-                Columns::X.range(self.scene.path.config(), 2 * e)
-            } else {
-                0..all.ncols()
+            let range = match all.ncols() {
+                c if c == 2 * e => 0..e,
+                c => 0..c,
             };
-            let scale = if codes {
-                self.scene.scale(ScaleUse::ConvIn)
-            } else {
-                None
+            let scale = match (codes, self.scene) {
+                (true, Some(scene)) => scene.scale(ScaleUse::ConvIn),
+                _ => None,
             };
             Operand::new(all.slice(s![.., range]).to_owned(), scale.unwrap_or(1.0))
         });
@@ -281,7 +302,7 @@ impl Edits<'_, '_> {
             let as_z = x.clone();
             self.formula(
                 2,
-                ("neighbour", "z"),
+                (Kind::Neighbour, "z"),
                 "the gate is made of x and not of z",
                 on(move |s| {
                     replace(&mut s.z.values, &as_z.values);
@@ -289,7 +310,7 @@ impl Edits<'_, '_> {
             );
             self.formula(
                 2,
-                ("neighbour", "u"),
+                (Kind::Neighbour, "u"),
                 "u is x before the convolution",
                 on(move |s| {
                     replace(&mut s.u.values, &x.values);
@@ -307,25 +328,25 @@ impl Edits<'_, '_> {
             let words = format!("at every {tile}th token the state is empty again");
             self.formula(
                 2,
-                ("history", "state"),
+                (Kind::History, "state"),
                 words,
                 on(move |s| s.tile = Some(tile)),
             );
         }
         self.formula(
             1,
-            ("history", "state"),
+            (Kind::History, "state"),
             "no state is carried from token to token",
             on(|s| s.carry = 0.0),
         );
         self.formula(
             2,
-            ("order", "state"),
+            (Kind::Order, "state"),
             "outputs read the state before the token",
             on(|s| s.late = true),
         );
         let mut formats = vec![Narrow::F16, Narrow::Bf16];
-        if let Some(scale) = self.scene.scale(ScaleUse::StateOut) {
+        if let Some(scale) = own.state_scale {
             formats.extend([
                 Narrow::Codes(8, scale),
                 Narrow::Codes(4, scale * 127.0 / 7.0),
@@ -337,7 +358,7 @@ impl Edits<'_, '_> {
             let words = format!("the state is kept in {}", narrow.name());
             self.formula(
                 2,
-                ("format", "state"),
+                (Kind::Format, "state"),
                 words,
                 on(move |s| s.state = Some(narrow)),
             );
@@ -346,36 +367,36 @@ impl Edits<'_, '_> {
             let words = |what: &str| format!("{what} passes through {}", narrow.name());
             self.formula(
                 3,
-                ("format", "delta"),
+                (Kind::Format, "delta"),
                 words("δ"),
                 on(move |s| s.narrow_delta = Some(narrow)),
             );
             self.formula(
                 3,
-                ("format", "gate"),
+                (Kind::Format, "gate"),
                 words("the gate"),
                 on(move |s| s.narrow_gate = Some(narrow)),
             );
             self.formula(
                 3,
-                ("format", "sum"),
+                (Kind::Format, "sum"),
                 words("the sum over states"),
                 on(move |s| s.narrow_sum = Some(narrow)),
             );
             self.formula(
                 3,
-                ("format", "D"),
+                (Kind::Format, "D"),
                 words("D"),
                 on(move |s| s.d.iter_mut().for_each(|d| *d = narrow.of(*d))),
             );
             self.formula(
                 3,
-                ("format", "dt_bias"),
+                (Kind::Format, "dt_bias"),
                 words("the bias of dt"),
                 on(move |s| s.dt_bias.iter_mut().for_each(|b| *b = narrow.of(*b))),
             );
         }
-        if let Some(scale) = self.scene.scale(ScaleUse::StateOut) {
+        if let Some(scale) = own.state_scale {
             for (words, top) in [
                 ("its calibrated range", 127.0 * scale),
                 ("half of its calibrated range", 63.5 * scale),
@@ -383,7 +404,7 @@ impl Edits<'_, '_> {
                 let words = format!("after each token the state is saturated to {words}");
                 self.formula(
                     2,
-                    ("overflow", "state"),
+                    (Kind::Overflow, "state"),
                     words,
                     on(move |s| s.state = Some(Narrow::Range(-top, top))),
                 );
@@ -403,7 +424,7 @@ impl Edits<'_, '_> {
             let words = format!("δ is kept to {}", narrow.name());
             self.formula(
                 3,
-                ("overflow", "delta"),
+                (Kind::Overflow, "delta"),
                 words,
                 on(move |s| s.narrow_delta = Some(narrow)),
             );
@@ -422,13 +443,13 @@ impl Edits<'_, '_> {
         for (words, range) in missing {
             self.formula(
                 2,
-                ("part-missing", "states"),
+                (Kind::PartMissing, "states"),
                 words,
                 on(move |s| s.states[range.clone()].fill(false)),
             );
         }
         let words = "the state of the sequence before is not reset";
-        self.formula(1, ("not-reset", "state"), words, |f, around| {
+        self.formula(1, (Kind::NotReset, "state"), words, |f, around| {
             let Formula::Scan(scan) = f else { return };
             let state = around
                 .before
@@ -436,7 +457,7 @@ impl Edits<'_, '_> {
             scan.before = state.map(|t| t.to_real());
         });
         let words = "the sequence begins with its own last state";
-        self.formula(2, ("not-reset", "state"), words, |f, _| {
+        self.formula(2, (Kind::NotReset, "state"), words, |f, _| {
             let Formula::Scan(scan) = f else { return };
             let mut first = scan.clone();
             first.last = crate::diagnose::formula::Output::real(false);
@@ -445,10 +466,9 @@ impl Edits<'_, '_> {
     }
 
     fn other_parameters(&mut self, own: &Scan) {
-        let path = self.scene.path;
         let m = own.math;
-        for layer in self.other_layers() {
-            let (a, d, bias) = path.scan_weight(layer).tensors();
+        for (layer, scene) in self.other_layers() {
+            let (a, d, bias) = scene.path.scan_weight(layer).tensors();
             let real = move |q: &scalescope_sim::quant::QVector| -> Vec<f32> {
                 q.codes
                     .iter()
@@ -460,35 +480,40 @@ impl Edits<'_, '_> {
             let words = format!("A is that of block {layer}");
             self.formula(
                 2,
-                ("neighbour", "A"),
+                (Kind::Neighbour, "A"),
                 words,
                 on(move |s| s.a_log = a.clone()),
             );
             let words = format!("D is that of block {layer}");
-            self.formula(2, ("neighbour", "D"), words, on(move |s| s.d = d.clone()));
+            self.formula(
+                2,
+                (Kind::Neighbour, "D"),
+                words,
+                on(move |s| s.d = d.clone()),
+            );
             let words = format!("the bias of dt is that of block {layer}");
             self.formula(
                 2,
-                ("neighbour", "dt_bias"),
+                (Kind::Neighbour, "dt_bias"),
                 words,
                 on(move |s| s.dt_bias = bias.clone()),
             );
         }
         self.formula(
             3,
-            ("neighbour", "D"),
+            (Kind::Neighbour, "D"),
             "each channel has D of the next one",
             on(|s| s.d.rotate_left(1)),
         );
         self.formula(
             3,
-            ("neighbour", "dt_bias"),
+            (Kind::Neighbour, "dt_bias"),
             "each channel has the bias of dt of the next one",
             on(|s| s.dt_bias.rotate_left(1)),
         );
         self.formula(
             3,
-            ("order", "A"),
+            (Kind::Order, "A"),
             "the states of A are in reverse",
             on(|s| {
                 s.a_log.values = reversed(&s.a_log.values);
@@ -496,7 +521,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             3,
-            ("order", "A"),
+            (Kind::Order, "A"),
             "the buffer of A is read transposed",
             on(|s| {
                 let (e, n) = s.a_log.values.dim();
@@ -504,11 +529,10 @@ impl Edits<'_, '_> {
                 s.a_log.values = Array2::from_shape_vec((e, n), t).expect("as many elements");
             }),
         );
-        let (_, d, bias) = path.scan_weight(self.scene.layer).tensors();
-        let (d, bias) = (d.scale.get(), bias.scale.get());
+        let (d, bias) = (own.d_scale, own.dt_bias_scale);
         self.formula(
             3,
-            ("left-out", "D scale"),
+            (Kind::LeftOut, "D scale"),
             "the scale of D is left out",
             on(move |s| {
                 s.d.iter_mut().for_each(|v| *v /= d);
@@ -516,7 +540,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             3,
-            ("left-out", "dt_bias scale"),
+            (Kind::LeftOut, "dt_bias scale"),
             "the scale of the bias of dt is left out",
             on(move |s| {
                 s.dt_bias.iter_mut().for_each(|v| *v /= bias);

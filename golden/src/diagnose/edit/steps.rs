@@ -2,7 +2,8 @@
 
 use super::{Around, Edits, halves, moves, replace, reversed};
 use crate::diagnose::formula::{Add, Formula, Hadamard, Narrow, Norm, numbers};
-use ndarray::Array2;
+use crate::diagnose::kind::Kind;
+use ndarray::{Array2, s};
 use scalescope_sim::trace::{Tensor, TracePoint};
 
 macro_rules! on {
@@ -27,7 +28,7 @@ impl Edits<'_, '_> {
     pub(super) fn of_add(&mut self) {
         self.formula(
             1,
-            ("left-out", "residual"),
+            (Kind::LeftOut, "residual"),
             "the residual is missing",
             on_add(|a| {
                 a.residual_times = 0.0;
@@ -35,7 +36,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             1,
-            ("left-out", "hidden"),
+            (Kind::LeftOut, "hidden"),
             "the block before's output is missing",
             on_add(|a| {
                 a.hidden_times = 0.0;
@@ -43,7 +44,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             1,
-            ("twice", "residual"),
+            (Kind::Twice, "residual"),
             "the residual is added twice",
             on_add(|a| {
                 a.residual_times = 2.0;
@@ -51,7 +52,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             1,
-            ("twice", "hidden"),
+            (Kind::Twice, "hidden"),
             "the block before's output is added twice",
             on_add(|a| {
                 a.hidden_times = 2.0;
@@ -59,7 +60,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             2,
-            ("sign", "residual"),
+            (Kind::Sign, "residual"),
             "the residual is taken away",
             on_add(|a| {
                 a.residual_times = -1.0;
@@ -69,7 +70,7 @@ impl Edits<'_, '_> {
             let words = format!("the residual is that {}", by.words());
             self.formula(
                 3,
-                ("neighbour", "residual"),
+                (Kind::Neighbour, "residual"),
                 words,
                 on_add(move |a| {
                     if let Some(r) = &mut a.residual {
@@ -80,7 +81,7 @@ impl Edits<'_, '_> {
             let words = format!("the block before's output is that {}", by.words());
             self.formula(
                 3,
-                ("neighbour", "hidden"),
+                (Kind::Neighbour, "hidden"),
                 words,
                 on_add(move |a| {
                     a.hidden.values = by.of(&a.hidden.values);
@@ -91,7 +92,7 @@ impl Edits<'_, '_> {
             let words = format!("the residual passes through {}", narrow.name());
             self.formula(
                 3,
-                ("format", "residual"),
+                (Kind::Format, "residual"),
                 words,
                 on_add(move |a| {
                     if let Some(r) = &mut a.residual {
@@ -106,18 +107,23 @@ impl Edits<'_, '_> {
         for eps in [0.0f64, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2] {
             if (eps - own.eps).abs() > 1e-3 * eps.max(own.eps) {
                 let words = format!("ε is {eps:e} and not {:e}", own.eps);
-                self.formula(3, ("constant", "eps"), words, on_norm(move |n| n.eps = eps));
+                self.formula(
+                    3,
+                    (Kind::Constant, "eps"),
+                    words,
+                    on_norm(move |n| n.eps = eps),
+                );
             }
         }
         self.formula(
             3,
-            ("order", "eps"),
+            (Kind::Order, "eps"),
             "ε is added to the root",
             on_norm(|n| n.eps_outside = true),
         );
         self.formula(
             2,
-            ("function", "norm"),
+            (Kind::Function, "norm"),
             "the mean is taken away first, as LayerNorm does",
             on_norm(|n| {
                 n.centred = true;
@@ -125,13 +131,13 @@ impl Edits<'_, '_> {
         );
         self.formula(
             1,
-            ("left-out", "weight"),
+            (Kind::LeftOut, "weight"),
             "the norm's weight is missing",
             on_norm(|n| n.weight.fill(1.0)),
         );
         self.formula(
             2,
-            ("twice", "weight"),
+            (Kind::Twice, "weight"),
             "the norm's weight is applied twice",
             on_norm(|n| {
                 n.weight.iter_mut().for_each(|w| *w *= *w);
@@ -139,7 +145,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             2,
-            ("constant", "weight"),
+            (Kind::Constant, "weight"),
             "one is added to the norm's weight",
             on_norm(|n| {
                 n.weight.iter_mut().for_each(|w| *w += 1.0);
@@ -147,7 +153,7 @@ impl Edits<'_, '_> {
         );
         self.formula(
             1,
-            ("left-out", "norm"),
+            (Kind::LeftOut, "norm"),
             "rows are not divided by their root mean square",
             on_norm(|n| {
                 n.normalizes = false;
@@ -155,20 +161,20 @@ impl Edits<'_, '_> {
         );
         self.formula(
             2,
-            ("function", "norm"),
+            (Kind::Function, "norm"),
             "rows are divided by their mean square, without the root",
             on_norm(|n| n.rooted = false),
         );
         let m = own.weight.len() as f64;
         self.formula(
             2,
-            ("constant", "mean"),
+            (Kind::Constant, "mean"),
             "squares are summed, with no mean",
             on_norm(move |n| n.mean_of = m),
         );
         self.formula(
             4,
-            ("constant", "mean"),
+            (Kind::Constant, "mean"),
             "squares are divided by M − 1",
             on_norm(move |n| {
                 n.mean_of = m / (m - 1.0);
@@ -179,7 +185,7 @@ impl Edits<'_, '_> {
                 let words = format!("squares are divided by {power} and not by {m}");
                 self.formula(
                     3,
-                    ("constant", "mean"),
+                    (Kind::Constant, "mean"),
                     words,
                     on_norm(move |n| n.mean_of = m / power),
                 );
@@ -189,27 +195,27 @@ impl Edits<'_, '_> {
             let words = format!("the root's inverse passes through {}", narrow.name());
             self.formula(
                 4,
-                ("format", "rstd"),
+                (Kind::Format, "rstd"),
                 words,
                 on_norm(move |n| n.rstd = Some(narrow)),
             );
             let words = format!("the residual stream is read through {}", narrow.name());
             self.formula(
                 4,
-                ("format", "residual"),
+                (Kind::Format, "residual"),
                 words,
                 on_norm(move |n| {
                     n.residual.values.mapv_inplace(|v| narrow.of(v));
                 }),
             );
         }
-        for layer in self.other_layers() {
-            let weight = self.scene.path.norm_weight(layer).to_vec();
+        for (layer, scene) in self.other_layers() {
+            let weight = scene.path.norm_weight(layer).to_vec();
             if weight != own.weight {
                 let words = format!("the norm's weight is that of block {layer}");
                 self.formula(
                     2,
-                    ("neighbour", "weight"),
+                    (Kind::Neighbour, "weight"),
                     words,
                     on_norm(move |n| n.weight.clone_from(&weight)),
                 );
@@ -219,7 +225,7 @@ impl Edits<'_, '_> {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 words,
                 on_norm(move |n| {
                     n.residual.values = by.of(&n.residual.values);
@@ -227,12 +233,12 @@ impl Edits<'_, '_> {
             );
         }
         for point in [TracePoint::HiddenIn, TracePoint::ResidualIn] {
-            if let Some(tensor) = self.scene.seen.get(&point) {
+            if let Some(tensor) = self.seen(point) {
                 let values = numbers(tensor);
                 let words = format!("{} is normed and not the sum", point.name());
                 self.formula(
                     2,
-                    ("left-out", "residual"),
+                    (Kind::LeftOut, "residual"),
                     words,
                     on_norm(move |n| {
                         replace(&mut n.residual.values, &values);
@@ -253,7 +259,7 @@ impl Edits<'_, '_> {
             };
             self.formula(
                 1,
-                ("part-missing", "stages"),
+                (Kind::PartMissing, "stages"),
                 words,
                 on_hadamard(move |h| h.stages[stage] = false),
             );
@@ -271,12 +277,12 @@ impl Edits<'_, '_> {
                 ),
             ] {
                 let change = on_hadamard(move |h| h.stages[missing.clone()].fill(false));
-                self.formula(2, ("part-missing", "stages"), words, change);
+                self.formula(2, (Kind::PartMissing, "stages"), words, change);
             }
         }
         self.formula(
             1,
-            ("left-out", "rotation"),
+            (Kind::LeftOut, "rotation"),
             "nothing is rotated",
             on_hadamard(move |h| {
                 h.stages.fill(false);
@@ -305,30 +311,39 @@ impl Edits<'_, '_> {
         ] {
             self.formula(
                 2,
-                ("constant", "norm"),
+                (Kind::Constant, "norm"),
                 words,
                 on_hadamard(move |h| h.norm = norm),
             );
         }
         self.formula(
             2,
-            ("order", "input"),
+            (Kind::Order, "input"),
             "inputs are in reverse",
             on_hadamard(|h| h.y.values = reversed(&h.y.values)),
         );
         let words = "the halves of the inputs have changed places";
         self.formula(
             2,
-            ("order", "input"),
+            (Kind::Order, "input"),
             words,
             on_hadamard(|h| h.y.values = halves(&h.y.values)),
         );
+        for (first, name) in [(true, "first"), (false, "second")] {
+            let words = format!("the {name} half of the inputs has the other sign");
+            let change = on_hadamard(move |h| {
+                let n = h.y.values.ncols();
+                let half = if first { 0..n / 2 } else { n / 2..n };
+                h.y.values.slice_mut(s![.., half]).mapv_inplace(|v| -v);
+            });
+            self.formula(3, (Kind::Sign, "input"), words, change);
+        }
         let (base, block) = (size.base(), size.n() / size.base());
         if base > 1 {
             let words = "the two factors of the transform have changed places";
             self.formula(
                 2,
-                ("order", "stages"),
+                (Kind::Order, "stages"),
                 words,
                 on_hadamard(move |h| {
                     // As a transform of the interleaved inputs whose outputs are interleaved back.
@@ -342,7 +357,7 @@ impl Edits<'_, '_> {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
-                ("neighbour", "input"),
+                (Kind::Neighbour, "input"),
                 words,
                 on_hadamard(move |h| {
                     h.y.values = by.of(&h.y.values);
@@ -353,7 +368,7 @@ impl Edits<'_, '_> {
             let words = format!("the input passes through {}", narrow.name());
             self.formula(
                 4,
-                ("format", "input"),
+                (Kind::Format, "input"),
                 words,
                 on_hadamard(move |h| {
                     h.y.values.mapv_inplace(|v| narrow.of(v));
@@ -362,7 +377,7 @@ impl Edits<'_, '_> {
         }
         self.formula(
             3,
-            ("order", "input"),
+            (Kind::Order, "input"),
             "the input's buffer is read transposed",
             on_hadamard(|h| {
                 let (l, e) = h.y.values.dim();
@@ -375,7 +390,7 @@ impl Edits<'_, '_> {
     pub(super) fn of_requantize(&mut self) {
         for by in moves([1, -1]) {
             let words = format!("the input is that {}", by.words());
-            self.formula(3, ("neighbour", "input"), words, move |f, _| {
+            self.formula(3, (Kind::Neighbour, "input"), words, move |f, _| {
                 if let Formula::Requantize(from, _) = f {
                     from.values = by.of(&from.values);
                 }
@@ -383,7 +398,7 @@ impl Edits<'_, '_> {
         }
         self.formula(
             4,
-            ("left-out", "input scale"),
+            (Kind::LeftOut, "input scale"),
             "the input's scale is left out",
             |f, _| {
                 if let Formula::Requantize(from, _) = f {
@@ -391,8 +406,9 @@ impl Edits<'_, '_> {
                 }
             },
         );
-        let e = self.scene.path.config().d_inner;
-        for (point, tensor) in self.scene.seen {
+        let Some(scene) = self.scene else { return };
+        let e = scene.path.config().d_inner;
+        for (point, tensor) in scene.seen {
             let own = self
                 .row
                 .reads
@@ -406,9 +422,9 @@ impl Edits<'_, '_> {
                 continue;
             }
             let values = numbers(tensor);
-            if values.ncols() == e && self.row.shape[1].of(self.scene.path.config(), 1) == e {
+            if values.ncols() == e && self.width == e {
                 let words = format!("the input is {}", point.name());
-                self.formula(3, ("neighbour", "input"), words, move |f, _| {
+                self.formula(3, (Kind::Neighbour, "input"), words, move |f, _| {
                     if let Formula::Requantize(from, _) = f {
                         replace(&mut from.values, &values);
                     }

@@ -26,6 +26,8 @@ pub struct Conv {
     pub tap_scale: Vec<f32>,
     /// Dequantized, E.
     pub bias: Vec<f32>,
+    /// The step of the bias's codes, where it has codes.
+    pub bias_scale: Option<f32>,
     /// Whether the bias is added after the function.
     pub bias_after: bool,
     /// Whether taps and inputs are codes that are summed as integers.
@@ -107,6 +109,7 @@ impl Conv {
                 false => vec![weight.tap_scale(0)],
             },
             bias: (0..e).map(|c| weight.bias(c)).collect(),
+            bias_scale: weight.tensors().map(|(_, b)| b.scale.get()),
             bias_after: false,
             integer,
             chip,

@@ -80,10 +80,12 @@ pub fn weight(scene: &Scene, layer: usize, row: &Row) -> Option<Weight> {
         codes.indexed_iter_mut().for_each(own);
     }
     let any = |is: fn(&LinearWeight) -> bool| parts.iter().any(|part| is(part));
-    let meet = match () {
-        _ if any(|part| part.int4().is_some()) => Some(Meet::FourBits),
-        _ if any(|part| matches!(part, LinearWeight::Scaled(_))) => Some(Meet::Unit(Scaling::F32)),
-        _ => None,
+    let meet = if any(|part| part.int4().is_some()) {
+        Some(Meet::FourBits)
+    } else if any(|part| matches!(part, LinearWeight::Scaled(_))) {
+        Some(Meet::Unit(Scaling::F32))
+    } else {
+        None
     };
     Some(Weight {
         codes,

@@ -70,8 +70,6 @@ impl Step {
 #[derive(Clone, Debug)]
 pub struct Chip {
     unit: ScanUnit,
-    d_scale: Scale,
-    bias_scale: Scale,
     calibrated: Option<Scale>,
 }
 
@@ -98,8 +96,14 @@ pub struct Scan {
     pub unit: Option<Chip>,
     /// E, dequantized.
     pub d: Vec<f32>,
+    /// The step of D's codes.
+    pub d_scale: f32,
     /// E, dequantized.
     pub dt_bias: Vec<f32>,
+    /// The step of the codes of the bias of dt.
+    pub dt_bias_scale: f32,
+    /// The calibrated step of the state's codes, where there is one.
+    pub state_scale: Option<f32>,
     /// Makes δ.
     pub delta: Step,
     /// Whether A_log is α itself.
@@ -195,12 +199,13 @@ impl Scan {
             a_log: Operand::new(a_log.codes.mapv(f32::from), a_log.scale.get()),
             unit: rules.unit.map(|unit| Chip {
                 unit,
-                d_scale: d.scale,
-                bias_scale: dt_bias.scale,
                 calibrated: scene.path.scale(scene.layer, ScaleUse::StateOut),
             }),
             d: dequantized(&d),
+            d_scale: d.scale.get(),
             dt_bias: dequantized(&dt_bias),
+            dt_bias_scale: dt_bias.scale.get(),
+            state_scale: scene.scale(ScaleUse::StateOut),
             delta: Step::Softplus,
             a_is_log: true,
             linear_decay: false,
@@ -290,8 +295,8 @@ impl Scan {
                 codes: self.a_log.values.mapv(|v| v as i8),
                 scale: Scale::new(self.a_log.scale).ok()?,
             },
-            &vector(&self.d, chip.d_scale),
-            &vector(&self.dt_bias, chip.bias_scale),
+            &vector(&self.d, Scale::new(self.d_scale).ok()?),
+            &vector(&self.dt_bias, Scale::new(self.dt_bias_scale).ok()?),
         );
         let l = self.u.values.nrows();
         // Where nothing is carried, every token is a tile of its own.

@@ -1,37 +1,25 @@
-//! Hypotheses about scales: one of them off by a constant factor, or applied twice.
+//! The scales of a case: their names, and changes of one.
 
-use crate::check_op::Inputs;
+use super::Inputs;
 use crate::ops::{LinearCase, ScanParameters};
 use scalescope_sim::error::Result;
 use scalescope_sim::quant::{Multiplier, Scale};
 use std::fmt;
 
-/// Factors that mistakes have: powers of two, and a grid of 128 steps taken for one of 127.
-pub const FACTORS: [f32; 8] = [
-    2.0,
-    0.5,
-    4.0,
-    0.25,
-    128.0 / 127.0,
-    127.0 / 128.0,
-    255.0 / 256.0,
-    256.0 / 255.0,
-];
-
 /// A scale that could be another.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ScaleHypothesis {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScaleOf {
     /// Its key.
-    pub scale: &'static str,
-    /// What is multiplied with; `None` multiplies with the scale itself.
+    pub name: &'static str,
+    /// What it is multiplied with; `None` applies it twice.
     pub factor: Option<f32>,
 }
 
-impl fmt::Display for ScaleHypothesis {
+impl fmt::Display for ScaleOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.factor {
-            Some(factor) => write!(f, "scale: {} times {factor}", self.scale),
-            None => write!(f, "scale: {} applied twice", self.scale),
+            Some(factor) => write!(f, "the scale {} is times {factor}", self.name),
+            None => write!(f, "the scale {} is applied twice", self.name),
         }
     }
 }
@@ -42,15 +30,15 @@ enum Slot<'a> {
     Multiplier(&'a mut Multiplier),
 }
 
-impl ScaleHypothesis {
+impl ScaleOf {
     /// Changes the inputs of a case.
     ///
     /// # Errors
     ///
     /// The product is no scale.
-    pub fn apply(&self, inputs: &mut Inputs) -> Result<()> {
+    pub fn apply(self, inputs: &mut Inputs) -> Result<()> {
         for (name, slot) in slots(inputs) {
-            if name != self.scale {
+            if name != self.name {
                 continue;
             }
             match slot {
@@ -95,28 +83,9 @@ pub fn set_bits(inputs: &mut Inputs, scale: &str, bits: u32) -> Result<()> {
     Ok(())
 }
 
-/// Every hypothesis about the scales of a case.
-pub fn hypotheses(inputs: &Inputs) -> Vec<ScaleHypothesis> {
-    let mut inputs = inputs.clone();
-    let names: Vec<&'static str> = slots(&mut inputs).into_iter().map(|(n, _)| n).collect();
-    let mut all = Vec::new();
-    for factor in FACTORS {
-        all.extend(names.iter().map(|scale| ScaleHypothesis {
-            scale,
-            factor: Some(factor),
-        }));
-    }
-    // The published FP32 conv kernel multiplies by its input scale twice.
-    all.extend(
-        names
-            .iter()
-            .filter(|name| **name == "scale_x")
-            .map(|scale| ScaleHypothesis {
-                scale,
-                factor: None,
-            }),
-    );
-    all
+/// The names of a case's scales.
+pub fn scales(inputs: &Inputs) -> Vec<&'static str> {
+    bits(inputs).into_iter().map(|(name, _)| name).collect()
 }
 
 fn slots(inputs: &mut Inputs) -> Vec<(&'static str, Slot<'_>)> {

@@ -1,0 +1,55 @@
+//! The quantizer of u with segments.
+
+use super::{Math, Operand, Output, Scene};
+use ndarray::Array2;
+use scalescope_sim::arith::quantizer::Quantizer;
+use scalescope_sim::arith::real::RealRules;
+use scalescope_sim::arith::requant::{Divisor, Quotient};
+use scalescope_sim::dataflow::Row;
+use scalescope_sim::plan::ScaleUse;
+
+/// u on the grids of a quantizer.
+#[derive(Clone, Debug)]
+pub struct Grids {
+    /// `[L, E]`.
+    pub from: Operand,
+    /// The quantizer; `None` leaves the values as they are.
+    pub quantizer: Option<Quantizer>,
+    /// Its scale.
+    pub scale: Divisor,
+    /// The scale of values beyond its segments.
+    pub second: Option<Divisor>,
+    /// The profile's quotient.
+    pub quotient: Quotient,
+    /// How results are stored.
+    pub output: Output,
+}
+
+impl Grids {
+    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+        let mode = scene.path.mode();
+        let scale = |by| scene.path.scale(scene.layer, by).map(Divisor::from);
+        Some(Self {
+            from: scene.operand(row.reads.first()?)?,
+            quantizer: Some(mode.u_quantizer.clone()?),
+            scale: scale(ScaleUse::ScanUQuant)?,
+            second: scale(ScaleUse::ScanUMax),
+            quotient: mode.requantize(scene.rules(row)?.requantize).quotient,
+            output: Output::real(false),
+        })
+    }
+
+    /// Reals, `[L, E]`.
+    pub fn run(&self) -> Array2<f32> {
+        let math = Math::of(RealRules::CorrectlyRounded);
+        let dim = self.from.values.dim();
+        let mut u = Array2::from_shape_fn(dim, |at| self.from.real(math, at));
+        let missing = |q: &&Quantizer| q.needs_second_scale() && self.second.is_none();
+        if let Some(quantizer) = self.quantizer.as_ref().filter(|q| !missing(q)) {
+            let prepared = quantizer.prepare(self.scale, self.quotient, self.second);
+            // How many were clipped is nobody's question here.
+            let _ = prepared.quantize(u.as_slice_mut().expect("fresh"));
+        }
+        u.mapv(|v| self.output.of(v))
+    }
+}
