@@ -2,10 +2,8 @@
 
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
-use crate::input::{
-    AUTO, Dumped, Subject, faults, faults_text, load_subject, mode_of_dump, mode_table,
-    profiles_from, read_mapped, recognised,
-};
+use crate::dumps::{AUTO, Dumped, mode_of_dump, profiles_from, read_mapped, recognised};
+use crate::input::{Subject, faults, faults_text, load_subject, mode_table};
 use crate::output::{note, print, print_json, progress, table, table_text, wrapped};
 use clap::Args;
 use comfy_table::CellAlignment;
@@ -100,7 +98,7 @@ fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome>
     let trace = read_mapped(path, args.map.as_deref())?;
     let in_file = |e: SimError| e.in_file(path);
     let name = args.mode.as_deref().unwrap_or(AUTO);
-    let dumped = mode_of_dump(&args.model, known, name, &profiles, &trace).map_err(in_file)?;
+    let dumped = mode_of_dump(&args.model, known, name, &profiles, (path, &trace))?;
     let (subject, mode) = (&dumped.subject, &dumped.mode);
     if dumped.recognised.is_none()
         && let Ok(found) = recognised(subject, known, &profiles, &trace, Some(mode))

@@ -3,21 +3,22 @@
 use super::blocks::ShownArgs;
 use super::check::{explanations_text, merge, summary_text, verdict};
 use crate::Outcome;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, table, table_text};
 use clap::Args;
-use scalescope_golden::check_op::{Vectors, check_op};
+use scalescope_golden::check_op::{Vectors, check_op, write_expected};
 use scalescope_golden::explain::explain_op;
 use scalescope_golden::ops::Op;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::{ARITHMETICS, Arithmetic};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `check-op`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope check-op selective_scan vectors.npz
   scalescope check-op linear vectors.npz --arith exact --explain
+  scalescope check-op linear inputs.npz --arith exact -o vectors.npz
 
 Operations: conv1d_silu, conv1d_update, selective_scan, selective_scan_update, hadamard_quant,
 linear, rmsnorm_quant. Keys of a file: see docs/golden.md.")]
@@ -34,6 +35,9 @@ pub struct CheckOpArgs {
     /// Say which single change of the rules would explain the mismatches
     #[arg(long)]
     pub explain: bool,
+    /// Compare nothing: write the inputs again with every output that there is of them
+    #[arg(short, long, value_name = "FILE", conflicts_with = "explain")]
+    pub output: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -45,6 +49,9 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         SimError::value("operation", format_args!("one of {known}"), &args.op)
     })?;
     let arithmetic = arithmetic(&args.arith)?;
+    if let Some(to) = &args.output {
+        return write(args, op, to, &arithmetic);
+    }
     let vectors = Vectors::read(op, &args.vectors)?;
     let summary = check_op(&vectors, &arithmetic).map_err(|e| e.in_file(&args.vectors))?;
     let equal = summary.compared() > 0 && summary.mismatched() == 0 && summary.missing.is_empty();
@@ -74,6 +81,36 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         true => Outcome::Success,
         false => Outcome::Mismatch,
     })
+}
+
+/// Writes expected outputs, and says which.
+fn write(args: &CheckOpArgs, op: Op, to: &Path, arithmetic: &Arithmetic) -> Result<Outcome> {
+    let outputs = write_expected(op, &args.vectors, to, arithmetic)?;
+    if args.json {
+        let keys: Vec<_> = (outputs.iter())
+            .map(|(key, array)| json!({"key": key, "array": array.describe()}))
+            .collect();
+        print_json(&json!({
+            "op": op.name(),
+            "vectors": args.vectors,
+            "arithmetic": arithmetic.name,
+            "outputs": keys,
+            "written": to,
+        }));
+    } else {
+        let mut rows = table(&["output", "array"], 2);
+        for (key, array) in &outputs {
+            rows.add_row([key.clone(), array.describe()]);
+        }
+        print(&format!(
+            "{}, arithmetic {}\n\n{}\nwritten to {}, beside the inputs\n",
+            op.name(),
+            arithmetic.name,
+            table_text(&rows),
+            to.display()
+        ));
+    }
+    Ok(Outcome::Success)
 }
 
 fn arithmetic(name: &str) -> Result<Arithmetic> {

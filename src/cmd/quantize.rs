@@ -2,10 +2,9 @@
 
 use crate::Outcome;
 use crate::cli::recipe;
-use crate::input::{
-    calibrated, calibrated_head, calibration_sequences, own_samples, scales_for, tell_rounded,
-};
+use crate::input::{calibrated, calibrated_head, own_samples, scales_for, tell_rounded};
 use crate::output::{print, print_json};
+use crate::sequences::calibration_sequences;
 use crate::tokenizer;
 use clap::{Args, ValueEnum};
 use scalescope_sim::calibrate::CalibrationOptions;

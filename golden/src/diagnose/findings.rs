@@ -244,7 +244,7 @@ pub(super) fn noise(noisy: &[(Place, usize, Option<Pattern>)], total: usize) -> 
         severity: Severity::Info,
         share: elements as f64 / total.max(1) as f64,
         evidence: format!(
-            "{} elements of {} tensors ({first} first) differ no more than floats of another device would make them: an ulp in one float of fifty",
+            "{} elements of {} tensors ({first} first) differ no more than floats of another device would make them: an ulp in one float of fifty; a fault that does no more looks the same",
             thousands(elements),
             noisy.len(),
         ),
