@@ -88,6 +88,17 @@ pub fn diagnose(
     trace: &TraceFile,
     profiles: &[Profile],
 ) -> Result<Diagnosis> {
+    diagnose_telling(model, mode, trace, profiles, &|_, _| {})
+}
+
+/// [`diagnose`]; `done` is told how many of how many blocks are in order or explained.
+pub fn diagnose_telling(
+    model: &Model,
+    mode: &ModeSpec,
+    trace: &TraceFile,
+    profiles: &[Profile],
+    done: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Diagnosis> {
     check_input(model, trace)?;
     let Some(profile) = profiles.first() else {
         return Err(SimError::value("profile", "at least one", "none"));
@@ -166,7 +177,7 @@ pub fn diagnose(
     }
     let mut best: Option<Diagnosis> = None;
     for (search, state) in all {
-        let found = search.diagnose(state)?;
+        let found = search.diagnose(state, done)?;
         let share = |d: &Diagnosis| {
             let causes = d.findings.iter().filter(|f| f.kind != "none");
             causes.map(|f| f.share).fold(0.0, f64::max)
@@ -222,7 +233,11 @@ fn check_input(model: &Model, trace: &TraceFile) -> Result<()> {
 }
 
 impl Search<'_> {
-    fn diagnose(&self, mut state: State) -> Result<Diagnosis> {
+    fn diagnose(
+        &self,
+        mut state: State,
+        done: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Diagnosis> {
         let score = state.score();
         if score.is_empty() {
             return Err(SimError::value(
@@ -249,6 +264,8 @@ impl Search<'_> {
             let Some(first) = first_deviation(&score, &passed) else {
                 break;
             };
+            let blocks = state.path.config().n_layers;
+            done(first.layer.unwrap_or(blocks), blocks + 1);
             let scene = self.scene(&state, &score, first)?;
             let quiet = self.may_be_noise(&state, &scene)?;
             let judged = match quiet {

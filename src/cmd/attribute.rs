@@ -11,7 +11,7 @@ use scalescope_golden::attribute::loss::{Mean, Text};
 use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};
 use scalescope_golden::check::Recognised;
-use scalescope_golden::diagnose::{Diagnosis, diagnose};
+use scalescope_golden::diagnose::{Diagnosis, diagnose_telling};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
@@ -113,7 +113,14 @@ fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome>
             format_args!("this looks like a dump of {found}"),
         );
     }
-    let found = diagnose(&subject.model, mode, &trace, &profiles).map_err(in_file)?;
+    let bar = progress(0, "looking for causes");
+    let told = |done: usize, blocks: usize| {
+        bar.set_length(blocks as u64);
+        bar.set_position(done as u64);
+    };
+    let found = diagnose_telling(&subject.model, mode, &trace, &profiles, &told);
+    bar.finish_and_clear();
+    let found = found.map_err(in_file)?;
     if args.json {
         let mut json = json!({"model": subject.name, "trace": path, "mode": mode.name});
         if let Some(told) = &dumped.recognised {

@@ -1,6 +1,7 @@
 //! What a search found, in words.
 
 use super::OTHERS;
+use super::candidate::{Candidate, LINEARS, QUANTIZERS};
 use super::judge::{EXPLAINS, Judged};
 use super::pattern::{How, Pattern};
 use super::replay::Score;
@@ -132,6 +133,9 @@ pub(super) fn alternatives(
         (c.kind(), c.layer(), c.site().to_owned())
     };
     let mut seen: Vec<_> = best.map(name).into_iter().collect();
+    // One rule at a step and the same at more steps, which explains no more, are one lead.
+    let wide = |c: &Candidate| [LINEARS, QUANTIZERS].contains(&c.site());
+    let mut rules: Vec<&Judged> = best.into_iter().collect();
     let mut found = Vec::new();
     for j in judged {
         // The same at fewer or more steps than the cause leaves more of what follows.
@@ -139,8 +143,16 @@ pub(super) fn alternatives(
         if found.len() == OTHERS || part || seen.contains(&name(j)) {
             continue;
         }
-        seen.push(name(j));
         let c = &j.candidate;
+        let again = |other: &&Judged| {
+            let what = |j: &Judged| (j.candidate.kind(), j.left, j.first.mismatched);
+            what(other) == what(j) && (wide(c) || wide(&other.candidate))
+        };
+        if rules.iter().any(again) {
+            continue;
+        }
+        rules.push(j);
+        seen.push(name(j));
         let sort = match j.is_cause(scene) {
             true => "another explanation",
             false => "a lead",
