@@ -15,6 +15,7 @@ mod guides {
 pub mod cli;
 mod cmd;
 pub mod device;
+pub mod dumps;
 pub mod embed;
 pub mod eval;
 mod help;
@@ -23,6 +24,7 @@ mod interrupt;
 pub mod kept;
 mod output;
 pub mod report;
+pub mod sequences;
 pub mod sweep;
 pub mod texts;
 pub mod tokenizer;

@@ -210,6 +210,16 @@ fn dumps_that_cannot_be_judged_are_refused() {
     refused("unknown.npz", &without_tokens, &["tokens", "no such key"]);
     let tokens_only = |key: &str, array: Array| (key == "tokens").then_some(array);
     refused("nothing.npz", &tokens_only, &["at least one tensor"]);
+    // Nothing in it follows from anything else in it, by no mode.
+    let alone =
+        |key: &str, array: Array| (key == "tokens" || key == "layer_03/hidden_in").then_some(array);
+    let file = edited(&golden, "alone.npz", alone);
+    for command in [["attribute", "--dump"], ["check", "--golden"]] {
+        let line = refusal(&[&command[..], &[arg(&file), "--mode", "auto"]].concat());
+        for part in ["alone.npz", "--mode NAME", "layer_03/hidden_in alone"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
     let narrow = |key: &str, array: Array| match array {
         Array::F16(a) if key == Y => Some(Array::F16(
             a.slice_axis(Axis(2), (0..100).into()).to_owned(),

@@ -223,7 +223,7 @@ fn calibration_reads_every_form_and_says_what_it_used() {
             arg(&output),
             "--calibrate",
             arg(&input),
-            "--samples",
+            "--limit",
             samples,
             "--length",
             "6",

@@ -3,6 +3,8 @@
 //! tests of the library.)
 
 use crate::common::scalescope;
+use clap::{CommandFactory, Parser};
+use scalescope::cli::Cli;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -81,6 +83,62 @@ fn a_new_mode_as_the_guide_says() {
         assert_eq!(error.trim_end().lines().count(), 1, "{error}");
         assert!(error.contains(to.trim().trim_matches('"')), "{error}");
     }
+}
+
+/// The command lines of a text: what a line has behind `scalescope `, without remarks.
+fn command_lines(text: &str) -> Vec<String> {
+    let joined = text.replace("\\\n", " ");
+    let lines = joined.lines().filter_map(|line| {
+        let line = line.trim_start().strip_prefix("scalescope ")?;
+        // A remark, a file that is written to, words in a column of their own.
+        let end = [" #", " > ", " | ", "   "]
+            .iter()
+            .filter_map(|mark| line.find(mark));
+        let line = &line[..end.min().unwrap_or(line.len())];
+        Some(line.replace(['[', ']'], " "))
+    });
+    lines.collect()
+}
+
+/// Every command that a document or a command's help shows is one: its options and values are known.
+#[test]
+fn every_command_shown_is_one() {
+    let mut shown = vec![(
+        "README.md".to_owned(),
+        fs::read_to_string(root().join("README.md")).unwrap(),
+    )];
+    for file in fs::read_dir(root().join("docs")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|end| end == "md") {
+            shown.push((
+                path.display().to_string(),
+                fs::read_to_string(path).unwrap(),
+            ));
+        }
+    }
+    let program = Cli::command();
+    for command in std::iter::once(&program).chain(program.get_subcommands()) {
+        if let Some(help) = command.get_after_help() {
+            shown.push((format!("{} --help", command.get_name()), help.to_string()));
+        }
+    }
+    let (mut count, mut wrong) = (0, Vec::new());
+    for (place, text) in &shown {
+        for line in command_lines(text) {
+            let words = std::iter::once("scalescope").chain(words(&line));
+            if let Err(error) = Cli::try_parse_from(words) {
+                let error = error.to_string();
+                wrong.push(format!(
+                    "{place}: scalescope {line}: {}",
+                    error.lines().next().unwrap()
+                ));
+            }
+            count += 1;
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 100, "{count}");
+    assert!(Cli::try_parse_from(["scalescope", "report", "--no-such"]).is_err());
 }
 
 /// Names between backquotes.

@@ -52,7 +52,7 @@ fn a_calibrated_model_has_no_errors_and_no_warnings() {
         arg(&float),
         "-o",
         arg(&fresh),
-        "--samples",
+        "--limit",
         "8",
         "--length",
         "128",

@@ -3,14 +3,16 @@
 
 mod compute;
 pub(crate) mod scales;
+mod write;
 
 pub use scales::{ScaleOf, scales};
+pub use write::write_expected;
 
 use crate::compare::{PointResult, Summary, Tolerance};
 use crate::npz::{Array, NpzReader};
 use crate::ops::{
     Conv1dSilu, Conv1dUpdate, HadamardQuant, LinearCase, LinearInput, Op, OpCase, RmsNormQuant,
-    SelectiveScan, SelectiveScanUpdate, read,
+    SelectiveScan, SelectiveScanUpdate, read, read_inputs,
 };
 use crate::value::Elements;
 use half::f16;
@@ -95,19 +97,27 @@ impl Vectors {
 
     /// Takes the vectors of an open file.
     pub fn from_npz(op: Op, npz: &mut NpzReader) -> Result<Self> {
+        Self::of_op(op, npz, true)
+    }
+
+    /// The vectors of an open file; `outputs` tells whether every case must have one.
+    fn of_op(op: Op, npz: &mut NpzReader, outputs: bool) -> Result<Self> {
         match op {
-            Op::Conv1dSilu => Self::of(npz, Inputs::Conv1dSilu),
-            Op::Conv1dUpdate => Self::of(npz, Inputs::Conv1dUpdate),
-            Op::SelectiveScan => Self::of(npz, Inputs::SelectiveScan),
-            Op::SelectiveScanUpdate => Self::of(npz, Inputs::SelectiveScanUpdate),
-            Op::HadamardQuant => Self::of(npz, Inputs::HadamardQuant),
-            Op::Linear => Self::of(npz, Inputs::Linear),
-            Op::RmsNormQuant => Self::of(npz, Inputs::RmsNormQuant),
+            Op::Conv1dSilu => Self::of(npz, outputs, Inputs::Conv1dSilu),
+            Op::Conv1dUpdate => Self::of(npz, outputs, Inputs::Conv1dUpdate),
+            Op::SelectiveScan => Self::of(npz, outputs, Inputs::SelectiveScan),
+            Op::SelectiveScanUpdate => Self::of(npz, outputs, Inputs::SelectiveScanUpdate),
+            Op::HadamardQuant => Self::of(npz, outputs, Inputs::HadamardQuant),
+            Op::Linear => Self::of(npz, outputs, Inputs::Linear),
+            Op::RmsNormQuant => Self::of(npz, outputs, Inputs::RmsNormQuant),
         }
     }
 
-    fn of<T: OpCase>(npz: &mut NpzReader, inputs: fn(T) -> Inputs) -> Result<Self> {
-        let vectors = read::<T>(npz)?;
+    fn of<T: OpCase>(npz: &mut NpzReader, outputs: bool, inputs: fn(T) -> Inputs) -> Result<Self> {
+        let vectors = match outputs {
+            true => read::<T>(npz)?,
+            false => read_inputs::<T>(npz)?,
+        };
         let mut cases: Vec<Case> = Vec::new();
         for (name, matrix) in vectors.matrices {
             let size = matrix.shape()[0];
@@ -189,7 +199,12 @@ impl Case {
     /// What comes out under other rules.
     pub fn compute(&self, rules: &Arithmetic) -> Result<Vec<Named>> {
         let keys: Vec<&str> = self.expected.iter().map(|(key, _)| key.as_str()).collect();
-        compute::compute(&self.inputs, &keys, rules)
+        compute::compute(&self.inputs, Some(&keys), rules)
+    }
+
+    /// Every output that there is of the inputs.
+    fn outputs(&self, rules: &Arithmetic) -> Result<Vec<Named>> {
+        compute::compute(&self.inputs, None, rules)
     }
 }
 

@@ -60,6 +60,10 @@ const OTHERS: usize = 4;
 const TIE: f64 = 0.002;
 /// Elements of a tensor of floats that may be an ulp off.
 const NOISE: f64 = 0.03;
+/// Times that the noise of another device is drawn where most elements deviate by it.
+const DRAWS: u64 = 8;
+/// What deviates by this much more than the largest of them is no noise.
+const BEYOND: f64 = 1.5;
 /// Causes of a block that are searched at most, on the average.
 const ROUNDS: usize = 8;
 /// Tensors that may stay unexplained before the search ends.
@@ -90,6 +94,17 @@ pub fn diagnose(
     mode: &ModeSpec,
     trace: &TraceFile,
     profiles: &[Profile],
+) -> Result<Diagnosis> {
+    diagnose_telling(model, mode, trace, profiles, &|_, _| {})
+}
+
+/// [`diagnose`]; `done` is told how many of how many blocks are in order or explained.
+pub fn diagnose_telling(
+    model: &Model,
+    mode: &ModeSpec,
+    trace: &TraceFile,
+    profiles: &[Profile],
+    done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Diagnosis> {
     check_input(model, trace)?;
     let Some(profile) = profiles.first() else {
@@ -169,7 +184,7 @@ pub fn diagnose(
     }
     let mut best: Option<Diagnosis> = None;
     for (search, state) in all {
-        let found = search.diagnose(state)?;
+        let found = search.diagnose(state, done)?;
         let share = |d: &Diagnosis| {
             let causes = d.findings.iter().filter(|f| f.kind != "none");
             causes.map(|f| f.share).fold(0.0, f64::max)
@@ -225,7 +240,11 @@ fn check_input(model: &Model, trace: &TraceFile) -> Result<()> {
 }
 
 impl Search<'_> {
-    fn diagnose(&self, mut state: State) -> Result<Diagnosis> {
+    fn diagnose(
+        &self,
+        mut state: State,
+        done: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Diagnosis> {
         let score = state.score();
         if score.is_empty() {
             return Err(SimError::value(
@@ -252,8 +271,10 @@ impl Search<'_> {
             let Some(first) = first_deviation(&score, &passed) else {
                 break;
             };
+            let blocks = state.path.config().n_layers;
+            done(first.layer.unwrap_or(blocks), blocks + 1);
             let scene = self.scene(&state, &score, first)?;
-            let quiet = Self::may_be_noise(&scene);
+            let quiet = self.may_be_noise(&state, &scene)?;
             let judged = match quiet {
                 Some(true) => Vec::new(),
                 Some(false) => self.judge_discrete(&state, &scene)?,
@@ -377,16 +398,18 @@ impl Search<'_> {
 
     /// Whether what deviates may be floats of another device: `Some(true)` if it is floats an ulp apart in a
     /// few elements, `Some(false)` if what such floats make, flowing on, is as far off.
-    fn may_be_noise(scene: &Scene) -> Option<bool> {
+    fn may_be_noise(&self, state: &State, scene: &Scene) -> Result<Option<bool>> {
         let s = &scene.at_first;
         let last_place = scene
             .pattern
             .as_ref()
             .is_some_and(|p| p.how == How::LastPlace && !(p.is_part() && p.accident < -6.0));
         if last_place && s.mismatched as f64 <= NOISE * s.compared as f64 {
-            return Some(true);
+            return Ok(Some(true));
         }
-        let noise = scene.noise?;
+        let Some(noise) = scene.noise else {
+            return Ok(None);
+        };
         // One code that turns makes a whole token deviate: a few tokens more are chance.
         let columns = scene.made.first().and_then(|made| made.get(&scene.first));
         let token = columns.map_or(0, |tensor| tensor.dim().1);
@@ -397,6 +420,21 @@ impl Search<'_> {
             && s.mismatched as f64 <= allowed
             && s.distance <= 3.0 * noise.distance * wider.min(5.0) + 1.0
             && s.largest <= (3.0 * noise.largest).max(1.0);
-        near.then_some(false)
+        if !near {
+            return Ok(None);
+        }
+        // Where most elements deviate by noise alone, how far they are off is no matter of a few that turn.
+        if 2 * noise.mismatched > noise.compared {
+            let (mut distance, mut largest) = (noise.distance, noise.largest);
+            for draw in 1..DRAWS {
+                let other = self.noise(state, scene, draw)?.unwrap_or_default();
+                distance = distance.max(other.distance);
+                largest = largest.max(other.largest);
+            }
+            if s.distance > BEYOND * distance || s.largest > 2.0 * BEYOND * largest {
+                return Ok(None);
+            }
+        }
+        Ok(Some(false))
     }
 }

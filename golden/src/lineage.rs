@@ -190,12 +190,13 @@ impl Quantizer {
 }
 
 /// Runs a mode on sequences and follows its scales. Modes without INT8 tensors have no quantizers.
-pub fn lineage(path: &Datapath, sequences: &[Vec<u32>]) -> Result<Lineage> {
+pub fn lineage(path: &Datapath, sequences: &[Vec<u32>], done: impl Fn() + Sync) -> Result<Lineage> {
     let watches: Vec<Watch> = sequences
         .par_iter()
         .map(|tokens| {
             let mut watch = Watch::new(path);
             path.prefill(tokens, LogitRows::None, &mut watch)?;
+            done();
             Ok(watch)
         })
         .collect::<Result<_>>()?;

@@ -364,6 +364,54 @@ fn quiet() {
     );
 }
 
+/// A block's input alone, of a run that flows: where noise makes nearly all of it deviate, what is farther off
+/// than noise is none.
+#[test]
+fn a_lone_tensor_far_beyond_noise_is_no_noise() {
+    let model = sample::model();
+    let table = ModeTable::default();
+    let (mode, profile) = (table.get("0").unwrap(), Profile::get("exact").unwrap());
+    let ids = tokens(5, 5);
+    let alone = || {
+        Recorder::new(Selection {
+            layers: Some(vec![3]),
+            points: Some(vec![P::HiddenIn]),
+        })
+    };
+    let found = |file: &TraceFile| {
+        let found = diagnose(&model, mode, file, std::slice::from_ref(&profile)).unwrap();
+        assert!(4 * found.mismatched > 3 * found.compared);
+        found.findings[0].clone()
+    };
+    for dice in 0..4 {
+        let path = Datapath::new(&model, mode, &profile).unwrap();
+        let mut probe = Shaken {
+            flows: true,
+            of: 50,
+            dice,
+            recorder: alone(),
+            blocks: Vec::new(),
+        };
+        path.prefill(&ids, LogitRows::None, &mut probe).unwrap();
+        let finding = found(&trace(&ids, probe.recorder));
+        assert_eq!(finding.severity, Severity::Info, "{}", finding.evidence);
+        assert!(finding.evidence.contains("a fault that does no more"));
+    }
+    let fault: Fault = "stale-scale@layer=1,site=x_proj_input,factor=1.7"
+        .parse()
+        .unwrap();
+    let path = Datapath::with_faults(&model, mode, &profile, &[fault]).unwrap();
+    let mut recorder = alone();
+    path.prefill(&ids, LogitRows::None, &mut recorder).unwrap();
+    let finding = found(&trace(&ids, recorder));
+    assert_eq!(
+        (finding.severity, finding.kind, finding.layer),
+        (Severity::Error, "stale-scale", Some(1)),
+        "{}",
+        finding.evidence
+    );
+}
+
 struct Shaken {
     flows: bool,
     /// One of so many floats is an ulp off.

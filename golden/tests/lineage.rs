@@ -29,7 +29,7 @@ fn of(model: &Model, mode: &str, profile: &str) -> Lineage {
     let table = ModeTable::default();
     let profile = Profile::get(profile).unwrap();
     let path = Datapath::new(model, table.get(mode).unwrap(), &profile).unwrap();
-    lineage(&path, &sequences()).unwrap()
+    lineage(&path, &sequences(), || {}).unwrap()
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_scale_matters_if_and_only_if_the_graph_has_it() {
                 by_chance || (outcome(&path) != truth) == live.contains(&by),
                 "{at}"
             );
-            let lineage = lineage(&path, &sequences()[1..]).unwrap();
+            let lineage = lineage(&path, &sequences()[1..], || {}).unwrap();
             assert_eq!(!lineage.is_consistent(), read.contains(&by), "{at}");
             let all = lineage.quantizers.iter();
             let readers = all.flat_map(|q| q.readers.iter().map(move |r| (q, r)));

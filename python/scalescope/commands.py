@@ -458,7 +458,7 @@ def quantize(
     """Folds, calibrates and quantizes a float checkpoint (`scalescope quantize`); the JSON is that of `info`."""
     call = _Call("quantize")
     call.options(output=output, format=format, recipe=recipe, ends=ends, head_scale=head_scale)
-    call.options(scales=scales, calibrate=calibrate, tokenizer=tokenizer, samples=samples)
+    call.options(scales=scales, calibrate=calibrate, tokenizer=tokenizer, limit=samples)
     call.options(length=length, alpha=alpha, weights=weights, seed=seed)
     call.arguments += ["--", os.fspath(checkpoint)]
     call.printed()

@@ -11,9 +11,11 @@ use numpy::PyReadonlyArray2;
 use pyo3::prelude::*;
 use rayon::prelude::*;
 use scalescope::cli::{ModelArgs, recipe};
+use scalescope::dumps::trace_points;
 use scalescope::embed;
-use scalescope::input::{self, trace_points};
+use scalescope::input;
 use scalescope::kept::Kept;
+use scalescope::sequences::calibration_sequences;
 use scalescope::tokenizer::encode;
 use scalescope_golden::trace_file::{Meta, TraceFile, model_digest};
 use scalescope_sim::Simulator;
@@ -279,7 +281,7 @@ impl Model {
             let sequences = match (sequences, file) {
                 (Some(sequences), _) => sequences,
                 (None, Some(file)) => {
-                    input::calibration_sequences(&file, &options, || subject.tokenizer())?
+                    calibration_sequences(&file, &options, || subject.tokenizer())?
                 }
                 (None, None) => {
                     let usual = OwnText::default();

@@ -2,10 +2,8 @@
 
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
-use crate::input::{
-    AUTO, Dumped, Subject, faults, faults_text, load_subject, mode_of_dump, mode_table,
-    profiles_from, read_mapped, recognised,
-};
+use crate::dumps::{AUTO, Dumped, mode_of_dump, profiles_from, read_mapped, recognised};
+use crate::input::{Subject, faults, faults_text, load_subject, mode_table};
 use crate::output::{note, print, print_json, progress, table, table_text, wrapped};
 use clap::Args;
 use comfy_table::CellAlignment;
@@ -13,7 +11,7 @@ use scalescope_golden::attribute::loss::{Mean, Text};
 use scalescope_golden::attribute::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::attribute::{Finding, Severity, causes};
 use scalescope_golden::check::Recognised;
-use scalescope_golden::diagnose::{Diagnosis, diagnose};
+use scalescope_golden::diagnose::{Diagnosis, diagnose_telling};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::{ModeSpec, ModeTable};
@@ -100,7 +98,7 @@ fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome>
     let trace = read_mapped(path, args.map.as_deref())?;
     let in_file = |e: SimError| e.in_file(path);
     let name = args.mode.as_deref().unwrap_or(AUTO);
-    let dumped = mode_of_dump(&args.model, known, name, &profiles, &trace).map_err(in_file)?;
+    let dumped = mode_of_dump(&args.model, known, name, &profiles, (path, &trace))?;
     let (subject, mode) = (&dumped.subject, &dumped.mode);
     if dumped.recognised.is_none()
         && let Ok(found) = recognised(subject, known, &profiles, &trace, Some(mode))
@@ -115,7 +113,14 @@ fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome>
             format_args!("this looks like a dump of {found}"),
         );
     }
-    let found = diagnose(&subject.model, mode, &trace, &profiles).map_err(in_file)?;
+    let bar = progress(0, "looking for causes");
+    let told = |done: usize, blocks: usize| {
+        bar.set_length(blocks as u64);
+        bar.set_position(done as u64);
+    };
+    let found = diagnose_telling(&subject.model, mode, &trace, &profiles, &told);
+    bar.finish_and_clear();
+    let found = found.map_err(in_file)?;
     if args.json {
         let mut json = json!({"model": subject.name, "trace": path, "mode": mode.name});
         if let Some(told) = &dumped.recognised {

@@ -2,7 +2,8 @@
 
 use crate::Outcome;
 use crate::cli::ModelArgs;
-use crate::input::{load_subject, mode_table, runnable, select_modes, trace_points};
+use crate::dumps::trace_points;
+use crate::input::{load_subject, mode_table, runnable, select_modes};
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use scalescope_sim::bench::{

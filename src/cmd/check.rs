@@ -5,10 +5,10 @@ use crate::Outcome;
 use crate::cli::{FaultArgs, ModelArgs};
 use crate::cmd::blocks::{Compared, ShownArgs, by_block, not_shown};
 use crate::device::{DeviceArg, Devices};
-use crate::input::{
-    AUTO, Dumped, faults, faults_text, mode_of_dump, mode_table, profiles_from, read_mapped,
-    recognised, tell_numbered_from_1,
+use crate::dumps::{
+    AUTO, Dumped, mode_of_dump, profiles_from, read_mapped, recognised, tell_numbered_from_1,
 };
+use crate::input::{faults, faults_text, mode_table};
 use crate::output::{note, print, print_json, table, table_text, wrapped};
 use clap::Args;
 use scalescope_golden::attribute::{Finding, Severity};
@@ -114,7 +114,13 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         subject,
         mode,
         recognised: told,
-    } = mode_of_dump(&args.model, &table, mode, &profiles_from(&profile), &trace)?;
+    } = mode_of_dump(
+        &args.model,
+        &table,
+        mode,
+        &profiles_from(&profile),
+        (&args.golden, &trace),
+    )?;
     let mode = &mode;
     if let (None, None, Some(told)) = (&args.profile, &meta.profile, &told) {
         profile = Profile::get(&told.profile)?;

@@ -4,21 +4,22 @@ use super::attribute::finding_text;
 use super::blocks::ShownArgs;
 use super::check::{merge, summary_text, verdict};
 use crate::Outcome;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, table, table_text};
 use clap::Args;
-use scalescope_golden::check_op::{Vectors, check_op};
+use scalescope_golden::check_op::{Vectors, check_op, write_expected};
 use scalescope_golden::diagnose::diagnose_vectors;
 use scalescope_golden::ops::Op;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::{ARITHMETICS, Arithmetic};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `check-op`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope check-op selective_scan vectors.npz
   scalescope check-op linear vectors.npz --arith exact --explain
+  scalescope check-op linear inputs.npz --arith exact -o vectors.npz
 
 Operations: conv1d_silu, conv1d_update, selective_scan, selective_scan_update, hadamard_quant,
 linear, rmsnorm_quant. Keys of a file: see docs/golden.md.")]
@@ -35,6 +36,9 @@ pub struct CheckOpArgs {
     /// Say what would explain the mismatches, as `attribute --dump` says it of a step of a dump
     #[arg(long)]
     pub explain: bool,
+    /// Compare nothing: write the inputs again with every output that there is of them
+    #[arg(short, long, value_name = "FILE", conflicts_with = "explain")]
+    pub output: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -46,6 +50,9 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         SimError::value("operation", format_args!("one of {known}"), &args.op)
     })?;
     let arithmetic = arithmetic(&args.arith)?;
+    if let Some(to) = &args.output {
+        return write(args, op, to, &arithmetic);
+    }
     let vectors = Vectors::read(op, &args.vectors)?;
     let summary = check_op(&vectors, &arithmetic).map_err(|e| e.in_file(&args.vectors))?;
     let equal = summary.compared() > 0 && summary.mismatched() == 0 && summary.missing.is_empty();
@@ -77,6 +84,36 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         true => Outcome::Success,
         false => Outcome::Mismatch,
     })
+}
+
+/// Writes expected outputs, and says which.
+fn write(args: &CheckOpArgs, op: Op, to: &Path, arithmetic: &Arithmetic) -> Result<Outcome> {
+    let outputs = write_expected(op, &args.vectors, to, arithmetic)?;
+    if args.json {
+        let keys: Vec<_> = (outputs.iter())
+            .map(|(key, array)| json!({"key": key, "array": array.describe()}))
+            .collect();
+        print_json(&json!({
+            "op": op.name(),
+            "vectors": args.vectors,
+            "arithmetic": arithmetic.name,
+            "outputs": keys,
+            "written": to,
+        }));
+    } else {
+        let mut rows = table(&["output", "array"], 2);
+        for (key, array) in &outputs {
+            rows.add_row([key.clone(), array.describe()]);
+        }
+        print(&format!(
+            "{}, arithmetic {}\n\n{}\nwritten to {}, beside the inputs\n",
+            op.name(),
+            arithmetic.name,
+            table_text(&rows),
+            to.display()
+        ));
+    }
+    Ok(Outcome::Success)
 }
 
 fn arithmetic(name: &str) -> Result<Arithmetic> {

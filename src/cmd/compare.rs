@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cmd::blocks::{Compared, ShownArgs, by_block, not_shown};
 use crate::cmd::check::merge;
-use crate::input::{NUMBERED_FROM_1, read_mapped};
+use crate::dumps::{NUMBERED_FROM_1, read_mapped};
 use crate::output::{by_parts, counted, note, number, print, print_as_is, print_json, wrapped};
 use clap::Args;
 use scalescope_golden::compare::{

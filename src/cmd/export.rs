@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
-use crate::output::{print, print_json, table, table_text};
+use crate::output::{counted, note, print, print_json, table, table_text};
 use clap::Args;
 use scalescope_golden::rtl::export::export;
 use scalescope_golden::rtl::manifest::Manifest;
@@ -14,7 +14,7 @@ use scalescope_golden::trace_file::model_digest;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `export`.
 #[derive(Args, Debug)]
@@ -57,6 +57,19 @@ pub struct ExportArgs {
 /// Tokens of the built-in text, unless `--length` says otherwise.
 const SAMPLE_LENGTH: usize = 16;
 
+/// Removes the files of an earlier export, of one step or of all.
+fn clear(folder: &Path) -> Result<()> {
+    let mut removed = Manifest::clear(folder)?;
+    for step in STEPS {
+        removed += Manifest::clear(&folder.join(step))?;
+    }
+    if removed > 0 {
+        let what = format!("{} of an earlier export removed", counted(removed, "file"));
+        note(folder.display(), what);
+    }
+    Ok(())
+}
+
 pub fn run(args: &ExportArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let mode = known.get(&args.mode)?.clone();
@@ -74,8 +87,11 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
     let path = Datapath::new(&subject.model, &mode, &profile)?;
     let digest = model_digest(&subject.model);
     let mut written: Vec<(PathBuf, Manifest)> = Vec::new();
-    for step in &steps {
+    for (i, step) in steps.iter().enumerate() {
         let vectors = export(&path, &tokens, args.layer, step, digest.clone())?;
+        if i == 0 {
+            clear(&args.output)?;
+        }
         let folder = match steps.len() {
             1 => args.output.clone(),
             _ => args.output.join(step),

@@ -2,7 +2,8 @@
 
 use crate::Outcome;
 use crate::cli::ModelArgs;
-use crate::input::{AUTO, Dumped, mode_of_dump, mode_table, read_trace};
+use crate::dumps::{AUTO, Dumped, mode_of_dump, read_trace};
+use crate::input::mode_table;
 use crate::output::{print, print_json, table, table_text};
 use clap::Args;
 use scalescope_golden::diagnose::identify::{Identified, identify};
@@ -42,9 +43,9 @@ pub struct IdentifyArgs {
 pub fn run(args: &IdentifyArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let trace = read_trace(&args.trace)?;
+    let file = (args.trace.as_path(), &trace);
     let Dumped { subject, mode, .. } =
-        mode_of_dump(&args.model, &known, &args.mode, PROFILES, &trace)
-            .map_err(|e| e.in_file(&args.trace))?;
+        mode_of_dump(&args.model, &known, &args.mode, PROFILES, file)?;
     let found = identify(&subject.model, &mode, &trace).map_err(|e| e.in_file(&args.trace))?;
     if let Some(path) = &args.output {
         write_text(path, &found.toml)?;

@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{counted, number, print, print_as_is, print_json, table, table_text};
+use crate::output::{counted, number, print, print_as_is, print_json, progress, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::attribute::Severity;
@@ -72,7 +72,9 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
     let faults = faults(&args.faults)?;
     let path = Datapath::with_faults(&subject.model, &mode, &profile, &faults)?;
-    let mut lineage = lineage(&path, &sequences)?;
+    let bar = progress(sequences.len() as u64, "following scales");
+    let mut lineage = lineage(&path, &sequences, || bar.inc(1))?;
+    bar.finish_and_clear();
     if let Some(layers) = &args.layers {
         lineage.quantizers.retain(|q| layers.contains(&q.layer));
     }

@@ -2,10 +2,9 @@
 
 use crate::Outcome;
 use crate::cli::recipe;
-use crate::input::{
-    calibrated, calibrated_head, calibration_sequences, own_samples, scales_for, tell_rounded,
-};
+use crate::input::{calibrated, calibrated_head, own_samples, scales_for, tell_rounded};
 use crate::output::{print, print_json};
+use crate::sequences::calibration_sequences;
 use crate::tokenizer;
 use clap::{Args, ValueEnum};
 use scalescope_sim::calibrate::CalibrationOptions;
@@ -81,8 +80,8 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// Calibration sequences [default: 128 of a file, 32 self-written]
-    #[arg(long = "limit", alias = "samples", value_name = "N")]
-    pub samples: Option<usize>,
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
     /// Tokens of a calibration sequence [default: 512 of a file, 256 self-written]
     #[arg(long, value_name = "N")]
     pub length: Option<usize>,
@@ -161,7 +160,7 @@ fn samples(args: &QuantizeArgs, float: &Arc<FloatModel>) -> Result<Samples> {
     let Some(file) = &args.calibrate else {
         let usual = OwnText::default();
         let own = OwnText {
-            sequences: args.samples.unwrap_or(usual.sequences),
+            sequences: args.limit.unwrap_or(usual.sequences),
             length: args.length.unwrap_or(usual.length),
             seed: args.seed.unwrap_or(usual.seed),
         };
@@ -172,7 +171,7 @@ fn samples(args: &QuantizeArgs, float: &Arc<FloatModel>) -> Result<Samples> {
             origin: format!("{} sequences that the model wrote", own.sequences),
         });
     };
-    options.samples = args.samples.unwrap_or(options.samples);
+    options.samples = args.limit.unwrap_or(options.samples);
     options.length = args.length.unwrap_or(options.length);
     let beside = args.checkpoint.join("tokenizer.json");
     let tokenizer = args.tokenizer.as_deref().unwrap_or(&beside);

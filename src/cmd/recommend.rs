@@ -103,12 +103,13 @@ pub fn run(args: &RecommendArgs) -> Result<Outcome> {
         print_json(&json);
     } else {
         let heading = format!(
-            "{}, mode {} against {}, profile {}, {} tokens",
+            "{}, mode {} against {}, profile {}, {} tokens, losses at one position in {}",
             subject.name,
             mode.name,
             reference.name,
             profile.name,
-            text.tokens()
+            text.tokens(),
+            text.stride
         );
         print(&format!("{heading}\n{}", text_of_it));
     }

@@ -10,12 +10,12 @@ use crate::input::{
 use crate::output::{
     by_parts, counted, note, print, print_json, progress, table, table_text, wrapped,
 };
+use crate::report::depth::{Depth, sampled};
 use crate::report::measure::{LayerResult, ModeResult, POINT, Run, runs};
 use crate::report::verdict::{Runs, Verdict, mode_of_parts, switched};
 use crate::report::{ModeDetail, Report, detail, page};
 use clap::Args;
 use scalescope_sim::atomic;
-use scalescope_sim::bench::linear_work;
 use scalescope_sim::datapath::{Datapath, Part};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
@@ -90,13 +90,11 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     };
     let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
     let path = Datapath::new(&subject.model, &reference, &profile)?;
-    let products: u64 = linear_work(&path).iter().map(|step| step.products).sum();
-    drop(path);
-    let work = products * (modes.len() + PARTS) as u64;
     let (sequences, sampled_of) = match (args.input.limit, args.input.length) {
-        (None, None) => sampled(sequences, work),
+        (None, None) => sampled(sequences, &path, modes.len()),
         _ => (sequences, None),
     };
+    drop(path);
     if let Some(i) = sequences.iter().position(|s| s.len() < 2) {
         return Err(SimError::value(
             format_args!("sequence {i}"),
@@ -134,6 +132,14 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         json["sampled_of_tokens"] = of.into();
     }
     if let (Some(path), Some(mut file)) = (&args.html, file) {
+        let first = verdict.parts.as_ref().map(|parts| parts.mode.as_str());
+        let (depth, details) = details(
+            (&subject, &profile, &faults),
+            &reference,
+            &modes,
+            first,
+            &sequences,
+        )?;
         let report = Report {
             model: subject.name.clone(),
             shape: shape(&subject)?,
@@ -145,10 +151,12 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
             verdict: verdict.clone(),
             reference_line: reference_line.clone(),
             modes: results.clone(),
-            details: details(&subject, &reference, &modes, &profile, &faults, &sequences)?,
+            details,
+            detail_tokens: depth.tokens(),
             eval,
         };
         json["details"] = serde_json::json!(report.details);
+        json["detail_tokens"] = report.detail_tokens.into();
         file.write_all(page::page(&report).as_bytes())
             .map_err(|e| SimError::io(path, e))?;
         atomic::put_in_place(file, path)?;
@@ -180,35 +188,6 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Success)
-}
-
-/// Multiplications that a report may take, all runs together: about half a minute of two cores.
-const WORK: u64 = 4_000_000_000_000;
-/// Runs of one mode with a part switched, about.
-const PARTS: usize = 14;
-/// Tokens that a report never goes below, nor beyond, unless they are asked for.
-const TOKENS: std::ops::RangeInclusive<usize> = 512..=4096;
-/// Tokens of each window of a sampled text.
-const WINDOW: usize = 256;
-
-/// Windows of long sequences, evenly spread, and of how many tokens they were taken; all of them if that is
-/// not too much for so many multiplications a token.
-fn sampled(sequences: Vec<Vec<u32>>, work: u64) -> (Vec<Vec<u32>>, Option<usize>) {
-    let all: usize = sequences.iter().map(Vec::len).sum();
-    let most = ((WORK / work.max(1)) as usize).clamp(*TOKENS.start(), *TOKENS.end());
-    if all <= most {
-        return (sequences, None);
-    }
-    let windows = sequences.iter().flat_map(|s| s.chunks(WINDOW));
-    let mut windows: Vec<&[u32]> = windows.filter(|w| w.len() > 1).collect();
-    // Short ones only where there are no long ones.
-    if windows.iter().filter(|w| w.len() == WINDOW).count() >= most / WINDOW {
-        windows.retain(|w| w.len() == WINDOW);
-    }
-    let mean = windows.iter().map(|w| w.len()).sum::<usize>() / windows.len().max(1);
-    let count = (most / mean.max(1)).clamp(1, windows.len().max(1));
-    let chosen = (0..count).map(|i| windows[i * windows.len() / count].to_vec());
-    (chosen.collect(), Some(all))
 }
 
 /// The numbers of every mode, and what they say.
@@ -285,30 +264,39 @@ fn next(args: &ReportArgs, verdict: &Verdict) -> String {
     )
 }
 
-/// Every mode but the reference in depth.
+/// Every mode but the reference in depth, and what that is measured on. Where there is no time to switch the sites
+/// of all modes, `first` is the first one.
 fn details(
-    subject: &Subject,
+    (subject, profile, faults): (&Subject, &Profile, &[Fault]),
     reference: &ModeSpec,
     modes: &[ModeSpec],
-    profile: &Profile,
-    faults: &[Fault],
+    first: Option<&str>,
     sequences: &[Vec<u32>],
-) -> Result<Vec<ModeDetail>> {
+) -> Result<(Depth, Vec<ModeDetail>)> {
     let clean = Datapath::new(&subject.model, reference, profile)?;
-    let modes: Vec<&ModeSpec> = modes.iter().filter(|mode| *mode != reference).collect();
+    let paths: Vec<Datapath> = (modes.iter().filter(|mode| *mode != reference))
+        .map(|mode| with_faults_unless_float(&subject.model, mode, profile, faults))
+        .collect::<Result<_>>()?;
+    let depth = Depth::of(sequences, &paths, &clean);
+    let mut order: Vec<&Datapath> = paths.iter().collect();
+    order.sort_by_key(|path| first != Some(&*path.mode().name));
+    let switched: Vec<&str> = (order.iter().take(depth.site_modes))
+        .map(|path| &*path.mode().name)
+        .collect();
     const PARTS: usize = 100;
-    let bar = progress((PARTS * modes.len()) as u64, "examining modes");
+    let bar = progress((PARTS * paths.len()) as u64, "examining modes");
     let mut details = Vec::new();
-    for (i, mode) in modes.into_iter().enumerate() {
-        let path = with_faults_unless_float(&subject.model, mode, profile, faults)?;
+    for (i, path) in paths.iter().enumerate() {
+        crate::interrupt::check()?;
         bar.set_position((PARTS * i) as u64);
-        let one = detail(&path, &clean, sequences, &details, &|done, total| {
+        let sites = switched.contains(&&*path.mode().name);
+        let one = detail(path, &clean, &depth, sites, &details, &|done, total| {
             bar.set_position((PARTS * i + PARTS * done / total) as u64);
         })?;
         details.push(one);
     }
     bar.finish_and_clear();
-    Ok(details)
+    Ok((depth, details))
 }
 
 fn shape(subject: &Subject) -> Result<String> {

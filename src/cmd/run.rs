@@ -3,11 +3,11 @@
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::device::{DeviceArg, Devices};
-use crate::input::{
-    Subject, faults, faults_text, load_subject, mode_table, rectangular, trace_points,
-};
+use crate::dumps::trace_points;
+use crate::input::{Subject, faults, faults_text, load_subject, mode_table};
 use crate::interrupt;
 use crate::output::{print, print_json, progress, table, table_text};
+use crate::sequences::rectangular;
 use clap::Args;
 use rayon::prelude::*;
 use scalescope_golden::npz::Compression;

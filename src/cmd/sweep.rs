@@ -367,7 +367,8 @@ fn text_of(designs: &[Design], front: &[bool]) -> String {
     };
     let on = front.iter().filter(|on| **on).count();
     let mut out = format!(
-        "\nPareto front ({on} designs: none is better in perplexity without costing more somewhere)\n{}",
+        "\nPareto front ({}: none is better in perplexity without costing more somewhere)\n{}",
+        counted(on, "design"),
         rows(&|i| front[i], usize::MAX)
     );
     if on < designs.len() {

@@ -1,6 +1,7 @@
 //! What each site of a mode costs, on a part of the text: the ranking of `scalescope attribute`, as a
 //! map and in words.
 
+use super::depth::{Depth, SITE_SEQUENCES};
 use super::heat;
 use super::remarks::Remark;
 use maud::{Markup, html};
@@ -11,9 +12,6 @@ use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use serde::Serialize;
 
-/// Sequences that sites are switched on, and the tokens of each.
-const SEQUENCES: usize = 2;
-const TOKENS: usize = 128;
 /// Losses are measured at every fourth position.
 const STRIDE: usize = 4;
 
@@ -34,12 +32,13 @@ pub struct Attribution {
 pub fn attribution<'m>(
     path: &Datapath<'m>,
     reference: &Datapath<'m>,
-    sequences: &[Vec<u32>],
+    depth: &Depth,
     done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Attribution> {
-    let beginning = |s: &Vec<u32>| s[..s.len().min(TOKENS)].to_vec();
+    let beginning = |s: &Vec<u32>| s[..s.len().min(depth.site_tokens)].to_vec();
+    let sequences = depth.sequences.iter().take(SITE_SEQUENCES);
     let text = Text {
-        sequences: sequences.iter().take(SEQUENCES).map(beginning).collect(),
+        sequences: sequences.map(beginning).collect(),
         stride: STRIDE,
     };
     let costs = attribute(path, reference, &text, Options::default(), done)?;

@@ -3,6 +3,7 @@
 //! | part of the page | module |
 //! |---|---|
 //! | what is measured for every mode | [`measure`] |
+//! | how much of the text it is measured on | [`depth`] |
 //! | what it says, with intervals and ties | [`verdict`] |
 //! | the page around all parts | [`page`] |
 //! | heat maps of local and propagated error | [`heat`] |
@@ -14,6 +15,7 @@
 
 pub mod chart;
 pub mod costs;
+pub mod depth;
 pub mod eval;
 pub mod heat;
 pub mod measure;
@@ -24,6 +26,7 @@ pub mod verdict;
 
 use crate::eval::summary::Report as EvalReport;
 use costs::Attribution;
+use depth::Depth;
 use measure::ModeResult;
 use remarks::Remark;
 use scalescope_golden::lineage::{Lineage, lineage};
@@ -32,9 +35,6 @@ use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use serde::Serialize;
 use verdict::Verdict;
-
-/// Tokens of the first sequence along which the state's error is followed.
-const TIME_TOKENS: usize = 256;
 
 /// What the page shows.
 pub struct Report {
@@ -60,6 +60,8 @@ pub struct Report {
     pub modes: Vec<ModeResult>,
     /// Every mode but the reference in depth.
     pub details: Vec<ModeDetail>,
+    /// Tokens that the details are measured on.
+    pub detail_tokens: usize,
     /// An `eval` run beside.
     pub eval: Option<EvalReport>,
 }
@@ -82,22 +84,28 @@ pub struct ModeDetail {
     /// The state's error along tokens.
     pub time: TimeError,
     /// What each site costs; not measured again where every number is another mode's, nor where
-    /// nothing is quantized.
+    /// nothing is quantized, nor where it would take too long.
     pub attribution: Option<Attribution>,
+    /// Whether it would take too long.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sites_left_out: bool,
 }
 
-/// Examines a mode in depth. `done` is told how many of how many sites are switched.
+/// Examines a mode in depth, its sites if they are asked for. `done` is told how many of how many sites are
+/// switched.
 pub fn detail<'m>(
     path: &Datapath<'m>,
     reference: &Datapath<'m>,
-    sequences: &[Vec<u32>],
+    depth: &Depth,
+    sites: bool,
     earlier: &[ModeDetail],
     done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<ModeDetail> {
+    let sequences = &depth.sequences;
     let propagation = propagate(path, reference, sequences, || {})?;
-    let lineage = lineage(path, sequences)?;
+    let lineage = lineage(path, sequences, || {})?;
     let mut first = sequences[..1].to_vec();
-    first[0].truncate(TIME_TOKENS);
+    first[0].truncate(depth.decoded);
     let time = error_over_time(path, reference, &first, || {})?;
     let same = earlier.iter().find(|other| {
         let sites = other.propagation.sites.iter().zip(&propagation.sites);
@@ -105,8 +113,9 @@ pub fn detail<'m>(
             && other.time.windows == time.windows
             && { sites }.all(|(a, b)| (&a.local, &a.propagated) == (&b.local, &b.propagated))
     });
-    let attribution = match same.is_none() && path.mode().needs_quantized() {
-        true => Some(costs::attribution(path, reference, sequences, done)?),
+    let wanted = same.is_none() && path.mode().needs_quantized();
+    let attribution = match wanted && sites {
+        true => Some(costs::attribution(path, reference, depth, done)?),
         false => None,
     };
     let mut detail = ModeDetail {
@@ -118,6 +127,7 @@ pub fn detail<'m>(
         lineage,
         time,
         attribution,
+        sites_left_out: wanted && !sites,
     };
     detail.remarks = remarks::remarks(&detail);
     Ok(detail)

@@ -25,6 +25,7 @@ pub fn page(report: &Report) -> String {
                         (report.model) ": " (report.shape) ". Profile " (report.profile.0) ", " (report.profile.1)
                         ". " (report.sequences) " sequences, " (report.tokens) " tokens"
                         @if let Some(of) = report.sampled_of { ", sampled evenly of " (of) }
+                        @if report.detail_tokens < report.tokens { "; steps and scales of each mode on " (report.detail_tokens) " of them" }
                         ". Every mode is held against mode " (report.reference) "."
                     }
                 }
@@ -233,6 +234,11 @@ fn mode(detail: &ModeDetail, reference: &str) -> Markup {
                     h3 { "What costs most" }
                     ul .findings { @for remark in &attribution.remarks { (finding(remark)) } }
                     (costs::map(attribution))
+                }
+                @if detail.sites_left_out {
+                    h3 { "What costs most" }
+                    p { "Not measured here: switching every site of so many modes would take too long. "
+                        code { "scalescope attribute --mode " (detail.mode) } " measures it." }
                 }
                 h3 { "Error against mode " (reference) ", step by step" }
                 (heat::maps(detail))

@@ -3,7 +3,7 @@
 
 use super::known::Known;
 use super::put_back;
-use crate::trace_file::{Points, TraceFile};
+use crate::trace_file::{Points, TraceFile, in_data_order};
 use crate::value::Value;
 use ndarray::Array2;
 use scalescope_sim::dataflow::{Block, Phase};
@@ -113,7 +113,7 @@ struct Tried<'a> {
 ///
 /// # Errors
 ///
-/// No tensors of a prefill, no modes, or a model that lacks a part of one.
+/// No tensors of a prefill, none that a mode could be told by, or a model that lacks a part of one.
 pub fn recognise(
     model: &Model,
     modes: &[ModeSpec],
@@ -125,57 +125,45 @@ pub fn recognise(
     let Some((first, others)) = profiles.split_first() else {
         return Err(SimError::value("profile", "at least one", "none"));
     };
-    let mut order: Vec<(usize, &ModeSpec)> = modes.iter().enumerate().collect();
-    order.sort_by_key(|(_, mode)| dump.unlike(mode, first));
-    let some = dump.blocks(BLOCKS);
-    let mut best = f64::INFINITY;
-    let mut tried = Vec::new();
-    for (place, mode) in order {
-        // What the types alone tell is less than the whole.
-        let unlike = dump.unlike(mode, first) as f64 / dump.tensors(&some).max(1) as f64;
-        let differs = match unlike > best && asked != Some(&mode.name) {
-            true => unlike,
-            false => dump.differs(model, mode, first, &some)?,
-        };
-        best = best.min(differs);
-        tried.push(Tried {
-            place,
-            mode,
-            profile: first,
-            differs,
-        });
+    let all = dump.blocks(usize::MAX);
+    let mut blocks = dump.blocks(BLOCKS);
+    let mut tried = dump.try_modes(model, modes, first, &blocks, asked)?;
+    if tried.is_empty() && all.len() > blocks.len() {
+        blocks.clone_from(&all);
+        tried = dump.try_modes(model, modes, first, &blocks, asked)?;
     }
-    sort(&mut tried);
+    let best = tried.first().map_or(0.0, |t| t.differs);
     let close: Vec<&ModeSpec> = tried.iter().take(CLOSEST).map(|t| t.mode).collect();
     for mode in close.iter().filter(|_| best > 0.0) {
         for profile in others {
-            let differs = dump.differs(model, mode, profile, &some)?;
+            let differs = dump.differs(model, mode, profile, &blocks)?;
             let own = tried.iter_mut().find(|t| t.mode.name == mode.name);
-            if let Some(own) = own.filter(|own| differs < own.differs) {
+            if let (Some(own), Some(differs)) = (own, differs)
+                && differs < own.differs
+            {
                 (own.profile, own.differs) = (profile, differs);
             }
         }
     }
     sort(&mut tried);
     // Modes that part in later blocks alone.
-    let mut blocks = some;
     let tied = |tried: &[Tried]| {
         let best = tried.first().map(|t| t.differs);
         tried.iter().take_while(|t| Some(t.differs) == best).count()
     };
-    let all = dump.blocks(usize::MAX);
     if tied(&tried) > 1 && all.len() > blocks.len() {
         // And the one after them, so that its share is one of the same blocks.
         let ties = (tied(&tried) + 1).min(tried.len());
         for t in &mut tried[..ties] {
-            t.differs = dump.differs(model, t.mode, t.profile, &all)?;
+            let differs = dump.differs(model, t.mode, t.profile, &all)?;
+            t.differs = differs.unwrap_or(t.differs);
         }
         sort(&mut tried[..ties]);
         blocks = all;
     }
     let ties = tied(&tried);
     let Some(found) = tried.first() else {
-        return Err(SimError::value("mode", "at least one", "none"));
+        return Err(dump.tells_nothing());
     };
     let named = |t: &Tried| t.mode.name.to_string();
     Ok(Recognised {
@@ -233,34 +221,80 @@ impl<'a> Dump<'a> {
     }
 
     /// Tensors of these blocks.
-    fn tensors(&self, blocks: &[usize]) -> usize {
-        let here = |place: &&Place| place.layer.is_some_and(|layer| blocks.contains(&layer));
-        self.points.keys().filter(here).count()
+    fn tensors(&self, blocks: &[usize]) -> impl Iterator<Item = (&'a Place, &'a Value)> {
+        let points = self.points.iter();
+        points.filter(|(place, _)| is_of(**place, blocks))
     }
 
-    /// Tensors of the first blocks that a mode does not make, or makes in another type.
-    fn unlike(&self, mode: &ModeSpec, profile: &Profile) -> usize {
+    /// How many tensors of these blocks a mode does not make, or makes in another type.
+    fn unlike(&self, mode: &ModeSpec, profile: &Profile, blocks: &[usize]) -> usize {
         let block = Block::of(mode, profile, Phase::Prefill);
-        let blocks = self.blocks(BLOCKS);
-        let here = |place: &Place| place.layer.is_some_and(|layer| blocks.contains(&layer));
-        let unlike = |place: &Place, value: &Value| match block.row(place.point) {
+        let unlike = |(place, value): &(&Place, &Value)| match block.row(place.point) {
             Some(row) => value.in_type(row.format.dtype()).is_none(),
             None => true,
         };
-        (self.points.iter())
-            .filter(|(place, value)| here(place) && unlike(place, value))
-            .count()
+        self.tensors(blocks).filter(unlike).count()
+    }
+
+    /// The modes by which something of the blocks can be judged, the best first.
+    fn try_modes<'m>(
+        &self,
+        model: &Model,
+        modes: &'m [ModeSpec],
+        profile: &'m Profile,
+        blocks: &[usize],
+        asked: Option<&str>,
+    ) -> Result<Vec<Tried<'m>>> {
+        let unlike = |mode: &ModeSpec| self.unlike(mode, profile, blocks);
+        let mut order: Vec<(usize, &ModeSpec, usize)> = (modes.iter().enumerate())
+            .map(|(place, mode)| (place, mode, unlike(mode)))
+            .collect();
+        order.sort_by_key(|(_, _, unlike)| *unlike);
+        let count = self.tensors(blocks).count().max(1) as f64;
+        let mut best = f64::INFINITY;
+        let mut tried = Vec::new();
+        for (place, mode, unlike) in order {
+            // What the types alone tell is less than the whole.
+            let unlike = unlike as f64 / count;
+            let differs = match unlike > best && asked != Some(&mode.name) {
+                true => Some(unlike),
+                false => self.differs(model, mode, profile, blocks)?,
+            };
+            let Some(differs) = differs else { continue };
+            best = best.min(differs);
+            tried.push(Tried {
+                place,
+                mode,
+                profile,
+                differs,
+            });
+        }
+        sort(&mut tried);
+        Ok(tried)
+    }
+
+    /// The answer where no tensor can be judged.
+    fn tells_nothing(&self) -> SimError {
+        let expected =
+            "tensors that follow from others of the file, which tell the mode (or --mode NAME)";
+        let places = in_data_order(self.points.keys().copied());
+        let found = match places.as_slice() {
+            [one] => format!("{one} alone"),
+            more => format!("{} tensors, none of which does", more.len()),
+        };
+        SimError::value("trace", expected, found)
     }
 
     /// The share of elements that a mode makes otherwise, averaged over the tensors of `blocks`; a tensor
-    /// that it does not make, or makes in another type, differs all through.
+    /// that it does not make, or makes in another type, differs all through. `None` if none that it makes can
+    /// be judged.
     fn differs(
         &self,
         model: &Model,
         mode: &ModeSpec,
         profile: &Profile,
         blocks: &[usize],
-    ) -> Result<f64> {
+    ) -> Result<Option<f64>> {
         let path = Datapath::new(model, mode, profile)?;
         let mut known = Known::of(&path);
         known.prefill(self.has_tokens);
@@ -278,20 +312,26 @@ impl<'a> Dump<'a> {
             }
             passing = path.prefill_block(*layer, passing, &mut seen)?.0;
         }
-        let shares = seen.shares;
-        let here = |place: &&Place| place.layer.is_some_and(|layer| blocks.contains(&layer));
-        let (mut sum, mut count) = (0.0, 0);
-        for place in self.points.keys().filter(here) {
-            match shares.get(place) {
+        let (mut sum, mut count, mut judged) = (0.0, 0, false);
+        for (place, _) in self.tensors(blocks) {
+            match seen.shares.get(place) {
                 // Inputs that nobody can vouch for say nothing.
                 Some(None) => continue,
-                Some(Some(share)) => sum += share,
+                Some(Some(share)) => {
+                    sum += share;
+                    judged = true;
+                }
                 None => sum += 1.0,
             }
             count += 1;
         }
-        Ok(sum / f64::from(count.max(1)))
+        Ok(judged.then(|| sum / f64::from(count)))
     }
+}
+
+/// Whether a place belongs to one of these blocks.
+fn is_of(place: Place, blocks: &[usize]) -> bool {
+    place.layer.is_some_and(|layer| blocks.contains(&layer))
 }
 
 /// Compares what a run makes with the dump's tensors, and puts those in place.
@@ -305,10 +345,7 @@ struct Seen<'a> {
 
 impl Probe for Seen<'_> {
     fn wants(&self, place: Place) -> bool {
-        let here = place
-            .layer
-            .is_some_and(|layer| self.blocks.contains(&layer));
-        here && self.points.contains_key(&place)
+        is_of(place, self.blocks) && self.points.contains_key(&place)
     }
 
     fn counts(&self) -> bool {

@@ -22,8 +22,12 @@ use scalescope_sim::step::rotate::rotate_quantize;
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
 use scalescope_sim::trace::Tensor;
 
-/// The outputs of those keys.
-pub(super) fn compute(inputs: &Inputs, keys: &[&str], rules: &Arithmetic) -> Result<Vec<Named>> {
+/// The outputs of those keys; of all keys where none are asked for.
+pub(super) fn compute(
+    inputs: &Inputs,
+    keys: Option<&[&str]>,
+    rules: &Arithmetic,
+) -> Result<Vec<Named>> {
     let mut out = Outputs {
         keys,
         named: Vec::new(),
@@ -38,23 +42,25 @@ pub(super) fn compute(inputs: &Inputs, keys: &[&str], rules: &Arithmetic) -> Res
         Inputs::Linear(LinearCase::Int4(case)) => int4::linear_case(case, rules, &mut out)?,
         Inputs::RmsNormQuant(case) => norm(case, rules, &mut out),
         Inputs::HadamardMatrix(n) => {
+            let Some([name]) = keys else {
+                return Ok(Vec::new());
+            };
             let size = HadamardSize::of(*n)?;
             let matrix = Array2::from_shape_fn((*n, *n), |(i, j)| size.entry(i, j) as i8);
-            let name = keys[0].to_owned();
-            out.named.push((name, i8::wrap(matrix.into_dyn())));
+            (out.named).push(((*name).to_owned(), i8::wrap(matrix.into_dyn())));
         }
     }
     Ok(out.named)
 }
 
 struct Outputs<'a> {
-    keys: &'a [&'a str],
+    keys: Option<&'a [&'a str]>,
     named: Vec<Named>,
 }
 
 impl Outputs<'_> {
     fn wants(&self, key: &str) -> bool {
-        self.keys.contains(&key)
+        self.keys.is_none_or(|keys| keys.contains(&key))
     }
 
     fn put<T: Element>(&mut self, key: &str, shape: &[usize], values: Vec<T>) {

@@ -1,6 +1,7 @@
 //! What a search found, in words.
 
 use super::OTHERS;
+use super::candidate::{Candidate, LINEARS, QUANTIZERS};
 use super::judge::{EXPLAINS, Judged};
 use super::pattern::{How, Pattern};
 use super::replay::{PointScore, Score};
@@ -156,13 +157,9 @@ pub(super) fn alternatives(
         (c.kind(), c.layer(), c.site().to_owned())
     };
     let mut seen: Vec<_> = best.map(name).into_iter().collect();
-    // One rule of a quantizer, of all linears and of all quantizers is one lead.
-    let rule = |j: &Judged| {
-        let words = j.candidate.words();
-        let ending = words.rsplit_once(": ").map(|(_, ending)| ending.to_owned());
-        ending.map(|ending| (j.candidate.kind(), ending))
-    };
-    let mut rules: Vec<_> = best.and_then(rule).into_iter().collect();
+    // One rule at a step and the same at more steps, which explains no more, are one lead.
+    let wide = |c: &Candidate| [LINEARS, QUANTIZERS].contains(&c.site());
+    let mut rules: Vec<&Judged> = best.into_iter().collect();
     let mut found = Vec::new();
     for j in judged {
         // The same at fewer or more steps than the cause leaves more of what follows.
@@ -170,13 +167,16 @@ pub(super) fn alternatives(
         if found.len() == OTHERS || part || seen.contains(&name(j)) {
             continue;
         }
-        let its_rule = rule(j);
-        if its_rule.as_ref().is_some_and(|r| rules.contains(r)) {
+        let c = &j.candidate;
+        let again = |other: &&Judged| {
+            let what = |j: &Judged| (j.candidate.kind(), j.left, j.first.mismatched);
+            what(other) == what(j) && (wide(c) || wide(&other.candidate))
+        };
+        if rules.iter().any(again) {
             continue;
         }
-        rules.extend(its_rule);
+        rules.push(j);
         seen.push(name(j));
-        let c = &j.candidate;
         let sort = match j.is_cause(scene) {
             true => "another explanation",
             false => "a lead",
@@ -278,7 +278,7 @@ pub(super) fn noise(noisy: &[(Place, usize, Option<Pattern>)], total: usize) -> 
         severity: Severity::Info,
         share: elements as f64 / total.max(1) as f64,
         evidence: format!(
-            "{} elements of {} tensors ({first} first) differ no more than floats of another device would make them: an ulp in one float of fifty",
+            "{} elements of {} tensors ({first} first) differ no more than floats of another device would make them: an ulp in one float of fifty; a fault that does no more looks the same",
             thousands(elements),
             noisy.len(),
         ),

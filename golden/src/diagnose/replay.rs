@@ -93,6 +93,8 @@ pub struct Replay<'a> {
     pub keeps: Range<usize>,
     /// Whether floats that are not known to the last bit get the noise of another device.
     pub noise: Option<&'a BTreeSet<Place>>,
+    /// Which noise it is, of many.
+    pub draw: u64,
     /// Where the replay ends.
     pub stop: Option<Place>,
     stopped: bool,
@@ -122,6 +124,7 @@ impl<'a> Replay<'a> {
             before: None,
             keeps: 0..0,
             noise: None,
+            draw: 0,
             stop: None,
             stopped: false,
             score: Score::new(),
@@ -309,7 +312,7 @@ impl Probe for Looking<'_, '_, '_> {
             && is_noisy(place)
             && !known.contains(&place)
         {
-            shake(value, place, replay.sequence);
+            shake(value, place, replay.sequence, replay.draw);
         }
         if let (true, Some(layer)) = (keeps, place.layer) {
             let seen = replay.seen.entry(layer).or_default();
@@ -332,8 +335,9 @@ fn is_noisy(place: Place) -> bool {
 }
 
 /// Moves one float in twenty-five to a neighbour: twice what another device's floats differ by.
-fn shake(value: &mut Tensor, place: Place, sequence: usize) {
-    let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ ((place.layer.unwrap_or(99) * 64 + sequence) as u64);
+fn shake(value: &mut Tensor, place: Place, sequence: usize, draw: u64) {
+    let here = (place.layer.unwrap_or(99) * 64 + sequence) as u64;
+    let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ here ^ draw << 32;
     let mut next = move || {
         state = state
             .wrapping_mul(6364136223846793005)

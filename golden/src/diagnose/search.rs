@@ -94,6 +94,8 @@ pub(super) struct Look<'c> {
     pub(super) keeps: bool,
     /// Floats but those of these places get the noise of another device.
     pub(super) noise: Option<&'c BTreeSet<Place>>,
+    /// Which noise it is, of many.
+    pub(super) draw: u64,
 }
 
 impl Search<'_> {
@@ -289,7 +291,7 @@ impl Search<'_> {
             scene.made.push(run.made);
         }
         scene.pattern = self.pattern(&scene);
-        scene.noise = self.noise(state, &scene)?;
+        scene.noise = self.noise(state, &scene, 0)?;
         Ok(scene)
     }
 
@@ -416,6 +418,7 @@ impl Search<'_> {
             replay.keeps = scene.blocks.clone();
         }
         replay.noise = look.noise;
+        replay.draw = look.draw;
         match replay.run(path, window, start) {
             // It takes a scale that is found at run time out of its range.
             Err(_) if look.candidate.is_some() => return Ok(None),
@@ -430,7 +433,12 @@ impl Search<'_> {
 
     /// How far the first tensor would be off if floats before it were those of another device: an ulp in
     /// one of fifty, where they are not known to the last bit. `None` if all are.
-    fn noise(&self, state: &State, scene: &Scene) -> Result<Option<PointScore>> {
+    pub(super) fn noise(
+        &self,
+        state: &State,
+        scene: &Scene,
+        draw: u64,
+    ) -> Result<Option<PointScore>> {
         let score = state.score();
         let known: BTreeSet<Place> = score
             .iter()
@@ -455,6 +463,7 @@ impl Search<'_> {
                 to_first: true,
                 keeps: true,
                 noise: Some(&known),
+                draw,
                 ..Look::default()
             };
             let shaken = self.look(state, scene, sequence, look)?;

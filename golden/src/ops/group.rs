@@ -33,15 +33,6 @@ impl Group {
         self.case.clone()
     }
 
-    /// The case in words.
-    pub(super) fn label(&self) -> &str {
-        if self.case.is_empty() {
-            "the case"
-        } else {
-            &self.case
-        }
-    }
-
     /// A key as the file has it.
     pub(super) fn key(&self, key: &str) -> String {
         match self.case.as_str() {

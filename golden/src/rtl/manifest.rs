@@ -1,5 +1,6 @@
 //! A folder of vectors: `manifest.json` and one file an array.
 
+use super::testbench::file_name;
 use super::words::{Format, read, write};
 use crate::npz::{Array, DType};
 use scalescope_sim::error::{Result, SimError};
@@ -255,6 +256,32 @@ fn digest(path: &Path, format: Format) -> Result<String> {
 }
 
 impl Manifest {
+    /// Removes what an earlier export left in a folder: the files of its manifest, its testbench, the dumps that
+    /// this wrote. Returns how many.
+    ///
+    /// # Errors
+    ///
+    /// A manifest that cannot be read: then it is not ours to remove.
+    pub fn clear(folder: &Path) -> Result<usize> {
+        if !folder.join(MANIFEST).is_file() {
+            return Ok(0);
+        }
+        let old = Self::read(folder)?;
+        let dumps = old.arrays.iter().map(|a| format!("{}.dump.hex", a.name));
+        let files = old.arrays.iter().map(|a| a.file.clone());
+        let own = [file_name(&old), MANIFEST.to_owned()];
+        let mut removed = 0;
+        for file in files.chain(dumps).chain(own) {
+            let path = folder.join(file);
+            match std::fs::remove_file(&path) {
+                Ok(()) => removed += 1,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(SimError::io(path, e)),
+            }
+        }
+        Ok(removed)
+    }
+
     /// The manifest of a folder.
     ///
     /// # Errors
