@@ -28,9 +28,8 @@ pub(crate) fn main() -> Result<()> {
     let differs = (wide.tensors.iter()).find(|(place, tensor)| narrow.tensors[place] != **tensor);
     let (place, _) = differs.expect("18 bits are too few for this model");
     println!(
-        "{} against {}: the first tensor that differs is {place}",
-        chip.label(),
-        "asic-int8"
+        "{} against asic-int8: the first tensor that differs is {place}",
+        chip.label()
     );
     Ok(())
 }

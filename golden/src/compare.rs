@@ -12,7 +12,7 @@ mod tests;
 mod tolerance;
 mod traces;
 
-pub use difference::{Comparison, Difference, LeftOut, Tensor, Whose};
+pub use difference::{Comparison, Difference, LeftOut, OneTrace, Tensor};
 pub use summary::{Summary, Verdict};
 pub use tolerance::{Tolerance, Tolerances};
 pub use traces::{CompareOptions, Source, compare_traces};
@@ -75,7 +75,7 @@ pub struct Mismatch {
 
 /// One element pair, judged.
 #[derive(Clone, Copy)]
-struct Judged {
+struct ElementPair {
     identical: bool,
     accepted: bool,
     ulp: Option<u64>,
@@ -171,7 +171,7 @@ impl PointResult {
                 self.max_abs_lsb = self.max_abs_lsb.max(widest);
                 self.each(at, x, y, |x, y| {
                     let (a, b) = (f64::from(x), f64::from(y));
-                    Judged {
+                    ElementPair {
                         identical: x == y,
                         accepted: x == y || rule.accepts(a, b, None),
                         ulp: None,
@@ -237,7 +237,7 @@ impl PointResult {
         (prefix, shape): (&[usize], &[usize]),
         x: &[X],
         y: &[Y],
-        judge: impl Fn(X, Y) -> Judged,
+        judge: impl Fn(X, Y) -> ElementPair,
     ) {
         self.compared += x.len();
         for (at, (x, y)) in x.iter().zip(y).enumerate() {
@@ -269,8 +269,8 @@ impl PointResult {
     }
 }
 
-fn floats(rule: Tolerance, identical: bool, x: f64, y: f64, ulp: Option<u64>) -> Judged {
-    Judged {
+fn floats(rule: Tolerance, identical: bool, x: f64, y: f64, ulp: Option<u64>) -> ElementPair {
+    ElementPair {
         identical,
         accepted: identical || rule.accepts(x, y, ulp),
         ulp: ulp.or(Some(u64::from(u16::MAX))),

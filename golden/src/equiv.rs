@@ -5,7 +5,7 @@ mod why;
 
 pub use why::{FaultDifference, FieldDifference, RuleDifference, Why};
 
-use crate::trace_file::counterpart::{Pairing, Take, pairings};
+use crate::trace_file::counterpart::{Pairing, Portion, pairings};
 use ndarray::Array2;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
@@ -268,7 +268,7 @@ fn shared(x: &Tensors, y: &Tensors, not_shared: &mut BTreeSet<&'static str>) -> 
 }
 
 /// What is compared: codes if both are codes of one scale, real values otherwise.
-fn values(x: &Tensors, a: Take, y: &Tensors, b: Take) -> (Array2<f32>, Array2<f32>) {
+fn values(x: &Tensors, a: Portion, y: &Tensors, b: Portion) -> (Array2<f32>, Array2<f32>) {
     let codes = |tensor: &Tensor| match tensor {
         Tensor::I8(q) => Some(q.codes.mapv(f32::from)),
         Tensor::Codes(codes) => Some(codes.mapv(f32::from)),

@@ -28,7 +28,7 @@ use prepare::prepare_layer;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-pub use adopt::{Amendment, Part};
+pub use adopt::{BlockChange, Part};
 #[cfg(feature = "cuda")]
 pub(crate) use cpu::columns::{columns, join_columns};
 pub use cpu::{ConvHistory, LayerState};
@@ -57,14 +57,14 @@ pub struct State {
 
 /// What one block hands to the next.
 #[derive(Clone, Debug)]
-pub struct Passing {
+pub struct BlockInput {
     /// Output of the block before, or the embedding; `[L, M]`.
     pub hidden: Tensor,
     /// Residual stream before the next block, `[L, M]`; `None` before the first.
     pub residual: Option<Array2<f32>>,
 }
 
-impl Passing {
+impl BlockInput {
     /// That of some tokens.
     pub fn rows(&self, rows: Range<usize>) -> Self {
         Self {
@@ -174,8 +174,8 @@ impl<'m> Datapath<'m> {
     }
 
     /// What the first block of a prefill gets: the embedding of `tokens`.
-    pub fn start(&self, tokens: &[u32]) -> Result<Passing> {
-        Ok(Passing {
+    pub fn start(&self, tokens: &[u32]) -> Result<BlockInput> {
+        Ok(BlockInput {
             hidden: self.embed(tokens)?,
             residual: None,
         })
@@ -185,12 +185,12 @@ impl<'m> Datapath<'m> {
     pub fn prefill_block(
         &self,
         index: usize,
-        passing: Passing,
+        passing: BlockInput,
         probe: &mut dyn Probe,
-    ) -> Result<(Passing, LayerState)> {
-        let Passing { hidden, residual } = passing;
+    ) -> Result<(BlockInput, LayerState)> {
+        let BlockInput { hidden, residual } = passing;
         let out = self.block(index, Phase::Prefill, hidden, residual, None, probe)?;
-        let next = Passing {
+        let next = BlockInput {
             hidden: out.hidden,
             residual: Some(cpu::f32_of(out.residual)),
         };
@@ -200,7 +200,7 @@ impl<'m> Datapath<'m> {
     /// The logits after the last block.
     pub fn finish(
         &self,
-        passing: Passing,
+        passing: BlockInput,
         rows: LogitRows,
         probe: &mut dyn Probe,
     ) -> Result<Tensor> {

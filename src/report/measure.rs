@@ -6,7 +6,7 @@ use crate::output::progress;
 use rayon::prelude::*;
 use scalescope_golden::attribute::loss::Losses;
 use scalescope_sim::arith::saturate::Status;
-use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
+use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::score::Row;
@@ -87,7 +87,7 @@ pub fn runs(
         bar.inc(1);
         own.add(&clean, &clean);
         // Of a path's tensors nothing is kept but the last block's output.
-        let ends: Vec<Passing> = (runs.par_iter_mut().zip(paths))
+        let ends: Vec<BlockInput> = (runs.par_iter_mut().zip(paths))
             .map(|(run, path)| {
                 let ended = Ended::of(path, tokens)?;
                 bar.inc(1);
@@ -142,7 +142,7 @@ fn nothing() -> Selection {
 /// A path after the last block of a sequence.
 struct Ended {
     seen: Recorder,
-    passing: Passing,
+    passing: BlockInput,
 }
 
 impl Ended {
@@ -161,7 +161,7 @@ impl Ended {
 
 fn logits(
     path: &Datapath,
-    passing: &Passing,
+    passing: &BlockInput,
     rows: Range<usize>,
     probe: &mut dyn Probe,
 ) -> Result<ndarray::Array2<f32>> {

@@ -3,7 +3,7 @@
 
 use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
-use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
+use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::score::Row;
 use scalescope_sim::trace::{Blind, Tensor};
@@ -140,7 +140,7 @@ pub struct Judge<'a> {
 }
 
 /// What every block of a path gets, sequence by sequence.
-pub struct Starts(Vec<Vec<Passing>>);
+pub struct Starts(Vec<Vec<BlockInput>>);
 
 impl<'a> Judge<'a> {
     /// Runs the reference.
@@ -167,7 +167,7 @@ impl<'a> Judge<'a> {
 
     /// What every block gets.
     pub fn starts(&self, path: &Datapath) -> Result<Starts> {
-        let run = |tokens: &Vec<u32>| -> Result<Vec<Passing>> {
+        let run = |tokens: &Vec<u32>| -> Result<Vec<BlockInput>> {
             let mut passing = path.start(tokens)?;
             let mut all = Vec::new();
             for block in 0..path.config().n_layers {
@@ -235,7 +235,7 @@ impl<'a> Judge<'a> {
             (passing, _) = path.prefill_block(block, passing, &mut Blind)?;
         }
         let rows = self.text.positions(sequence);
-        let passing = Passing {
+        let passing = BlockInput {
             hidden: match &passing.hidden {
                 Tensor::F16(a) => Tensor::F16(a.select(Axis(0), &rows)),
                 other => Tensor::F32(other.to_real().select(Axis(0), &rows)),

@@ -4,7 +4,7 @@
 use super::loss::{Judge, Losses, Mean, Text};
 use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Overflow;
-use scalescope_sim::datapath::{Amendment, Datapath};
+use scalescope_sim::datapath::{BlockChange, Datapath};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::{ConvInput, XOutput};
 use scalescope_sim::model::ScaleKey;
@@ -54,7 +54,7 @@ pub struct Recommendations {
 #[derive(Clone, Debug)]
 struct Trial {
     layers: std::ops::Range<usize>,
-    amendment: Amendment,
+    amendment: BlockChange,
     words: &'static str,
     site: &'static str,
 }
@@ -145,7 +145,7 @@ fn recommendation(trial: &Trial, before: &Losses, after: &Losses, layers: usize)
         layer: one.then_some(trial.layers.start),
         site: trial.site,
         factor: match trial.amendment {
-            Amendment::Recalibrate(_, factor) => Some(factor),
+            BlockChange::Recalibrate(_, factor) => Some(factor),
             _ => None,
         },
         kl_gain,
@@ -182,7 +182,7 @@ fn trials(path: &Datapath) -> Vec<Trial> {
         for key in keys {
             all.extend(FACTORS.map(|factor| Trial {
                 layers: layers.clone(),
-                amendment: Amendment::Recalibrate(key, factor),
+                amendment: BlockChange::Recalibrate(key, factor),
                 words: "multiply the scale",
                 site: key.name(),
             }));
@@ -199,7 +199,7 @@ fn trials(path: &Datapath) -> Vec<Trial> {
             for (input, words) in inputs.into_iter().filter(|(i, _)| *i != mode.conv_in) {
                 all.push(Trial {
                     layers: layers.clone(),
-                    amendment: Amendment::ConvInput(input),
+                    amendment: BlockChange::ConvInput(input),
                     words,
                     site: match mode.x {
                         XOutput::Int8 => "x, dequantized",
@@ -211,7 +211,7 @@ fn trials(path: &Datapath) -> Vec<Trial> {
         if path.profile().cuda.prefill.hadamard.overflow == Overflow::Wrap {
             all.push(Trial {
                 layers: layers.clone(),
-                amendment: Amendment::Hadamard(Overflow::Saturate),
+                amendment: BlockChange::Hadamard(Overflow::Saturate),
                 words: "saturate instead of wrapping",
                 site: "had_out",
             });

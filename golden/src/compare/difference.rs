@@ -64,25 +64,25 @@ pub struct Comparison {
 pub struct LeftOut {
     /// The key.
     pub key: String,
-    /// Whose it is.
-    pub only_in: Whose,
+    /// The trace it is in.
+    pub only_in: OneTrace,
 }
 
 /// One of two traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Whose {
+pub enum OneTrace {
     /// The reference, A.
     Expected,
     /// The result, B.
     Found,
 }
 
-impl fmt::Display for Whose {
+impl fmt::Display for OneTrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Whose::Expected => "A",
-            Whose::Found => "B",
+            OneTrace::Expected => "A",
+            OneTrace::Found => "B",
         })
     }
 }

@@ -1,11 +1,11 @@
 //! Two traces, tensor by tensor: every metric, layouts that differ, scales that differ.
 
 use super::{
-    Comparison, Difference, LeftOut, Mismatch, Tensor, Tolerance, Tolerances, Whose, unravel,
+    Comparison, Difference, LeftOut, Mismatch, OneTrace, Tensor, Tolerance, Tolerances, unravel,
 };
 use crate::layout::{LayoutFinding, Side, detect_in};
 use crate::metrics::{Accumulator, Metric, Reading};
-use crate::trace_file::counterpart::{Pairing, Take, Taken, pairings};
+use crate::trace_file::counterpart::{Pairing, Portion, Taken, pairings};
 use crate::trace_file::{OpenTrace, Points, TraceFile, step_key};
 use crate::value::Value;
 use ndarray::Array2;
@@ -202,8 +202,8 @@ fn left_out(
 ) -> Vec<LeftOut> {
     let of_pairs = pairs.iter().filter_map(|(step, pair)| {
         let only_in = match (pair.expected, pair.found) {
-            (Some(_), None) => Whose::Expected,
-            (None, Some(_)) => Whose::Found,
+            (Some(_), None) => OneTrace::Expected,
+            (None, Some(_)) => OneTrace::Found,
             _ => return None,
         };
         let key = match step {
@@ -212,7 +212,7 @@ fn left_out(
         };
         Some(LeftOut { key, only_in })
     });
-    let unknown = [(expected, Whose::Expected), (found, Whose::Found)];
+    let unknown = [(expected, OneTrace::Expected), (found, OneTrace::Found)];
     let unknown = unknown.into_iter().flat_map(|(trace, only_in)| {
         let keys = trace.unknown.iter().cloned();
         keys.map(move |key| LeftOut { key, only_in })
@@ -221,7 +221,7 @@ fn left_out(
 }
 
 /// A tensor of every sequence.
-fn take(trace: &impl Source, step: Option<usize>, take: Take, real: bool) -> Result<Vec<Taken>> {
+fn take(trace: &impl Source, step: Option<usize>, take: Portion, real: bool) -> Result<Vec<Taken>> {
     let place = take.place();
     let scales = place.point.scales().filter(|_| real);
     let scales = scales.map(|point| Place { point, ..place });
@@ -245,7 +245,7 @@ fn difference(
         unreachable!("pairs with one side are left out");
     };
     // Codes with a varying scale compare as codes with their like, as reals with anything else.
-    let is_static = |trace: &TraceFile, take: Take| trace.scales.contains_key(&take.place());
+    let is_static = |trace: &TraceFile, take: Portion| trace.scales.contains_key(&take.place());
     let real = x_take.place().point != y_take.place().point
         || is_static(expected.head(), x_take) != is_static(found.head(), y_take);
     let x = take(expected, step, x_take, real)?;
@@ -318,7 +318,7 @@ fn of_one_type(
     }
 }
 
-fn describe(taken: &[Taken], take: Take) -> Tensor {
+fn describe(taken: &[Taken], take: Portion) -> Tensor {
     let first = taken.first().expect("a trace with tensors has sequences");
     let (rows, columns) = first.value.dim();
     Tensor {

@@ -12,7 +12,7 @@ use crate::trace_file::TraceFile;
 use keys::{Group, Keys, groups};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Phase, Row};
-use scalescope_sim::datapath::{Datapath, Passing};
+use scalescope_sim::datapath::{BlockInput, Datapath};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::model::Model;
@@ -70,7 +70,7 @@ struct Dump<'a> {
     mode: &'a ModeSpec,
     trace: &'a TraceFile,
     /// Block by block, of the first sequence.
-    starts: Vec<Passing>,
+    starts: Vec<BlockInput>,
     blocks: Vec<usize>,
 }
 

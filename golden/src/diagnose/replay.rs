@@ -9,7 +9,7 @@ use crate::value::{Elements, Value};
 use half::f16;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Block, Phase};
-use scalescope_sim::datapath::{Datapath, LogitRows, Passing};
+use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
@@ -139,8 +139,8 @@ impl<'a> Replay<'a> {
         &mut self,
         path: &Datapath,
         window: Window,
-        mut passing: Passing,
-    ) -> Result<Option<Passing>> {
+        mut passing: BlockInput,
+    ) -> Result<Option<BlockInput>> {
         if let Some(rows) = self.rows {
             passing = first_rows(&passing, rows);
         }
@@ -185,14 +185,14 @@ struct Looking<'r, 'a, 'm> {
     block: &'r Block,
 }
 
-fn first_rows(passing: &Passing, rows: usize) -> Passing {
+fn first_rows(passing: &BlockInput, rows: usize) -> BlockInput {
     let cut = |t: &Tensor| -> Tensor {
         match t {
             Tensor::F16(a) => Tensor::F16(a.slice(s![..rows, ..]).to_owned()),
             other => Tensor::F32(other.to_real().slice(s![..rows, ..]).to_owned()),
         }
     };
-    Passing {
+    BlockInput {
         hidden: cut(&passing.hidden),
         residual: passing
             .residual

@@ -9,7 +9,7 @@ use crate::trace_file::{Points, in_data_order};
 use rayon::prelude::*;
 use scalescope_sim::arith::quantizer::Beyond;
 use scalescope_sim::dataflow::{Block, Origin, Phase, Quantizer, Row};
-use scalescope_sim::datapath::{Datapath, Passing};
+use scalescope_sim::datapath::{BlockInput, Datapath};
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, Tensor, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,7 @@ pub(super) struct State<'m> {
     /// Of each sequence, the tensors of blocks that edits look at.
     around: Vec<BTreeMap<usize, Seen>>,
     /// What each block gets, sequence by sequence.
-    starts: Vec<Vec<Passing>>,
+    starts: Vec<Vec<BlockInput>>,
     /// Sequence by sequence.
     pub(super) scores: Vec<Score>,
 }
@@ -117,7 +117,7 @@ impl Search<'_> {
         around: Vec<BTreeMap<usize, Seen>>,
     ) -> Result<State<'m>> {
         let blocks = path.config().n_layers;
-        let runs: Vec<(Vec<Passing>, Score)> = (0..self.tokens.len())
+        let runs: Vec<(Vec<BlockInput>, Score)> = (0..self.tokens.len())
             .into_par_iter()
             .map(|sequence| {
                 let mut starts = Vec::with_capacity(blocks + 1);

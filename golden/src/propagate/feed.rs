@@ -1,6 +1,6 @@
 //! Feeding a run with another's tensors, as it stores them.
 
-use crate::trace_file::counterpart::{Take, find};
+use crate::trace_file::counterpart::{Portion, find};
 use ndarray::{Array2, Axis, concatenate};
 use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::dataflow::{Block, Columns, Read};
@@ -135,7 +135,7 @@ fn stored_as(like: &Tensor, real: Array2<f32>) -> Tensor {
 }
 
 /// The real values of a tensor, or of half its columns; of dynamic codes with their scales.
-pub fn real_of(tensors: &BTreeMap<Place, Tensor>, take: Take) -> Array2<f32> {
+pub fn real_of(tensors: &BTreeMap<Place, Tensor>, take: Portion) -> Array2<f32> {
     let place = take.place();
     let real = match &tensors[&place] {
         Tensor::Codes(codes) => {

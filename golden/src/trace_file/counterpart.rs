@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A tensor of a trace, or half of its columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Take {
+pub enum Portion {
     /// All of it.
     Whole(Place),
     /// The left half of the columns (x of x‖z).
@@ -35,16 +35,16 @@ pub struct Pairing {
     /// What is compared.
     pub place: Place,
     /// The reference's tensor.
-    pub expected: Option<Take>,
+    pub expected: Option<Portion>,
     /// The result's tensor.
-    pub found: Option<Take>,
+    pub found: Option<Portion>,
 }
 
-impl Take {
+impl Portion {
     /// The tensor's place.
     pub fn place(self) -> Place {
         match self {
-            Take::Whole(place) | Take::Left(place) | Take::Right(place) => place,
+            Portion::Whole(place) | Portion::Left(place) | Portion::Right(place) => place,
         }
     }
 
@@ -52,9 +52,9 @@ impl Take {
     pub fn columns_of<T: Copy>(self, values: &Array2<T>) -> Array2<T> {
         let columns = values.ncols();
         let (first, last) = match self {
-            Take::Whole(_) => (0, columns),
-            Take::Left(_) => (0, columns / 2),
-            Take::Right(_) => (columns / 2, columns),
+            Portion::Whole(_) => (0, columns),
+            Portion::Left(_) => (0, columns / 2),
+            Portion::Right(_) => (columns / 2, columns),
         };
         let cut = values.slice(s![.., first..last]);
         cut.as_standard_layout().into_owned()
@@ -64,7 +64,7 @@ impl Take {
     pub fn of(self, mut points: Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
         let place = self.place();
         let value = match (self, points.remove(&place)?) {
-            (Take::Whole(_), whole) => whole,
+            (Portion::Whole(_), whole) => whole,
             (_, Value::I8(a)) => Value::I8(self.columns_of(&a)),
             (_, Value::F16(a)) => Value::F16(self.columns_of(&a)),
             (_, Value::F32(a)) => Value::F32(self.columns_of(&a)),
@@ -73,7 +73,7 @@ impl Take {
         Some(Taken { value, scale })
     }
 
-    /// As [`Take::of`], but codes of a dynamic quantizer as the real values they stand for.
+    /// As [`Portion::of`], but codes of a dynamic quantizer as the real values they stand for.
     pub fn real_of(self, mut points: Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
         let place = self.place();
         let column = place.point.scales();
@@ -117,14 +117,14 @@ pub fn pairings(
     for place in in_data_order(places) {
         let find = |side: &BTreeSet<Place>| match stand_ins {
             true => find(side, place),
-            false => side.contains(&place).then_some(Take::Whole(place)),
+            false => side.contains(&place).then_some(Portion::Whole(place)),
         };
         let (expected_take, found_take) = (find(expected), find(found));
         let conv_in = Place {
             point: TracePoint::ConvIn,
             ..place
         };
-        let lacks = |take: Option<Take>, side: &BTreeSet<Place>| {
+        let lacks = |take: Option<Portion>, side: &BTreeSet<Place>| {
             let idle = match place.point {
                 TracePoint::ConvInScale => stand_ins && !side.contains(&conv_in),
                 // The other's scale may be a static one.
@@ -171,21 +171,21 @@ fn split_in_proj(
 }
 
 /// The tensor of a place, or what stands for it; see [`pairings`].
-pub fn find(places: &BTreeSet<Place>, place: Place) -> Option<Take> {
+pub fn find(places: &BTreeSet<Place>, place: Place) -> Option<Portion> {
     let at = |point| {
         let place = Place { point, ..place };
         places.contains(&place).then_some(place)
     };
     if let Some(place) = at(place.point) {
-        return Some(Take::Whole(place));
+        return Some(Portion::Whole(place));
     }
     let mut others = place.point.stand_ins().iter();
     others.find_map(|(point, columns)| {
         let place = at(*point)?;
         Some(match columns {
-            Columns::X => Take::Left(place),
-            Columns::Z => Take::Right(place),
-            Columns::All | Columns::Dt | Columns::B | Columns::C => Take::Whole(place),
+            Columns::X => Portion::Left(place),
+            Columns::Z => Portion::Right(place),
+            Columns::All | Columns::Dt | Columns::B | Columns::C => Portion::Whole(place),
         })
     })
 }

@@ -112,7 +112,7 @@ impl Part {
 
 /// A small change of a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Amendment {
+pub enum BlockChange {
     /// A calibrated scale times a factor, at every use.
     Recalibrate(ScaleKey, f32),
     /// Another conv input.
@@ -159,9 +159,9 @@ impl<'m> Datapath<'m> {
     /// # Errors
     ///
     /// A scale that a factor takes out of the range of f32.
-    pub fn amend(&mut self, index: usize, amendment: Amendment) -> Result<()> {
+    pub fn amend(&mut self, index: usize, amendment: BlockChange) -> Result<()> {
         match amendment {
-            Amendment::Recalibrate(key, factor) => {
+            BlockChange::Recalibrate(key, factor) => {
                 for scale_use in ScaleUse::ALL.into_iter().filter(|u| u.key() == key) {
                     self.inject(&Fault {
                         layer: Some(index),
@@ -172,10 +172,10 @@ impl<'m> Datapath<'m> {
                     })?;
                 }
             }
-            Amendment::ConvInput(input) => {
+            BlockChange::ConvInput(input) => {
                 Arc::make_mut(&mut self.layers[index]).mode.conv_in = input;
             }
-            Amendment::Hadamard(overflow) => {
+            BlockChange::Hadamard(overflow) => {
                 let layer = Arc::make_mut(&mut self.layers[index]);
                 for arithmetic in [&mut layer.profile.cuda, &mut layer.profile.torch] {
                     arithmetic.prefill.hadamard.overflow = overflow;

@@ -22,7 +22,7 @@ impl FromStr for Fault {
             let known: Vec<&str> = FAULTS.iter().map(|model| model.name).collect();
             return Err(SimError::unknown("fault", &known, name));
         };
-        let given = Given::parse(model, rest)?;
+        let given = Parameters::parse(model, rest)?;
         let layer = match given.text("layer")? {
             "all" => None,
             number => Some(given.number("layer", number)?),
@@ -62,12 +62,12 @@ impl FromStr for Fault {
 }
 
 /// The parameters of a fault as given, checked to be the model's.
-struct Given<'a> {
+struct Parameters<'a> {
     model: &'static FaultModel,
     pairs: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Given<'a> {
+impl<'a> Parameters<'a> {
     fn parse(model: &'static FaultModel, text: &'a str) -> Result<Self> {
         let mut pairs: Vec<(&str, &str)> = Vec::new();
         for part in text.split(',').filter(|part| !part.is_empty()) {
