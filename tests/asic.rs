@@ -280,3 +280,42 @@ fn exported_vectors_are_checked() {
     std::fs::write(out.join("conv/manifest.json"), "{}").unwrap();
     assert_eq!(run(&["check-export", &golden]).code, 2);
 }
+
+/// An export into the folder of another leaves nothing of it, and nothing else is touched.
+#[test]
+fn an_export_leaves_nothing_of_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("vectors");
+    let export = |step: &str, format: &str| {
+        let out = run(&[
+            "export",
+            "--layer",
+            "0",
+            "--length",
+            "2",
+            "--step",
+            step,
+            "--format",
+            format,
+            "-o",
+            text(&to),
+        ]);
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        out.stderr
+    };
+    assert_eq!(export("dt_proj", "hex"), "");
+    let files = || {
+        let names = std::fs::read_dir(&to).unwrap();
+        let names = names.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.collect::<std::collections::BTreeSet<String>>()
+    };
+    std::fs::write(to.join("out.dump.hex"), "00\n").unwrap();
+    std::fs::write(to.join("mine.sv"), "").unwrap();
+    assert!(files().contains("tb_dt_proj.sv"));
+    let said = export("x_proj", "npy");
+    assert!(said.contains("of an earlier export removed"), "{said}");
+    let now = files();
+    let left = |name: &&String| name.ends_with(".hex") || name.ends_with(".sv");
+    assert_eq!(now.iter().filter(left).collect::<Vec<_>>(), ["mine.sv"]);
+    assert_eq!(run(&["check-export", text(&to), "--no-dumps"]).code, 0);
+}

@@ -1,7 +1,7 @@
 //! `check`, `check-op` and `selftest` as a user meets them: verdicts, exit codes, damaged files.
 
-use crate::common::{arg, flowing, json, refusal, run, stdout};
-use scalescope_golden::npz::{Array, Compression, read_npz, write_npz};
+use crate::common::{arg, edited, flowing, json, refusal, run, stdout};
+use scalescope_golden::npz::{Array, Compression, NpzReader, read_npz, write_npz};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -351,5 +351,37 @@ fn selftest_passes_and_prints_its_table() {
     for kind in kinds {
         assert_eq!(kind["missed"], 0, "{kind}");
         assert!(kind["detected"].as_u64().unwrap() > 0, "{kind}");
+    }
+}
+
+/// What a real kernel made of some inputs is what `check-op -o` writes from them alone.
+#[test]
+fn outputs_are_written_from_inputs_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/data/ops");
+    for op in ["selective_scan_update", "linear", "rmsnorm_quant"] {
+        let golden = dir.path().join(format!("{op}.npz"));
+        std::fs::copy(ops.join(format!("{op}.npz")), &golden).unwrap();
+        let checked = json(&["check-op", op, arg(&golden), "--json"]);
+        let outputs: Vec<String> = (checked["points"].as_array().unwrap().iter())
+            .map(|point| point["point"].as_str().unwrap().to_owned())
+            .collect();
+        assert!(outputs.len() > 1, "{outputs:?}");
+        let is_output = |key: &str| outputs.iter().any(|output| output == key);
+        let inputs = edited(&golden, "inputs.npz", |key, array| {
+            (!is_output(key)).then_some(array)
+        });
+        let line = refusal(&["check-op", op, arg(&inputs)]);
+        assert!(line.contains("at least one output"), "{line}");
+        let to = dir.path().join("expected.npz");
+        let said = stdout(&["check-op", op, arg(&inputs), "-o", arg(&to)]);
+        let (mut made, mut real) = (
+            NpzReader::open(&to).unwrap(),
+            NpzReader::open(&golden).unwrap(),
+        );
+        for key in &outputs {
+            assert!(said.contains(key.as_str()), "{key}: {said}");
+            assert_eq!(made.read(key).unwrap(), real.read(key).unwrap(), "{key}");
+        }
     }
 }

@@ -13,8 +13,9 @@ const TOKENS: std::ops::RangeInclusive<usize> = 512..=4096;
 /// Tokens of each window of a sampled text.
 const WINDOW: usize = 256;
 
-/// Tokens that steps and scales are looked at with.
-const DEEP_TOKENS: usize = 1024;
+/// Values of hidden states, over tokens, blocks and modes, that steps and scales are looked at with, and the tokens.
+const DEEP_VALUES: usize = 52_000_000;
+const DEEP_TOKENS: std::ops::RangeInclusive<usize> = 128..=2048;
 /// Bytes of a token's tensors that a mode and its reference are held against each other with, for each block and
 /// channel of the hidden state, and for each word of the vocabulary.
 const BYTES: (usize, usize) = (450, 20);
@@ -105,8 +106,9 @@ impl Depth {
         let within = |tokens: u64, range: std::ops::RangeInclusive<usize>| {
             (tokens as usize).clamp(*range.start(), *range.end())
         };
+        let deep = DEEP_VALUES / (config.n_layers * config.d_model * paths.len().max(1));
         Self {
-            sequences: evenly(&beginnings, DEEP_TOKENS),
+            sequences: evenly(&beginnings, within(deep as u64, DEEP_TOKENS)),
             decoded: within(decoded, DECODED),
             site_tokens: within(SITE_WORK / all.max(1), SITE_TOKENS),
             site_modes: match all * *SITE_TOKENS.start() as u64 <= SITE_WORK {
