@@ -97,6 +97,9 @@ pub enum Candidate {
     Edit(Edit),
 }
 
+/// A change of the rules of steps.
+pub type RuleChange = Arc<dyn Fn(&mut StepRules) + Send + Sync>;
+
 /// A rule that is another, in one block or in every one.
 #[derive(Clone)]
 pub struct RuleEdit {
@@ -113,7 +116,7 @@ pub struct RuleEdit {
     /// Tensors that it can alter.
     pub alters: Vec<TracePoint>,
     /// The change.
-    pub change: Arc<dyn Fn(&mut StepRules) + Send + Sync>,
+    pub change: RuleChange,
 }
 
 impl RuleEdit {
@@ -262,7 +265,7 @@ impl Candidate {
     }
 
     /// How it changes the rules of steps, if rules are all that it changes.
-    pub fn on_rules(&self) -> Option<Arc<dyn Fn(&mut StepRules) + Send + Sync>> {
+    pub fn on_rules(&self) -> Option<RuleChange> {
         let defect = match self {
             Candidate::Rule(rule) => return Some(Arc::clone(&rule.change)),
             Candidate::Faults(faults) => faults.first()?.defect,
@@ -567,7 +570,7 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
             Part::Rounding(_) | Part::Overflow(_) => !of_faults.contains(part),
         };
         for part in Part::all().filter(has) {
-            let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> =
+            let change: RuleChange =
                 Arc::new(move |rules| site.edit(rules, |rule| part.apply(rule)));
             let alters = alters.clone();
             push(part.kind(), site.name(), step, part.words(), alters, change);
@@ -588,7 +591,7 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
         let Some(step) = step.map(|row| row.step) else {
             continue;
         };
-        let change: Arc<dyn Fn(&mut StepRules) + Send + Sync> = Arc::new(move |rules| {
+        let change: RuleChange = Arc::new(move |rules| {
             for site in &sites {
                 site.edit(rules, |rule| part.apply(rule));
             }
