@@ -3,6 +3,7 @@
 use scalescope_golden::equiv::{
     Data, Divergence, Equivalence, IDENTITIES, Run, by_rule, equivalence,
 };
+use scalescope_sim::fault::Fault;
 use scalescope_sim::mode::{ModeSpec, ModeTable};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
@@ -140,8 +141,30 @@ fn profiles_part_where_their_rules_do() {
         (table.get("0").unwrap(), "deployed"),
     ));
     assert!(!at.why.rules.is_empty());
-    // The engine of `attribute` says what that makes of the tensor.
+    // The engine of `attribute` says what the tensors alone tell: here two floats that are an ulp off.
     let first = &at.why.findings[0];
-    assert!(first.edit.is_some() && first.layer == at.layer, "{first:?}");
     assert!(first.evidence.contains(at.b_point), "{}", first.evidence);
+}
+
+/// What B does otherwise is diagnosed from its tensors, in the words of `attribute --dump`.
+#[test]
+fn a_fault_of_b_is_diagnosed() {
+    let (table, exact) = (ModeTable::default(), Profile::get("exact").unwrap());
+    let fault: Fault = "swapped-bc@layer=2".parse().unwrap();
+    let of = |faults| Run {
+        mode: table.get("0").unwrap(),
+        profile: &exact,
+        faults,
+    };
+    let sequences = [sequences()[0][..16].to_vec()];
+    let data = Data {
+        sequences: &sequences,
+        decode: 0,
+    };
+    let faults = [fault];
+    let found = equivalence(&sample::model(), (of(&[]), of(&faults)), data, || {}).unwrap();
+    let why = parting(found).why;
+    assert!(why.faults[0].alone);
+    let words = why.findings[0].edit.as_deref();
+    assert_eq!(words, Some("the scan takes C for B and B for C"));
 }

@@ -21,9 +21,6 @@ use scalescope_sim::trace::{Place, TracePoint};
 use std::fmt;
 use std::sync::Arc;
 
-/// What is done to the rules of a step.
-pub type RulesEdit = Arc<dyn Fn(&mut StepRules) + Send + Sync>;
-
 /// How a dumped buffer lies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Lie {
@@ -100,6 +97,9 @@ pub enum Candidate {
     Edit(Edit),
 }
 
+/// A change of the rules of steps.
+pub type RuleChange = Arc<dyn Fn(&mut StepRules) + Send + Sync>;
+
 /// A rule that is another, in one block or in every one.
 #[derive(Clone)]
 pub struct RuleEdit {
@@ -116,7 +116,7 @@ pub struct RuleEdit {
     /// Tensors that it can alter.
     pub alters: Vec<TracePoint>,
     /// The change.
-    pub change: RulesEdit,
+    pub change: RuleChange,
 }
 
 impl RuleEdit {
@@ -265,7 +265,7 @@ impl Candidate {
     }
 
     /// How it changes the rules of steps, if rules are all that it changes.
-    pub fn on_rules(&self) -> Option<RulesEdit> {
+    pub fn on_rules(&self) -> Option<RuleChange> {
         let defect = match self {
             Candidate::Rule(rule) => return Some(Arc::clone(&rule.change)),
             Candidate::Faults(faults) => faults.first()?.defect,
@@ -570,7 +570,7 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
             Part::Rounding(_) | Part::Overflow(_) => !of_faults.contains(part),
         };
         for part in Part::all().filter(has) {
-            let change: RulesEdit =
+            let change: RuleChange =
                 Arc::new(move |rules| site.edit(rules, |rule| part.apply(rule)));
             let alters = alters.clone();
             push(part.kind(), site.name(), step, part.words(), alters, change);
@@ -591,7 +591,7 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
         let Some(step) = step.map(|row| row.step) else {
             continue;
         };
-        let change: RulesEdit = Arc::new(move |rules| {
+        let change: RuleChange = Arc::new(move |rules| {
             for site in &sites {
                 site.edit(rules, |rule| part.apply(rule));
             }
