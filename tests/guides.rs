@@ -2,7 +2,7 @@
 //! `docs/adding-a-step.md` every place it sends the reader to. (Their Rust examples are documentation
 //! tests of the library.)
 
-use crate::common::scalescope;
+use crate::common::{flowing, scalescope};
 use clap::{CommandFactory, Parser};
 use scalescope::cli::Cli;
 use std::fs;
@@ -139,6 +139,24 @@ fn every_command_shown_is_one() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(count > 100, "{count}");
     assert!(Cli::try_parse_from(["scalescope", "report", "--no-such"]).is_err());
+}
+
+/// The README says which commands have no JSON.
+#[test]
+fn commands_without_json_are_named() {
+    let program = Cli::command();
+    let without: Vec<&str> = (program.get_subcommands())
+        .filter(|command| {
+            command
+                .get_arguments()
+                .all(|a| a.get_long() != Some("json"))
+        })
+        .map(|command| command.get_name())
+        .collect();
+    assert_eq!(without, ["map", "completions"]);
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let words = "All but `map` and `completions` print their result as JSON with `--json`";
+    assert!(flowing(&readme).contains(words));
 }
 
 /// Names between backquotes.

@@ -138,7 +138,7 @@ pub fn recognise(
         for profile in others {
             let differs = dump.differs(model, mode, profile, &blocks)?;
             let own = tried.iter_mut().find(|t| t.mode.name == mode.name);
-            if let (Some(own), Some(differs)) = (own, differs)
+            if let (Some(own), Some((differs, _))) = (own, differs)
                 && differs < own.differs
             {
                 (own.profile, own.differs) = (profile, differs);
@@ -156,7 +156,7 @@ pub fn recognise(
         let ties = (tied(&tried) + 1).min(tried.len());
         for t in &mut tried[..ties] {
             let differs = dump.differs(model, t.mode, t.profile, &all)?;
-            t.differs = differs.unwrap_or(t.differs);
+            t.differs = differs.map_or(t.differs, |(differs, _)| differs);
         }
         sort(&mut tried[..ties]);
         blocks = all;
@@ -236,7 +236,7 @@ impl<'a> Dump<'a> {
         self.tensors(blocks).filter(unlike).count()
     }
 
-    /// The modes by which something of the blocks can be judged, the best first.
+    /// The modes that say something of these blocks, the best first; none if no tensor can be judged by any.
     fn try_modes<'m>(
         &self,
         model: &Model,
@@ -253,14 +253,20 @@ impl<'a> Dump<'a> {
         let count = self.tensors(blocks).count().max(1) as f64;
         let mut best = f64::INFINITY;
         let mut tried = Vec::new();
+        let mut any = false;
         for (place, mode, unlike) in order {
             // What the types alone tell is less than the whole.
             let unlike = unlike as f64 / count;
             let differs = match unlike > best && asked != Some(&mode.name) {
-                true => Some(unlike),
-                false => self.differs(model, mode, profile, blocks)?,
+                true => unlike,
+                false => match self.differs(model, mode, profile, blocks)? {
+                    Some((differs, judged)) => {
+                        any |= judged;
+                        differs
+                    }
+                    None => continue,
+                },
             };
-            let Some(differs) = differs else { continue };
             best = best.min(differs);
             tried.push(Tried {
                 place,
@@ -268,6 +274,9 @@ impl<'a> Dump<'a> {
                 profile,
                 differs,
             });
+        }
+        if !any {
+            tried.clear();
         }
         sort(&mut tried);
         Ok(tried)
@@ -286,15 +295,15 @@ impl<'a> Dump<'a> {
     }
 
     /// The share of elements that a mode makes otherwise, averaged over the tensors of `blocks`; a tensor
-    /// that it does not make, or makes in another type, differs all through. `None` if none that it makes can
-    /// be judged.
+    /// that it does not make, or makes in another type, differs all through. Also whether any that it makes is
+    /// judged; `None` if it makes all and none can be.
     fn differs(
         &self,
         model: &Model,
         mode: &ModeSpec,
         profile: &Profile,
         blocks: &[usize],
-    ) -> Result<Option<f64>> {
+    ) -> Result<Option<(f64, bool)>> {
         let path = Datapath::new(model, mode, profile)?;
         let mut known = Known::of(&path);
         known.prefill(self.has_tokens);
@@ -325,7 +334,7 @@ impl<'a> Dump<'a> {
             }
             count += 1;
         }
-        Ok(judged.then(|| sum / f64::from(count)))
+        Ok((count > 0).then(|| (sum / f64::from(count), judged)))
     }
 }
 
