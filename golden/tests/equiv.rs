@@ -1,6 +1,6 @@
 //! Identities are proved, differences are found where they begin and explained.
 
-use scalescope_golden::equiv::{
+use scalescope_golden::diagnosis::equiv::{
     Data, Divergence, Equivalence, IDENTITIES, Run, by_rule, equivalence,
 };
 use scalescope_sim::fault::Fault;

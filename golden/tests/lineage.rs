@@ -1,7 +1,7 @@
 //! Lineage counts what quantizers did, in every mode.
 
-use scalescope_golden::attribute::Severity;
-use scalescope_golden::lineage::{Lineage, lineage};
+use scalescope_golden::diagnosis::attribute::Severity;
+use scalescope_golden::diagnosis::lineage::{Lineage, lineage};
 use scalescope_sim::dataflow::{Format, Quantizer, phases};
 use scalescope_sim::datapath::{Datapath, LogitRows, State};
 use scalescope_sim::fault::{Defect, Fault, ScaleSite};

@@ -1,6 +1,6 @@
 //! Local error is made where it is said to be made, and nowhere else.
 
-use scalescope_golden::propagate::{Propagation, error_over_time, propagate};
+use scalescope_golden::diagnosis::propagate::{Propagation, error_over_time, propagate};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::mode::{ModeSpec, ModeTable};
 use scalescope_sim::profile::Profile;

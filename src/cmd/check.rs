@@ -11,10 +11,10 @@ use crate::dumps::{
 use crate::input::{faults, faults_text, mode_table};
 use crate::output::{note, print, print_json, table, table_text, wrapped};
 use clap::Args;
-use scalescope_golden::attribute::{Finding, Severity};
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
-use scalescope_golden::diagnose::{Diagnosis, diagnose, diagnose_steps};
+use scalescope_golden::diagnosis::attribute::{Finding, Severity};
+use scalescope_golden::diagnosis::diagnose::{Diagnosis, diagnose, diagnose_steps};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};

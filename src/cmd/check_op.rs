@@ -7,7 +7,7 @@ use crate::Outcome;
 use crate::output::{print, print_json, table, table_text};
 use clap::Args;
 use scalescope_golden::check_op::{Vectors, check_op, write_expected};
-use scalescope_golden::diagnose::diagnose_vectors;
+use scalescope_golden::diagnosis::diagnose::diagnose_vectors;
 use scalescope_golden::ops::Op;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::{ARITHMETICS, Arithmetic};

@@ -6,7 +6,9 @@ use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{counted, print, print_json, progress};
 use clap::Args;
-use scalescope_golden::equiv::{Data, Divergence, Equivalence, Run, by_rule, equivalence};
+use scalescope_golden::diagnosis::equiv::{
+    Data, Divergence, Equivalence, Run, by_rule, equivalence,
+};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::fault::Fault;
 use scalescope_sim::profile::Profile;

@@ -6,7 +6,7 @@ use crate::dumps::{AUTO, Dumped, mode_of_dump, read_trace};
 use crate::input::mode_table;
 use crate::output::{print, print_json, table, table_text};
 use clap::Args;
-use scalescope_golden::diagnose::identify::{Identified, identify};
+use scalescope_golden::diagnosis::diagnose::identify::{Identified, identify};
 use scalescope_sim::atomic::write_text;
 use scalescope_sim::error::Result;
 use scalescope_sim::profile::PROFILES;

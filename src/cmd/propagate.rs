@@ -6,8 +6,10 @@ use crate::cmd::compare::{metric, sign};
 use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{counted, number, print, print_json, progress, table, table_text};
 use clap::Args;
+use scalescope_golden::diagnosis::propagate::{
+    Propagation, SiteError, TimeError, error_over_time, propagate,
+};
 use scalescope_golden::metrics::MetricInfo;
-use scalescope_golden::propagate::{Propagation, SiteError, TimeError, error_over_time, propagate};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Profile;
@@ -173,7 +175,7 @@ fn matrix(error: &Propagation, cell: impl Fn(&SiteError) -> String) -> String {
 }
 
 fn time_text(time: &TimeError) -> String {
-    type Part = fn(&scalescope_golden::propagate::Window) -> &[f64];
+    type Part = fn(&scalescope_golden::diagnosis::propagate::Window) -> &[f64];
     let parts: [(&str, Part); 3] = [
         ("recurrent state, own inputs", |w| &w.ssm_state),
         ("recurrent state, clean inputs, own state", |w| {

@@ -2,7 +2,7 @@
 
 use super::ModeDetail;
 use maud::{Markup, html};
-use scalescope_golden::propagate::SiteError;
+use scalescope_golden::diagnosis::propagate::SiteError;
 
 /// `normalized_l2` at which a cell is palest and darkest.
 const RANGE: (f64, f64) = (1e-3, 0.3);

@@ -5,7 +5,7 @@ use super::measure::ModeResult;
 use super::remarks::Remark;
 use super::{ModeDetail, Report, costs, eval, heat, scales};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use scalescope_golden::propagate::Window;
+use scalescope_golden::diagnosis::propagate::Window;
 
 /// The page as HTML.
 pub fn page(report: &Report) -> String {

@@ -1,9 +1,9 @@
 //! What the numbers of a mode say, in words.
 
 use super::ModeDetail;
-use scalescope_golden::attribute::{Finding, Severity};
-use scalescope_golden::lineage::{Lineage, Quantizer};
-use scalescope_golden::propagate::{Propagation, SiteError};
+use scalescope_golden::diagnosis::attribute::{Finding, Severity};
+use scalescope_golden::diagnosis::lineage::{Lineage, Quantizer};
+use scalescope_golden::diagnosis::propagate::{Propagation, SiteError};
 use serde::Serialize;
 use std::collections::BTreeMap;
 

@@ -3,8 +3,8 @@
 use super::{ModeDetail, chart};
 use crate::output::number;
 use maud::{Markup, html};
-use scalescope_golden::attribute::Severity;
-use scalescope_golden::lineage::{Lineage, Quantizer, Reader};
+use scalescope_golden::diagnosis::attribute::Severity;
+use scalescope_golden::diagnosis::lineage::{Lineage, Quantizer, Reader};
 
 /// Names of the quantizers of a block, in the order of the data.
 fn names(lineage: &Lineage) -> Vec<&'static str> {

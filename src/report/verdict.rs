@@ -432,7 +432,7 @@ impl Judge {
 mod tests {
     use super::*;
     use crate::eval::bootstrap::SplitMix64;
-    use scalescope_golden::attribute::loss::Losses;
+    use scalescope_golden::diagnosis::attribute::loss::Losses;
 
     fn run(kl: Vec<f64>, nll: Vec<f64>) -> Run {
         Run {

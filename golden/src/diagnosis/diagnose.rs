@@ -34,7 +34,7 @@ mod vectors;
 pub use steps::diagnose_steps;
 pub use vectors::diagnose_vectors;
 
-use crate::attribute::Finding;
+use crate::diagnosis::attribute::Finding;
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use candidate::Candidate;
 use findings::{
@@ -196,7 +196,7 @@ pub fn diagnose_telling(
         let wrong = best
             .findings
             .iter()
-            .any(|f| f.severity > crate::attribute::Severity::Info);
+            .any(|f| f.severity > crate::diagnosis::attribute::Severity::Info);
         if !wrong || share(best) > 0.98 {
             break;
         }

@@ -1,9 +1,9 @@
 //! Edits of the quantizer of u with segments: of its data.
 
 use super::{Around, Edits};
-use crate::diagnose::formula::{Formula, Grids};
-use crate::diagnose::kind::Kind;
-use crate::diagnose::rule::Part;
+use crate::diagnosis::diagnose::formula::{Formula, Grids};
+use crate::diagnosis::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::rule::Part;
 use scalescope_sim::arith::quantizer::{Beyond, Quantizer, Until};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::mode::MODES;

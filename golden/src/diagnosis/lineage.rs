@@ -7,8 +7,8 @@
 
 mod watch;
 
-use crate::attribute::Severity;
-use crate::fit::{Fit, percent};
+use crate::diagnosis::attribute::Severity;
+use crate::diagnosis::fit::{Fit, percent};
 use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::dataflow::{Block, Columns, Flow, Format, Phase, Quantizer as Maker};

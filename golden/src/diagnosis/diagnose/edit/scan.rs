@@ -1,8 +1,10 @@
 //! Edits of the selective scan.
 
 use super::{Edits, moves, replace, reversed, turned};
-use crate::diagnose::formula::{Activation, Delta, Formula, Narrow, Operand, Scan, Table, numbers};
-use crate::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::formula::{
+    Activation, Delta, Formula, Narrow, Operand, Scan, Table, numbers,
+};
+use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::trace::TracePoint;
@@ -460,7 +462,7 @@ impl Edits<'_, '_> {
         self.formula(2, (Kind::NotReset, "state"), words, |f, _| {
             let Formula::Scan(scan) = f else { return };
             let mut first = scan.clone();
-            first.last = crate::diagnose::formula::Output::real(false);
+            first.last = crate::diagnosis::diagnose::formula::Output::real(false);
             scan.before = first.run().state;
         });
     }

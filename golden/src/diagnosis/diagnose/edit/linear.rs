@@ -2,8 +2,8 @@
 
 use super::result::stuck;
 use super::{Edits, halves, moves, replace, reversed, turned};
-use crate::diagnose::formula::{Formula, Linear, Meet, Scene, numbers};
-use crate::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::formula::{Formula, Linear, Meet, Scene, numbers};
+use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
 use scalescope_sim::trace::Tensor;
@@ -266,7 +266,7 @@ impl Edits<'_, '_> {
 
     fn other_weights(&mut self, own: &Linear) {
         for (i, (layer, scene)) in self.other_layers().into_iter().enumerate() {
-            let found = crate::diagnose::formula::linear_weight(scene, layer, self.row);
+            let found = crate::diagnosis::diagnose::formula::linear_weight(scene, layer, self.row);
             let Some(w) = found.filter(|w| w.codes.dim() == own.w.dim()) else {
                 continue;
             };

@@ -1,8 +1,8 @@
 //! Edits of the convolution.
 
 use super::{Around, Edits, moves, replace, turned};
-use crate::diagnose::formula::{Activation, Conv, Formula, Table, numbers};
-use crate::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::formula::{Activation, Conv, Formula, Table, numbers};
+use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::trace::TracePoint;
 

@@ -1,10 +1,10 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
 use super::{Edit, Edits, halves, moves, reversed, turned};
-use crate::diagnose::formula::{Made, Narrow, Scene};
-use crate::diagnose::kind::Kind;
-use crate::diagnose::pattern::{How, Pattern, Values};
-use crate::diagnose::rule::Part;
+use crate::diagnosis::diagnose::formula::{Made, Narrow, Scene};
+use crate::diagnosis::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::pattern::{How, Pattern, Values};
+use crate::diagnosis::diagnose::rule::Part;
 use ndarray::{Array2, s};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;

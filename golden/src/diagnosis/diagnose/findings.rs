@@ -6,7 +6,7 @@ use super::judge::{EXPLAINS, Judged};
 use super::pattern::{How, Pattern};
 use super::replay::{PointScore, Score};
 use super::search::Scene;
-use crate::attribute::{Explained, Finding, Severity};
+use crate::diagnosis::attribute::{Explained, Finding, Severity};
 use crate::trace_file::Points;
 use scalescope_sim::dataflow::Block;
 use scalescope_sim::fault::Fault;

@@ -14,7 +14,7 @@ pub mod loss;
 pub mod recommend;
 pub mod sites;
 
-use crate::diagnose::pattern::Pattern;
+use crate::diagnosis::diagnose::pattern::Pattern;
 use serde::Serialize;
 use std::fmt;
 

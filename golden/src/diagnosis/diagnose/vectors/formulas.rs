@@ -1,7 +1,7 @@
 //! The formula of a case's step, one for each sequence, and what the file has of it.
 
 use crate::check_op::{Case, Inputs};
-use crate::diagnose::formula::{
+use crate::diagnosis::diagnose::formula::{
     Activation, Add, Conv, Delta, Formula, Hadamard, Linear, Math, Meet, Norm, Operand, Output,
     Quantize, Scan,
 };

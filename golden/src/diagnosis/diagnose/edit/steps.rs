@@ -1,8 +1,8 @@
 //! Edits of the norm, the rotation and the quantizers between steps.
 
 use super::{Around, Edits, halves, moves, replace, reversed};
-use crate::diagnose::formula::{Add, Formula, Hadamard, Narrow, Norm, numbers};
-use crate::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::formula::{Add, Formula, Hadamard, Narrow, Norm, numbers};
+use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::trace::{Tensor, TracePoint};
 

@@ -3,8 +3,8 @@
 use super::loss::Text;
 use super::sites::{Costs, SiteCost};
 use super::{Finding, Severity};
-use crate::fit::{Fit, percent};
-use crate::lineage::{Disagreement, disagreements};
+use crate::diagnosis::fit::{Fit, percent};
+use crate::diagnosis::lineage::{Disagreement, disagreements};
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::datapath::{Datapath, LogitRows};
