@@ -77,6 +77,32 @@ fn headroom_bounds_what_it_sees() {
 }
 
 #[test]
+fn headroom_of_each_block_is_that_of_its_json() {
+    let words = ["headroom", "--text", "It was a dark", "--by-block"];
+    let printed = run(&words).stdout;
+    let found = json(&[&words[..3], &["--json"]].concat());
+    let of_block = |block: u64| -> Vec<String> {
+        let all = found["accumulators"].as_array().unwrap().iter();
+        let own = all.filter(|a| a["layer"] == block);
+        own.map(|a| a["bits_enough_here"].to_string()).collect()
+    };
+    let table = printed.split("block by block").nth(1).unwrap();
+    for block in 0..12 {
+        let line = table.lines().find(|line| {
+            let first = line.split_whitespace().next();
+            first == Some(block.to_string().as_str())
+        });
+        let shown: Vec<&str> = line.unwrap().split_whitespace().skip(1).collect();
+        let mut shown: Vec<String> = shown.into_iter().map(str::to_owned).collect();
+        let mut wanted = of_block(block);
+        shown.sort();
+        wanted.sort();
+        assert_eq!(shown, wanted, "block {block}");
+        assert_eq!(shown.len(), 8);
+    }
+}
+
+#[test]
 fn a_sweep_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let (file, page) = (folder.path().join("s.jsonl"), folder.path().join("s.html"));

@@ -370,6 +370,8 @@ fn grid() {
         (Points::All, true, "all points, stale scales at single uses"),
     ];
     let wanted = std::env::var("SCALESCOPE_DUMPS").unwrap_or_default();
+    let matches = |(_, _, words): &(_, _, &str)| words.contains(&wanted);
+    assert!(sorts.iter().any(matches), "no sort of dumps is {wanted}");
     let mut enough = true;
     for (points, uses, words) in sorts {
         if !words.contains(&wanted) {

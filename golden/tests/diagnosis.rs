@@ -191,6 +191,8 @@ fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rat
 fn grid() {
     let wanted = std::env::var("SCALESCOPE_GRID").unwrap_or_default();
     let is = |name: &str| wanted.is_empty() || wanted.contains(name);
+    let parts = ["full", "three", "outputs", "scales", "quiet"];
+    assert!(parts.into_iter().any(is), "no part of the grid is {wanted}");
     println!(
         "| dumps | cases | step and block | pattern | edit first | among three | named wrongly | time |"
     );
@@ -198,6 +200,7 @@ fn grid() {
     all.extend(more::more());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
+        assert!(!all.is_empty(), "no case is {name}");
     }
     let int8 = [
         ("0", "exact"),

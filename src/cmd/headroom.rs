@@ -12,12 +12,13 @@ use scalescope_sim::headroom::{Bound, Codes, Watch, bits_for};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::{Place, TracePoint};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Arguments of `headroom`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   scalescope headroom
+  scalescope headroom --by-block
   scalescope headroom --mode 0 --profile asic-int8 --file book.txt --length 512 --json
 
 Always enough: by interval arithmetic, from the weights and the grids of what they multiply. Enough
@@ -35,6 +36,9 @@ pub struct HeadroomArgs {
     /// Arithmetic: a built-in profile or a .toml file (docs/asic.md)
     #[arg(long, default_value = "asic-int8")]
     pub profile: String,
+    /// Also show the bits of every accumulator block by block
+    #[arg(long)]
+    pub by_block: bool,
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -76,7 +80,11 @@ pub fn run(args: &HeadroomArgs) -> Result<Outcome> {
             "values": watch.codes.iter().map(|(place, codes)| value_json(*place, codes)).collect::<Vec<_>>(),
         }));
     } else {
-        print(&text(&heading, &bounds, &watch, &profile));
+        let mut out = text(&heading, &bounds, &watch, &profile);
+        if args.by_block {
+            out += &blocks_text(&bounds, &watch);
+        }
+        print(&out);
     }
     Ok(Outcome::Success)
 }
@@ -235,6 +243,28 @@ fn text(heading: &str, bounds: &[Bound], watch: &Watch, profile: &Profile) -> St
         ]);
     }
     out + &table_text(&values)
+}
+
+/// Bits that were enough for each accumulator of each block.
+fn blocks_text(bounds: &[Bound], watch: &Watch) -> String {
+    let mut blocks: BTreeMap<Option<usize>, BTreeMap<TracePoint, u32>> = BTreeMap::new();
+    for Bound { place, .. } in bounds {
+        if let Some(seen) = watch.accumulators.get(place) {
+            let bits = bits_for(seen.low.into(), seen.high.into());
+            let block = blocks.entry(place.layer).or_default();
+            block.insert(place.point, bits);
+        }
+    }
+    let points: BTreeSet<TracePoint> = blocks.values().flat_map(BTreeMap::keys).copied().collect();
+    let mut header = vec!["block"];
+    header.extend(points.iter().map(|point| name(*point)));
+    let mut rows = table(&header, 0);
+    for (layer, bits) in blocks {
+        let cell = |point| bits.get(point).map_or("-".into(), u32::to_string);
+        let block = layer.map_or("end".into(), |layer| layer.to_string());
+        rows.add_row(std::iter::once(block).chain(points.iter().map(cell)));
+    }
+    format!("\nbits enough here, block by block\n{}", table_text(&rows))
 }
 
 /// The inputs of a unit, over blocks.
