@@ -2,7 +2,7 @@
 
 use scalescope_golden::diagnosis::propagate::{Propagation, error_over_time, propagate};
 use scalescope_sim::datapath::Datapath;
-use scalescope_sim::mode::{ModeSpec, ModeTable};
+use scalescope_sim::mode::{MODES, ModeSpec, ModeTable};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::sample;
 
@@ -69,11 +69,23 @@ fn a_mode_makes_no_error_against_itself() {
 }
 
 #[test]
+fn every_mode_is_held_against_fp32() {
+    let clean = mode("1", "");
+    for row in MODES.iter().filter(|row| row.name != "1") {
+        let errors = errors(row, &clean, "exact");
+        let logits = errors.get(None, "logits").unwrap();
+        assert!(logits.propagated_l2() > 0.0, "{}", row.name);
+        assert!(!made_at(&errors).is_empty(), "{}", row.name);
+    }
+}
+
+#[test]
 fn one_quantizer_alone_makes_its_error_and_others_carry_it() {
     let clean = mode("1", "");
     for (fields, site) in [
         ("norm_out = \"int8\"", "norm_out"),
         ("z = \"int8\"", "in_proj_z"),
+        ("scan_bc = \"int8\"", "ssm_bc"),
         ("conv_in = \"static\"", "conv_in"),
         ("conv_in = \"dynamic-tensor\"", "conv_in"),
         ("conv_in = \"dynamic-token\"", "conv_in"),

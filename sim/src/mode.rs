@@ -216,6 +216,9 @@ impl ModeSpec {
         int8 || self.x == XOutput::Int8
             || self.conv_in == ConvInput::Static
             || self.u != ScanInput::Float
+            || self.u_quantizer.is_some()
+            || self.scan_bc == ScanBc::Int8
+            || self.projected == Projected::Grid
     }
 
     /// A quantizer between steps, which modes run in PyTorch: a profile's rule with this mode's rounding.

@@ -23,7 +23,7 @@ pub use time::{TimeError, Window, error_over_time};
 use crate::metrics::{Accumulator, Metric, Metrics};
 use crate::trace_file::counterpart::find;
 use crate::value::Elements;
-use feed::{Fed, Feeder, real_of};
+use feed::{Fed, Feeder, as_wide, real_of};
 use ndarray::Array2;
 use scalescope_sim::dataflow::{Block, Columns, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
@@ -282,8 +282,9 @@ fn compare(
 ) -> Result<Accumulator> {
     let places: BTreeSet<Place> = tensors.keys().copied().collect();
     let take = find(&places, place).expect("a site of this run");
-    let x = Elements::F32(expected.as_slice().expect("row-major"));
     let tensor = &tensors[&take.place()];
+    let expected = &as_wide(expected, place.point, tensor.dim().1);
+    let x = Elements::F32(expected.as_slice().expect("row-major"));
     if let Tensor::I8(q) = tensor {
         let codes = take.columns_of(&q.codes);
         let mut sums = Accumulator::new(None, Some(q.scale));

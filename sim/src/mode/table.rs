@@ -317,6 +317,28 @@ mod tests {
     fn needs_follow_the_fields() {
         let table = ModeTable::default();
         assert!(!table.get("1").unwrap().needs_quantized());
+        // One INT8 tensor, or one grid, needs scales.
+        for field in [
+            "norm_out = \"int8\"",
+            "x = \"int8\"",
+            "z = \"int8\"",
+            "conv_in = \"static\"",
+            "conv_out = \"int8\"",
+            "x_proj_in = \"int8\"",
+            "x_proj_out = \"int8\"",
+            "projected = \"grid\"",
+            "scan_bc = \"int8\"",
+            "dt_proj_out = \"int8\"",
+            "u = \"int8\"",
+            "u_quantizer = \"int8\"",
+            "state = \"int8\"",
+            "had_out = \"int8\"",
+        ] {
+            let mut table = ModeTable::default();
+            let one = format!("[mode.one]\nbase = \"1\"\n{field}\n");
+            table.add_toml(&one).unwrap();
+            assert!(table.get("one").unwrap().needs_quantized(), "{field}");
+        }
         assert!(table.get("1").unwrap().needs_float());
         assert!(table.get("2-4").unwrap().needs_quantized());
         assert!(!table.get("2-4").unwrap().needs_float());

@@ -1,7 +1,7 @@
 //! Feeding a run with another's tensors, as it stores them.
 
 use crate::trace_file::counterpart::{Portion, find};
-use ndarray::{Array2, Axis, concatenate};
+use ndarray::{Array2, Axis, CowArray, Ix2, concatenate, s};
 use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::dataflow::{Block, Columns, Read};
 use scalescope_sim::error::{Result, SimError};
@@ -82,6 +82,13 @@ impl<'a> Feeder<'a> {
             let found = behind.find(|point| is_behind(point) && again(*point));
             found.unwrap_or(site)
         };
+        if place.point == TracePoint::XProjOut && again(TracePoint::SsmBc) {
+            // dt as it is, B‖C from their own quantizer.
+            let (all, bc) = (real(at(place.point)?), real(at(TracePoint::SsmBc)?));
+            let dt = all.slice(s![.., ..all.ncols() - bc.ncols()]);
+            let both = concatenate(Axis(1), &[dt, bc.view()]).expect("both have L rows");
+            return Some(both.as_standard_layout().into_owned());
+        }
         if place.point != TracePoint::InProjOut {
             return Some(real(at(requantized(place.point.site(Columns::All)))?));
         }
@@ -108,6 +115,7 @@ impl Probe for Feeder<'_> {
             let Some(real) = self.read_at(place) else {
                 return Err(SimError::value(place, "a tensor to feed", "none"));
             };
+            let real = as_wide(&real, place.point, value.dim().1);
             if real.dim() != value.dim() {
                 return Err(SimError::value(
                     place,
@@ -115,10 +123,26 @@ impl Probe for Feeder<'_> {
                     format_args!("{:?}", real.dim()),
                 ));
             }
-            *value = stored_as(value, real);
+            *value = stored_as(value, real.into_owned());
         }
         self.fed.given.insert(place, value.clone());
         Ok(())
+    }
+}
+
+/// What stands for a tensor of so many columns: where dt‖B‖C stands for B‖C, its last columns.
+pub(super) fn as_wide(
+    values: &Array2<f32>,
+    point: TracePoint,
+    columns: usize,
+) -> CowArray<'_, f32, Ix2> {
+    match point {
+        TracePoint::SsmBc => {
+            let from = values.ncols().saturating_sub(columns);
+            let last = values.slice(s![.., from..]);
+            last.as_standard_layout().into_owned().into()
+        }
+        _ => values.into(),
     }
 }
 
