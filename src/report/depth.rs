@@ -14,7 +14,7 @@ const TOKENS: std::ops::RangeInclusive<usize> = 512..=4096;
 const WINDOW: usize = 256;
 
 /// Values of hidden states, over tokens, blocks and modes, that steps and scales are looked at with, and the tokens.
-const DEEP_VALUES: usize = 52_000_000;
+const DEEP_VALUES: usize = 40_000_000;
 const DEEP_TOKENS: std::ops::RangeInclusive<usize> = 128..=2048;
 /// Bytes of a token's tensors that a mode and its reference are held against each other with, for each block and
 /// channel of the hidden state, and for each word of the vocabulary.
@@ -22,11 +22,11 @@ const BYTES: (usize, usize) = (450, 20);
 /// Bytes of the tensors that are held at a time.
 const MEMORY: usize = 640 << 20;
 /// Multiplications of all tokens that are decoded one by one, of which a run does fewer at a time.
-const DECODE_WORK: u64 = 300_000_000_000;
+const DECODE_WORK: u64 = 200_000_000_000;
 /// Tokens along which the state's error is followed.
 const DECODED: std::ops::RangeInclusive<usize> = 32..=256;
 /// Multiplications of all runs with a site switched.
-const SITE_WORK: u64 = 800_000_000_000;
+const SITE_WORK: u64 = 650_000_000_000;
 /// Tokens of each of the sequences that sites are switched on.
 const SITE_TOKENS: std::ops::RangeInclusive<usize> = 32..=128;
 /// Sequences that sites are switched on.
