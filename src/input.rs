@@ -85,6 +85,20 @@ pub fn runnable(modes: Vec<ModeSpec>, list: &str, subject: &Subject) -> Vec<Mode
     modes
 }
 
+/// The same for what a profile's rules need.
+pub fn runnable_with(modes: Vec<ModeSpec>, list: &str, profile: &Profile) -> Vec<ModeSpec> {
+    let named = |mode: &ModeSpec| list.split(',').any(|name| name.trim() == mode.name);
+    let stays = |mode: &ModeSpec| {
+        let lacks = profile.lacks(mode).filter(|_| !named(mode));
+        if let Some(lacks) = lacks {
+            let what = format!("mode {} is left out: it lacks {lacks}", mode.name);
+            note(&profile.name, what);
+        }
+        lacks.is_none()
+    };
+    modes.into_iter().filter(stays).collect()
+}
+
 /// The faults of `--fault`, in their order.
 pub fn faults(args: &FaultArgs) -> Result<Vec<Fault>> {
     args.fault.iter().map(|text| text.parse()).collect()

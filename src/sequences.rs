@@ -17,7 +17,27 @@ use std::io::Read;
 use std::path::Path;
 use tokenizers::Tokenizer;
 
+/// Tokens of each passage of the built-in text that a command takes unless it is told otherwise.
+pub const SAMPLE_LENGTHS: [(&str, usize); 9] = [
+    ("report", 512),
+    ("attribute", 512),
+    ("recommend", 128),
+    ("propagate", 256),
+    ("equiv", 128),
+    ("lineage", 512),
+    ("headroom", 512),
+    ("sweep", 512),
+    ("export", 16),
+];
+
 impl Subject {
+    /// The sequences an input names, or the built-in text as `command` takes it.
+    pub fn sequences_for(&self, command: &str, input: &InputArgs) -> Result<Vec<Vec<u32>>> {
+        let length = SAMPLE_LENGTHS.iter().find(|(name, _)| *name == command);
+        let (_, length) = length.expect("a command of the table");
+        self.sequences_or_sample(input, *length)
+    }
+
     /// The sequences an input names, or the first `length` tokens of each passage of the built-in
     /// text.
     pub fn sequences_or_sample(&self, input: &InputArgs, length: usize) -> Result<Vec<Vec<u32>>> {

@@ -345,3 +345,31 @@ fn an_export_leaves_nothing_of_the_one_before() {
     assert_eq!(now.iter().filter(left).collect::<Vec<_>>(), ["mine.sv"]);
     assert_eq!(run(&["check-export", text(&to), "--no-dumps"]).code, 0);
 }
+
+/// A fixed-point scan takes codes of B and C: what needs them in floating point is left out, by name.
+#[test]
+fn costs_and_the_report_run_on_a_chip() {
+    let little = ["--profile", "asic-int8", "--length", "24", "--limit", "1"];
+    let costs = json(&[&["attribute", "--mode", "0", "--json"][..], &little].concat());
+    assert_eq!(costs["not_switched"], serde_json::json!(["x_proj_out"]));
+    let sites = costs["sites"].as_array().unwrap();
+    assert!(sites.iter().any(|site| site["site"] == "conv_out"));
+    assert!(sites.iter().all(|site| site["site"] != "x_proj_out"));
+    let text = run(&[&["attribute", "--mode", "0"][..], &little].concat());
+    assert!(text.stdout.contains("not switched"), "{}", text.stdout);
+    let out = run(&[&["report", "--json"][..], &little].concat());
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    for name in ["6-0", "6-1", "6-2", "6-3"] {
+        assert!(
+            out.stderr.contains(&format!("mode {name} is left out")),
+            "{}",
+            out.stderr
+        );
+    }
+    let answer: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    assert_eq!(answer["modes"].as_array().unwrap().len(), 19);
+    // One that is named is refused.
+    let out = run(&[&["report", "--modes", "6-0"][..], &little].concat());
+    assert_eq!(out.code, 2);
+    assert!(out.stderr.contains("FP32 B"), "{}", out.stderr);
+}

@@ -374,3 +374,31 @@ fn a_recommendation_undoes_a_bad_scale() {
     let error = refusal(&["recommend", "--text", TEXT]);
     assert!(error.contains("two sequences"), "{error}");
 }
+
+/// One text, one profile, every position: one KL, by whichever command.
+#[test]
+fn a_mode_has_one_kl() {
+    let text = ["--length", "24", "--limit", "2", "--json"];
+    let of = |command: &[&str]| json(&[command, &text].concat());
+    let report = of(&["report", "--modes", "0,2-4"]);
+    let attribute = of(&["attribute", "--mode", "2-4", "--every", "1"]);
+    let sweep = of(&[
+        "sweep",
+        "--mode",
+        "2-4",
+        "--profile",
+        "exact",
+        "--vary",
+        "scan.state=f32",
+    ]);
+    let shown = report["modes"].as_array().unwrap();
+    let shown = shown.iter().find(|mode| mode["mode"] == "2-4").unwrap();
+    let kl = shown["kl"].as_f64().unwrap();
+    let same = |other: &serde_json::Value| {
+        let other = other.as_f64().unwrap();
+        assert!((other - kl).abs() < 1e-9 * kl, "{other} {kl}");
+    };
+    assert!(kl > 0.0);
+    same(&attribute["kl"]);
+    same(&sweep["designs"][0]["kl"]);
+}

@@ -1,6 +1,9 @@
 //! The tables in the documents are made from the code. A table that no longer says what the code
 //! does fails here; `SCALESCOPE_UPDATE_DOCS=1 cargo test --test all docs` writes them anew.
 
+use clap::CommandFactory;
+use scalescope::cli::Cli;
+use scalescope::sequences::SAMPLE_LENGTHS;
 use scalescope_sim::arith::quantizer::QUANTIZERS;
 use scalescope_sim::checkpoint::quantize::{Ends, quantize};
 use scalescope_sim::checkpoint::recipe::Recipe;
@@ -500,4 +503,45 @@ fn architecture() {
         "rules",
     ];
     check("docs/architecture.md", "dataflow", &markdown(&header, rows));
+}
+
+/// The table of what commands use unless told, from the arguments' own defaults.
+#[test]
+fn defaults() {
+    let program = Cli::command();
+    let rows = SAMPLE_LENGTHS.iter().map(|(name, length)| {
+        let command = program.find_subcommand(name).expect("a command");
+        let default = |id: &str| {
+            let arg = command
+                .get_arguments()
+                .find(|arg| arg.get_long() == Some(id))?;
+            let set = arg.get_default_values().first();
+            // Where the default depends, the help says it.
+            let said = || {
+                let help = arg.get_help()?.to_string();
+                let (_, rest) = help.split_once("[default: ")?;
+                Some(rest.split([';', ']']).next()?.to_owned())
+            };
+            set.map(|value| value.to_string_lossy().into_owned())
+                .or_else(said)
+        };
+        let mut text = length.to_string();
+        if let Some(budget) = default("budget") {
+            text += &format!(", {budget} in all");
+        }
+        match *name {
+            "recommend" => text += "; every second passage chooses, the others measure",
+            "export" => text += " of the first",
+            _ => {}
+        }
+        let losses = match (*name, default("every")) {
+            (_, Some(every)) => format!("one in {every}"),
+            ("report" | "sweep", None) => "every position".to_owned(),
+            _ => String::new(),
+        };
+        let profile = default("profile").expect("every one has a profile");
+        vec![format!("`{name}`"), format!("`{profile}`"), text, losses]
+    });
+    let header = ["command", "profile", "tokens of each passage", "losses at"];
+    check("docs/diagnosis.md", "defaults", &markdown(&header, rows));
 }

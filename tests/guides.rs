@@ -2,7 +2,7 @@
 //! `docs/adding-a-step.md` every place it sends the reader to. (Their Rust examples are documentation
 //! tests of the library.)
 
-use crate::common::{flowing, scalescope};
+use crate::common::{checkpoint, flowing, scales, scalescope};
 use clap::{CommandFactory, Parser};
 use scalescope::cli::Cli;
 use std::fs;
@@ -199,4 +199,64 @@ fn every_place_of_the_guides_is_there() {
         seen += 1;
     }
     assert!(seen > 20, "{seen}");
+}
+
+/// Every command of docs/ways-in.md runs, and prints what stands below it.
+#[test]
+fn the_ways_in_are_walked() {
+    let guide = fs::read_to_string(root().join("docs/ways-in.md")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let run = |line: &str| {
+        let out = scalescope(&words(line)).current_dir(at).output().unwrap();
+        let said = [out.stdout, out.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert!(matches!(out.status.code(), Some(0 | 1)), "{line}: {said}");
+        said
+    };
+    // The files that it speaks of.
+    let made = checkpoint(at);
+    fs::rename(made, at.join("mamba-130m")).unwrap();
+    fs::copy(scales(), at.join("scales.json")).unwrap();
+    let line = "It was late in the evening when the old captain came home from the harbour. ";
+    fs::write(at.join("book.txt"), line.repeat(4)).unwrap();
+    let row = serde_json::json!({ "text": line }).to_string() + "\n";
+    fs::write(at.join("texts.jsonl"), row.repeat(4)).unwrap();
+    let op = root().join("golden/data/ops/hadamard_quant.npz");
+    fs::copy(op, at.join("inputs.npz")).unwrap();
+    run("quantize mamba-130m -o quamba-130m --format quamba --scales scales.json");
+    let tokenizer = "mamba-130m/tokenizer.json";
+    fs::copy(at.join(tokenizer), at.join("quamba-130m/tokenizer.json")).unwrap();
+    run(
+        "run --model quamba-130m --mode 0 --text \"It was a dark night\" --fault stale-scale@layer=3,site=x_proj_input,factor=1.7 --trace dump.npz",
+    );
+    let quick = |line: &str| match line.split(' ').next() {
+        Some("report" | "attribute" | "headroom" | "sweep") if !line.contains("--dump") => {
+            format!("{line} --length 24 --limit 1")
+        }
+        _ => line.to_owned(),
+    };
+    let (mut commands, mut promises) = (0, 0);
+    let mut said = String::new();
+    for part in guide.split("```").skip(1).step_by(2) {
+        let (language, body) = part.split_once('\n').unwrap();
+        match language {
+            "sh" => {
+                said = command_lines(body)
+                    .iter()
+                    .map(|line| run(&quick(line)))
+                    .collect();
+                commands += command_lines(body).len();
+            }
+            "text" => {
+                let printed = flowing(&said);
+                for line in body.lines() {
+                    assert!(printed.contains(&flowing(line)), "{line}\nin\n{said}");
+                    promises += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    assert!(commands >= 11 && promises >= 11, "{commands} {promises}");
 }

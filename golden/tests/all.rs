@@ -3,6 +3,7 @@
 
 mod attribution;
 mod check;
+mod compare;
 mod diagnosis;
 mod digests;
 mod equiv;

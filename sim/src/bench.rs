@@ -4,6 +4,7 @@
 //! looks at nothing and notes the time. `scalescope bench` prints what it finds.
 
 mod clock;
+pub mod energy;
 mod peak;
 mod work;
 

@@ -50,6 +50,8 @@ pub enum Columns {
     B,
     /// C of dt‖B‖C.
     C,
+    /// B‖C of dt‖B‖C.
+    BAndC,
 }
 
 impl Columns {
@@ -62,6 +64,7 @@ impl Columns {
             Columns::Dt => "dt",
             Columns::B => "B",
             Columns::C => "C",
+            Columns::BAndC => "B‖C",
         }
     }
 
@@ -79,6 +82,7 @@ impl Columns {
             Columns::Dt => 0..r,
             Columns::B => r..r + n,
             Columns::C => r + n..r + 2 * n,
+            Columns::BAndC => r..r + 2 * n,
         }
     }
 }

@@ -226,6 +226,14 @@ impl<'m> Datapath<'m> {
         })
     }
 
+    /// Runs the blocks alone for one token from `state`, which they advance: the probe sees nothing after the last
+    /// one. After an error the state is lost.
+    pub fn advance(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<()> {
+        self.prepare_decode();
+        in_pool(|| self.decode_blocks(token, state, probe))?;
+        Ok(())
+    }
+
     /// Runs one token from `state`, which it advances. Returns the most likely token after it, the first of
     /// equals, without the logits that cannot be the largest; the probe sees no logits. After an error the
     /// state is lost.

@@ -18,9 +18,11 @@ use crate::arith::real::RealRules;
 use crate::arith::requant::{QuantRule, ScaleOrder};
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
+use crate::dataflow::{Block, Choices, Format, Phase};
 use crate::error::{Result, SimError};
 use crate::mode::{Implementation, ModeSpec};
 use crate::text;
+use crate::trace::TracePoint;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -396,6 +398,18 @@ impl Profile {
             ..mode.clone()
         };
         assignments(a) == assignments(b) && rules(a) == rules(b)
+    }
+
+    /// What the rules ask for and a mode does not have: a scan in fixed point takes codes of B and C. `None` if the
+    /// mode runs.
+    pub fn lacks(&self, mode: &ModeSpec) -> Option<&'static str> {
+        let lacking = [Phase::Prefill, Phase::Decode].into_iter().any(|phase| {
+            let block = Block::of(mode, self, phase);
+            let made = |point| block.row(point).map(|row| row.format);
+            let from = made(TracePoint::SsmBc).or_else(|| made(TracePoint::XProjOut));
+            Choices::of(mode, self, phase).fixed_point_scan && from == Some(Format::F32)
+        });
+        lacking.then_some("INT8 B and C, which a fixed-point scan.state takes")
     }
 
     /// The arithmetic of an implementation.

@@ -78,9 +78,6 @@ pub struct AttributeArgs {
     pub json: bool,
 }
 
-/// Tokens of each of the four built-in passages: 2,048 together.
-const LENGTH: usize = 512;
-
 pub fn run(args: &AttributeArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     if let Some(path) = &args.trace {
@@ -289,7 +286,7 @@ fn against(args: &AttributeArgs, mode: &ModeSpec, reference: &ModeSpec) -> Resul
 }
 
 fn text(subject: &Subject, args: &AttributeArgs) -> Result<Text> {
-    let sequences = subject.sequences_or_sample(&args.input, LENGTH)?;
+    let sequences = subject.sequences_for("attribute", &args.input)?;
     Ok(Text {
         sequences,
         stride: args.stride.get(),
@@ -306,6 +303,13 @@ fn costs_text(costs: &Costs, top: usize) -> String {
         costs.reference_perplexity,
         costs.kl_without_sites
     );
+    if !costs.not_switched.is_empty() {
+        let what = format!(
+            "not switched, since the profile cannot run it in floating point alone: {}\n",
+            costs.not_switched.join(", ")
+        );
+        out.push_str(&what);
+    }
     let shapley = costs.sites.iter().any(|s| s.shapley_kl.is_some());
     let mut header = vec!["block", "site", "scale", "share", "±"];
     header.extend(["one off: KL", "one on: KL"]);

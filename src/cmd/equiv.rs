@@ -51,9 +51,6 @@ pub struct EquivArgs {
     pub json: bool,
 }
 
-/// Tokens of each passage of the built-in text.
-const SAMPLE_LENGTH: usize = 128;
-
 pub fn run(args: &EquivArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let modes = [known.get(&args.a)?.clone(), known.get(&args.b)?.clone()];
@@ -70,7 +67,7 @@ pub fn run(args: &EquivArgs) -> Result<Outcome> {
         }
     };
     let subject = load_subject(&args.model, &modes)?;
-    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let sequences = subject.sequences_for("equiv", &args.input)?;
     let faults = faults(&args.faults)?;
     let in_each: [&[Fault]; 2] = [&[], &faults];
     let runs = [0, 1].map(|i| Run {

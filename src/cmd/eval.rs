@@ -10,7 +10,9 @@ use crate::eval::settings::{Origin, Settings, Shard};
 use crate::eval::summary::Report;
 use crate::eval::task::{Task, Unit, UnitMaker};
 use crate::eval::text::text;
-use crate::input::{Subject, faults, load_subject, mode_table, runnable, select_modes};
+use crate::input::{
+    Subject, faults, load_subject, mode_table, runnable, runnable_with, select_modes,
+};
 use crate::interrupt;
 use crate::output::{note, print, print_json, progress};
 use crate::texts::Texts;
@@ -131,6 +133,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let subject = load_subject(&args.model, &needed)?;
     let reference = reference.filter(|mode| subject.has_parts(mode));
     let modes = runnable(modes, &args.modes, &subject);
+    let modes = runnable_with(modes, &args.modes, &profile);
     let faults = faults(&args.faults)?;
     let task = task(args)?;
     let bytes = std::fs::read(&args.data).map_err(|e| SimError::io(&args.data, e))?;

@@ -54,9 +54,6 @@ pub struct ExportArgs {
     pub json: bool,
 }
 
-/// Tokens of the built-in text, unless `--length` says otherwise.
-const SAMPLE_LENGTH: usize = 16;
-
 /// Removes the files of an earlier export, of one step or of all.
 fn clear(folder: &Path) -> Result<()> {
     let mut removed = Manifest::clear(folder)?;
@@ -81,9 +78,7 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
         step => vec![step],
     };
     let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
-    let tokens = subject
-        .sequences_or_sample(&args.input, SAMPLE_LENGTH)?
-        .swap_remove(0);
+    let tokens = subject.sequences_for("export", &args.input)?.swap_remove(0);
     let path = Datapath::new(&subject.model, &mode, &profile)?;
     let digest = model_digest(&subject.model);
     let mut written: Vec<(PathBuf, Manifest)> = Vec::new();

@@ -3,9 +3,11 @@
 use crate::Outcome;
 use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
-use crate::output::{print, print_json, progress, table, table_text};
+use crate::output::{number, print, print_json, progress, table, table_text, wrapped};
 use clap::Args;
 use scalescope_sim::arith::function::{Function, FunctionRule};
+use scalescope_sim::bench::energy::{AREAS, Energy, energy};
+use scalescope_sim::bench::linear_work;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::headroom::{Bound, Codes, Watch, bits_for};
@@ -44,15 +46,12 @@ pub struct HeadroomArgs {
     pub json: bool,
 }
 
-/// Tokens of each passage of the built-in text.
-const SAMPLE_LENGTH: usize = 512;
-
 pub fn run(args: &HeadroomArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let mode = known.get(&args.mode)?.clone();
     let profile = Profile::get(&args.profile)?;
     let subject = load_subject(&args.model, std::slice::from_ref(&mode))?;
-    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let sequences = subject.sequences_for("headroom", &args.input)?;
     let path = Datapath::new(&subject.model, &mode, &profile)?;
     let mut watch = Watch::default();
     let bar = progress(sequences.len() as u64, "watching");
@@ -64,6 +63,7 @@ pub fn run(args: &HeadroomArgs) -> Result<Outcome> {
     bar.finish_and_clear();
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     let bounds = path.accumulator_bounds();
+    let energy = energy(&linear_work(&path));
     let heading = format!(
         "{}, mode {}, profile {}, {tokens} tokens",
         subject.name, mode.name, profile.name
@@ -77,6 +77,7 @@ pub fn run(args: &HeadroomArgs) -> Result<Outcome> {
             "tokens": tokens,
             "accumulators": bounds.iter().map(|b| accumulator_json(b, &watch)).collect::<Vec<_>>(),
             "functions": functions_json(&watch, &profile),
+            "energy": energy,
             "values": watch.codes.iter().map(|(place, codes)| value_json(*place, codes)).collect::<Vec<_>>(),
         }));
     } else {
@@ -84,6 +85,7 @@ pub fn run(args: &HeadroomArgs) -> Result<Outcome> {
         if args.by_block {
             out += &blocks_text(&bounds, &watch);
         }
+        out += &energy_text(&energy);
         print(&out);
     }
     Ok(Outcome::Success)
@@ -243,6 +245,56 @@ fn text(heading: &str, bounds: &[Bound], watch: &Watch, profile: &Profile) -> St
         ]);
     }
     out + &table_text(&values)
+}
+
+/// The proxy of [`scalescope_sim::bench::energy`].
+fn energy_text(steps: &[Energy]) -> String {
+    let header = [
+        "step",
+        "MAC",
+        "type",
+        "arithmetic",
+        "in FP32",
+        "weights: SRAM",
+        "DRAM",
+    ];
+    let mut rows = table(&header, 1);
+    let total = |of: fn(&Energy) -> f64| steps.iter().map(of).sum::<f64>();
+    let cells = |values: [f64; 4]| values.map(number);
+    for step in steps {
+        let kind = if step.integer { "INT8" } else { "FP32" };
+        let first = [
+            step.step.name().to_owned(),
+            step.products.to_string(),
+            kind.to_owned(),
+        ];
+        let energies = [
+            step.arithmetic,
+            step.in_fp32,
+            step.weights_sram,
+            step.weights_dram,
+        ];
+        rows.add_row(first.into_iter().chain(cells(energies)));
+    }
+    let products: u64 = steps.iter().map(|step| step.products).sum();
+    let first = ["all".to_owned(), products.to_string(), String::new()];
+    let energies = [
+        total(|s| s.arithmetic),
+        total(|s| s.in_fp32),
+        total(|s| s.weights_sram),
+        total(|s| s.weights_dram),
+    ];
+    rows.add_row(first.into_iter().chain(cells(energies)));
+    let (int8, fp32) = AREAS;
+    let words = format!(
+        "A proxy that ranks designs, at 45 nm and 0.9 V (Horowitz, ISSCC 2014); scan, convolution, registers and wires \
+         are not in it. A multiplier with its adder takes {int8} µm² in INT8 and {fp32} µm² in FP32 (Dally, NIPS 2015)."
+    );
+    format!(
+        "\nenergy of a token's linear steps, µJ; weights are read once\n{}{}",
+        table_text(&rows),
+        wrapped(&words, 0)
+    )
 }
 
 /// Bits that were enough for each accumulator of each block.

@@ -50,9 +50,6 @@ pub struct LineageArgs {
     pub json: bool,
 }
 
-/// Tokens of each passage of the built-in text.
-const SAMPLE_LENGTH: usize = 512;
-
 pub fn run(args: &LineageArgs) -> Result<Outcome> {
     let mode = mode_table(&args.model.modes_file)?.get(&args.mode)?.clone();
     let profile = Profile::get(&args.profile)?;
@@ -69,7 +66,7 @@ pub fn run(args: &LineageArgs) -> Result<Outcome> {
         let expected = format_args!("blocks below {layers}").to_string();
         return Err(SimError::value("--layers", expected, layer));
     }
-    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let sequences = subject.sequences_for("lineage", &args.input)?;
     let faults = faults(&args.faults)?;
     let path = Datapath::with_faults(&subject.model, &mode, &profile, &faults)?;
     let bar = progress(sequences.len() as u64, "following scales");

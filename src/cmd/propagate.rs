@@ -54,9 +54,6 @@ pub struct PropagateArgs {
     pub json: bool,
 }
 
-/// Tokens of each passage of the built-in text.
-const SAMPLE_LENGTH: usize = 256;
-
 pub fn run(args: &PropagateArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let modes = [
@@ -76,7 +73,7 @@ pub fn run(args: &PropagateArgs) -> Result<Outcome> {
     }
     let metric = metric("--metric", &args.metric)?;
     let subject = load_subject(&args.model, &modes)?;
-    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let sequences = subject.sequences_for("propagate", &args.input)?;
     let faults = faults(&args.faults)?;
     let path = Datapath::with_faults(&subject.model, &modes[0], &profile, &faults)?;
     let reference = Datapath::new(&subject.model, &modes[1], &profile)?;

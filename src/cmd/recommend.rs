@@ -58,15 +58,12 @@ pub struct RecommendArgs {
     pub json: bool,
 }
 
-/// Tokens of each built-in passage.
-const LENGTH: usize = 128;
-
 pub fn run(args: &RecommendArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let (mode, reference) = (known.get(&args.mode)?, known.get(&args.against)?);
     let profile = Profile::get(&args.profile)?;
     let subject = load_subject(&args.model, &[mode.clone(), reference.clone()])?;
-    let sequences = subject.sequences_or_sample(&args.input, LENGTH)?;
+    let sequences = subject.sequences_for("recommend", &args.input)?;
     let text = Text {
         sequences,
         stride: args.stride.get(),

@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::eval::summary::Report as EvalReport;
 use crate::input::{
-    Subject, faults, faults_text, load_subject, mode_table, runnable, select_modes,
+    Subject, faults, faults_text, load_subject, mode_table, runnable, runnable_with, select_modes,
     with_faults_unless_float,
 };
 use crate::output::{
@@ -15,6 +15,8 @@ use crate::report::measure::{LayerResult, ModeResult, POINT, Run, runs};
 use crate::report::verdict::{Runs, Verdict, mode_of_parts, switched};
 use crate::report::{ModeDetail, Report, detail, page};
 use clap::Args;
+use indicatif::ProgressBar;
+use scalescope_golden::diagnosis::propagate::{errors_over_time, propagate_all};
 use scalescope_sim::atomic;
 use scalescope_sim::datapath::{Datapath, Part};
 use scalescope_sim::error::{Result, SimError};
@@ -46,7 +48,7 @@ pub struct ReportArgs {
     pub modes: String,
     /// Arithmetic: exact, torch, deployed, asic-int8, tflite-single, tflite-double, pow2, or a .toml
     /// file (docs/asic.md)
-    #[arg(long, default_value = "exact")]
+    #[arg(long, default_value = DEFAULT_PROFILE)]
     pub profile: String,
     /// Defects.
     #[command(flatten)]
@@ -62,11 +64,9 @@ pub struct ReportArgs {
     pub json: bool,
 }
 
+const DEFAULT_PROFILE: &str = "exact";
 /// The mode every other one is held against, where the model has its parts; else the first that runs.
 const REFERENCE: &str = "1";
-/// Tokens of each passage of the built-in text.
-const SAMPLE_LENGTH: usize = 512;
-
 pub fn run(args: &ReportArgs) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let float = known.get(REFERENCE)?.clone();
@@ -77,6 +77,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     needed.push(float.clone());
     let subject = load_subject(&args.model, &needed)?;
     let modes = runnable(modes, &args.modes, &subject);
+    let modes = runnable_with(modes, &args.modes, &profile);
     let reference = match (subject.has_parts(&float), modes.first()) {
         (false, Some(first)) => {
             let what = format!(
@@ -88,7 +89,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
         }
         _ => float,
     };
-    let sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let sequences = subject.sequences_for("report", &args.input)?;
     let path = Datapath::new(&subject.model, &reference, &profile)?;
     let (sequences, sampled_of) = match (args.input.limit, args.input.length) {
         (None, None) => sampled(sequences, &path, modes.len()),
@@ -246,17 +247,41 @@ fn next(args: &ReportArgs, verdict: &Verdict) -> String {
     let Some(parts) = &verdict.parts else {
         return "\n".to_owned();
     };
-    let mut same = String::new();
-    let given = [
-        ("--model", &args.model.model),
-        ("--float", &args.model.float),
-        ("--file", &args.input.source.file),
-    ];
-    for (option, value) in given {
-        if let Some(value) = value {
-            same += &format!(" {option} {}", value.display());
-        }
+    let (model, source) = (&args.model, &args.input.source);
+    let path = |file: &PathBuf| file.display().to_string();
+    let mut given: Vec<(&str, String)> = Vec::new();
+    for (option, value) in [
+        ("--model", model.model.as_ref().map(path)),
+        ("--synthetic", model.synthetic.clone()),
+        ("--float", model.float.as_ref().map(path)),
+        ("--scales", model.scales.as_ref().map(path)),
+        ("--tokenizer", model.tokenizer.as_ref().map(path)),
+        ("--text", source.text.clone()),
+        ("--tokens", source.tokens.as_ref().map(path)),
+        ("--file", source.file.as_ref().map(path)),
+        ("--limit", args.input.limit.map(|n| n.to_string())),
+        ("--length", args.input.length.map(|n| n.to_string())),
+        (
+            "--profile",
+            Some(args.profile.clone()).filter(|name| name != DEFAULT_PROFILE),
+        ),
+    ] {
+        given.extend(value.map(|value| (option, value)));
     }
+    given.extend(
+        model
+            .modes_file
+            .iter()
+            .map(|file| ("--modes-file", path(file))),
+    );
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:+@%=".contains(c);
+    let quoted = |value: &str| match value.chars().all(plain) && !value.is_empty() {
+        true => value.to_owned(),
+        false => format!("'{}'", value.replace('\'', r"'\''")),
+    };
+    let same: String = (given.iter())
+        .map(|(option, value)| format!(" {option} {}", quoted(value)))
+        .collect();
     format!(
         "\nNext\n  scalescope attribute --mode {mode}{same}\n      which block and which scale\n  \
          scalescope recommend --mode {mode}{same}\n      which small changes help, measured\n\n",
@@ -283,16 +308,41 @@ fn details(
     let switched: Vec<&str> = (order.iter().take(depth.site_modes))
         .map(|path| &*path.mode().name)
         .collect();
+    let step = |bar: &ProgressBar| {
+        bar.inc(1);
+        crate::interrupt::check()
+    };
+    let runs = paths.len() * depth.sequences.len();
+    let bar = progress(runs as u64, "running freely and fed");
+    let errors = propagate_all(&paths, &clean, &depth.sequences, || step(&bar))?;
+    bar.finish_and_clear();
+    let mut first = depth.sequences[..1].to_vec();
+    first[0].truncate(depth.decoded);
+    let bar = progress(first[0].len() as u64, "decoding");
+    let over_time = errors_over_time(&paths, &clean, &first, || step(&bar))?;
+    bar.finish_and_clear();
     const PARTS: usize = 100;
     let bar = progress((PARTS * paths.len()) as u64, "examining modes");
     let mut details = Vec::new();
-    for (i, path) in paths.iter().enumerate() {
+    for (i, (path, errors)) in paths
+        .iter()
+        .zip(errors.into_iter().zip(over_time))
+        .enumerate()
+    {
         crate::interrupt::check()?;
         bar.set_position((PARTS * i) as u64);
         let sites = switched.contains(&&*path.mode().name);
-        let one = detail(path, &clean, &depth, sites, &details, &|done, total| {
-            bar.set_position((PARTS * i + PARTS * done / total) as u64);
-        })?;
+        let one = detail(
+            path,
+            &clean,
+            &depth,
+            errors,
+            sites,
+            &details,
+            &|done, total| {
+                bar.set_position((PARTS * i + PARTS * done / total) as u64);
+            },
+        )?;
         details.push(one);
     }
     bar.finish_and_clear();

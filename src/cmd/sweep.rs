@@ -70,8 +70,6 @@ pub struct SweepArgs {
     pub json: bool,
 }
 
-/// Tokens of each passage of the built-in text.
-const SAMPLE_LENGTH: usize = 512;
 /// The key of designs that are a profile's choices.
 const RULES: &str = "rules";
 /// The key of designs that differ in the bits of weights; its values are those of `quantize --weights`.
@@ -123,7 +121,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
             format_args!("{}, which makes its own (storage.weight_…)", profile.name),
         ));
     }
-    let mut sequences = subject.sequences_or_sample(&args.input, SAMPLE_LENGTH)?;
+    let mut sequences = subject.sequences_for("sweep", &args.input)?;
     let tokens = within(&mut sequences, args.budget.get());
     if sequences.is_empty() {
         return Err(SimError::value(

@@ -25,8 +25,15 @@ const MEMORY: usize = 640 << 20;
 const DECODE_WORK: u64 = 200_000_000_000;
 /// Tokens along which the state's error is followed.
 const DECODED: std::ops::RangeInclusive<usize> = 32..=256;
-/// Multiplications of all runs with a site switched.
+/// Multiplications of all runs with a site switched, where every mode has its turn.
 const SITE_WORK: u64 = 650_000_000_000;
+/// Multiplications of everything that the page shows of single modes. What is left of them beside errors and states
+/// is for the sites of some modes, where all of them would take too long.
+const PAGE_WORK: u64 = 3_800_000_000_000;
+/// Runs of a mode and the reference that its errors take (the clean run is shared).
+const ERROR_RUNS: u64 = 4;
+/// How much longer a multiplication takes when one token is decoded: it waits for the weight.
+const DECODE_WEIGHT: u64 = 8;
 /// Tokens of each of the sequences that sites are switched on.
 const SITE_TOKENS: std::ops::RangeInclusive<usize> = 32..=128;
 /// Sequences that sites are switched on.
@@ -78,7 +85,7 @@ pub struct Depth {
     pub decoded: usize,
     /// Tokens of each sequence that sites are switched on.
     pub site_tokens: usize,
-    /// Modes whose sites are switched; the others' would take too long.
+    /// Modes whose sites are switched, none of them where that would take too long.
     pub site_modes: usize,
 }
 
@@ -92,7 +99,11 @@ impl Depth {
         let cut = |s: &'_ Vec<u32>| s.len().min(window);
         let beginnings: Vec<&[u32]> = sequences.iter().map(|s| &s[..cut(s)]).collect();
         let modes = paths.len().max(1) as u64;
+        let within = |tokens: u64, range: std::ops::RangeInclusive<usize>| {
+            (tokens as usize).clamp(*range.start(), *range.end())
+        };
         let decoded = DECODE_WORK / (3 * modes * (blocks + head)).max(1);
+        let decoded = within(decoded, DECODED);
         let quantized: Vec<u64> = (paths.iter())
             .filter(|path| path.mode().needs_quantized())
             .map(|path| sites(path, reference).len() as u64)
@@ -103,17 +114,18 @@ impl Depth {
         let all: u64 = quantized.iter().sum::<u64>() * a_site;
         let least =
             quantized.first().map_or(1, |sites| sites * a_site) * *SITE_TOKENS.start() as u64;
-        let within = |tokens: u64, range: std::ops::RangeInclusive<usize>| {
-            (tokens as usize).clamp(*range.start(), *range.end())
-        };
         let deep = DEEP_VALUES / (config.n_layers * config.d_model * paths.len().max(1));
+        let deep = within(deep as u64, DEEP_TOKENS);
+        let errors = modes * ERROR_RUNS * deep as u64 * (blocks + head);
+        let states = modes * 2 * decoded as u64 * blocks * DECODE_WEIGHT;
+        let room = PAGE_WORK.saturating_sub(errors + states);
         Self {
-            sequences: evenly(&beginnings, within(deep as u64, DEEP_TOKENS)),
-            decoded: within(decoded, DECODED),
+            sequences: evenly(&beginnings, deep),
+            decoded,
             site_tokens: within(SITE_WORK / all.max(1), SITE_TOKENS),
             site_modes: match all * *SITE_TOKENS.start() as u64 <= SITE_WORK {
                 true => usize::MAX,
-                false => (SITE_WORK / least.max(1)).max(1) as usize,
+                false => (room / least.max(1)) as usize,
             },
         }
     }

@@ -30,7 +30,7 @@ use depth::Depth;
 use measure::ModeResult;
 use remarks::Remark;
 use scalescope_golden::diagnosis::lineage::{Lineage, lineage};
-use scalescope_golden::diagnosis::propagate::{Propagation, TimeError, error_over_time, propagate};
+use scalescope_golden::diagnosis::propagate::{Propagation, TimeError};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use serde::Serialize;
@@ -91,22 +91,18 @@ pub struct ModeDetail {
     pub sites_left_out: bool,
 }
 
-/// Examines a mode in depth, its sites if they are asked for. `done` is told how many of how many sites are
-/// switched.
+/// Examines a mode in depth, its sites if they are asked for; its errors are known. `done` is told how many of how many
+/// sites are switched.
 pub fn detail<'m>(
     path: &Datapath<'m>,
     reference: &Datapath<'m>,
     depth: &Depth,
+    (propagation, time): (Propagation, TimeError),
     sites: bool,
     earlier: &[ModeDetail],
     done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<ModeDetail> {
-    let sequences = &depth.sequences;
-    let propagation = propagate(path, reference, sequences, || {})?;
-    let lineage = lineage(path, sequences, || {})?;
-    let mut first = sequences[..1].to_vec();
-    first[0].truncate(depth.decoded);
-    let time = error_over_time(path, reference, &first, || {})?;
+    let lineage = lineage(path, &depth.sequences, || {})?;
     let same = earlier.iter().find(|other| {
         let sites = other.propagation.sites.iter().zip(&propagation.sites);
         other.propagation.sites.len() == propagation.sites.len()

@@ -6,6 +6,7 @@ use crate::eval::bootstrap::{Resampled, resample};
 use crate::eval::stats::{ALPHA, Estimate, holm, ratio};
 use crate::eval::ties;
 use crate::output::{number, wrapped};
+use scalescope_golden::diagnosis::attribute::sites::parts;
 use scalescope_sim::datapath::{Datapath, Part};
 use scalescope_sim::model::ScaleKey;
 use serde::Serialize;
@@ -79,10 +80,10 @@ pub fn mode_of_parts(paths: &[Datapath]) -> Option<usize> {
     paths.iter().position(|path| path.mode().needs_quantized())
 }
 
-/// A mode with one part after the other as the reference has it, in every block.
+/// A mode with one part after the other as the reference has it, in every block; parts that the profile cannot run
+/// so are left out.
 pub fn switched<'m>(path: &Datapath<'m>, reference: &Datapath<'m>) -> Vec<(Part, Datapath<'m>)> {
-    let differs = |part: &Part| part.differs(path.mode(), reference.mode());
-    let parts = Part::ALL.into_iter().filter(differs);
+    let (parts, _) = parts(path, reference);
     let switch = |part: Part| {
         let mut path = path.clone();
         for layer in 0..path.config().n_layers {
@@ -90,7 +91,7 @@ pub fn switched<'m>(path: &Datapath<'m>, reference: &Datapath<'m>) -> Vec<(Part,
         }
         (part, path)
     };
-    parts.map(switch).collect()
+    parts.into_iter().map(switch).collect()
 }
 
 /// What was run.

@@ -250,6 +250,13 @@ fn difference(
         || is_static(expected.head(), x_take) != is_static(found.head(), y_take);
     let x = take(expected, step, x_take, real)?;
     let y = take(found, step, y_take, real)?;
+    let columns = |taken: &[Taken]| taken[0].value.dim().1;
+    let (of_x, of_y) = (columns(&x), columns(&y));
+    let cut = |taken: Vec<Taken>, take, other| -> Vec<Taken> {
+        let cut = taken.into_iter().map(|one| one.columns(take, other));
+        cut.collect()
+    };
+    let (x, y) = (cut(x, x_take, of_y), cut(y, y_take, of_x));
     let (labels, x, y) = of_one_type(x, y);
     let tolerance = options.tolerances.set_for(pair.place);
     let mut out = Difference {

@@ -280,7 +280,7 @@ fn values(x: &Tensors, a: Portion, y: &Tensors, b: Portion) -> (Array2<f32>, Arr
         (Some(x), Some(y)) if one_grid => (x, y),
         _ => (x_tensor.to_real(), y_tensor.to_real()),
     };
-    (a.columns_of(&x), b.columns_of(&y))
+    (a.columns_of(&x, y.ncols()), b.columns_of(&y, x.ncols()))
 }
 
 /// The conv's real output at an element of a tensor quantized from it, in steps of the grid.

@@ -18,13 +18,13 @@
 mod feed;
 mod time;
 
-pub use time::{TimeError, Window, error_over_time};
+pub use time::{TimeError, Window, error_over_time, errors_over_time};
 
 use crate::metrics::{Accumulator, Metric, Metrics};
-use crate::trace_file::counterpart::find;
+use crate::trace_file::counterpart::{find, standing_for};
 use crate::value::Elements;
-use feed::{Fed, Feeder, as_wide, real_of};
-use ndarray::Array2;
+use feed::{Fed, Feeder, real_of};
+use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Columns, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
@@ -126,27 +126,60 @@ pub fn propagate(
     sequences: &[Vec<u32>],
     mut done: impl FnMut(),
 ) -> Result<Propagation> {
-    let mut sums: BTreeMap<Place, Sums> = BTreeMap::new();
+    let done = || {
+        done();
+        Ok(())
+    };
+    let mut one = propagate_all(std::slice::from_ref(path), reference, sequences, done)?;
+    Ok(one.remove(0))
+}
+
+/// As [`propagate`], of several modes, which share the clean run. `done` is called after every mode of every
+/// sequence and may end the work.
+///
+/// # Errors
+///
+/// As [`propagate`]; that of `done`.
+pub fn propagate_all(
+    paths: &[Datapath],
+    reference: &Datapath,
+    sequences: &[Vec<u32>],
+    mut done: impl FnMut() -> Result<()>,
+) -> Result<Vec<Propagation>> {
+    let mut sums: Vec<BTreeMap<Place, Sums>> = vec![BTreeMap::new(); paths.len()];
     for tokens in sequences {
-        for (place, one) in of_sequence(path, reference, tokens)? {
-            match sums.get_mut(&place) {
-                None => {
-                    sums.insert(place, one);
-                }
-                Some(sum) => {
-                    sum.local.merge(one.local)?;
-                    sum.propagated.merge(one.propagated)?;
+        let clean = prefilled(reference, tokens)?;
+        for (path, sums) in paths.iter().zip(&mut sums) {
+            for (place, one) in of_sequence(path, reference, &clean, tokens)? {
+                match sums.get_mut(&place) {
+                    None => {
+                        sums.insert(place, one);
+                    }
+                    Some(sum) => {
+                        sum.local.merge(one.local)?;
+                        sum.propagated.merge(one.propagated)?;
+                    }
                 }
             }
+            done()?;
         }
-        done();
     }
-    Ok(Propagation {
-        mode: path.mode().name.to_string(),
-        against: reference.mode().name.to_string(),
-        profile: path.profile().name.to_string(),
-        sites: finish(sums, &prefill(path))?,
-    })
+    let propagation = |(path, sums): (&Datapath, BTreeMap<Place, Sums>)| {
+        Ok(Propagation {
+            mode: path.mode().name.to_string(),
+            against: reference.mode().name.to_string(),
+            profile: path.profile().name.to_string(),
+            sites: finish(sums, &prefill(path))?,
+        })
+    };
+    paths.iter().zip(sums).map(propagation).collect()
+}
+
+/// Every tensor of a prefill.
+fn prefilled(path: &Datapath, tokens: &[u32]) -> Result<BTreeMap<Place, Tensor>> {
+    let mut recorder = Recorder::new(Selection::default());
+    path.prefill(tokens, LogitRows::All, &mut recorder)?;
+    Ok(recorder.tensors)
 }
 
 #[derive(Clone)]
@@ -194,35 +227,25 @@ fn finish(sums: BTreeMap<Place, Sums>, block: &Block) -> Result<Vec<SiteError>> 
 fn of_sequence(
     path: &Datapath,
     reference: &Datapath,
+    clean: &BTreeMap<Place, Tensor>,
     tokens: &[u32],
 ) -> Result<Vec<(Place, Sums)>> {
-    let run = |path: &Datapath| -> Result<BTreeMap<Place, Tensor>> {
-        let mut recorder = Recorder::new(Selection::default());
-        path.prefill(tokens, LogitRows::All, &mut recorder)?;
-        Ok(recorder.tensors)
-    };
     let block = prefill(path);
     let clean_block = prefill(reference);
-    let clean = run(reference)?;
-    let free = run(path)?;
+    let free = prefilled(path, tokens)?;
     let places = |run: &BTreeMap<Place, Tensor>| run.keys().copied().collect::<BTreeSet<Place>>();
     let sites = sites_of(&free);
-    let mut propagated = BTreeMap::new();
-    for place in &sites {
-        let expected = side(&clean, *place, place.point)?;
-        propagated.insert(*place, compare(&expected, &free, *place)?);
-    }
-    let mut feeder = Feeder::new(&clean, &clean_block, places(&free));
+    let propagated: Vec<(Place, Accumulator)> = (sites.par_iter())
+        .map(|place| Ok((*place, compare((clean, place.point), &free, *place)?)))
+        .collect::<Result<_>>()?;
+    let mut feeder = Feeder::new(clean, &clean_block, places(&free));
     drop(free);
     path.prefill(tokens, LogitRows::All, &mut feeder)?;
     let Fed { made, given } = feeder.finish();
-    let makes = places(&clean);
-    drop(clean);
-    let mut twin = Feeder::new(&given, &block, makes);
+    let mut twin = Feeder::new(&given, &block, places(clean));
     reference.prefill(tokens, LogitRows::All, &mut twin)?;
     let twin = twin.finish().made;
-    let mut sums = Vec::new();
-    for (place, propagated) in propagated {
+    let sums = |(place, propagated): (Place, Accumulator)| {
         // A quantizer that the reference lacks is held against its input. (Where only the mode quantizes
         // for x_proj, the reference's u is what x_proj was given, and says nothing of u.)
         let lacks = |point| {
@@ -238,13 +261,13 @@ fn of_sequence(
             .filter(|_| lacks(lacking))
             .and_then(|_| inputs(&block, place.point).first().copied());
         let expected = match input {
-            Some(input) => side(&given, place, input)?,
-            None => side(&twin, place, place.point)?,
+            Some(input) => (&given, input),
+            None => (&twin, place.point),
         };
-        let local = compare(&expected, &made, place)?;
-        sums.push((place, Sums { local, propagated }));
-    }
-    Ok(sums)
+        let local = compare(expected, &made, place)?;
+        Ok((place, Sums { local, propagated }))
+    };
+    propagated.into_par_iter().map(sums).collect()
 }
 
 /// The sites of a run: its places, x and z apart, one name for the conv's output.
@@ -265,33 +288,32 @@ fn sites_of(tensors: &BTreeMap<Place, Tensor>) -> BTreeSet<Place> {
     tensors.keys().flat_map(of_place).collect()
 }
 
-/// The real values at a point of a run, or of what stands for it.
-fn side(tensors: &BTreeMap<Place, Tensor>, place: Place, point: TracePoint) -> Result<Array2<f32>> {
-    let places: BTreeSet<Place> = tensors.keys().copied().collect();
-    let wanted = Place { point, ..place };
-    let take = find(&places, wanted)
-        .ok_or_else(|| SimError::value(wanted, "a tensor of the reference", "none"))?;
-    Ok(real_of(tensors, take))
-}
-
-/// Compares real values with the tensor of a run at a place; codes keep their grid.
+/// Compares what a run has at a point, or what stands for it, with the tensor of another at a place; codes keep
+/// their grid.
 fn compare(
-    expected: &Array2<f32>,
+    (expected, point): (&BTreeMap<Place, Tensor>, TracePoint),
     tensors: &BTreeMap<Place, Tensor>,
     place: Place,
 ) -> Result<Accumulator> {
-    let places: BTreeSet<Place> = tensors.keys().copied().collect();
-    let take = find(&places, place).expect("a site of this run");
-    let tensor = &tensors[&take.place()];
-    let expected = &as_wide(expected, place.point, tensor.dim().1);
-    let x = Elements::F32(expected.as_slice().expect("row-major"));
-    if let Tensor::I8(q) = tensor {
-        let codes = take.columns_of(&q.codes);
+    let places = |run: &BTreeMap<Place, Tensor>| run.keys().copied().collect::<BTreeSet<Place>>();
+    let wanted = Place { point, ..place };
+    let clean = match expected.contains_key(&wanted) {
+        true => standing_for(place.point, wanted),
+        false => find(&places(expected), wanted)
+            .ok_or_else(|| SimError::value(wanted, "a tensor of the reference", "none"))?,
+    };
+    let take = find(&places(tensors), place).expect("a site of this run");
+    let width = |run: &BTreeMap<Place, Tensor>, place| run[&place].dim().1;
+    let (of_clean, of_taken) = (width(expected, clean.place()), width(tensors, take.place()));
+    let clean = real_of(expected, clean, of_taken);
+    let x = Elements::F32(clean.as_slice().expect("row-major"));
+    if let Tensor::I8(q) = &tensors[&take.place()] {
+        let codes = take.columns_of(&q.codes, of_clean);
         let mut sums = Accumulator::new(None, Some(q.scale));
         sums.add(x, Elements::I8(codes.as_slice().expect("row-major")))?;
         return Ok(sums);
     }
-    let real = real_of(tensors, take);
+    let real = real_of(tensors, take, of_clean);
     let mut sums = Accumulator::new(None, None);
     sums.add(x, Elements::F32(real.as_slice().expect("row-major")))?;
     Ok(sums)

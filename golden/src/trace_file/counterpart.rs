@@ -9,7 +9,7 @@ use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::{Place, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A tensor of a trace, or half of its columns.
+/// A tensor of a trace, or a part of its columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Portion {
     /// All of it.
@@ -18,6 +18,8 @@ pub enum Portion {
     Left(Place),
     /// The right half of the columns (z of x‖z).
     Right(Place),
+    /// The last columns, as many as the other side has (B‖C of dt‖B‖C).
+    Last(Place),
 }
 
 /// A tensor as a comparison needs it.
@@ -44,31 +46,30 @@ impl Portion {
     /// The tensor's place.
     pub fn place(self) -> Place {
         match self {
-            Portion::Whole(place) | Portion::Left(place) | Portion::Right(place) => place,
+            Portion::Whole(place)
+            | Portion::Left(place)
+            | Portion::Right(place)
+            | Portion::Last(place) => place,
         }
     }
 
-    /// The columns that are taken, row-major.
-    pub fn columns_of<T: Copy>(self, values: &Array2<T>) -> Array2<T> {
+    /// The columns that are taken, row-major; `other` is how many the tensor has that they stand against.
+    pub fn columns_of<T: Copy>(self, values: &Array2<T>, other: usize) -> Array2<T> {
         let columns = values.ncols();
         let (first, last) = match self {
             Portion::Whole(_) => (0, columns),
             Portion::Left(_) => (0, columns / 2),
             Portion::Right(_) => (columns / 2, columns),
+            Portion::Last(_) => (columns.saturating_sub(other), columns),
         };
         let cut = values.slice(s![.., first..last]);
         cut.as_standard_layout().into_owned()
     }
 
-    /// The tensor out of those of one sequence. Codes whose scale varies come as codes.
+    /// The tensor, with all of its columns, out of those of one sequence. Codes whose scale varies come as codes.
     pub fn of(self, mut points: Points, scales: &BTreeMap<Place, Scale>) -> Option<Taken> {
         let place = self.place();
-        let value = match (self, points.remove(&place)?) {
-            (Portion::Whole(_), whole) => whole,
-            (_, Value::I8(a)) => Value::I8(self.columns_of(&a)),
-            (_, Value::F16(a)) => Value::F16(self.columns_of(&a)),
-            (_, Value::F32(a)) => Value::F32(self.columns_of(&a)),
-        };
+        let value = points.remove(&place)?;
         let scale = scales.get(&place).copied();
         Some(Taken { value, scale })
     }
@@ -93,6 +94,19 @@ impl Portion {
     }
 }
 
+impl Taken {
+    /// What `take` says of its columns, against a tensor of `other` columns.
+    pub fn columns(self, take: Portion, other: usize) -> Self {
+        let value = match (take, self.value) {
+            (Portion::Whole(_), whole) => whole,
+            (_, Value::I8(a)) => Value::I8(take.columns_of(&a, other)),
+            (_, Value::F16(a)) => Value::F16(take.columns_of(&a, other)),
+            (_, Value::F32(a)) => Value::F32(take.columns_of(&a, other)),
+        };
+        Self { value, ..self }
+    }
+}
+
 /// Every pair of two traces' places, in the order of the data. Without `stand_ins` only tensors of
 /// one name stand against each other.
 ///
@@ -101,6 +115,7 @@ impl Portion {
 /// | `conv_out`, `conv_out_f32` | | the other of the two |
 /// | `x_proj_in` | | `conv_out`, `conv_out_f32` |
 /// | `in_proj_x`, `in_proj_z` | | half of `in_proj_out` |
+/// | `ssm_bc` | | the last columns of `x_proj_out` |
 /// | `conv_in` | | `in_proj_x`, half of `in_proj_out` |
 /// | `conv_in_scale` | and `conv_in` | nothing, and nothing is missing |
 /// | `norm_out_scale`, `had_out_scale` | | nothing, and nothing is missing: the other's scale is static |
@@ -180,12 +195,17 @@ pub fn find(places: &BTreeSet<Place>, place: Place) -> Option<Portion> {
         return Some(Portion::Whole(place));
     }
     let mut others = place.point.stand_ins().iter();
-    others.find_map(|(point, columns)| {
-        let place = at(*point)?;
-        Some(match columns {
-            Columns::X => Portion::Left(place),
-            Columns::Z => Portion::Right(place),
-            Columns::All | Columns::Dt | Columns::B | Columns::C => Portion::Whole(place),
-        })
-    })
+    others.find_map(|(point, _)| Some(standing_for(place.point, at(*point)?)))
+}
+
+/// What of the tensor at a place stands for a point.
+pub fn standing_for(point: TracePoint, place: Place) -> Portion {
+    let mut all = point.stand_ins().iter();
+    let columns = all.find(|(other, _)| *other == place.point);
+    match columns.map_or(Columns::All, |(_, columns)| *columns) {
+        Columns::X => Portion::Left(place),
+        Columns::Z => Portion::Right(place),
+        Columns::BAndC => Portion::Last(place),
+        Columns::All | Columns::Dt | Columns::B | Columns::C => Portion::Whole(place),
+    }
 }

@@ -168,7 +168,7 @@ impl TracePoint {
     /// The tensors that stand for this one where it is not made, the nearest first, each with the columns
     /// that do: what its readers read instead.
     pub fn stand_ins(self) -> &'static [(TracePoint, Columns)] {
-        use Columns::{All, X, Z};
+        use Columns::{All, BAndC, X, Z};
         use TracePoint as P;
         match self {
             P::InProjX => &[(P::InProjOut, X)],
@@ -177,7 +177,7 @@ impl TracePoint {
             P::ConvOut => &[(P::ConvOutF32, All)],
             P::ConvOutF32 => &[(P::ConvOut, All)],
             P::XProjIn => &[(P::ConvOut, All), (P::ConvOutF32, All), (P::SsmU, All)],
-            P::SsmBc => &[(P::XProjOut, All)],
+            P::SsmBc => &[(P::XProjOut, BAndC)],
             P::HiddenIn
             | P::ResidualIn
             | P::ResidualOut

@@ -122,6 +122,17 @@ pub enum BlockChange {
 }
 
 impl<'m> Datapath<'m> {
+    /// Whether the profile can run this mode with a part as `from` has it.
+    pub fn can_adopt(&self, part: Part, from: &Datapath) -> bool {
+        let mut mode = self.mode().clone();
+        if let Part::Field(_) = part {
+            for field in part.fields() {
+                field.copy(&mut mode, from.mode());
+            }
+        }
+        self.profile().lacks(&mode).is_none()
+    }
+
     /// Makes a part of block `index` as `from` has it. Implementations and rules stay.
     pub fn adopt(&mut self, index: usize, part: Part, from: &Datapath<'m>) {
         let theirs = &from.layers[index];

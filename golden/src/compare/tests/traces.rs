@@ -434,3 +434,23 @@ fn layouts_are_named_and_are_no_pass() {
     assert_eq!(point.layouts[0].layout, halves);
     assert!(point.metrics.is_some() && !point.is_equal());
 }
+
+#[test]
+fn dt_b_and_c_stand_for_b_and_c() {
+    // Codes of B‖C with a scale of their own, against dt‖B‖C as reals: the last columns.
+    let all = holding(TracePoint::XProjOut, array![[9.0f32, 9.0, 9.0, 1.0, -0.5]]);
+    let bc = scaled(holding(TracePoint::SsmBc, array![[2i8, -1]]), 0.5);
+    let common = CompareOptions {
+        common: true,
+        ..CompareOptions::default()
+    };
+    for (x, y) in [(&all, &bc), (&bc, &all)] {
+        let found = compare_traces(x, y, &common).unwrap();
+        assert!(found.is_equal(), "{found:?}");
+        assert_eq!((found.points[0].point, found.compared()), ("ssm_bc", 2));
+    }
+    let off = scaled(holding(TracePoint::SsmBc, array![[2i8, 9]]), 0.5);
+    let found = compare_traces(&all, &off, &common).unwrap();
+    let first = found.points[0].first.as_ref().unwrap();
+    assert_eq!((&first.index[..], first.expected), (&[0, 0, 1][..], -0.5));
+}

@@ -71,6 +71,9 @@ pub struct Costs {
     pub reference_perplexity: f64,
     /// KL that is left with every site as the reference has it: implementations and their rules.
     pub kl_without_sites: f64,
+    /// Parts that differ and that the profile cannot run as the reference has them: they stay as they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_switched: Vec<&'static str>,
     /// Sites, the costliest first.
     pub sites: Vec<SiteCost>,
 }
@@ -84,12 +87,17 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// The sites in which two paths differ.
-pub fn sites(path: &Datapath, reference: &Datapath) -> Vec<Site> {
+/// The parts in which two paths differ: those that their profiles can switch, and those that they cannot.
+pub fn parts(path: &Datapath, reference: &Datapath) -> (Vec<Part>, Vec<Part>) {
     let parts = Part::ALL
         .into_iter()
         .filter(|part| part.differs(path.mode(), reference.mode()));
-    let parts: Vec<Part> = parts.collect();
+    parts.partition(|part| path.can_adopt(*part, reference) && reference.can_adopt(*part, path))
+}
+
+/// The sites in which two paths differ and that can be switched.
+pub fn sites(path: &Datapath, reference: &Datapath) -> Vec<Site> {
+    let (parts, _) = parts(path, reference);
     (0..path.config().n_layers)
         .flat_map(|layer| parts.iter().map(move |part| Site { layer, part: *part }))
         .collect()
@@ -165,6 +173,9 @@ pub fn attribute<'m>(
         perplexity: whole.perplexity(),
         reference_perplexity: truth.perplexity(),
         kl_without_sites: without.mean_kl(),
+        not_switched: (parts(path, reference).1.into_iter())
+            .map(Part::name)
+            .collect(),
         sites: costs,
     })
 }

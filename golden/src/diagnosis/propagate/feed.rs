@@ -1,7 +1,7 @@
 //! Feeding a run with another's tensors, as it stores them.
 
 use crate::trace_file::counterpart::{Portion, find};
-use ndarray::{Array2, Axis, CowArray, Ix2, concatenate, s};
+use ndarray::{Array2, Axis, concatenate, s};
 use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::dataflow::{Block, Columns, Read};
 use scalescope_sim::error::{Result, SimError};
@@ -61,8 +61,8 @@ impl<'a> Feeder<'a> {
         self.fed
     }
 
-    /// The values that a reader of this place gets in the source.
-    fn read_at(&self, place: Place) -> Option<Array2<f32>> {
+    /// The values that a reader of this place, which has so many columns, gets in the source.
+    fn read_at(&self, place: Place, columns: usize) -> Option<Array2<f32>> {
         let at = |point| find(&self.places, Place { point, ..place });
         // Where the source quantizes once more for a reader, and this run does not, the reader finds its
         // values in what it reads instead.
@@ -70,7 +70,7 @@ impl<'a> Feeder<'a> {
             let place = Place { point, ..place };
             self.places.contains(&place) && !self.makes.contains(&place)
         };
-        let real = |take| real_of(self.source, take);
+        let real = |take| real_of(self.source, take, columns);
         // The quantizer that may come once more behind a tensor.
         let requantized = |site: TracePoint| {
             let reads = |point| self.block.row(point).into_iter().flat_map(|row| &row.reads);
@@ -112,10 +112,9 @@ impl Probe for Feeder<'_> {
         // Codes of a dynamic quantizer follow from its input, which was fed.
         let follows = matches!(value, Tensor::Codes(_)) || place.point.is_scale();
         if !follows && !self.own.contains(&place.point) {
-            let Some(real) = self.read_at(place) else {
+            let Some(real) = self.read_at(place, value.dim().1) else {
                 return Err(SimError::value(place, "a tensor to feed", "none"));
             };
-            let real = as_wide(&real, place.point, value.dim().1);
             if real.dim() != value.dim() {
                 return Err(SimError::value(
                     place,
@@ -123,26 +122,10 @@ impl Probe for Feeder<'_> {
                     format_args!("{:?}", real.dim()),
                 ));
             }
-            *value = stored_as(value, real.into_owned());
+            *value = stored_as(value, real);
         }
         self.fed.given.insert(place, value.clone());
         Ok(())
-    }
-}
-
-/// What stands for a tensor of so many columns: where dt‖B‖C stands for B‖C, its last columns.
-pub(super) fn as_wide(
-    values: &Array2<f32>,
-    point: TracePoint,
-    columns: usize,
-) -> CowArray<'_, f32, Ix2> {
-    match point {
-        TracePoint::SsmBc => {
-            let from = values.ncols().saturating_sub(columns);
-            let last = values.slice(s![.., from..]);
-            last.as_standard_layout().into_owned().into()
-        }
-        _ => values.into(),
     }
 }
 
@@ -158,8 +141,9 @@ fn stored_as(like: &Tensor, real: Array2<f32>) -> Tensor {
     }
 }
 
-/// The real values of a tensor, or of half its columns; of dynamic codes with their scales.
-pub fn real_of(tensors: &BTreeMap<Place, Tensor>, take: Portion) -> Array2<f32> {
+/// The real values of a tensor, or of the columns of it that stand for one with `columns` of them; of dynamic codes
+/// with their scales.
+pub fn real_of(tensors: &BTreeMap<Place, Tensor>, take: Portion, columns: usize) -> Array2<f32> {
     let place = take.place();
     let real = match &tensors[&place] {
         Tensor::Codes(codes) => {
@@ -172,5 +156,5 @@ pub fn real_of(tensors: &BTreeMap<Place, Tensor>, take: Portion) -> Array2<f32> 
         }
         other => other.to_real(),
     };
-    take.columns_of(&real)
+    take.columns_of(&real, columns)
 }
