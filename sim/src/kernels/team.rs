@@ -24,7 +24,9 @@ type Run<'a> = dyn Fn(&mut dyn FnMut() -> Option<Range<usize>>) -> Status + Sync
 struct Team {
     /// The open loop's.
     work: UnsafeCell<*const Work>,
-    /// Which loop is open to helpers; zero if none.
+    /// Loops so far.
+    loops: AtomicUsize,
+    /// The number of the loop that is open to helpers; zero if none.
     open: Alone<AtomicUsize>,
     /// Helpers that look at the open loop or work in it.
     inside: Alone<AtomicUsize>,
@@ -41,24 +43,30 @@ struct Alone<T>(T);
 unsafe impl Sync for Team {}
 
 thread_local! {
-    /// The team that this thread leads, if any, and how many loops it has had.
-    static LED: Cell<(*const Team, usize)> = const { Cell::new((ptr::null(), 0)) };
+    /// The team that this thread leads, if any; none within a loop.
+    static LED: Cell<*const Team> = const { Cell::new(ptr::null()) };
 }
 
 /// Runs `work` on a thread of rayon's pool, which the others help through every [`share`]. Called on such a thread, where the
 /// others have work of their own, it only runs `work`.
 pub fn lead<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    if rayon::current_thread_index().is_some() {
-        return work();
+    match rayon::current_thread_index() {
+        Some(_) => work(),
+        None => rayon::scope(|_| lead_here(work)),
     }
+}
+
+/// [`lead`], on a thread of the pool.
+fn lead_here<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let idle: &Work = &|_| ();
     let team = &Team {
         work: UnsafeCell::new(idle),
+        loops: AtomicUsize::new(0),
         open: Alone(AtomicUsize::new(0)),
         inside: Alone(AtomicUsize::new(0)),
         over: AtomicBool::new(false),
     };
-    rayon::scope(|scope| {
+    rayon::in_place_scope(|scope| {
         let leader = rayon::current_thread_index();
         scope.spawn_broadcast(move |_, thread| {
             // The leader comes here while it waits for something else of rayon's.
@@ -66,9 +74,10 @@ pub fn lead<T: Send>(work: impl FnOnce() -> T + Send) -> T {
                 team.help(thread.index());
             }
         });
-        LED.set((team, 0));
+        // While it waits, rayon may have this thread lead another team.
+        let before = LED.replace(team);
         let done = catch_unwind(AssertUnwindSafe(work));
-        LED.set((ptr::null(), 0));
+        LED.set(before);
         team.over.store(true, Ordering::Relaxed);
         done.unwrap_or_else(|panic| resume_unwind(panic))
     })
@@ -93,11 +102,13 @@ pub fn share<S>(
         let mut all = Some(0..count);
         return run(&mut || all.take());
     }
-    let (team, loops) = LED.get();
+    let team = LED.get();
     // SAFETY: `lead` takes the pointer back before the team goes.
     if let Some(team) = unsafe { team.as_ref() } {
-        LED.set((team, loops + 1));
-        return team.share(loops + 1, count, at_once, &run);
+        LED.set(ptr::null());
+        let status = team.share(count, at_once, &run);
+        LED.set(team);
+        return status;
     }
     /// Shares of a thread: one that is held up leaves the rest of them to the others.
     const SHARES: usize = 8;
@@ -115,7 +126,7 @@ pub fn both<A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,
 ) -> (A, B) {
-    match LED.get().0.is_null() {
+    match LED.get().is_null() {
         true => rayon::join(a, b),
         false => (a(), b()),
     }
@@ -126,7 +137,7 @@ impl Team {
     fn help(&self, thread: usize) {
         let mut last = 0;
         while !self.over.load(Ordering::Relaxed) {
-            if self.open.0.load(Ordering::Relaxed) == last {
+            if [0, last].contains(&self.open.0.load(Ordering::Relaxed)) {
                 rayon::yield_now();
                 continue;
             }
@@ -142,8 +153,8 @@ impl Team {
         }
     }
 
-    /// [`share`], as the leader's loop of that number.
-    fn share(&self, number: usize, count: usize, at_once: usize, run: &Run) -> Status {
+    /// [`share`], for the leader.
+    fn share(&self, count: usize, at_once: usize, run: &Run) -> Status {
         let threads = rayon::current_num_threads();
         let parts = threads.min(count.div_ceil(at_once));
         let part = |i: usize| i * count / parts..(i + 1) * count / parts;
@@ -180,6 +191,7 @@ impl Team {
         unsafe {
             *self.work.get() = std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Work>(shared)
         };
+        let number = self.loops.fetch_add(1, Ordering::Relaxed) + 1;
         self.open.0.store(number, Ordering::SeqCst);
         let close = Close(self);
         work(rayon::current_thread_index().unwrap_or(0));
@@ -206,5 +218,120 @@ impl Drop for Close<'_> {
         while self.0.inside.0.load(Ordering::SeqCst) != 0 {
             spin_loop();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::ThreadPoolBuilder;
+
+    fn values(count: usize) -> Status {
+        Status {
+            values: count as u64,
+            ..Status::default()
+        }
+    }
+
+    /// Every index once, whatever the threads, the count and the size of a share; in a team and outside.
+    #[test]
+    fn every_index_is_worked_on_once() {
+        for threads in [1, 2, 3, 8] {
+            let pool = ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            for count in [0, 1, 2, 7, 64, 1000] {
+                for at_once in [1, 3, 64] {
+                    let all = || {
+                        for _ in 0..20 {
+                            let seen: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                            let status = share(
+                                count,
+                                at_once,
+                                || 0,
+                                |mine, i| {
+                                    *mine += 1;
+                                    seen[i].fetch_add(1, Ordering::Relaxed);
+                                    values(i)
+                                },
+                            );
+                            assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+                            assert_eq!(status, values((0..count).sum()));
+                        }
+                    };
+                    pool.install(all);
+                    // As `lead` outside the pool.
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| led_by(&pool, all));
+                    });
+                }
+            }
+        }
+    }
+
+    /// [`lead`] with the threads of a pool.
+    fn led_by<T: Send>(pool: &rayon::ThreadPool, work: impl FnOnce() -> T + Send) -> T {
+        pool.install(|| lead_here(work))
+    }
+
+    #[test]
+    fn a_loop_within_a_loop_and_other_work_of_rayons_go_on() {
+        let pool = ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let status = led_by(&pool, || {
+            let inner = share(10, 1, || (), |(), _| share(10, 1, || (), |(), i| values(i)));
+            let (a, b) = both(|| share(4, 1, || (), |(), i| values(i)), Status::default);
+            let sum: usize = (0..1000).into_par_iter().sum();
+            inner.plus(a).plus(b).plus(values(sum))
+        });
+        assert_eq!(status, values(10 * 45 + 6 + 499_500));
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_is_the_leaders() {
+        let pool = ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        for index in [0, 15] {
+            let panics = || {
+                led_by(&pool, || {
+                    share(
+                        16,
+                        1,
+                        || (),
+                        |(), i| {
+                            assert_ne!(i, index);
+                            values(i)
+                        },
+                    )
+                })
+            };
+            assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+        }
+        assert_eq!(
+            led_by(&pool, || share(16, 1, || (), |(), i| values(i))),
+            values(120)
+        );
+    }
+
+    #[test]
+    fn teams_of_several_callers_do_not_wait_for_each_other() {
+        let sums: Vec<Status> = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        lead(|| {
+                            (0..200).fold(Status::default(), |sum, _| {
+                                let _: usize = (0..100).into_par_iter().sum();
+                                sum.plus(share(50, 1, || (), |(), i| values(i)))
+                            })
+                        })
+                    })
+                })
+                .collect();
+            callers
+                .into_iter()
+                .map(|caller| caller.join().unwrap())
+                .collect()
+        });
+        assert_eq!(sums, vec![values(200 * 1225); 4]);
     }
 }
