@@ -2,7 +2,7 @@
 
 use super::loss::Text;
 use super::sites::{Costs, SiteCost};
-use super::{Finding, Severity};
+use crate::diagnosis::finding::{Finding, Severity};
 use crate::diagnosis::fit::{Fit, percent};
 use crate::diagnosis::lineage::{Disagreement, disagreements};
 use scalescope_sim::arith::saturate::Status;
