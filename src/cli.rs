@@ -80,7 +80,7 @@ pub enum Command {
     Map(MapArgs),
     /// Compare a run with a recorded trace; an operation with vectors (check op), exported vectors and dumps of RTL
     /// (check export), a GPU with the CPU (check gpu)
-    Check(CheckArgs),
+    Check(Box<CheckArgs>),
     /// Flip bits of golden data, scales, weights and tables, and see that each flip is noticed
     Selftest(SelftestArgs),
     /// Show what each mode assigns to each tensor

@@ -88,14 +88,11 @@ fn prepare(dir: &Path) {
 
 /// The command that a line asks: `check`, `check op`.
 fn name<'a>(line: &'a str, names: &BTreeSet<String>) -> &'a str {
-    let ends = line
-        .match_indices(' ')
-        .map(|(at, _)| at)
-        .chain([line.len()]);
-    let asked = ends
-        .map(|at| &line[..at])
-        .filter(|words| names.contains(*words));
-    asked.last().unwrap_or_else(|| panic!("{line}: no command"))
+    let spaces = line.rmatch_indices(' ').map(|(at, _)| at);
+    let mut asked = [line.len()].into_iter().chain(spaces).map(|at| &line[..at]);
+    asked
+        .find(|words| names.contains(*words))
+        .unwrap_or_else(|| panic!("{line}: no command"))
 }
 
 #[test]

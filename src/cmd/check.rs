@@ -101,7 +101,7 @@ pub enum CheckInstead {
     /// Read exported vectors back, simulate them again, and compare dumps of RTL with them
     Export(CheckExportArgs),
     /// Compare a GPU with the CPU, every tensor bit for bit (needs the feature `cuda`)
-    Gpu(CheckGpuArgs),
+    Gpu(Box<CheckGpuArgs>),
 }
 
 pub fn run(args: &CheckArgs) -> Result<Outcome> {
