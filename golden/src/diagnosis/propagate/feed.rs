@@ -136,14 +136,12 @@ pub(super) fn as_wide(
     point: TracePoint,
     columns: usize,
 ) -> CowArray<'_, f32, Ix2> {
-    match point {
-        TracePoint::SsmBc => {
-            let from = values.ncols().saturating_sub(columns);
-            let last = values.slice(s![.., from..]);
-            last.as_standard_layout().into_owned().into()
-        }
-        _ => values.into(),
+    if point != TracePoint::SsmBc {
+        return values.into();
     }
+    let from = values.ncols().saturating_sub(columns);
+    let last = values.slice(s![.., from..]);
+    last.as_standard_layout().into_owned().into()
 }
 
 /// Real values as a tensor of another's type and grid.
