@@ -4,8 +4,8 @@
 use super::folder::Folder;
 use scalescope::eval::data::Dataset;
 use scalescope::eval::samples::Samples;
-use scalescope::eval::summary::Report;
-use scalescope::eval::task::{Encode, Encoded, Task, UnitMaker};
+use scalescope::eval::summary::EvalReport;
+use scalescope::eval::task::{Encode, Encoded, SampleMaker, Task};
 use scalescope::eval::text::text;
 use scalescope::report::eval::section;
 use scalescope::sequences::read_token_file;
@@ -224,7 +224,7 @@ fn passages(_: &mut Folder, data: &[u8]) {
         },
         Task::Chunks { length: 8 },
     ] {
-        let maker = UnitMaker {
+        let maker = SampleMaker {
             encoder: &Bytes,
             vocab_size: 200,
             start: Some(0),
@@ -253,7 +253,7 @@ fn tokens(dir: &mut Folder, data: &[u8]) {
 
 /// What `eval --json` wrote, and what `report` makes of it.
 fn results(dir: &mut Folder, data: &[u8]) {
-    if let Ok(report) = Report::read(&dir.put("r.json", data)) {
+    if let Ok(report) = EvalReport::read(&dir.put("r.json", data)) {
         drop(text(&report));
         drop(section(&report));
     }

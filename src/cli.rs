@@ -2,12 +2,8 @@
 
 use crate::cmd::attribute::AttributeArgs;
 use crate::cmd::bench::BenchArgs;
-use crate::cmd::bench_gpu::BenchGpuArgs;
-use crate::cmd::check::CheckArgs;
-use crate::cmd::check_export::CheckExportArgs;
-use crate::cmd::check_op::CheckOpArgs;
+use crate::cmd::check::{CheckArgs, CheckInstead};
 use crate::cmd::compare::CompareArgs;
-use crate::cmd::crosscheck::CrosscheckArgs;
 use crate::cmd::equiv::EquivArgs;
 use crate::cmd::eval::EvalArgs;
 use crate::cmd::export::ExportArgs;
@@ -17,7 +13,6 @@ use crate::cmd::identify::IdentifyArgs;
 use crate::cmd::info::InfoArgs;
 use crate::cmd::lineage::LineageArgs;
 use crate::cmd::map::MapArgs;
-use crate::cmd::merge::MergeArgs;
 use crate::cmd::modes::ModesArgs;
 use crate::cmd::propagate::PropagateArgs;
 use crate::cmd::quantize::QuantizeArgs;
@@ -83,14 +78,9 @@ pub enum Command {
     Compare(CompareArgs),
     /// Print a mapping file to start from for a dump of another program
     Map(MapArgs),
-    /// Compare a run with a recorded trace, element by element
-    Check(CheckArgs),
-    /// Compare a GPU with the CPU, every tensor bit for bit (needs the feature `cuda`)
-    Crosscheck(CrosscheckArgs),
-    /// Time each step on a GPU (needs the feature `cuda`)
-    BenchGpu(BenchGpuArgs),
-    /// Compare one operation with vectors, such as a kernel's dump
-    CheckOp(CheckOpArgs),
+    /// Compare a run with a recorded trace; an operation with vectors (check op), exported vectors and dumps of RTL
+    /// (check export), a GPU with the CPU (check gpu)
+    Check(Box<CheckArgs>),
     /// Flip bits of golden data, scales, weights and tables, and see that each flip is noticed
     Selftest(SelftestArgs),
     /// Show what each mode assigns to each tensor
@@ -109,8 +99,6 @@ pub enum Command {
     Sweep(SweepArgs),
     /// Write the vectors of a step for RTL, and a testbench that reads them
     Export(ExportArgs),
-    /// Read exported vectors back, simulate them again, and compare dumps of RTL with them
-    CheckExport(CheckExportArgs),
     /// Say what a folder or a file holds: kind, shapes, scales, what is missing
     Info(InfoArgs),
     /// Fold, calibrate and quantize a float checkpoint
@@ -119,8 +107,6 @@ pub enum Command {
     Eval(EvalArgs),
     /// Measure speed: tokens per second, where the time goes, share of the machine's peak
     Bench(BenchArgs),
-    /// Join the sample files of all shards of an `eval`
-    Merge(MergeArgs),
     /// Print a shell completion script
     Completions {
         /// The shell.
@@ -137,8 +123,11 @@ impl Command {
             Command::Propagate(args) => &mut args.model,
             Command::Equiv(args) => &mut args.model,
             Command::Lineage(args) => &mut args.model,
-            Command::Check(args) => &mut args.model,
-            Command::Crosscheck(args) => &mut args.model,
+            Command::Check(args) => match &mut args.instead {
+                None => &mut args.model,
+                Some(CheckInstead::Gpu(args)) => &mut args.model,
+                Some(CheckInstead::Op(_) | CheckInstead::Export(_)) => return None,
+            },
             Command::Attribute(args) => &mut args.model,
             Command::Recommend(args) => &mut args.model,
             Command::Headroom(args) => &mut args.model,

@@ -2,6 +2,7 @@
 
 use crate::output::words_in_lines;
 use clap::Command;
+use clap::error::{ContextKind, ContextValue};
 use std::fmt::Write;
 use std::io::IsTerminal;
 
@@ -9,12 +10,9 @@ use std::io::IsTerminal;
 const GROUPS: &[(&str, &[&str])] = &[
     (
         "Run and report",
-        &["report", "run", "eval", "modes", "info", "quantize"],
+        &["report", "run", "quantize", "info", "modes"],
     ),
-    (
-        "Check and compare",
-        &["check", "check-op", "compare", "map"],
-    ),
+    ("Check and compare", &["check", "compare", "map"]),
     (
         "Diagnose",
         &[
@@ -23,25 +21,23 @@ const GROUPS: &[(&str, &[&str])] = &[
             "propagate",
             "lineage",
             "equiv",
-            "recommend",
             "faults",
         ],
     ),
-    (
-        "Design a chip",
-        &["headroom", "sweep", "export", "check-export"],
-    ),
+    ("Evaluate", &["eval", "recommend"]),
+    ("Design a chip", &["headroom", "sweep", "export"]),
 ];
 
 /// Commands that the first screen only names.
-const MORE: &[&str] = &[
-    "bench",
-    "bench-gpu",
-    "crosscheck",
-    "selftest",
-    "merge",
-    "completions",
-    "help",
+const MORE: &[&str] = &["bench", "selftest", "completions", "help"];
+
+/// What has been commands of their own elsewhere or in scripts, and how it is asked now.
+const ASKED_OTHERWISE: &[(&str, &str)] = &[
+    ("check-op", "check op NAME FILE"),
+    ("check-export", "check export DIR"),
+    ("crosscheck", "check gpu"),
+    ("bench-gpu", "bench --device cuda"),
+    ("merge", "eval --merge FILE"),
 ];
 
 /// The command line with its commands in groups.
@@ -82,12 +78,25 @@ pub fn refused(error: &clap::Error) -> u8 {
         true => error.render().ansi().to_string(),
         false => error.render().to_string(),
     };
+    let words = match otherwise(error) {
+        Some(line) => format!("error: {line}\n"),
+        None => words,
+    };
     let words = words.replace(
         "number would be zero for non-zero type",
         "expected a number above 0",
     );
     eprint!("{}", ranges(&words));
     code
+}
+
+/// For a command that is part of another one: which.
+fn otherwise(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let (_, now) = ASKED_OTHERWISE.iter().find(|(known, _)| known == name)?;
+    Some(format!("'{name}' is asked as: scalescope {now}"))
 }
 
 /// Ranges that clap writes as Rust does, in words: `5 is not in 2..=4294967295`, `expected 2 or more`.
@@ -136,6 +145,20 @@ mod tests {
         command.build();
         let names: BTreeSet<&str> = command.get_subcommands().map(Command::get_name).collect();
         assert_eq!(listed, names);
+    }
+
+    #[test]
+    fn a_part_of_another_command_is_named() {
+        for (name, now) in ASKED_OTHERWISE {
+            let parse = |line: &str| {
+                let words = ["scalescope"].into_iter().chain(line.split(' '));
+                super::grouped(Cli::command()).try_get_matches_from(words)
+            };
+            let said = otherwise(&parse(name).unwrap_err()).unwrap();
+            assert!(said.ends_with(now), "{said}");
+            assert!(parse(now).is_ok(), "{now}");
+            assert_eq!(otherwise(&parse("chek").unwrap_err()), None);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Commands for chip designers: headroom, sweep, export, check-export, profile files.
+//! Commands for chip designers: headroom, sweep, export, check export, profile files.
 
 use crate::common::{arg as text, json};
 
@@ -205,7 +205,7 @@ fn exported_vectors_are_checked() {
         text(&out),
     ]);
     assert_eq!(export.code, 0, "{}", export.stderr);
-    let alone = run(&["check-export", text(&out), "--no-dumps"]);
+    let alone = run(&["check", "export", text(&out), "--no-dumps"]);
     assert_eq!(alone.code, 0, "{}{}", alone.stdout, alone.stderr);
     assert!(
         alone
@@ -213,7 +213,7 @@ fn exported_vectors_are_checked() {
             .contains(", 0 words of dumps: every word is equal")
     );
     // Without a dump nothing of a device was verified.
-    let nothing = run(&["check-export", text(&out.join("conv"))]);
+    let nothing = run(&["check", "export", text(&out.join("conv"))]);
     assert_eq!(nothing.code, 1);
     assert!(
         nothing.stdout.contains("out: no dump of a device"),
@@ -223,20 +223,20 @@ fn exported_vectors_are_checked() {
     // A dump that differs, then a file that was altered.
     let words = std::fs::read_to_string(out.join("conv/out.hex")).unwrap();
     std::fs::write(out.join("conv/out.dump.hex"), &words).unwrap();
-    assert_eq!(run(&["check-export", text(&out.join("conv"))]).code, 0);
+    assert_eq!(run(&["check", "export", text(&out.join("conv"))]).code, 0);
     let other = if words.starts_with("00") { "01" } else { "00" };
     std::fs::write(
         out.join("conv/out.dump.hex"),
         format!("{other}{}", &words[2..]),
     )
     .unwrap();
-    let found = run(&["check-export", text(&out.join("conv"))]);
+    let found = run(&["check", "export", text(&out.join("conv"))]);
     assert_eq!(found.code, 1);
     assert!(found.stdout.contains("MISMATCH"), "{}", found.stdout);
     // Under any name that says so, in any form; a dump of nothing is told.
     for name in ["out_dump.hex", "OUT.dump.mem", "out.dump", "out.hex.dump"] {
         std::fs::rename(out.join("conv/out.dump.hex"), out.join("conv").join(name)).unwrap();
-        let found = run(&["check-export", text(&out.join("conv"))]);
+        let found = run(&["check", "export", text(&out.join("conv"))]);
         assert_eq!(found.code, 1, "{name}");
         assert!(
             found.stdout.contains(" words of dumps: MISMATCH")
@@ -246,7 +246,7 @@ fn exported_vectors_are_checked() {
     }
     let dump = |contents: &str| {
         std::fs::write(out.join("conv/out.dump.hex"), contents).unwrap();
-        run(&["check-export", text(&out.join("conv")), "--json"])
+        run(&["check", "export", text(&out.join("conv")), "--json"])
     };
     let row = |found: &Ended| -> serde_json::Value {
         let json: serde_json::Value = serde_json::from_str(&found.stdout).unwrap();
@@ -287,7 +287,7 @@ fn exported_vectors_are_checked() {
     .unwrap();
     assert_eq!(dump(&words.replace('\n', "\r\n")).code, 0);
     std::fs::write(out.join("conv/y.dump.hex"), &words).unwrap();
-    let stray = run(&["check-export", text(&out.join("conv"))]);
+    let stray = run(&["check", "export", text(&out.join("conv"))]);
     assert_eq!(stray.code, 1);
     assert!(
         stray.stdout.contains("y.dump.hex: a dump of no array"),
@@ -301,10 +301,10 @@ fn exported_vectors_are_checked() {
     assert_eq!(check.code, 0, "{}{}", check.stdout, check.stderr);
     assert_eq!(run(&["compare", &golden, &golden]).code, 0);
     std::fs::write(out.join("conv/out.hex"), format!("{other}{}", &words[2..])).unwrap();
-    assert_eq!(run(&["check-export", &golden, "--no-dumps"]).code, 1);
+    assert_eq!(run(&["check", "export", &golden, "--no-dumps"]).code, 1);
     assert_eq!(run(&["check", "--golden", &golden, "--cumulative"]).code, 1);
     std::fs::write(out.join("conv/manifest.json"), "{}").unwrap();
-    assert_eq!(run(&["check-export", &golden]).code, 2);
+    assert_eq!(run(&["check", "export", &golden]).code, 2);
 }
 
 /// An export into the folder of another leaves nothing of it, and nothing else is touched.
@@ -343,7 +343,7 @@ fn an_export_leaves_nothing_of_the_one_before() {
     let now = files();
     let left = |name: &&String| name.ends_with(".hex") || name.ends_with(".sv");
     assert_eq!(now.iter().filter(left).collect::<Vec<_>>(), ["mine.sv"]);
-    assert_eq!(run(&["check-export", text(&to), "--no-dumps"]).code, 0);
+    assert_eq!(run(&["check", "export", text(&to), "--no-dumps"]).code, 0);
 }
 
 /// A fixed-point scan takes codes of B and C: what needs them in floating point is left out, by name.

@@ -428,11 +428,11 @@ fn settings_are_read_in_every_encoding() {
     let samples = bench.path("s.jsonl");
     let more = ["--modes", "0,1", "--samples", arg(&samples)];
     answer(&bench, "eval", &more, "--data", &data);
-    let want = stdout(&["merge", arg(&samples)]);
+    let want = stdout(&["eval", "--merge", arg(&samples)]);
     let written = fs::read_to_string(&samples).unwrap();
     for bytes in forms(&written) {
         fs::write(&samples, bytes).unwrap();
-        assert_eq!(stdout(&["merge", arg(&samples)]), want);
+        assert_eq!(stdout(&["eval", "--merge", arg(&samples)]), want);
     }
 }
 

@@ -169,13 +169,13 @@ fn vectors_of_operations_are_read_in_every_form() {
         "rmsnorm_quant",
     ] {
         let plain = golden.join(format!("{op}.npz"));
-        let want = said(&["check-op", op, arg(&plain)], &plain);
+        let want = said(&["check", "op", op, arg(&plain)], &plain);
         assert_eq!(want.0, Some(0));
         let path = bench.path("op.npz");
         for form in FORMS {
             reformed(&plain, &path, form, |_| None);
             assert_eq!(
-                said(&["check-op", op, arg(&path)], &path),
+                said(&["check", "op", op, arg(&path)], &path),
                 want,
                 "{op} {form:?}"
             );
@@ -186,7 +186,7 @@ fn vectors_of_operations_are_read_in_every_form() {
         reformed(&plain, &path, Form::Columns, |name| {
             (name == key).then(|| npy("<f4", false, "()", &[0; 4]))
         });
-        let line = refusal(&["check-op", op, arg(&path)]);
+        let line = refusal(&["check", "op", op, arg(&path)]);
         assert!(line.contains("op.npz"), "{line}");
     }
 }
@@ -229,7 +229,7 @@ fn exports_and_dumps_are_read_in_every_form() {
         .collect();
     let shape = vec![3, codes.len() / 3];
     let dump = vectors.join("out.dump.npy");
-    let check = || run(&["check-export", arg(&vectors)]).status.code();
+    let check = || run(&["check", "export", arg(&vectors)]).status.code();
     for form in FORMS {
         let mut out = ArrayD::from_shape_vec(shape.clone(), codes.clone()).unwrap();
         fs::write(&dump, formed(&Array::I32(out.clone()), form)).unwrap();

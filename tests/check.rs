@@ -1,4 +1,4 @@
-//! `check`, `check-op` and `selftest` as a user meets them: verdicts, exit codes, damaged files.
+//! `check`, `check op` and `selftest` as a user meets them: verdicts, exit codes, damaged files.
 
 use crate::common::{arg, edited, flowing, json, refusal, run, stdout};
 use scalescope_golden::npz::{Array, Compression, NpzReader, read_npz, write_npz};
@@ -319,13 +319,14 @@ fn every_operation_checks_its_vectors() {
         "rmsnorm_quant",
     ] {
         let file = golden(&format!("ops/{op}.npz"));
-        let json = json(&["check-op", op, arg(&file), "--json"]);
+        let json = json(&["check", "op", op, arg(&file), "--json"]);
         assert_eq!((&json["mismatched"], &json["op"]), (&0.into(), &op.into()));
         assert!(json["compared"].as_u64().unwrap() > 500, "{op}");
     }
     let file = golden("ops/hadamard_quant.npz");
     let text = mismatch(&[
-        "check-op",
+        "check",
+        "op",
         "hadamard_quant",
         arg(&file),
         "--arith",
@@ -336,11 +337,18 @@ fn every_operation_checks_its_vectors() {
         text.contains("beyond its range the quantizer does otherwise: wrap"),
         "{text}"
     );
-    let line = refusal(&["check-op", "conv", arg(&file)]);
+    let line = refusal(&["check", "op", "conv", arg(&file)]);
     assert!(line.contains("conv1d_silu"), "{line}");
-    refusal(&["check-op", "linear", arg(&file)]);
-    refusal(&["check-op", "hadamard_quant", arg(&file), "--arith", "fast"]);
-    refusal(&["check-op", "hadamard_quant", "none.npz"]);
+    refusal(&["check", "op", "linear", arg(&file)]);
+    refusal(&[
+        "check",
+        "op",
+        "hadamard_quant",
+        arg(&file),
+        "--arith",
+        "fast",
+    ]);
+    refusal(&["check", "op", "hadamard_quant", "none.npz"]);
 }
 
 #[test]
@@ -354,7 +362,7 @@ fn selftest_passes_and_prints_its_table() {
     }
 }
 
-/// What a real kernel made of some inputs is what `check-op -o` writes from them alone.
+/// What a real kernel made of some inputs is what `check op -o` writes from them alone.
 #[test]
 fn outputs_are_written_from_inputs_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -362,7 +370,7 @@ fn outputs_are_written_from_inputs_alone() {
     for op in ["selective_scan_update", "linear", "rmsnorm_quant"] {
         let golden = dir.path().join(format!("{op}.npz"));
         std::fs::copy(ops.join(format!("{op}.npz")), &golden).unwrap();
-        let checked = json(&["check-op", op, arg(&golden), "--json"]);
+        let checked = json(&["check", "op", op, arg(&golden), "--json"]);
         let outputs: Vec<String> = (checked["points"].as_array().unwrap().iter())
             .map(|point| point["point"].as_str().unwrap().to_owned())
             .collect();
@@ -371,10 +379,10 @@ fn outputs_are_written_from_inputs_alone() {
         let inputs = edited(&golden, "inputs.npz", |key, array| {
             (!is_output(key)).then_some(array)
         });
-        let line = refusal(&["check-op", op, arg(&inputs)]);
+        let line = refusal(&["check", "op", op, arg(&inputs)]);
         assert!(line.contains("at least one output"), "{line}");
         let to = dir.path().join("expected.npz");
-        let said = stdout(&["check-op", op, arg(&inputs), "-o", arg(&to)]);
+        let said = stdout(&["check", "op", op, arg(&inputs), "-o", arg(&to)]);
         let (mut made, mut real) = (
             NpzReader::open(&to).unwrap(),
             NpzReader::open(&golden).unwrap(),

@@ -1,25 +1,14 @@
 //! No command ends well without saying how much it looked at, and none ends well where there was nothing.
 
 use crate::awkward::{Bench, rewritten, rows};
-use crate::common::{arg, checkpoint, refusal, run, scales, stdout};
+use crate::common::{arg, checkpoint, commands, refusal, run, scales, stdout};
+use clap::CommandFactory;
+use scalescope::cli::Cli;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Commands that look at nothing: they list what is built in.
 const LISTS: [&str; 4] = ["modes", "faults", "completions", "help"];
-
-/// Every command of the program, as its help lists them.
-fn commands() -> BTreeSet<String> {
-    let help = stdout(&["--help"]);
-    let list = help.split("\nOptions:\n").next().unwrap();
-    let (groups, more) = list.split_once("\nMore: ").unwrap();
-    let lines = groups.lines();
-    let named = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
-    let grouped = named.map(|line| line.split_whitespace().next().unwrap());
-    (grouped.chain(more.trim().split(", ")))
-        .map(str::to_owned)
-        .collect()
-}
 
 #[test]
 fn every_command_says_how_much_it_looked_at() {
@@ -71,7 +60,7 @@ fn every_command_says_how_much_it_looked_at() {
             ],
             "3 passages",
         ),
-        (&["merge", arg(&samples)], "3 passages"),
+        (&["eval", "--merge", arg(&samples)], "3 passages"),
         (
             &["bench", "--length", "8", "--decode", "2", "--repeat", "1"],
             "medians of 1 runs",
@@ -81,13 +70,16 @@ fn every_command_says_how_much_it_looked_at() {
             "mismatched 0, missing 0",
         ),
         (&["compare", arg(&trace), arg(&trace)], " elements compared"),
-        (&["check-op", "linear", arg(&op)], "mismatched 0, missing 0"),
+        (
+            &["check", "op", "linear", arg(&op)],
+            "mismatched 0, missing 0",
+        ),
         (
             &["export", "--step", "x_proj", "-o", arg(&vectors)],
             "words",
         ),
         (
-            &["check-export", arg(&vectors), "--no-dumps"],
+            &["check", "export", arg(&vectors), "--no-dumps"],
             " words against the simulation",
         ),
         (
@@ -116,7 +108,11 @@ fn every_command_says_how_much_it_looked_at() {
         let mut numbers = line.split(|c: char| !c.is_ascii_digit());
         let counted = numbers.any(|n| n.parse().is_ok_and(|n: u64| n > 0));
         assert!(counted || count == "words", "{line}");
-        seen.insert(args[0].to_owned());
+        let two = args[..2].join(" ");
+        seen.insert(match two.as_str() {
+            "check op" | "check export" => two,
+            _ => args[0].to_owned(),
+        });
     };
     for (command, more, count) in on_text {
         // `recommend` chooses on one half of the sequences and measures on the other.
@@ -128,7 +124,8 @@ fn every_command_says_how_much_it_looked_at() {
     }
     for (args, count) in others {
         let mut args = args.to_vec();
-        if ["eval", "bench", "check", "export", "identify"].contains(&args[0]) {
+        let modelless = ["op", "export", "--merge"].contains(&args[1]);
+        if ["eval", "bench", "check", "export", "identify"].contains(&args[0]) && !modelless {
             args.extend(&tiny);
         }
         ask(&args, count);
@@ -136,14 +133,17 @@ fn every_command_says_how_much_it_looked_at() {
     // `check::selftest_passes_and_prints_its_table` looks at its counts.
     seen.insert("selftest".into());
     // These need a GPU, and without one end with what they need.
-    for command in ["crosscheck", "bench-gpu"] {
+    for command in [&["check", "gpu"][..], &["bench", "--device", "cuda"]] {
         if !cfg!(feature = "cuda") {
-            let line = refusal(&[command]);
+            let line = refusal(command);
             assert!(line.contains("--features cuda"), "{line}");
         }
-        seen.insert(command.into());
     }
-    assert_eq!(seen, commands());
+    seen.insert("check gpu".into());
+    let mut program = Cli::command();
+    program.build();
+    let all = commands(&program).into_iter().map(|(name, _)| name);
+    assert_eq!(seen, all.collect());
 }
 
 /// Nothing to look at is no success: every command that reads texts, arrays or results.
@@ -202,7 +202,7 @@ fn nothing_is_refused_by_every_command() {
     );
     refused(&["compare", arg(&plain), arg(&npz)], &npz);
     refused(&["compare", arg(&npz), arg(&npz)], &npz);
-    refused(&["check-op", "linear", arg(&npz)], &npz);
+    refused(&["check", "op", "linear", arg(&npz)], &npz);
     refused(
         &[
             "attribute",
@@ -217,7 +217,7 @@ fn nothing_is_refused_by_every_command() {
     );
     let folder = bench.path("folder");
     std::fs::create_dir(&folder).unwrap();
-    refused(&["check-export", arg(&folder)], &folder);
+    refused(&["check", "export", arg(&folder)], &folder);
     let samples = bench.put("s.jsonl", b"");
-    refused(&["merge", arg(&samples)], &samples);
+    refused(&["eval", "--merge", arg(&samples)], &samples);
 }

@@ -10,8 +10,8 @@ fn a_build_without_gpus_says_how_to_get_one() {
         &["run", "--text", "a", "--device", "cuda"][..],
         &["check", "--golden", golden, "--device", "cuda:1"],
         &["eval", "--data", "none.jsonl", "--device", "cuda:0,cuda:1"],
-        &["crosscheck"],
-        &["bench-gpu"],
+        &["check", "gpu"],
+        &["bench", "--device", "cuda"],
     ] {
         assert!(refusal(args).contains("--features cuda"), "{args:?}");
     }
@@ -23,7 +23,7 @@ fn devices_that_are_none_are_refused() {
         let out = crate::common::run(&["run", "--text", "a", "--device", device]);
         assert_eq!(out.status.code(), Some(2), "{device}");
     }
-    for command in ["run --text a", "crosscheck"] {
+    for command in ["run --text a", "check gpu", "bench"] {
         let mut args: Vec<&str> = command.split(' ').collect();
         args.extend(["--device", "cuda:0,cuda:1"]);
         assert!(refusal(&args).contains("one device"), "{command}");

@@ -545,3 +545,75 @@ fn defaults() {
     let header = ["command", "profile", "tokens of each passage", "losses at"];
     check("docs/diagnosis.md", "defaults", &markdown(&header, rows));
 }
+
+/// Lines that are not blank, without modules of tests.
+fn lines_of_code(text: &str) -> usize {
+    let mut lines = text.lines().filter(|l| !l.trim().is_empty()).peekable();
+    let mut count = 0;
+    while let Some(line) = lines.next() {
+        let module = |next: &&str| next.contains("mod ") && next.ends_with('{');
+        if line.trim() == "#[cfg(test)]" && lines.peek().is_some_and(module) {
+            let indent = line.len() - line.trim_start().len();
+            lines.find(|line| line.trim_end() == format!("{:indent$}}}", ""));
+            continue;
+        }
+        count += 1;
+    }
+    count
+}
+
+/// Every file of Rust below a folder, but for tests, with its lines.
+fn files_with_lines(folder: &Path, files: &mut Vec<(std::path::PathBuf, usize)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.file_name().unwrap().to_str().unwrap() {
+            "tests" | "tests.rs" => {}
+            _ if path.is_dir() => files_with_lines(&path, files),
+            name if name.ends_with(".rs") => {
+                let count = lines_of_code(&std::fs::read_to_string(&path).unwrap());
+                files.push((path, count));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// docs/architecture.md says where the lines are: every file is in a room, and no number is more than a tenth off.
+#[test]
+fn where_the_lines_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let section = text.split("## Where the lines are\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut rooms: Vec<(&str, usize, usize)> = Vec::new();
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let said = cells[1].replace(',', "").parse().unwrap();
+        let room = cells[0].trim_start_matches("| `").trim_end_matches('`');
+        rooms.push((room, said, 0));
+    }
+    let mut files = Vec::new();
+    for folder in [
+        "sim/src",
+        "sim/sample/src",
+        "golden/src",
+        "src",
+        "python/src",
+    ] {
+        files_with_lines(&root.join(folder), &mut files);
+    }
+    for (path, count) in files {
+        let path = path.strip_prefix(root).unwrap().with_extension("");
+        let holds = |room: &&mut (&str, usize, usize)| path.starts_with(room.0);
+        let own = rooms
+            .iter_mut()
+            .filter(holds)
+            .max_by_key(|room| room.0.len());
+        own.unwrap_or_else(|| panic!("{}: in no room", path.display()))
+            .2 += count;
+    }
+    for (room, said, counted) in rooms {
+        let close = said.abs_diff(counted) * 10 <= counted;
+        assert!(close, "{room} has {counted} lines, not {said}");
+    }
+}

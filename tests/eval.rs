@@ -1,4 +1,4 @@
-//! `scalescope eval` and `merge` from outside: files, refusals, exit codes.
+//! `scalescope eval` from outside: files, refusals, exit codes.
 
 use scalescope_sim::mode::MODES;
 use serde_json::Value;
@@ -210,7 +210,8 @@ fn shards_merge_to_the_report_of_one_run() {
         let merged = dir.file(&format!("{task}-merged.json"));
         let joined = dir.file(&format!("{task}-joined.jsonl"));
         let args = [
-            "merge",
+            "eval",
+            "--merge",
             &parts[2],
             &parts[0],
             &parts[1],
@@ -221,13 +222,13 @@ fn shards_merge_to_the_report_of_one_run() {
         ];
         assert_eq!(ok(&scalescope(&args)), table);
         assert_eq!(fs::read(&merged).unwrap(), fs::read(&whole).unwrap());
-        assert_eq!(ok(&scalescope(&["merge", &joined])), table);
+        assert_eq!(ok(&scalescope(&["eval", "--merge", &joined])), table);
         refused(
-            &scalescope(&["merge", &parts[0], &parts[1]]),
+            &scalescope(&["eval", "--merge", &parts[0], &parts[1]]),
             "no shard 2/3",
         );
     }
-    refused(&scalescope(&["merge", PASSAGES]), "line 1");
+    refused(&scalescope(&["eval", "--merge", PASSAGES]), "line 1");
     let bad = eval(PASSAGES, &["--samples", "x", "--shard", "3/3"]);
     assert_eq!(bad.status.code(), Some(2));
 }

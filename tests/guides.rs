@@ -2,7 +2,7 @@
 //! `docs/adding-a-step.md` every place it sends the reader to. (Their Rust examples are documentation
 //! tests of the library.)
 
-use crate::common::{checkpoint, flowing, scales, scalescope};
+use crate::common::{checkpoint, commands, flowing, scales, scalescope};
 use clap::{CommandFactory, Parser};
 use scalescope::cli::Cli;
 use std::fs;
@@ -145,13 +145,14 @@ fn every_command_shown_is_one() {
 #[test]
 fn commands_without_json_are_named() {
     let program = Cli::command();
-    let without: Vec<&str> = (program.get_subcommands())
-        .filter(|command| {
+    let without: Vec<String> = commands(&program)
+        .into_iter()
+        .filter(|(_, command)| {
             command
                 .get_arguments()
                 .all(|a| a.get_long() != Some("json"))
         })
-        .map(|command| command.get_name())
+        .map(|(name, _)| name)
         .collect();
     assert_eq!(without, ["map", "completions"]);
     let readme = fs::read_to_string(root().join("README.md")).unwrap();

@@ -1,6 +1,6 @@
 //! What commands print: lines that fit a terminal of 80 columns, and JSON.
 
-use crate::common::scalescope;
+use crate::common::{commands, scalescope};
 use clap::{Command, CommandFactory};
 use scalescope::cli::Cli;
 use std::collections::BTreeSet;
@@ -19,9 +19,10 @@ const RUNS: &[&str] = &[
     "quantize path -o again.safetensors --scales path/scales.json",
     "eval --data passages.jsonl --modes 0,1,2-4",
     "eval --data passages.jsonl --modes 0,1 --task perplexity",
+    "eval --merge samples.jsonl",
     "check --golden other.npz",
     "check --golden other.npz --mode 0 --cumulative --explain",
-    "check-op hadamard_quant op.npz",
+    "check op hadamard_quant op.npz",
     "compare q.npz other.npz",
     "compare q.npz other.npz --metrics all",
     "attribute --mode 2-1 --length 12 --limit 1 --every 8",
@@ -37,21 +38,14 @@ const RUNS: &[&str] = &[
     "headroom --profile asic-int8 --length 12 --limit 1",
     "sweep --vary scan.state=int8,int16 --length 12 --limit 1",
     "export --layer 1 --step conv --length 8 --limit 1 -o vectors",
-    "check-export vectors",
+    "check export vectors",
     "report --modes 0,2-4 --length 8 --limit 1",
     "bench --synthetic tiny --modes 0 --length 8 --decode 0 --repeat 1",
     "selftest",
 ];
 
-/// Commands whose result is no table: a mapping file, a script, and what needs a GPU or many files.
-const OTHERS: [&str; 6] = [
-    "map",
-    "completions",
-    "merge",
-    "crosscheck",
-    "bench-gpu",
-    "help",
-];
+/// Commands whose result is no table: a mapping file, a script, and what needs a GPU.
+const OTHERS: [&str; 4] = ["map", "completions", "check gpu", "help"];
 
 /// Runs a line in a folder; what it printed. Exit code 1 is a result too.
 fn printed(dir: &Path, line: &str) -> String {
@@ -85,14 +79,20 @@ fn prepare(dir: &Path) {
     for line in [
         "quantize path -o q.safetensors --scales path/scales.json",
         "run --mode 0 --text abcdefgh --trace q.npz --layers 0,1",
+        "eval --data passages.jsonl --modes 0,1 --samples samples.jsonl",
         "run --mode 0 --text abcdefgh --trace other.npz --layers 0,1 --fault stale-scale@layer=1,site=x_proj_input,factor=1.7",
     ] {
         printed(dir, line);
     }
 }
 
-fn name(line: &str) -> &str {
-    line.split(' ').next().unwrap()
+/// The command that a line asks: `check`, `check op`.
+fn name<'a>(line: &'a str, names: &BTreeSet<String>) -> &'a str {
+    let spaces = line.rmatch_indices(' ').map(|(at, _)| at);
+    let mut asked = [line.len()].into_iter().chain(spaces).map(|at| &line[..at]);
+    asked
+        .find(|words| names.contains(*words))
+        .unwrap_or_else(|| panic!("{line}: no command"))
 }
 
 #[test]
@@ -100,16 +100,14 @@ fn every_command_fits_a_terminal_and_prints_json() {
     let mut cli = Cli::command();
     cli.build();
     let has_json = |command: &Command| command.get_arguments().any(|a| a.get_id() == "json");
-    let names: BTreeSet<&str> = cli.get_subcommands().map(Command::get_name).collect();
-    let run: BTreeSet<&str> = RUNS.iter().map(|line| name(line)).chain(OTHERS).collect();
+    let commands = commands(&cli);
+    let names: BTreeSet<String> = commands.iter().map(|(name, _)| name.clone()).collect();
+    let run = RUNS.iter().map(|line| name(line, &names)).chain(OTHERS);
+    let run: BTreeSet<String> = run.map(str::to_owned).collect();
     assert_eq!(names, run, "every command is run, or said not to be");
-    for command in cli.get_subcommands() {
-        let without = ["map", "completions", "help"].contains(&command.get_name());
-        assert!(
-            has_json(command) != without,
-            "--json of {}",
-            command.get_name()
-        );
+    for (name, command) in &commands {
+        let without = ["map", "completions", "help"].contains(&&**name);
+        assert!(has_json(command) != without, "--json of {name}");
     }
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());

@@ -32,8 +32,8 @@ const PROMISES: &[Promise] = &[
     ("run --mode 0 --text \"…\" --fault", "", 0, &["fault stale-scale@layer=3,site=x_proj_input,factor=1.7"]),
     ("compare float.npz int8.npz", "", 1, &["sqnr_db", "MISMATCH"]),
     ("check --model q.safetensors", "", 0, &["mismatched", "are equal to the last bit"]),
-    ("check-op selective_scan vectors.npz", "", 0, &["mismatched 0, missing 0: equal"]),
-    ("crosscheck", "", 2, &[]),
+    ("check op selective_scan vectors.npz", "", 0, &["mismatched 0, missing 0: equal"]),
+    ("check gpu", "", 2, &[]),
     ("selftest", "", 0, &["every flip that changes a result was noticed"]),
 ];
 

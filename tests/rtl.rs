@@ -195,7 +195,7 @@ fn device(manifest: &Manifest) -> String {
 }
 
 /// Every generated testbench elaborates without a warning, passes a device that gives the expected
-/// words, writes dumps that `check-export` finds equal, and fails one whose first word is a bit off.
+/// words, writes dumps that `check export` finds equal, and fails one whose first word is a bit off.
 #[test]
 #[ignore = "needs iverilog"]
 fn generated_testbenches_judge_a_device() {
@@ -244,7 +244,11 @@ fn generated_testbenches_judge_a_device() {
             };
             let checked = || {
                 let mut check = Command::new(env!("CARGO_BIN_EXE_scalescope"));
-                let output = check.arg("check-export").arg(&folder).output().unwrap();
+                let output = check
+                    .args(["check", "export"])
+                    .arg(&folder)
+                    .output()
+                    .unwrap();
                 output.status.code().unwrap()
             };
             let (good, found) = judge(&folder);
@@ -495,7 +499,7 @@ fn every_step(simulator: &str) {
             "{simulator} {step}: {found}"
         );
         let mut check = Command::new(env!("CARGO_BIN_EXE_scalescope"));
-        run(check.arg("check-export").arg(&folder));
+        run(check.args(["check", "export"]).arg(&folder));
         // The largest bit of a factor, or of a weight of the norm.
         let constant = ["multiplier", "drive_multiplier", "weight"];
         let constant = constant

@@ -41,7 +41,7 @@ def main():
     running = [task.remote(args.program, args.arguments, out, i, args.shards, args.cpus)
                for i in range(args.shards)]
     samples = ray.get(running)
-    merge = [args.program, "merge", *samples, "--json", out / "report.json"]
+    merge = [args.program, "eval", "--merge", *samples, "--json", out / "report.json"]
     sys.exit(subprocess.run(merge).returncode)
 
 

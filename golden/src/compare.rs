@@ -12,7 +12,7 @@ mod tests;
 mod tolerance;
 mod traces;
 
-pub use difference::{Comparison, Difference, LeftOut, OneTrace, Tensor};
+pub use difference::{Comparison, Difference, LeftOut, OneTrace, TensorInfo};
 pub use summary::{Summary, Verdict};
 pub use tolerance::{Tolerance, Tolerances};
 pub use traces::{CompareOptions, Source, compare_traces};

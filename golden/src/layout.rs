@@ -12,6 +12,7 @@ mod tests;
 
 use crate::value::{Elements, Value};
 use scalescope_sim::quant::Scale;
+use scalescope_sim::random::Congruential;
 use serde::Serialize;
 use std::fmt;
 
@@ -66,7 +67,7 @@ pub enum Layout {
 
 /// A recognised difference of layout.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct LayoutFinding {
+pub struct RecognisedLayout {
     /// What it is.
     #[serde(flatten)]
     pub layout: Layout,
@@ -76,7 +77,7 @@ pub struct LayoutFinding {
     pub before: f64,
 }
 
-impl fmt::Display for LayoutFinding {
+impl fmt::Display for RecognisedLayout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.layout {
             Layout::Transposed { .. } => f.write_str("transposed")?,
@@ -116,7 +117,7 @@ pub fn detect(
     expected: (&Value, Option<Scale>),
     found: (&Value, Option<Scale>),
     blocks: &[usize],
-) -> Vec<LayoutFinding> {
+) -> Vec<RecognisedLayout> {
     let shape = |value: &Value| {
         let (rows, columns) = value.dim();
         [rows, columns]
@@ -141,7 +142,7 @@ pub fn detect(
 ///
 /// `blocks` are the widths of known blocks of channels (`[E, E]` for x‖z, `[R, N, N]` for dt‖B‖C).
 /// Without them halves are tried, and a swap of any two equal blocks at the end.
-pub fn detect_in(expected: Side<'_>, found: Side<'_>, blocks: &[usize]) -> Vec<LayoutFinding> {
+pub fn detect_in(expected: Side<'_>, found: Side<'_>, blocks: &[usize]) -> Vec<RecognisedLayout> {
     let is_codes = |side: &Side<'_>| matches!(side.elements, Elements::I8(_));
     let codes = is_codes(&expected) && is_codes(&found);
     let (Some(x), Some(y)) = (Grid::new(expected, codes), Grid::new(found, codes)) else {
@@ -261,14 +262,8 @@ fn agreement(x: &Grid, y: &Grid, map: impl Fn(usize) -> Option<usize>) -> Agreem
 
 /// Positions spread over an array without a period that a layout could share.
 fn spread(count: usize, seed: u64) -> impl Iterator<Item = usize> {
-    let mut state = seed;
-    (0..SAMPLE.min(4 * count)).map(move |_| {
-        // Knuth's MMIX generator; the upper bits are the good ones.
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        ((state >> 33) as usize) % count
-    })
+    let mut random = Congruential(seed);
+    (0..SAMPLE.min(4 * count)).map(move |_| random.below(count))
 }
 
 /// Share of agreement between elements paired at random.
@@ -294,7 +289,7 @@ struct Test<'a> {
 
 impl Test<'_> {
     /// The hypothesis of the list that explains most, if any explains enough.
-    fn best(&self, layouts: impl IntoIterator<Item = Layout>) -> Option<LayoutFinding> {
+    fn best(&self, layouts: impl IntoIterator<Item = Layout>) -> Option<RecognisedLayout> {
         let found = layouts.into_iter().filter_map(|layout| self.judge(layout));
         // Of equals the first: lists begin with the plainest.
         found.reduce(|best, next| {
@@ -306,7 +301,7 @@ impl Test<'_> {
         })
     }
 
-    fn judge(&self, layout: Layout) -> Option<LayoutFinding> {
+    fn judge(&self, layout: Layout) -> Option<RecognisedLayout> {
         let map = |at| self.map(layout, at);
         // A finding resolves half of what differs; of a sample, half of that. Most hypotheses fail at
         // the first look.
@@ -329,7 +324,7 @@ impl Test<'_> {
         let resolved = all.of_paired() - self.before >= 0.5 * (1.0 - self.before);
         let enough = all.paired >= self.x.values.len() / 2;
         (enough && resolved && explains > self.before && self.kappa(all.of_paired()) >= MIN_KAPPA)
-            .then_some(LayoutFinding {
+            .then_some(RecognisedLayout {
                 layout,
                 explains,
                 before: self.before,

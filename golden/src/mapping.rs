@@ -46,7 +46,7 @@ struct File {
     first_layer: usize,
     tokens: Option<Tokens>,
     #[serde(default)]
-    tensor: Vec<Tensor>,
+    tensor: Vec<TensorEntry>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,7 +60,7 @@ struct Tokens {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Tensor {
+struct TensorEntry {
     source: String,
     point: String,
     layer: Option<usize>,
@@ -75,7 +75,7 @@ struct Tensor {
     transpose: bool,
 }
 
-impl Tensor {
+impl TensorEntry {
     fn lies(&self) -> Lies {
         Lies {
             dtype: self.dtype,
@@ -219,7 +219,7 @@ fn trace_of(arrays: &BTreeMap<String, Array>, dump: &Path) -> Result<TraceFile> 
 
 /// Every block that a tensor's source names, and its name in the dump.
 fn sources(
-    tensor: &Tensor,
+    tensor: &TensorEntry,
     point: TracePoint,
     first: usize,
     arrays: &Dump,

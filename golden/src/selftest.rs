@@ -2,7 +2,7 @@
 //!
 //! | kind | flipped | noticed by |
 //! |---|---|---|
-//! | golden values | vectors of operations, tensors of a trace | `check-op`, `check` |
+//! | golden values | vectors of operations, tensors of a trace | `check op`, `check` |
 //! | scales, weights | the model's, and those of operations | the same, with the model or the case altered |
 //! | tables | coefficients of the special-function unit | the results measured on the device |
 //!
@@ -18,6 +18,7 @@ use crate::npz::NpzReader;
 use crate::ops::Op;
 use crate::trace_file::TraceFile;
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::random::Congruential;
 use serde::Serialize;
 
 /// What became of the flips of one kind.
@@ -146,7 +147,7 @@ pub fn embedded_trace() -> Result<TraceFile> {
 ///
 /// The checks fail before anything was flipped.
 pub fn selftest(seed: u64) -> Result<SelftestReport> {
-    let mut random = Random(seed);
+    let mut random = Congruential(seed);
     let mut kinds = operations::kinds(&mut random)?;
     kinds.extend(model::kinds(&mut random)?);
     kinds.extend(tables::kinds()?);
@@ -156,17 +157,4 @@ pub fn selftest(seed: u64) -> Result<SelftestReport> {
 /// The program disagrees with its own golden data.
 fn broken(what: impl std::fmt::Display, found: impl std::fmt::Display) -> SimError {
     SimError::value(what, "equal before any flip", found)
-}
-
-/// Knuth's MMIX generator; the upper bits are the good ones.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, count: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % count
-    }
 }

@@ -47,7 +47,7 @@ pub struct TraceFile {
     /// Tensors of the prefill, one map a sequence.
     pub sequences: Vec<Points>,
     /// Decode steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<DecodeStep>,
     /// The step of INT8 tensors. Golden files have none: the model's own apply.
     pub scales: BTreeMap<Place, Scale>,
     /// Where the trace comes from.
@@ -60,7 +60,7 @@ pub struct TraceFile {
 
 /// One decode step.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Step {
+pub struct DecodeStep {
     /// Its number; 0 follows the prefill.
     pub index: usize,
     /// The token fed, one a sequence; empty if the file does not tell.
@@ -124,7 +124,7 @@ impl TraceFile {
         Some(Self {
             sequences: sequences(&self.sequences),
             steps: (self.steps.iter())
-                .map(|step| Step {
+                .map(|step| DecodeStep {
                     sequences: sequences(&step.sequences),
                     ..step.clone()
                 })
@@ -185,7 +185,7 @@ impl TraceFile {
                 ));
             }
         }
-        self.steps.push(Step {
+        self.steps.push(DecodeStep {
             index: self.steps.last().map_or(0, |step| step.index + 1),
             tokens: tokens.to_vec(),
             sequences,
@@ -252,7 +252,7 @@ impl TraceFile {
     }
 }
 
-impl Step {
+impl DecodeStep {
     /// Every place of the step, in the order of the data.
     pub fn places(&self) -> Vec<Place> {
         in_data_order(self.sequences.iter().flat_map(|s| s.keys().copied()))

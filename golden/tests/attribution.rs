@@ -10,8 +10,8 @@
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_golden::check::{CheckOptions, check};
-use scalescope_golden::diagnosis::attribute::{Finding, Severity};
 use scalescope_golden::diagnosis::diagnose::{Diagnosis, diagnose};
+use scalescope_golden::diagnosis::finding::{Finding, Severity};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
 use scalescope_sim::checkpoint::quantize::to_int4;

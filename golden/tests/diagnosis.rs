@@ -7,16 +7,17 @@
 
 mod cases;
 mod emulation;
+mod fresh;
 mod grid;
 mod more;
 
-use cases::{Case, cases};
+use cases::{Case, Into, cases};
 use emulation::{Faulty, Seen};
 use half::f16;
 use ndarray::Array2;
-use scalescope_golden::diagnosis::attribute::{Finding, Severity};
 use scalescope_golden::diagnosis::diagnose::identify::identify;
 use scalescope_golden::diagnosis::diagnose::{diagnose, formula};
+use scalescope_golden::diagnosis::finding::{Finding, Severity};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_golden::value::Value;
 use scalescope_sim::checkpoint::quantized;
@@ -30,6 +31,7 @@ use scalescope_sim::profile::unit::ActivationGranularity;
 use scalescope_sim::profile::{PROFILES, Profile};
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint as P};
+use std::sync::Arc;
 use std::time::Instant;
 
 fn tokens(length: usize, seed: u64) -> Vec<u32> {
@@ -49,11 +51,13 @@ enum Sort {
     Full,
     Three,
     Outputs,
+    /// Every tensor of the block and of two others.
+    Blocks,
 }
 
 fn selection(sort: Sort) -> Selection {
     let points = match sort {
-        Sort::Full => None,
+        Sort::Full | Sort::Blocks => None,
         Sort::Three => Some(vec![P::ConvOut, P::ConvOutF32, P::SsmY, P::OutProjOut]),
         Sort::Outputs => Some(vec![P::OutProjOut]),
     };
@@ -76,10 +80,17 @@ fn dump(path: &Datapath, layer: usize, case: &Case, tokens: &[u32], sort: Sort) 
         layer,
         points: case.points,
         make: &case.make,
+        reading: matches!(case.into, Into::Reading),
         seen: Seen::new(),
         recorder: Recorder::new(selection(sort)),
     };
     path.prefill(tokens, LogitRows::None, &mut probe).unwrap();
+    if sort == Sort::Blocks {
+        let layers = path.config().n_layers;
+        let kept = [0, 3, 7].map(|on| (layer + on) % layers);
+        let tensors = &mut probe.recorder.tensors;
+        tensors.retain(|place, _| place.layer.is_none_or(|l| kept.contains(&l)));
+    }
     trace(tokens, probe.recorder)
 }
 

@@ -4,8 +4,8 @@
 use ndarray::{Array1, Array2, Array3, Axis, s};
 use scalescope_golden::check::{CheckOptions, check};
 use scalescope_golden::check_op::{Case, Inputs, ScaleOf, Vectors, check_op, scales};
-use scalescope_golden::diagnosis::attribute::{Finding, Severity};
 use scalescope_golden::diagnosis::diagnose::{diagnose, diagnose_steps, diagnose_vectors};
+use scalescope_golden::diagnosis::finding::{Finding, Severity};
 use scalescope_golden::npz::Array;
 use scalescope_golden::ops::{
     Conv1dSilu, HadamardQuant, Linear, LinearCase, LinearInput, Op, RmsNormQuant,

@@ -1,6 +1,6 @@
 //! Lineage counts what quantizers did, in every mode.
 
-use scalescope_golden::diagnosis::attribute::Severity;
+use scalescope_golden::diagnosis::finding::Severity;
 use scalescope_golden::diagnosis::lineage::{Lineage, lineage};
 use scalescope_sim::dataflow::{Format, Quantizer, phases};
 use scalescope_sim::datapath::{Datapath, LogitRows, State};

@@ -21,10 +21,10 @@ use scalescope_sim::profile::{InputScale, LinearRule, SiluForm, StepRules, TapHi
 use scalescope_sim::quant::{Acc, QTensor, QVector, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu, silu_product, untiled};
 use scalescope_sim::step::conv_unit::{conv_unit, is_unit};
+use scalescope_sim::step::hadamard::{quantizer_factor, rotate_quantize};
+use scalescope_sim::step::hadamard_unit::{IntegerRotation, hadamard_unit};
 use scalescope_sim::step::linear::{LinearOutput, LinearWeight, linear};
 use scalescope_sim::step::norm::rms_norm;
-use scalescope_sim::step::rotate::{quantizer_factor, rotate_quantize};
-use scalescope_sim::step::rotate_unit::{IntegerRotation, rotate_unit};
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
 use scalescope_sim::step::scan_unit::unit_scan;
 use scalescope_sim::trace::Tensor;
@@ -125,7 +125,7 @@ pub fn requantize<'py>(
             };
             let codes = acc.iter().map(|acc| {
                 let v = rule.order.apply(a, b, Acc(narrow(*acc)?));
-                Ok(rule.output.overflow.to_i8(rule.output.rounding.round(v)))
+                Ok(rule.output.code(v))
             });
             let codes = codes.collect::<Result<Vec<i8>>>()?;
             return Ok(ArrayD::from_shape_vec(acc.raw_dim(), codes).expect("one each"));
@@ -403,7 +403,11 @@ pub fn hadamard_quantize<'py>(
         let scale = scale("scale", step)?;
         let size = HadamardSize::of(y.dim().1)?;
         Ok(match IntegerRotation::of(size, rules.form) {
-            Some(rotation) => rotate_unit(&y.to_real(), &rotation, scale, rules)?.0.codes,
+            Some(rotation) => {
+                hadamard_unit(&y.to_real(), &rotation, scale, rules)?
+                    .0
+                    .codes
+            }
             None => {
                 rotate_quantize(&y, size, quantizer_factor(size, scale), scale, rules)
                     .0

@@ -5,7 +5,7 @@ use crate::work;
 use pyo3::prelude::*;
 use scalescope::device::Devices;
 use scalescope::eval::engine::Engine;
-use scalescope::eval::task::{Encode, Encoded, Task, Unit, UnitMaker};
+use scalescope::eval::task::{Encode, Encoded, Sample, SampleMaker, Task};
 use scalescope::kept::Kept;
 use scalescope_sim::datapath::check_tokens;
 use scalescope_sim::error::{Result, SimError};
@@ -59,7 +59,7 @@ impl Scorer {
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Vec<(f64, bool)>> {
         work::long(py, progress.as_ref(), || {
-            let mut units = Vec::with_capacity(sequences.len());
+            let mut samples = Vec::with_capacity(sequences.len());
             for (id, (tokens, targets)) in sequences.into_iter().enumerate() {
                 check_tokens(&tokens, self.vocabulary)
                     .map_err(|e| e.within(format_args!("sequence {id}")))?;
@@ -71,7 +71,7 @@ impl Scorer {
                         targets,
                     ));
                 }
-                units.push(Unit {
+                samples.push(Sample {
                     id,
                     part: 0,
                     tokens,
@@ -79,8 +79,8 @@ impl Scorer {
                     bytes: 0,
                 });
             }
-            let all: Vec<&Unit> = units.iter().collect();
-            let mut scores = Vec::with_capacity(units.len());
+            let all: Vec<&Sample> = samples.iter().collect();
+            let mut scores = Vec::with_capacity(samples.len());
             // Stopped between sequences.
             let never = AtomicBool::new(false);
             self.cell.with_dependent(|_, engine| {
@@ -113,7 +113,7 @@ pub fn windows(ids: Vec<u32>, start: u32, window: usize) -> PyResult<Vec<(Vec<u3
         let none = SimError::value("max_length", "at least 1", 0);
         return Err(crate::errors::raise(none));
     }
-    let maker = UnitMaker {
+    let maker = SampleMaker {
         encoder: &Ids(ids),
         vocab_size: usize::MAX,
         start: Some(start),
@@ -122,6 +122,8 @@ pub fn windows(ids: Vec<u32>, start: u32, window: usize) -> PyResult<Vec<(Vec<u3
             stride: window,
         },
     };
-    let units = maker.units(0, "").map_err(crate::errors::Error::new_err)?;
-    Ok(units.into_iter().map(|u| (u.tokens, u.targets)).collect())
+    let samples = maker
+        .samples(0, "")
+        .map_err(crate::errors::Error::new_err)?;
+    Ok(samples.into_iter().map(|u| (u.tokens, u.targets)).collect())
 }

@@ -25,7 +25,7 @@ pub(crate) use conv::ConvStep;
 pub(crate) use hadamard::HadamardStep;
 pub(crate) use linears::LinearSteps;
 pub(crate) use norm::NormStep;
-pub(crate) use scan::{ScanReads, ScanStep};
+pub(crate) use scan::{ScanReads, ScanStep, StateOutput};
 
 /// The block that runs: its weights, scales and mode, its place in the model, the phase.
 #[derive(Clone, Copy)]
@@ -77,8 +77,13 @@ pub(crate) enum Output {
     Real,
     /// INT8 of a scale.
     Int8(Scale),
-    /// INT8 with a scale for each token, found as the step runs, on a grid.
-    Tokens(ScaleGrid),
+    /// INT8 with a scale for each token, found as the step runs.
+    Tokens {
+        /// The scales that there are.
+        grid: ScaleGrid,
+        /// The tensor's calibrated scale, by which a chip's integers are sized.
+        calibrated: Scale,
+    },
 }
 
 /// A tensor that a step reads, with the scale the step believes its codes to have; none for real values.
@@ -192,7 +197,7 @@ impl<B: Backend> Run<'_, '_, B> {
             .scan(&u, &dt, &x_proj_out, &z, ssm)
             .map_err(at(Step::Scan))?;
         self.on.enter(Step::Hadamard)?;
-        let rotated = self.rotate(&y).map_err(at(Step::Hadamard))?;
+        let rotated = self.hadamard(&y).map_err(at(Step::Hadamard))?;
         self.on.enter(Step::OutProj)?;
         let hidden = self.out_proj(&rotated).map_err(at(Step::OutProj))?;
         Ok(BlockOutput {
@@ -232,8 +237,13 @@ impl<B: Backend> Run<'_, '_, B> {
         let storage = &self.at.layer.profile.storage;
         match (precision, storage.activation_granularity) {
             (Precision::Float, _) => Output::Real,
-            (_, ActivationGranularity::Token) => Output::Tokens(storage.activation_scales),
-            (_, ActivationGranularity::Tensor) => Output::Int8(self.at.scale(scale_use)),
+            (Precision::Int8, ActivationGranularity::Token) => Output::Tokens {
+                grid: storage.activation_scales,
+                calibrated: self.at.scale(scale_use),
+            },
+            (Precision::Int8, ActivationGranularity::Tensor) => {
+                Output::Int8(self.at.scale(scale_use))
+            }
         }
     }
 

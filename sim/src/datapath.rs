@@ -13,6 +13,7 @@ mod storage;
 use crate::arith::accumulate::{AccOverflow, Accumulated, Accumulator};
 use crate::dataflow::{Phase, Step};
 use crate::error::{Result, SimError};
+use crate::kernels::team;
 use crate::mode::{ModeSpec, Stream};
 use crate::model::{Config, Model};
 use crate::plan::ScalePlan;
@@ -220,7 +221,7 @@ impl<'m> Datapath<'m> {
     pub fn decode(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<Tensor> {
         self.prepare_decode();
         self.head.turn();
-        in_pool(|| {
+        team::lead(|| {
             let (hidden, residual) = self.decode_blocks(token, state, probe)?;
             self.end(Phase::Decode, hidden, residual, LogitRows::All, probe)
         })
@@ -248,7 +249,7 @@ impl<'m> Datapath<'m> {
         probe: &mut dyn Probe,
     ) -> Result<u32> {
         self.prepare_decode();
-        in_pool(|| {
+        team::lead(|| {
             let (hidden, residual) = self.decode_blocks(token, state, probe)?;
             probe.enter(Step::Head);
             let normed = self.final_norm(hidden, residual, 0, probe)?;

@@ -22,6 +22,7 @@
 //! | what its logits say, what it writes | [`score`], [`generate`] |
 //! | what can be seen while it runs | [`trace`] |
 //! | how wide its registers must be | [`headroom`] |
+//! | random numbers | [`random`] |
 //! | how far long work is | [`progress`] |
 //! | files that appear whole or not at all | [`mod@atomic`] |
 //! | the encoding of text files, the JSON that Python writes | [`mod@text`] |
@@ -53,7 +54,7 @@ pub mod plan;
 pub mod profile;
 pub mod progress;
 pub mod quant;
-mod random;
+pub mod random;
 #[cfg(feature = "sample")]
 pub mod sample;
 pub mod score;

@@ -3,7 +3,7 @@
 
 mod int4;
 
-use crate::arith::requant::QuantRule;
+use crate::arith::requant::{AbsmaxDivision, QuantRule};
 use crate::arith::saturate::Status;
 use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
@@ -34,7 +34,7 @@ impl Scale {
 
     /// The scale that puts `absmax` on code 127, but at least `floor`.
     pub fn from_absmax(absmax: f32, floor: f32) -> Result<Self> {
-        Self::new((absmax / 127.0).max(floor))
+        Self::new(AbsmaxDivision::Division.of(absmax).max(floor))
     }
 
     /// The f32 value.

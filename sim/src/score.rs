@@ -141,7 +141,12 @@ pub fn perplexity<'a>(log_likelihoods: impl IntoIterator<Item = &'a f64>) -> f64
         sum += v;
         count += 1;
     }
-    (-sum / count as f64).exp()
+    perplexity_at(sum / count as f64)
+}
+
+/// The perplexity at a mean log-likelihood.
+pub fn perplexity_at(mean_log_likelihood: f64) -> f64 {
+    (-mean_log_likelihood).exp()
 }
 
 #[cfg(test)]
@@ -160,11 +165,11 @@ mod tests {
         assert_relative_eq!(q.kl_from(&p), kl, epsilon = 1e-7);
         assert_eq!(p.kl_from(&p), 0.0);
         assert_eq!(greedy(&[1.0, 3.0, 3.0]), 1);
+        assert!(perplexity(&[]).is_nan());
         assert_relative_eq!(
             perplexity(&[-(2f64.ln()), -(8f64.ln())]),
             4.0,
             epsilon = 1e-12
         );
-        assert!(perplexity(&[]).is_nan());
     }
 }

@@ -1,6 +1,6 @@
 //! The GPU against the CPU, bit for bit. These tests need a CUDA device and are ignored without being
 //! asked for: `cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored`.
-//! (`scalescope crosscheck` compares whole models.)
+//! (`scalescope check gpu` compares whole models.)
 
 use half::f16;
 use ndarray::{Array2, s};

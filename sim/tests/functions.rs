@@ -5,13 +5,13 @@ use crate::common::corners::{SPECIAL, f32s};
 use proptest::prelude::*;
 use scalescope_sim::arith::elementary;
 use scalescope_sim::arith::function::{
-    Beyond, Form, Function, FunctionRule, Inputs, Interpolation, Unit, UnitRule,
+    Beyond, Form, Function, FunctionRule, FunctionUnit, FunctionUnitRule, Inputs, Interpolation,
 };
 use scalescope_sim::arith::real::{Ieee, LANES, RealMath};
 use scalescope_sim::arith::sfu::{self, CudaFast, CudaSubnormal, Fast};
 
 /// Units of every form, narrow and wide.
-fn units() -> impl Strategy<Value = (Function, UnitRule)> {
+fn units() -> impl Strategy<Value = (Function, FunctionUnitRule)> {
     let functions =
         proptest::sample::select(&[Function::Exp, Function::Softplus, Function::Silu][..]);
     (
@@ -58,7 +58,7 @@ fn units() -> impl Strategy<Value = (Function, UnitRule)> {
                 } else {
                     Beyond::Asymptote
                 };
-                let rule = UnitRule {
+                let rule = FunctionUnitRule {
                     form,
                     input_bits,
                     input_fraction,
@@ -75,7 +75,7 @@ fn units() -> impl Strategy<Value = (Function, UnitRule)> {
 /// Words times the bits of the widest, sign included; a unit is made once.
 #[test]
 fn what_units_cost() {
-    let rule = UnitRule {
+    let rule = FunctionUnitRule {
         form: Form::Table {
             entries: 256,
             interpolation: Interpolation::Linear,
@@ -89,10 +89,10 @@ fn what_units_cost() {
     };
     // 1.0 is 2^16, 17 bits; SiLU of ±16 is 16 and a sign, 22 bits.
     assert_eq!(rule.memory_bits(Function::Exp), 257 * 17);
-    let both = UnitRule { high: 16, ..rule };
+    let both = FunctionUnitRule { high: 16, ..rule };
     assert_eq!(both.memory_bits(Function::Silu), 257 * 22);
     assert_eq!(both.memory_bits(Function::Softplus), 257 * 21);
-    let shift = UnitRule {
+    let shift = FunctionUnitRule {
         form: Form::Shift,
         ..rule
     };
@@ -114,7 +114,7 @@ proptest! {
     #[test]
     fn units_are_their_tables((function, rule) in units(), x: i64) {
         prop_assert!(rule.validate(function).is_ok());
-        let unit = Unit::new(function, rule);
+        let unit = FunctionUnit::new(function, rule);
         prop_assert_eq!(unit.rule(), &rule);
         let x = x >> (64 - rule.input_bits);
         let mut seen = Inputs::default();
@@ -173,9 +173,9 @@ proptest! {
 
     #[test]
     fn inputs_add_up(a in prop::collection::vec(-400i64..400, 0..9), b in prop::collection::vec(-400i64..400, 0..9)) {
-        let rule = UnitRule { low: -1, high: 1, input_fraction: 8, input_bits: 12, output_fraction: 8,
+        let rule = FunctionUnitRule { low: -1, high: 1, input_fraction: 8, input_bits: 12, output_fraction: 8,
             form: Form::Table { entries: 16, interpolation: Interpolation::Nearest }, beyond: Beyond::Asymptote };
-        let unit = Unit::new(Function::Silu, rule);
+        let unit = FunctionUnit::new(Function::Silu, rule);
         let see = |values: &[i64]| {
             let mut seen = Inputs::default();
             for x in values {

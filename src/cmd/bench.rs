@@ -1,9 +1,13 @@
 //! `scalescope bench`: speed of whole models, where the time goes, and what the machine could do.
 
+#[cfg(feature = "cuda")]
+mod gpu;
+
 use crate::Outcome;
 use crate::cli::ModelArgs;
+use crate::device::{DeviceArg, Devices};
 use crate::dumps::trace_points;
-use crate::input::{load_subject, mode_table, runnable, select_modes};
+use crate::input::{Subject, load_subject, mode_table, runnable, select_modes};
 use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
 use scalescope_sim::bench::{
@@ -14,8 +18,9 @@ use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
 use scalescope_sim::isa::Isa;
+use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::profile::Profile;
-use scalescope_sim::trace::Selection;
+use scalescope_sim::trace::{Selection, TracePoint};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -28,9 +33,11 @@ use std::time::Instant;
   scalescope bench --synthetic 370m --modes 0,1 --profile exact,deployed --threads 2
   scalescope bench --length 512,2048,16384 --decode 0 --json
   scalescope bench --batch 1,8,32
+  scalescope bench --device cuda --profile deployed --length 512,2048 --batch 1,8
 
 tok/s is by wall time; beside it stands processor time, which other work on the machine disturbs
-less. docs/performance.md says how to read both.")]
+less. docs/performance.md says how to read both. On a GPU each step has its own time, by the device's
+clock, beside what a copy of its bytes takes there (docs/cuda.md).")]
 pub struct BenchArgs {
     /// The model [default: random weights of the 130m shape].
     #[command(flatten)]
@@ -58,15 +65,18 @@ pub struct BenchArgs {
     /// alone (greedy); 0 for none
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub decode: usize,
-    /// Sequences decoded together, separated by commas
+    /// Sequences decoded together, on a GPU also prefilled together, separated by commas
     #[arg(long, default_value = "1", value_name = "LIST", value_delimiter = ',')]
     pub batch: Vec<NonZeroUsize>,
-    /// Prefill once more with these points recorded in every block, separated by commas
+    /// Prefill once more with these points recorded in every block, separated by commas (not on a GPU)
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub points: Option<Vec<String>>,
     /// Runs of each, after one that does not count
     #[arg(long, default_value = "5", value_name = "N")]
     pub repeat: NonZeroUsize,
+    /// Where to run: cpu, cuda or cuda:I (needs the feature `cuda`)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceArg,
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -109,7 +119,7 @@ struct Measurement {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct BenchReport {
     model: String,
     threads: usize,
     isa: String,
@@ -128,6 +138,8 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     let profiles: Vec<Profile> = (args.profile.iter())
         .map(|name| Profile::get(name))
         .collect::<Result<_>>()?;
+    let devices = Devices::open_one(&args.device)?;
+    let traced = args.points.as_deref().map(trace_points).transpose()?;
     let mut model = args.model.clone();
     if model.model.is_none() && model.synthetic.is_none() {
         model.synthetic = Some(SHAPE.into());
@@ -136,8 +148,21 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     let subject = load_subject(&model, &modes)?;
     let modes = runnable(modes, &args.modes, &subject);
     let load_seconds = begun.elapsed().as_secs_f64();
+    match &devices {
+        Devices::Cpu => on_cpu(args, &subject, (&modes, &profiles), traced, load_seconds),
+        #[cfg(feature = "cuda")]
+        Devices::Cuda(devices) => gpu::run(args, &subject, (&modes, &profiles), &devices[0]),
+    }
+}
+
+fn on_cpu(
+    args: &BenchArgs,
+    subject: &Subject,
+    (modes, profiles): (&[ModeSpec], &[Profile]),
+    traced: Option<Vec<TracePoint>>,
+    load_seconds: f64,
+) -> Result<Outcome> {
     let repeats = args.repeat.get();
-    let traced = args.points.as_deref().map(trace_points).transpose()?;
     let traced = traced.map(|points| Selection {
         layers: None,
         points: Some(points),
@@ -147,8 +172,8 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     let each = prefills + if args.decode > 0 { decodes } else { 0 };
     let bar = progress((modes.len() * profiles.len() * each) as u64, "measuring");
     let mut measurements = Vec::new();
-    for mode in &modes {
-        for profile in &profiles {
+    for mode in modes {
+        for profile in profiles {
             let path = Datapath::new(&subject.model, mode, profile)?;
             for length in &args.length {
                 let times = throughput(&path, length.get(), repeats)?;
@@ -177,7 +202,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
         }
     }
     bar.finish_and_clear();
-    let report = Report {
+    let report = BenchReport {
         model: subject.name.clone(),
         threads: rayon::current_num_threads(),
         isa: format!("{:?}", Isa::current()),
@@ -252,7 +277,7 @@ fn peak_memory_mib() -> Option<f64> {
     Some(kib / 1024.0)
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &BenchReport) -> String {
     let Peaks {
         int8_gops,
         int8_product_gops,

@@ -1,4 +1,8 @@
-//! `scalescope check`: a run against a recorded trace.
+//! `scalescope check`: a run against a recorded trace; in files of their own an operation, an export, a GPU.
+
+pub mod export;
+pub mod gpu;
+pub mod op;
 
 use super::attribute::{diagnosis_text, findings_text};
 use crate::Outcome;
@@ -10,11 +14,14 @@ use crate::dumps::{
 };
 use crate::input::{faults, faults_text, mode_table};
 use crate::output::{note, print, print_json, table, table_text, wrapped};
-use clap::Args;
+use clap::{Args, Subcommand};
+use export::CheckExportArgs;
+use gpu::CheckGpuArgs;
+use op::CheckOpArgs;
 use scalescope_golden::check::{CheckOptions, CheckReport, Feed, check};
 use scalescope_golden::compare::{PointResult, Summary, Tolerance, Tolerances};
-use scalescope_golden::diagnosis::attribute::{Finding, Severity};
 use scalescope_golden::diagnosis::diagnose::{Diagnosis, diagnose, diagnose_steps};
+use scalescope_golden::diagnosis::finding::{Finding, Severity};
 use scalescope_golden::trace_file::TraceFile;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
@@ -23,25 +30,34 @@ use scalescope_sim::trace::TracePoint;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `check`.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:
   scalescope check --golden trace.npz --mode 0
   scalescope check --model q.safetensors --golden trace.npz --mode 2-1 --cumulative --json
   scalescope check --golden trace.npz --mode 0 --atol ssm_y:1e-3 --explain
+  scalescope check op selective_scan vectors.npz
+  scalescope check export vectors/conv
 
 A local check puts the file's tensors in place of the run's, so that each step is judged by itself;
 tensors whose own inputs are not in the file are given, not judged. Exit code 0 only if something
-was compared, everything is equal and nothing is missing.")]
+was compared, everything is equal and nothing is missing."
+)]
 pub struct CheckArgs {
+    /// What is checked instead of a trace.
+    #[command(subcommand)]
+    pub instead: Option<CheckInstead>,
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
     /// The trace: tokens and any tensors, see docs/trace-points.md
-    #[arg(long, value_name = "FILE")]
-    pub golden: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    pub golden: Option<PathBuf>,
     /// How the trace lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
@@ -77,7 +93,27 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
+/// What `check` checks besides a trace.
+#[derive(Debug, Subcommand)]
+pub enum CheckInstead {
+    /// Compare one operation with vectors, such as a kernel's dump
+    Op(CheckOpArgs),
+    /// Read exported vectors back, simulate them again, and compare dumps of RTL with them
+    Export(CheckExportArgs),
+    /// Compare a GPU with the CPU, every tensor bit for bit (needs the feature `cuda`)
+    Gpu(Box<CheckGpuArgs>),
+}
+
 pub fn run(args: &CheckArgs) -> Result<Outcome> {
+    match &args.instead {
+        Some(CheckInstead::Op(args)) => op::run(args),
+        Some(CheckInstead::Export(args)) => export::run(args),
+        Some(CheckInstead::Gpu(args)) => gpu::run(args),
+        None => trace(args, args.golden.as_deref().expect("clap asks for it")),
+    }
+}
+
+fn trace(args: &CheckArgs, golden: &Path) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.atol)?;
     let table = mode_table(&args.model.modes_file)?;
     if let Some(name) = args.mode.as_deref().filter(|name| *name != AUTO) {
@@ -88,9 +124,9 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     }
     let faults = faults(&args.faults)?;
     let devices = Devices::open_one(&args.device)?;
-    let trace = read_mapped(&args.golden, args.map.as_deref())?;
+    let trace = read_mapped(golden, args.map.as_deref())?;
     let meta = trace.meta.clone().unwrap_or_default();
-    let in_file = |e: SimError| e.in_file(&args.golden);
+    let in_file = |e: SimError| e.in_file(golden);
     let mode = match (&args.mode, &meta.mode) {
         (Some(name), _) => name.as_str(),
         (None, Some(name)) => &table.get(name).map_err(in_file)?.name,
@@ -108,7 +144,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     {
         let item = format!("profile {}", profile.name);
         let expected = format!("rules of hash {hash}, which made the trace, or another --profile");
-        return Err(SimError::file(&args.golden, item, expected, profile.hash()));
+        return Err(SimError::file(golden, item, expected, profile.hash()));
     }
     let Dumped {
         subject,
@@ -119,7 +155,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         &table,
         mode,
         &profiles_from(&profile),
-        (&args.golden, &trace),
+        (golden, &trace),
     )?;
     let mode = &mode;
     if let (None, None, Some(told)) = (&args.profile, &meta.profile, &told) {
@@ -141,7 +177,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
         let equal = |from_0: &TraceFile| {
             check(&*engine, from_0, &options).is_ok_and(|report| report.exit_code() == 0)
         };
-        tell_numbered_from_1(&args.golden, &trace, equal);
+        tell_numbered_from_1(golden, &trace, equal);
     }
     let is_equal = report.as_ref().is_ok_and(|report| report.exit_code() == 0);
     let another = match told.is_none() && !is_equal && faults.is_empty() {
@@ -158,13 +194,13 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     };
     if let Some(found) = &another {
         note(
-            args.golden.display(),
+            golden.display(),
             format_args!("this looks like a dump of {found}"),
         );
     }
     let report = report?;
     for remark in &report.remarks {
-        note(args.golden.display(), remark);
+        note(golden.display(), remark);
     }
     // The same question as `attribute --dump` has the same answer, whatever the check feeds; decode steps are
     // looked at where the prefill is in order.
@@ -182,7 +218,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     if args.json {
         let mut json = json!({
             "model": subject.name,
-            "golden": args.golden,
+            "golden": golden,
             "mode": mode.name,
             "profile": profile.name,
             "faults": faults,

@@ -7,7 +7,7 @@ use crate::dumps::{NUMBERED_FROM_1, read_mapped};
 use crate::output::{by_parts, counted, note, number, print, print_as_is, print_json, wrapped};
 use clap::Args;
 use scalescope_golden::compare::{
-    CompareOptions, Comparison, Difference, Tensor, Tolerance, Tolerances, compare_traces,
+    CompareOptions, Comparison, Difference, TensorInfo, Tolerance, Tolerances, compare_traces,
 };
 use scalescope_golden::metrics::{Better, METRICS, MetricInfo, Reading};
 use scalescope_golden::trace_file::OpenTrace;
@@ -196,7 +196,7 @@ fn text(comparison: &Comparison, metrics: &[&MetricInfo], shown: &ShownArgs) -> 
 }
 
 /// The type of a side's tensor, and its point if that stands in for another.
-fn side(point: &Difference, tensor: &Tensor) -> String {
+fn side(point: &Difference, tensor: &TensorInfo) -> String {
     match point.point == tensor.point {
         true => tensor.dtype.to_owned(),
         false => format!("{} {}", tensor.dtype, tensor.point),
@@ -266,8 +266,8 @@ fn first_failure(comparison: &Comparison) -> Option<String> {
 }
 
 /// An element as its type has it; a code against a real as the real it stands for.
-fn element(value: f64, own: &Tensor, other: &Tensor) -> String {
-    let is_codes = |tensor: &Tensor| tensor.dtype.starts_with("i8");
+fn element(value: f64, own: &TensorInfo, other: &TensorInfo) -> String {
+    let is_codes = |tensor: &TensorInfo| tensor.dtype.starts_with("i8");
     match own.scale.filter(|_| is_codes(own) && !is_codes(other)) {
         Some(scale) => format!("code {value}, {}", value as f32 * scale.get()),
         None => value.to_string(),

@@ -1,5 +1,7 @@
 //! `scalescope eval`: accuracy and perplexity of modes on a data file.
 
+mod merge;
+
 use crate::Outcome;
 use crate::cli::{FaultArgs, ModelArgs};
 use crate::device::{DeviceArg, Devices};
@@ -7,8 +9,8 @@ use crate::eval::data::Dataset;
 use crate::eval::engine::Engine;
 use crate::eval::samples::{Record, SampleFile};
 use crate::eval::settings::{Origin, Settings, Shard};
-use crate::eval::summary::Report;
-use crate::eval::task::{Task, Unit, UnitMaker};
+use crate::eval::summary::EvalReport;
+use crate::eval::task::{Sample, SampleMaker, Task};
 use crate::eval::text::text;
 use crate::input::{
     Subject, faults, load_subject, mode_table, runnable, runnable_with, select_modes,
@@ -55,6 +57,7 @@ pub enum Protocol {
   scalescope eval --file books.jsonl --task perplexity --window 512 --stride 256
   scalescope eval --file wikitext.jsonl --task perplexity --protocol quamba
   scalescope eval --model DIR --file passages.jsonl --samples part3.jsonl --shard 3/16
+  scalescope eval --merge part*.jsonl --json report.json
 
 docs/eval.md defines every number.")]
 pub struct EvalArgs {
@@ -62,8 +65,17 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// JSON lines with a `text`, or one text
-    #[arg(long = "file", alias = "data", value_name = "FILE")]
-    pub data: PathBuf,
+    #[arg(
+        long = "file",
+        alias = "data",
+        value_name = "FILE",
+        required_unless_present = "merge"
+    )]
+    pub data: Option<PathBuf>,
+    /// Score nothing: join the sample files of all shards of a run, in any order, and report on the whole
+    /// (of one whole file, its report again); --samples writes the joined file
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = SCORING)]
+    pub merge: Vec<PathBuf>,
     /// What is asked of the model
     #[arg(long, value_enum, default_value = "last-word")]
     pub task: EvalTask,
@@ -109,7 +121,7 @@ pub struct EvalArgs {
     /// Go on with the file of --samples, which must have the same settings
     #[arg(long, requires = "samples")]
     pub resume: bool,
-    /// Score only part i of n, i from 0 (line number mod n = i); `scalescope merge` joins them
+    /// Score only part i of n, i from 0 (line number mod n = i); `eval --merge` joins them
     #[arg(long, value_name = "I/N", requires = "samples")]
     pub shard: Option<Shard>,
     /// Seed of the bootstrap
@@ -120,7 +132,40 @@ pub struct EvalArgs {
     pub json: Option<PathBuf>,
 }
 
+/// What says how samples are scored: nothing that a file of scored samples could be asked.
+const SCORING: [&str; 21] = [
+    "model",
+    "synthetic",
+    "float",
+    "scales",
+    "recipe",
+    "tokenizer",
+    "modes_file",
+    "data",
+    "task",
+    "modes",
+    "reference",
+    "profile",
+    "fault",
+    "device",
+    "limit",
+    "max_length",
+    "protocol",
+    "window",
+    "stride",
+    "resume",
+    "shard",
+];
+
 pub fn run(args: &EvalArgs) -> Result<Outcome> {
+    match &args.data {
+        Some(data) => score(args, data),
+        None => merge::run(args),
+    }
+}
+
+/// Scores a file.
+fn score(args: &EvalArgs, path: &Path) -> Result<Outcome> {
     let known = mode_table(&args.model.modes_file)?;
     let modes = select_modes(&known, &args.modes)?;
     let profile = Profile::get(&args.profile)?;
@@ -136,17 +181,17 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let modes = runnable_with(modes, &args.modes, &profile);
     let faults = faults(&args.faults)?;
     let task = task(args)?;
-    let bytes = std::fs::read(&args.data).map_err(|e| SimError::io(&args.data, e))?;
-    let data = read_data(args, &subject, task, &bytes)?;
+    let bytes = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
+    let data = read_data(args, &subject, task, (path, &bytes))?;
 
     let settings = Settings {
         version: env!("CARGO_PKG_VERSION").into(),
         model: model_origin(&args.model, &subject)?,
-        data: Origin::of_bytes(&crate::eval::settings::last_part(&args.data), &bytes),
+        data: Origin::of_bytes(&crate::eval::settings::last_part(path), &bytes),
         limit: args.limit.map(Into::into),
         lines: data.lines,
         blank_lines: data.blank,
-        units: data.units.len(),
+        samples: data.samples.len(),
         bad_lines: data.bad,
         task,
         profile: profile.label(),
@@ -156,12 +201,12 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         shard: args.shard.unwrap_or(Shard::WHOLE),
     };
     let (mut file, mut records) = open(args, &settings)?;
-    let done: HashSet<(usize, usize)> = records.iter().map(Record::unit).collect();
-    let mine: Vec<&Unit> = (data.units.iter())
-        .filter(|unit| settings.shard.has(unit))
+    let done: HashSet<(usize, usize)> = records.iter().map(Record::sample).collect();
+    let mine: Vec<&Sample> = (data.samples.iter())
+        .filter(|sample| settings.shard.has(sample))
         .collect();
-    let left: Vec<&Unit> = (mine.iter().copied())
-        .filter(|unit| !done.contains(&(unit.id, unit.part)))
+    let left: Vec<&Sample> = (mine.iter().copied())
+        .filter(|sample| !done.contains(&(sample.id, sample.part)))
         .collect();
 
     let engine = Engine::new(
@@ -193,14 +238,14 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     }
     end?;
     show(
-        &Report::new(settings, records, args.seed)?,
+        &EvalReport::new(settings, records, args.seed)?,
         args.json.as_deref(),
     )?;
     Ok(Outcome::Success)
 }
 
 /// Prints a report, and writes it as JSON where asked; `-` prints the JSON instead.
-pub fn show(report: &Report, json: Option<&Path>) -> Result<()> {
+pub fn show(report: &EvalReport, json: Option<&Path>) -> Result<()> {
     match json {
         Some(path) if path == Path::new("-") => print_json(report),
         path => {
@@ -251,7 +296,12 @@ fn task(args: &EvalArgs) -> Result<Task> {
     })
 }
 
-fn read_data(args: &EvalArgs, subject: &Subject, task: Task, bytes: &[u8]) -> Result<Dataset> {
+fn read_data(
+    args: &EvalArgs,
+    subject: &Subject,
+    task: Task,
+    (path, bytes): (&Path, &[u8]),
+) -> Result<Dataset> {
     let config = subject.model.config()?;
     let tokenizer = subject.tokenizer()?;
     let start = ["bos_token_id", "eos_token_id"]
@@ -261,25 +311,25 @@ fn read_data(args: &EvalArgs, subject: &Subject, task: Task, bytes: &[u8]) -> Re
         // A configuration of mamba_ssm names none; its models use the tokenizer of GPT-NeoX.
         .or_else(|| tokenizer.token_to_id("<|endoftext|>"))
         .filter(|id| (*id as usize) < config.vocab_size);
-    let maker = UnitMaker {
+    let maker = SampleMaker {
         encoder: &tokenizer,
         vocab_size: config.vocab_size,
         start,
         task,
     };
-    let mut texts = Texts::parse(&args.data, bytes)?;
+    let mut texts = Texts::parse(path, bytes)?;
     if let Some(limit) = args.limit {
         let (found, asked) = (texts.rows.len(), limit.get());
         if found < asked {
             let fewer = format_args!("{found} rows, fewer than the {asked} asked for");
-            note(args.data.display(), fewer);
+            note(path.display(), fewer);
         }
         texts.truncate(asked);
     }
     let data = Dataset::new(&texts, &maker);
-    texts.tell(&args.data);
+    texts.tell(path);
     let bad: Vec<(usize, &str)> = data.bad.iter().map(|b| (b.id, &*b.reason)).collect();
-    texts.judge(&args.data, &bad)?;
+    texts.judge(path, &bad)?;
     Ok(data)
 }
 

@@ -93,17 +93,18 @@ pub fn run(args: &HeadroomArgs) -> Result<Outcome> {
 
 /// The name of the register of the step that makes a place.
 fn name(point: TracePoint) -> &'static str {
-    match point {
-        TracePoint::InProjOut => "in_proj",
-        TracePoint::ConvOut => "conv",
-        TracePoint::XProjOut => "x_proj",
-        TracePoint::DtProjOut => "dt_proj",
-        TracePoint::SsmY => "scan sum",
-        TracePoint::SsmState => "scan state",
-        TracePoint::HadOut => "hadamard",
-        TracePoint::OutProjOut => "out_proj",
-        other => other.name(),
-    }
+    const NAMES: [(TracePoint, &str); 8] = [
+        (TracePoint::InProjOut, "in_proj"),
+        (TracePoint::ConvOut, "conv"),
+        (TracePoint::XProjOut, "x_proj"),
+        (TracePoint::DtProjOut, "dt_proj"),
+        (TracePoint::SsmY, "scan sum"),
+        (TracePoint::SsmState, "scan state"),
+        (TracePoint::HadOut, "hadamard"),
+        (TracePoint::OutProjOut, "out_proj"),
+    ];
+    let own = NAMES.iter().find(|(one, _)| *one == point);
+    own.map_or(point.name(), |(_, name)| *name)
 }
 
 fn accumulator_json(bound: &Bound, watch: &Watch) -> Value {

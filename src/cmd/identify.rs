@@ -4,9 +4,9 @@ use crate::Outcome;
 use crate::cli::ModelArgs;
 use crate::dumps::{AUTO, Dumped, mode_of_dump, read_trace};
 use crate::input::mode_table;
-use crate::output::{print, print_json, table, table_text};
+use crate::output::{print, print_json, progress, table, table_text};
 use clap::Args;
-use scalescope_golden::diagnosis::diagnose::identify::{Identified, identify};
+use scalescope_golden::diagnosis::diagnose::identify::{Identified, identify_telling};
 use scalescope_sim::atomic::write_text;
 use scalescope_sim::error::Result;
 use scalescope_sim::profile::PROFILES;
@@ -46,7 +46,15 @@ pub fn run(args: &IdentifyArgs) -> Result<Outcome> {
     let file = (args.trace.as_path(), &trace);
     let Dumped { subject, mode, .. } =
         mode_of_dump(&args.model, &known, &args.mode, PROFILES, file)?;
-    let found = identify(&subject.model, &mode, &trace).map_err(|e| e.in_file(&args.trace))?;
+    let bar = progress(0, "reading rules");
+    let tell = |group: &str, at: usize, of: usize| {
+        bar.set_length(of as u64);
+        bar.set_position(at as u64);
+        bar.set_message(format!("reading rules: {group}"));
+    };
+    let found = identify_telling(&subject.model, &mode, &trace, &tell);
+    bar.finish_and_clear();
+    let found = found.map_err(|e| e.in_file(&args.trace))?;
     if let Some(path) = &args.output {
         write_text(path, &found.toml)?;
     }

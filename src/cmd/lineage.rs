@@ -6,7 +6,7 @@ use crate::input::{faults, faults_text, load_subject, mode_table};
 use crate::output::{counted, number, print, print_as_is, print_json, progress, table, table_text};
 use clap::Args;
 use comfy_table::CellAlignment;
-use scalescope_golden::diagnosis::attribute::Severity;
+use scalescope_golden::diagnosis::finding::Severity;
 use scalescope_golden::diagnosis::lineage::{Lineage, Quantizer, Reader, lineage};
 use scalescope_sim::datapath::{Datapath, FourBitWeight};
 use scalescope_sim::error::{Result, SimError};

@@ -2,13 +2,9 @@
 
 pub mod attribute;
 pub mod bench;
-pub mod bench_gpu;
 mod blocks;
 pub mod check;
-pub mod check_export;
-pub mod check_op;
 pub mod compare;
-pub mod crosscheck;
 pub mod equiv;
 pub mod eval;
 pub mod export;
@@ -18,7 +14,6 @@ pub mod identify;
 pub mod info;
 pub mod lineage;
 pub mod map;
-pub mod merge;
 pub mod modes;
 pub mod propagate;
 pub mod quantize;

@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
-use crate::eval::summary::Report as EvalReport;
+use crate::eval::summary::EvalReport;
 use crate::input::{
     Subject, faults, faults_text, load_subject, mode_table, runnable, runnable_with, select_modes,
     with_faults_unless_float,

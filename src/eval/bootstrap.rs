@@ -3,35 +3,11 @@
 
 use super::stats::{ALPHA, or_nan};
 use rayon::prelude::*;
+use scalescope_sim::random::SplitMix64;
 use serde::{Deserialize, Serialize};
 
 /// Resamples of each bootstrap.
 pub const RESAMPLES: usize = 10_000;
-
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): the same numbers on every machine.
-#[derive(Clone, Debug)]
-pub struct SplitMix64(u64);
-
-impl SplitMix64 {
-    /// Starts from a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`, by multiplication; the bias is below n/2⁶⁴.
-    pub fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
-    }
-}
 
 /// Weighted means of every mode in every resample.
 pub struct Resampled {
@@ -67,9 +43,7 @@ pub fn resample(values: &[Vec<f64>], weights: &[f64], seed: u64) -> Resampled {
         .enumerate()
         .for_each(|(r, means)| {
             // Each resample has a generator of its own: threads may take them in any order.
-            let own =
-                SplitMix64::new(seed).next_u64() ^ (r as u64).wrapping_mul(0xd134_2543_de82_ef95);
-            let mut random = SplitMix64::new(own);
+            let mut random = SplitMix64::of(SplitMix64::new(seed).next_u64(), r as u64);
             let mut weight = 0.0;
             for _ in 0..n {
                 let i = random.below(n);
@@ -123,19 +97,6 @@ mod tests {
     use super::super::stats::ratio;
     use super::*;
     use approx::assert_relative_eq;
-
-    #[test]
-    fn the_generator_is_the_published_one() {
-        // Seed 1234567: the reference implementation's first numbers.
-        let mut random = SplitMix64::new(1_234_567);
-        assert_eq!(random.next_u64(), 6_457_827_717_110_365_317);
-        assert_eq!(random.next_u64(), 3_203_168_211_198_807_973);
-        let mut counts = [0; 3];
-        for _ in 0..3000 {
-            counts[random.below(3)] += 1;
-        }
-        assert!(counts.iter().all(|c| (900..1100).contains(c)), "{counts:?}");
-    }
 
     #[test]
     fn the_interval_is_that_of_the_central_limit() {

@@ -1,6 +1,6 @@
 //! What a data file holds for a task. What cannot be used is counted and named.
 
-use super::task::{Task, Unit, UnitMaker};
+use super::task::{Sample, SampleMaker, Task};
 use crate::texts::Texts;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -22,21 +22,21 @@ pub struct Dataset {
     /// Rows with a blank text.
     pub blank: usize,
     /// What to score, by line and window.
-    pub units: Vec<Unit>,
+    pub samples: Vec<Sample>,
     /// Lines that cannot be used.
     pub bad: Vec<BadLine>,
 }
 
 impl Dataset {
-    /// The units of texts.
-    pub fn new(texts: &Texts, maker: &UnitMaker) -> Self {
+    /// The samples of texts.
+    pub fn new(texts: &Texts, maker: &SampleMaker) -> Self {
         if let Task::Chunks { length } = maker.task {
             return Self::joined(texts, length, maker);
         }
         let read: Vec<_> = (texts.rows.par_iter())
             .map(|row| {
                 let text = row.text.as_deref().map_err(Clone::clone);
-                (row.id, text.and_then(|text| maker.units(row.id, text)))
+                (row.id, text.and_then(|text| maker.samples(row.id, text)))
             })
             .collect();
         let mut data = Self {
@@ -44,9 +44,9 @@ impl Dataset {
             blank: texts.blank.len(),
             ..Self::default()
         };
-        for (id, units) in read {
-            match units {
-                Ok(units) => data.units.extend(units),
+        for (id, samples) in read {
+            match samples {
+                Ok(samples) => data.samples.extend(samples),
                 Err(reason) => data.bad.push(BadLine { id, reason }),
             }
         }
@@ -54,7 +54,7 @@ impl Dataset {
     }
 
     /// All texts as one, blank ones too, with a blank line between two.
-    fn joined(texts: &Texts, length: usize, maker: &UnitMaker) -> Self {
+    fn joined(texts: &Texts, length: usize, maker: &SampleMaker) -> Self {
         let mut data = Self {
             lines: texts.rows.len() + texts.blank.len(),
             ..Self::default()
@@ -73,7 +73,7 @@ impl Dataset {
         all.sort_by_key(|(id, _)| *id);
         let parts: Vec<&str> = all.iter().map(|(_, text)| *text).collect();
         match maker.chunks(&parts.join("\n\n"), length) {
-            Ok(units) => data.units = units,
+            Ok(samples) => data.samples = samples,
             // Of the texts together, said of the first.
             Err(reason) => data.bad.push(BadLine {
                 id: all.first().map_or(0, |(id, _)| *id),
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn bad_lines_are_named_and_blank_ones_passed_over() {
-        let maker = UnitMaker {
+        let maker = SampleMaker {
             encoder: &Letters,
             vocab_size: 256,
             start: Some(0),
@@ -112,19 +112,19 @@ mod tests {
         let mut texts = Texts::parse(Path::new("a.jsonl"), file).unwrap();
         let data = Dataset::new(&texts, &maker);
         assert_eq!((data.lines, data.blank), (6, 1));
-        let ids: Vec<usize> = data.units.iter().map(|u| u.id).collect();
+        let ids: Vec<usize> = data.samples.iter().map(|u| u.id).collect();
         assert_eq!(ids, [0, 7]);
         let bad: Vec<usize> = data.bad.iter().map(|b| b.id).collect();
         assert_eq!(bad, [2, 3, 4, 6]);
         assert!(data.bad[3].reason.contains("UTF-8"));
         texts.truncate(1);
         let first = Dataset::new(&texts, &maker);
-        assert_eq!((first.lines, first.blank, first.units.len()), (1, 0, 1));
+        assert_eq!((first.lines, first.blank, first.samples.len()), (1, 0, 1));
     }
 
     #[test]
     fn texts_are_joined_by_blank_lines_empty_ones_too() {
-        let maker = UnitMaker {
+        let maker = SampleMaker {
             encoder: &Letters,
             vocab_size: 256,
             start: None,
@@ -133,11 +133,11 @@ mod tests {
         let file = b"{\"text\": \"ab\"}\n{\"text\": \"\"}\n\n{\"text\": \"cd\"}\n{\"txt\": 1}\n";
         let of = |bytes: &[u8]| Texts::parse(Path::new("t.jsonl"), bytes).unwrap();
         let data = Dataset::new(&of(file), &maker);
-        let tokens: Vec<u32> = data.units.iter().flat_map(|u| u.tokens.clone()).collect();
+        let tokens: Vec<u32> = data.samples.iter().flat_map(|u| u.tokens.clone()).collect();
         // "ab\n\n\n\ncd", of which two letters are left over.
         assert_eq!(tokens, b"ab\n\n\n\n".map(u32::from));
         assert_eq!((data.lines, data.bad.len(), data.bad[0].id), (4, 1, 4));
         let none = Dataset::new(&of(b"{\"text\": \"ab\"}"), &maker);
-        assert!(none.units.is_empty() && none.bad[0].reason.contains("2 tokens"));
+        assert!(none.samples.is_empty() && none.bad[0].reason.contains("2 tokens"));
     }
 }

@@ -1,9 +1,9 @@
-//! Runs units in every mode. A unit runs alone, at its own length: nothing is padded, and its
-//! outcome depends on nothing but the unit. Threads take one unit each, so memory holds as many
-//! sequences as there are threads; a thread without a unit helps the others with their modes.
+//! Runs samples in every mode. A sample runs alone, at its own length: nothing is padded, and its
+//! outcome depends on nothing but the sample. Threads take one sample each, so memory holds as many
+//! sequences as there are threads; a thread without a sample helps the others with their modes.
 
 use super::samples::Record;
-use super::task::Unit;
+use super::task::Sample;
 use crate::device::Devices;
 use crate::input::with_faults_unless_float;
 use ndarray::Array2;
@@ -77,12 +77,12 @@ impl<'m> Engine<'m> {
         &self.devices[thread % self.devices.len()]
     }
 
-    /// The outcomes of a unit, in the order of the modes.
-    pub fn score(&self, unit: &Unit) -> Result<Vec<Record>> {
+    /// The outcomes of a sample, in the order of the modes.
+    pub fn score(&self, sample: &Sample) -> Result<Vec<Record>> {
         let paths = self.paths();
         let run = |path: &dyn sim::Engine| -> Result<Array2<f32>> {
-            let input = unit.input();
-            let rows = LogitRows::From(input.len() - unit.targets);
+            let input = sample.input();
+            let rows = LogitRows::From(input.len() - sample.targets);
             let logits = path.prefill_once(input, rows, &mut Blind)?;
             Ok(logits.to_real())
         };
@@ -94,9 +94,9 @@ impl<'m> Engine<'m> {
             (truth.as_ref()).map(|(i, logits)| (*i, rows(logits)));
         let outcomes: Vec<Record> = (paths.par_iter().enumerate())
             .map(|(i, path)| match &truth {
-                Some((reference, truth)) if *reference == i => outcome(unit, truth, Some(truth)),
+                Some((reference, truth)) if *reference == i => outcome(sample, truth, Some(truth)),
                 _ => outcome(
-                    unit,
+                    sample,
                     &rows(&run(&**path)?),
                     truth.as_ref().map(|t| &t.1[..]),
                 ),
@@ -112,12 +112,12 @@ impl<'m> Engine<'m> {
             .collect())
     }
 
-    /// Scores units with all threads and hands over the records of each, in the order of the units
-    /// as far as they got. Setting `stop` ends it early, with [`SimError::Interrupted`]; a unit that
-    /// fails ends it with the error of the first such unit, after every unit begun is kept.
+    /// Scores samples with all threads and hands over the records of each, in the order of the samples
+    /// as far as they got. Setting `stop` ends it early, with [`SimError::Interrupted`]; a sample that
+    /// fails ends it with the error of the first such sample, after every sample begun is kept.
     pub fn run(
         &self,
-        units: &[&Unit],
+        samples: &[&Sample],
         stop: &AtomicBool,
         keep: impl FnMut(Vec<Record>) -> Result<()> + Send,
     ) -> Result<()> {
@@ -133,8 +133,8 @@ impl<'m> Engine<'m> {
         rayon::broadcast(|_| {
             while !stop.load(Ordering::Relaxed) {
                 let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(unit) = units.get(i) else { break };
-                let result = self.score(unit);
+                let Some(sample) = samples.get(i) else { break };
+                let result = self.score(sample);
                 let mut output = lock();
                 match result {
                     Ok(records) => output.push(i, records),
@@ -153,7 +153,7 @@ impl<'m> Engine<'m> {
         }
         match output.refused.or(output.failed.map(|(_, error)| error)) {
             Some(error) => Err(error),
-            None if done == units.len() => Ok(()),
+            None if done == samples.len() => Ok(()),
             None => Err(SimError::Interrupted),
         }
     }
@@ -166,7 +166,7 @@ struct InOrder<F> {
     waiting: BTreeMap<usize, Vec<Record>>,
     /// Why `keep` took no more.
     refused: Option<SimError>,
-    /// The first unit without a result, and why.
+    /// The first sample without a result, and why.
     failed: Option<(usize, SimError)>,
 }
 
@@ -193,7 +193,7 @@ impl<F: FnMut(Vec<Record>) -> Result<()>> InOrder<F> {
         }
     }
 
-    /// Whether no further unit need be begun.
+    /// Whether no further sample need be begun.
     fn is_over(&self) -> bool {
         self.refused.is_some() || self.failed.is_some()
     }
@@ -206,20 +206,20 @@ fn rows(logits: &Array2<f32>) -> Vec<Row<'_>> {
 }
 
 /// How the targets fare under `rows`, one row a target.
-fn outcome(unit: &Unit, rows: &[Row], truth: Option<&[Row]>) -> Result<Record> {
+fn outcome(sample: &Sample, rows: &[Row], truth: Option<&[Row]>) -> Result<Record> {
     let mut record = Record {
-        id: unit.id,
-        part: unit.part,
+        id: sample.id,
+        part: sample.part,
         mode: String::new(),
         greedy: false,
         log_likelihood: 0.0,
-        target_tokens: unit.targets,
+        target_tokens: sample.targets,
         greedy_tokens: 0,
-        bytes: unit.bytes,
+        bytes: sample.bytes,
         kl: truth.map(|_| 0.0),
         agreed_tokens: truth.map(|_| 0),
     };
-    for (t, (row, target)) in rows.iter().zip(unit.target()).enumerate() {
+    for (t, (row, target)) in rows.iter().zip(sample.target()).enumerate() {
         let greedy = row.greedy();
         record.log_likelihood += row.log_likelihood(*target);
         record.greedy_tokens += usize::from(greedy == *target);
@@ -232,7 +232,7 @@ fn outcome(unit: &Unit, rows: &[Row], truth: Option<&[Row]>) -> Result<Record> {
     match record.log_likelihood.is_finite() && record.kl.is_none_or(f64::is_finite) {
         true => Ok(record),
         false => Err(SimError::value(
-            format_args!("sample {}: log-likelihood", unit.id),
+            format_args!("sample {}: log-likelihood", sample.id),
             "a finite number",
             record.log_likelihood,
         )),
@@ -245,9 +245,9 @@ mod tests {
     use scalescope_sim::mode::ModeTable;
     use scalescope_sim::sample;
 
-    fn units() -> Vec<Unit> {
+    fn samples() -> Vec<Sample> {
         (0..5)
-            .map(|id| Unit {
+            .map(|id| Sample {
                 id,
                 part: 0,
                 tokens: (0..7 + 3 * id as u32)
@@ -280,9 +280,9 @@ mod tests {
             &Devices::Cpu,
         )
         .unwrap();
-        let units = units();
-        let alone: Vec<Record> = (units.iter())
-            .flat_map(|unit| engine.score(unit).unwrap())
+        let samples = samples();
+        let alone: Vec<Record> = (samples.iter())
+            .flat_map(|sample| engine.score(sample).unwrap())
             .collect();
         assert!(alone.iter().all(|r| r.mode != "1" || r.kl == Some(0.0)));
         for threads in [1, 3] {
@@ -291,7 +291,7 @@ mod tests {
                 .build()
                 .unwrap();
             let mut kept = Vec::new();
-            let all: Vec<&Unit> = units.iter().collect();
+            let all: Vec<&Sample> = samples.iter().collect();
             pool.install(|| {
                 engine.run(&all, &AtomicBool::new(false), |records| {
                     kept.extend(records);
@@ -309,8 +309,8 @@ mod tests {
         let modes = modes(&["0"]);
         let exact = Profile::get("exact").unwrap();
         let engine = Engine::new(&model, &modes, None, &exact, &[], &Devices::Cpu).unwrap();
-        let units = units();
-        let all: Vec<&Unit> = units.iter().collect();
+        let samples = samples();
+        let all: Vec<&Sample> = samples.iter().collect();
         let stop = AtomicBool::new(false);
         let mut kept = 0;
         let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build();
@@ -332,12 +332,12 @@ mod tests {
         let modes = modes(&["0"]);
         let exact = Profile::get("exact").unwrap();
         let engine = Engine::new(&model, &modes, None, &exact, &[], &Devices::Cpu).unwrap();
-        let mut units = units();
-        units[3].tokens[0] = u32::MAX;
-        // Units are begun in order, so those before the failing one are always done; with several
+        let mut samples = samples();
+        samples[3].tokens[0] = u32::MAX;
+        // Samples are begun in order, so those before the failing one are always done; with several
         // threads the one after it may be too.
         for threads in [1, 2, 2, 3, 3, 8] {
-            let all: Vec<&Unit> = units.iter().collect();
+            let all: Vec<&Sample> = samples.iter().collect();
             let mut kept = Vec::new();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let end = pool.unwrap().install(|| {
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn targets_are_the_last_tokens() {
-        let unit = Unit {
+        let sample = Sample {
             id: 1,
             part: 0,
             tokens: vec![0, 1, 2],
@@ -375,7 +375,7 @@ mod tests {
             bytes: 2,
         };
         let logits = ndarray::arr2(&[[0.0, 2f32.ln(), 0.0], [9.0, 0.0, 0.0]]);
-        let record = outcome(&unit, &rows(&logits), None).unwrap();
+        let record = outcome(&sample, &rows(&logits), None).unwrap();
         assert_eq!((record.greedy, record.greedy_tokens), (false, 1));
         let second = -(9f64.exp() + 2.0).ln();
         approx::assert_relative_eq!(record.log_likelihood, 0.5f64.ln() + second, epsilon = 1e-6);

@@ -1,6 +1,6 @@
-//! The outcome of every unit in every mode, one JSON object a line, after one line of settings.
+//! The outcome of every sample in every mode, one JSON object a line, after one line of settings.
 //!
-//! The records of a unit are appended together in one write, so a run that stops at any moment
+//! The records of a sample are appended together in one write, so a run that stops at any moment
 //! leaves a file of which all but the last, half-written group is good.
 
 use super::settings::{Difference, Settings};
@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 
 /// Version of the format.
 const FORMAT: u32 = 1;
-/// The most tokens or bytes of one unit: sums over all units stay far from the end of their type.
+/// The most tokens or bytes of one sample: sums over all samples stay far from the end of their type.
 const MOST: usize = u32::MAX as usize;
 
-/// How one unit went in one mode.
+/// How one sample went in one mode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Line of the data file, from 0.
@@ -50,8 +50,8 @@ fn is_zero(n: &usize) -> bool {
 }
 
 impl Record {
-    /// Which unit it is about.
-    pub fn unit(&self) -> (usize, usize) {
+    /// Which sample it is about.
+    pub fn sample(&self) -> (usize, usize) {
         (self.id, self.part)
     }
 }
@@ -67,7 +67,7 @@ struct Header {
 pub struct Samples {
     /// Its first line.
     pub settings: Settings,
-    /// Every complete unit's records, together and in the order of the modes.
+    /// Every complete sample's records, together and in the order of the modes.
     pub records: Vec<Record>,
     /// Bytes of the file that hold these.
     good: usize,
@@ -145,11 +145,11 @@ impl Samples {
             if record.mode != modes[place] {
                 return Err(bad(format!("mode {}", modes[place]), record.mode));
             }
-            if place > 0 && record.unit() != samples.records[complete].unit() {
+            if place > 0 && record.sample() != samples.records[complete].sample() {
                 let id = samples.records[complete].id;
                 return Err(bad(format!("sample {id}"), record.id.to_string()));
             }
-            if place == 0 && !seen.insert(record.unit()) {
+            if place == 0 && !seen.insert(record.sample()) {
                 return Err(bad("a sample once".into(), format!("{} again", record.id)));
             }
             samples.records.push(record);
@@ -163,7 +163,7 @@ impl Samples {
     }
 
     /// The run of which `shards` (names and contents) are the parts: each part once, all of them,
-    /// nothing missing. Units are in the order of the data file.
+    /// nothing missing. Samples are in the order of the data file.
     pub fn merge(shards: Vec<(String, Self)>) -> Result<Self> {
         let Some((first_name, first)) = shards.first() else {
             return Err(SimError::value("shards", "at least one", "none"));
@@ -204,12 +204,12 @@ impl Samples {
             ));
         }
         let mut records: Vec<Record> = shards.into_iter().flat_map(|(_, s)| s.records).collect();
-        records.sort_by_key(Record::unit);
+        records.sort_by_key(Record::sample);
         let samples = records.len() / settings.modes.len().max(1);
-        if samples != settings.units {
+        if samples != settings.samples {
             return Err(SimError::value(
                 "shards",
-                format_args!("{} samples", settings.units),
+                format_args!("{} samples", settings.samples),
                 format_args!("{samples} (a shard is not finished; --resume it)"),
             ));
         }
@@ -307,7 +307,7 @@ impl SampleFile {
         Ok(self)
     }
 
-    /// Adds the records of one unit, or of several, in one write.
+    /// Adds the records of one sample, or of several, in one write.
     pub fn append(&mut self, records: &[Record]) -> Result<()> {
         let text: String = records.iter().map(line).collect();
         self.write(&text)
@@ -331,7 +331,7 @@ fn line(value: &impl Serialize) -> String {
 pub(crate) mod tests {
     use super::super::settings::Shard;
     use super::super::settings::tests::settings;
-    use super::super::summary::Report;
+    use super::super::summary::EvalReport;
     use super::*;
     use proptest::prelude::*;
 
@@ -405,12 +405,12 @@ pub(crate) mod tests {
         assert!(refused.to_string().contains("profile"), "{refused}");
     }
 
-    fn shards(units: usize, count: usize) -> Vec<(String, Samples)> {
+    fn shards(samples: usize, count: usize) -> Vec<(String, Samples)> {
         (0..count)
             .map(|index| {
-                let mut settings = settings(&["0", "1"], units);
+                let mut settings = settings(&["0", "1"], samples);
                 settings.shard = Shard { index, count };
-                let records = (0..units).filter(|id| id % count == index).flat_map(pair);
+                let records = (0..samples).filter(|id| id % count == index).flat_map(pair);
                 let samples = Samples {
                     settings,
                     records: records.collect(),
@@ -424,13 +424,13 @@ pub(crate) mod tests {
     proptest! {
         /// Any number of shards, in any order, gives the report of the whole, byte for byte.
         #[test]
-        fn merged_shards_are_the_whole(units in 1usize..30, count in 1usize..9, turn in 0usize..9) {
+        fn merged_shards_are_the_whole(samples in 1usize..30, count in 1usize..9, turn in 0usize..9) {
             let report = |samples: Samples| {
-                let report = Report::new(samples.settings, samples.records, 3).unwrap();
+                let report = EvalReport::new(samples.settings, samples.records, 3).unwrap();
                 serde_json::to_string(&report).unwrap()
             };
-            let whole = Samples::merge(shards(units, 1)).unwrap();
-            let mut parts = shards(units, count);
+            let whole = Samples::merge(shards(samples, 1)).unwrap();
+            let mut parts = shards(samples, count);
             parts.rotate_left(turn % count);
             prop_assert_eq!(report(Samples::merge(parts).unwrap()), report(whole));
         }

@@ -2,7 +2,7 @@
 //! the same outcomes, whatever the machine, the number of threads or the order.
 
 use super::data::BadLine;
-use super::task::{Task, Unit};
+use super::task::{Sample, Task};
 use scalescope_sim::error::{Result, SimError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A fixed part of the work: the units with (id + part) mod count = index.
+/// A fixed part of the work: the samples with (id + part) mod count = index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// Which part, from 0.
@@ -24,9 +24,9 @@ impl Shard {
     /// All the work.
     pub const WHOLE: Shard = Shard { index: 0, count: 1 };
 
-    /// Whether a unit belongs to this part.
-    pub fn has(&self, unit: &Unit) -> bool {
-        (unit.id + unit.part) % self.count == self.index
+    /// Whether a sample belongs to this part.
+    pub fn has(&self, sample: &Sample) -> bool {
+        (sample.id + sample.part) % self.count == self.index
     }
 }
 
@@ -111,8 +111,9 @@ pub struct Settings {
     /// Rows with a blank text, which were passed over.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub blank_lines: usize,
-    /// Units of all shards.
-    pub units: usize,
+    /// Samples of all shards.
+    #[serde(rename = "units")]
+    pub samples: usize,
     /// Lines that could not be used.
     pub bad_lines: Vec<BadLine>,
     /// What is asked.
@@ -126,7 +127,7 @@ pub struct Settings {
     pub modes: Vec<serde_json::Value>,
     /// The mode that KL and top-1 agreement are measured against.
     pub reference: Option<serde_json::Value>,
-    /// Which part of the units.
+    /// Which part of the samples.
     pub shard: Shard,
 }
 
@@ -195,16 +196,16 @@ pub(crate) mod tests {
     use super::*;
 
     /// Settings of a made-up run of these modes.
-    pub fn settings(modes: &[&str], units: usize) -> Settings {
+    pub fn settings(modes: &[&str], samples: usize) -> Settings {
         let origin = |name: &str| Origin::of_bytes(name, name.as_bytes());
         Settings {
             version: "0".into(),
             model: origin("model"),
             data: origin("data"),
             limit: None,
-            lines: units,
+            lines: samples,
             blank_lines: 0,
-            units,
+            samples,
             bad_lines: vec![],
             task: Task::LastWord { max_length: 8 },
             profile: "exact".into(),

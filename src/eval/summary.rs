@@ -7,13 +7,14 @@ use super::settings::Settings;
 use super::stats::{self, ALPHA, Estimate, POWER};
 use super::ties;
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::score;
 use scalescope_sim::text;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Everything `eval` and `merge` say.
+/// Everything `eval` says.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Report {
+pub struct EvalReport {
     /// What was asked for.
     pub settings: Settings,
     /// Parameters of the statistics.
@@ -32,7 +33,7 @@ pub struct Report {
     pub pairs: Vec<PairSummary>,
 }
 
-impl Report {
+impl EvalReport {
     /// What `eval --json` wrote.
     ///
     /// # Errors
@@ -144,7 +145,7 @@ pub struct LikelihoodPair {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Cost {
     /// What the step is.
-    pub step: Step,
+    pub step: Preparation,
     /// Mode before it.
     pub from: String,
     /// Mode after it.
@@ -164,14 +165,14 @@ pub struct Cost {
 /// What is done to a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Step {
+pub enum Preparation {
     /// Hadamard matrices and norms folded in, weights rounded to f16.
     Folding,
     /// INT8.
     Quantization,
 }
 
-/// Outcomes by mode and unit.
+/// Outcomes by mode and sample.
 struct Table {
     modes: Vec<Vec<Record>>,
     /// 1 for a passage; the number of targets where the mean is over tokens.
@@ -181,8 +182,8 @@ struct Table {
 
 impl Table {
     fn new(settings: &Settings, mut records: Vec<Record>) -> Self {
-        // Stable: the modes of a unit keep their order.
-        records.sort_by_key(Record::unit);
+        // Stable: the modes of a sample keep their order.
+        records.sort_by_key(Record::sample);
         let count = settings.modes.len();
         let per_token = settings.task.per_token();
         let modes: Vec<Vec<Record>> = (0..count)
@@ -228,7 +229,7 @@ impl Table {
         let rows = &self.modes[mode];
         let (mean, stderr) = stats::ratio(&self.log_likelihoods(mode), &self.weights);
         let log_likelihood = Estimate::normal(mean, stderr);
-        let perplexity = (-mean).exp();
+        let perplexity = score::perplexity_at(mean);
         let targets = self.total(mode, |r| r.target_tokens) as f64;
         let nats: f64 = rows.iter().map(|r| r.log_likelihood).sum();
         let bytes = self.total(mode, |r| r.bytes) as f64;
@@ -242,8 +243,8 @@ impl Table {
             perplexity: Estimate {
                 value: perplexity,
                 stderr: perplexity * stderr,
-                low: (-log_likelihood.high).exp(),
-                high: (-log_likelihood.low).exp(),
+                low: score::perplexity_at(log_likelihood.high),
+                high: score::perplexity_at(log_likelihood.low),
             },
             log_likelihood,
             bits_per_byte: self
@@ -284,8 +285,8 @@ impl Table {
     }
 }
 
-impl Report {
-    /// Draws up the report of some units' records, which must be together and in the order of the
+impl EvalReport {
+    /// Draws up the report of some samples' records, which must be together and in the order of the
     /// modes, as [`super::samples::Samples`] has them.
     pub fn new(settings: Settings, records: Vec<Record>, seed: u64) -> Result<Self> {
         if records.is_empty() {
@@ -438,9 +439,9 @@ fn costs(
     (specs.iter().enumerate())
         .filter_map(|(i, spec)| {
             if spec["rotated"] == false && spec["weights"] == "float" {
-                cost(Step::Folding, i, base)
+                cost(Preparation::Folding, i, base)
             } else if spec["weights"] == "int8" {
-                cost(Step::Quantization, base, i)
+                cost(Preparation::Quantization, base, i)
             } else {
                 None
             }
@@ -457,7 +458,7 @@ mod tests {
     use approx::assert_relative_eq;
 
     /// 40 passages: mode "b" is mode "a" exactly, mode "c" is worse by far.
-    fn report() -> Report {
+    fn report() -> EvalReport {
         let records = (0..40)
             .rev()
             .flat_map(|id| {
@@ -475,7 +476,7 @@ mod tests {
         settings.modes[1]["rotated"] = true.into();
         settings.modes[2]["weights"] = "int8".into();
         settings.reference = Some(settings.modes[1].clone());
-        Report::new(settings, records, 0).unwrap()
+        EvalReport::new(settings, records, 0).unwrap()
     }
 
     #[test]
@@ -514,12 +515,12 @@ mod tests {
         let [folding, int8] = &r.costs[..] else {
             panic!("{:?}", r.costs)
         };
-        assert_eq!((folding.step, &*folding.to), (Step::Folding, "b"));
+        assert_eq!((folding.step, &*folding.to), (Preparation::Folding, "b"));
         assert_eq!(
             (folding.perplexity, folding.low, folding.high),
             (0.0, 0.0, 0.0)
         );
-        assert_eq!((int8.step, &*int8.from), (Step::Quantization, "b"));
+        assert_eq!((int8.step, &*int8.from), (Preparation::Quantization, "b"));
         assert!(int8.low < int8.perplexity && int8.perplexity < int8.high && int8.low > 0.0);
     }
 
@@ -530,13 +531,13 @@ mod tests {
             window: 8,
             stride: 4,
         };
-        let unit = |part, target_tokens, log_likelihood| Record {
+        let sample = |part, target_tokens, log_likelihood| Record {
             part,
             target_tokens,
             bytes: 2 * target_tokens,
             ..record(0, "a", false, log_likelihood)
         };
-        let r = Report::new(settings, vec![unit(1, 1, -4.0), unit(0, 3, -2.0)], 0).unwrap();
+        let r = EvalReport::new(settings, vec![sample(1, 1, -4.0), sample(0, 3, -2.0)], 0).unwrap();
         assert_relative_eq!(r.modes[0].log_likelihood.value, -1.5);
         let bits = r.modes[0].bits_per_byte.unwrap();
         assert_relative_eq!(bits, 6.0 / 8.0 / std::f64::consts::LN_2, epsilon = 1e-12);
@@ -545,6 +546,6 @@ mod tests {
 
     #[test]
     fn nothing_is_an_error() {
-        assert!(Report::new(settings(&["a"], 0), vec![], 0).is_err());
+        assert!(EvalReport::new(settings(&["a"], 0), vec![], 0).is_err());
     }
 }

@@ -35,7 +35,7 @@ impl Task {
 
 /// One thing to score: a run of the model over `tokens`, whose last `targets` are predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unit {
+pub struct Sample {
     /// Line of the data file, from 0.
     pub id: usize,
     /// Window of that line's text, from 0.
@@ -48,7 +48,7 @@ pub struct Unit {
     pub bytes: usize,
 }
 
-impl Unit {
+impl Sample {
     /// What the model reads: everything but the last target.
     pub fn input(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - 1]
@@ -104,8 +104,8 @@ fn trim_end(text: &str) -> &str {
     text.trim_end_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c))
 }
 
-/// Makes units; `start` is the token that stands before a text (needed where there is no context).
-pub struct UnitMaker<'a> {
+/// Makes samples; `start` is the token that stands before a text (needed where there is no context).
+pub struct SampleMaker<'a> {
     /// The tokenizer.
     pub encoder: &'a dyn Encode,
     /// Ids at and above this do not exist in the model.
@@ -116,9 +116,9 @@ pub struct UnitMaker<'a> {
     pub task: Task,
 }
 
-impl UnitMaker<'_> {
-    /// The units of line `id`, or why it has none.
-    pub fn units(&self, id: usize, text: &str) -> Result<Vec<Unit>, String> {
+impl SampleMaker<'_> {
+    /// The samples of line `id`, or why it has none.
+    pub fn samples(&self, id: usize, text: &str) -> Result<Vec<Sample>, String> {
         match self.task {
             Task::LastWord { max_length } => Ok(vec![self.last_word(id, text, max_length)?]),
             Task::Perplexity { window, stride } => self.windows(id, text, window, stride),
@@ -127,11 +127,11 @@ impl UnitMaker<'_> {
     }
 
     /// The pieces of a text that is all texts, numbered by `id`.
-    pub fn chunks(&self, text: &str, length: usize) -> Result<Vec<Unit>, String> {
+    pub fn chunks(&self, text: &str, length: usize) -> Result<Vec<Sample>, String> {
         let Encoded { ids, ends } = self.encode(text)?;
         let piece = |(i, tokens): (usize, &[u32])| {
             let ends = &ends[i * length..][..length];
-            Unit {
+            Sample {
                 id: i,
                 part: 0,
                 tokens: tokens.to_vec(),
@@ -139,7 +139,7 @@ impl UnitMaker<'_> {
                 bytes: ends[length - 1].saturating_sub(ends[0]),
             }
         };
-        let pieces: Vec<Unit> = ids.chunks_exact(length).enumerate().map(piece).collect();
+        let pieces: Vec<Sample> = ids.chunks_exact(length).enumerate().map(piece).collect();
         match pieces.is_empty() {
             true => Err(format!(
                 "{} tokens, fewer than one piece of {length}",
@@ -165,7 +165,7 @@ impl UnitMaker<'_> {
             .ok_or_else(|| "nothing before the target and no start token in config.json".into())
     }
 
-    fn last_word(&self, id: usize, text: &str, max_length: usize) -> Result<Unit, String> {
+    fn last_word(&self, id: usize, text: &str, max_length: usize) -> Result<Sample, String> {
         let (context, target) = split_last_word(text);
         let bytes = target.len();
         let whole = self.encode(&format!("{context}{target}"))?.ids;
@@ -186,7 +186,7 @@ impl UnitMaker<'_> {
         tokens.extend_from_slice(target);
         // lm-eval: the last max_length + 1 tokens, of which the last is not read.
         tokens.drain(..tokens.len().saturating_sub(max_length + 1));
-        Ok(Unit {
+        Ok(Sample {
             id,
             part: 0,
             tokens,
@@ -201,7 +201,7 @@ impl UnitMaker<'_> {
         text: &str,
         window: usize,
         stride: usize,
-    ) -> Result<Vec<Unit>, String> {
+    ) -> Result<Vec<Sample>, String> {
         let Encoded { ids, ends } = self.encode(text)?;
         if ids.is_empty() {
             return Err("no tokens".into());
@@ -209,7 +209,7 @@ impl UnitMaker<'_> {
         let mut tokens = vec![self.start()?];
         tokens.extend_from_slice(&ids);
         // Target i is `ids[i]`, which is `tokens[i + 1]`.
-        let mut units: Vec<Unit> = Vec::new();
+        let mut samples: Vec<Sample> = Vec::new();
         let (mut first, mut byte) = (0, 0);
         while first < ids.len() {
             let new = if first == 0 { window } else { stride };
@@ -219,16 +219,16 @@ impl UnitMaker<'_> {
             } else {
                 ends[end - 1].max(byte)
             };
-            units.push(Unit {
+            samples.push(Sample {
                 id,
-                part: units.len(),
+                part: samples.len(),
                 tokens: tokens[end.saturating_sub(window)..=end].to_vec(),
                 targets: end - first,
                 bytes: end_byte - byte,
             });
             (first, byte) = (end, end_byte);
         }
-        Ok(units)
+        Ok(samples)
     }
 }
 
@@ -247,8 +247,8 @@ mod tests {
         }
     }
 
-    fn maker(task: Task) -> UnitMaker<'static> {
-        UnitMaker {
+    fn maker(task: Task) -> SampleMaker<'static> {
+        SampleMaker {
             encoder: &Letters,
             vocab_size: 128,
             start: Some(1),
@@ -256,7 +256,7 @@ mod tests {
         }
     }
 
-    fn last_word(max_length: usize) -> UnitMaker<'static> {
+    fn last_word(max_length: usize) -> SampleMaker<'static> {
         maker(Task::LastWord { max_length })
     }
 
@@ -287,23 +287,23 @@ mod tests {
 
     #[test]
     fn a_passage_becomes_context_and_target() {
-        let unit = &last_word(100).units(7, "ab cd").unwrap()[0];
-        assert_eq!((unit.id, unit.targets, unit.bytes), (7, 3, 3));
-        assert_eq!(unit.input(), ids("ab c"));
-        assert_eq!(unit.target(), ids(" cd"));
+        let sample = &last_word(100).samples(7, "ab cd").unwrap()[0];
+        assert_eq!((sample.id, sample.targets, sample.bytes), (7, 3, 3));
+        assert_eq!(sample.input(), ids("ab c"));
+        assert_eq!(sample.target(), ids(" cd"));
     }
 
     #[test]
     fn one_word_is_predicted_from_the_start_token() {
-        let unit = &last_word(100).units(0, "cd").unwrap()[0];
-        assert_eq!(unit.tokens, [&[1], &ids(" cd")[..]].concat());
-        let without = UnitMaker {
+        let sample = &last_word(100).samples(0, "cd").unwrap()[0];
+        assert_eq!(sample.tokens, [&[1], &ids(" cd")[..]].concat());
+        let without = SampleMaker {
             start: None,
             ..last_word(100)
         };
         assert!(
             without
-                .units(0, "cd")
+                .samples(0, "cd")
                 .unwrap_err()
                 .contains("no start token")
         );
@@ -311,12 +311,12 @@ mod tests {
 
     #[test]
     fn long_passages_lose_their_left_end() {
-        let unit = &last_word(4).units(0, "abcdefgh xy").unwrap()[0];
-        assert_eq!(unit.tokens, ids("gh xy"));
-        assert_eq!(unit.input().len(), 4);
+        let sample = &last_word(4).samples(0, "abcdefgh xy").unwrap()[0];
+        assert_eq!(sample.tokens, ids("gh xy"));
+        assert_eq!(sample.input().len(), 4);
         assert!(
             last_word(2)
-                .units(0, "ab xy")
+                .samples(0, "ab xy")
                 .unwrap_err()
                 .contains("3 tokens")
         );
@@ -325,14 +325,14 @@ mod tests {
     #[test]
     fn what_cannot_be_scored_says_why() {
         let maker = last_word(10);
-        assert!(maker.units(0, "ab é").unwrap_err().contains("vocabulary"));
-        let digits = UnitMaker {
+        assert!(maker.samples(0, "ab é").unwrap_err().contains("vocabulary"));
+        let digits = SampleMaker {
             encoder: &NoBlank,
             ..last_word(10)
         };
         assert!(
             digits
-                .units(0, "ab 12")
+                .samples(0, "ab 12")
                 .unwrap_err()
                 .contains("no tokens of its own")
         );
@@ -349,15 +349,18 @@ mod tests {
     #[test]
     fn all_texts_as_one_are_cut_into_pieces_whose_first_tokens_are_given() {
         let maker = maker(Task::Chunks { length: 4 });
-        let units = maker.units(9, "abcdefghij").unwrap();
-        assert_eq!(units.len(), 2);
-        assert_eq!((units[1].id, units[1].part, units[1].bytes), (1, 0, 3));
-        assert_eq!(units[0].tokens, ids("abcd"));
+        let samples = maker.samples(9, "abcdefghij").unwrap();
+        assert_eq!(samples.len(), 2);
         assert_eq!(
-            (units[1].input(), units[1].target()),
+            (samples[1].id, samples[1].part, samples[1].bytes),
+            (1, 0, 3)
+        );
+        assert_eq!(samples[0].tokens, ids("abcd"));
+        assert_eq!(
+            (samples[1].input(), samples[1].target()),
             (&ids("efg")[..], &ids("fgh")[..])
         );
-        let short = maker.units(0, "abc").unwrap_err();
+        let short = maker.samples(0, "abc").unwrap_err();
         assert!(
             short.contains("3 tokens") && short.contains("one piece of 4"),
             "{short}"
@@ -370,20 +373,20 @@ mod tests {
         #[test]
         fn windows_cover_the_text_once(text in "[a-zé]{1,60}", window in 1usize..20, part in 1usize..20) {
             let stride = part.min(window);
-            let maker = UnitMaker { vocab_size: 256, ..maker(Task::Perplexity { window, stride }) };
-            let units = maker.units(3, &text).unwrap();
-            let targets: Vec<u32> = units.iter().flat_map(|u| u.target().to_vec()).collect();
+            let maker = SampleMaker { vocab_size: 256, ..maker(Task::Perplexity { window, stride }) };
+            let samples = maker.samples(3, &text).unwrap();
+            let targets: Vec<u32> = samples.iter().flat_map(|u| u.target().to_vec()).collect();
             prop_assert_eq!(&targets, &ids(&text));
-            prop_assert_eq!(units.iter().map(|u| u.bytes).sum::<usize>(), text.len());
+            prop_assert_eq!(samples.iter().map(|u| u.bytes).sum::<usize>(), text.len());
             let stream = [&[1], &ids(&text)[..]].concat();
             let mut end = 1;
-            for (i, unit) in units.iter().enumerate() {
-                end += unit.targets;
-                prop_assert_eq!(unit.part, i);
-                prop_assert!(unit.input().len() <= window);
-                prop_assert!(unit.input().len() >= unit.targets);
-                prop_assert_eq!(&unit.tokens[..], &stream[end - unit.tokens.len()..end]);
-                if i > 0 { prop_assert!(unit.targets <= stride); }
+            for (i, sample) in samples.iter().enumerate() {
+                end += sample.targets;
+                prop_assert_eq!(sample.part, i);
+                prop_assert!(sample.input().len() <= window);
+                prop_assert!(sample.input().len() >= sample.targets);
+                prop_assert_eq!(&sample.tokens[..], &stream[end - sample.tokens.len()..end]);
+                if i > 0 { prop_assert!(sample.targets <= stride); }
             }
         }
     }

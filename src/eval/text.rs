@@ -1,12 +1,12 @@
 //! The report as tables. Modes stand in the order they were asked for, never in that of a result.
 
 use super::stats::{ALPHA, Estimate};
-use super::summary::{Cost, PairSummary, Report, Step};
+use super::summary::{Cost, EvalReport, PairSummary, Preparation};
 use super::task::Task;
 use crate::output::{table, table_text};
 
 /// The whole report.
-pub fn text(report: &Report) -> String {
+pub fn text(report: &EvalReport) -> String {
     let settings = &report.settings;
     let what = match settings.task {
         Task::LastWord { .. } => "passages, last word",
@@ -54,7 +54,7 @@ pub fn text(report: &Report) -> String {
     out
 }
 
-fn modes(report: &Report) -> String {
+fn modes(report: &EvalReport) -> String {
     let per_token = report.settings.task.per_token();
     let mut header = vec![
         "mode",
@@ -103,7 +103,7 @@ fn modes(report: &Report) -> String {
 }
 
 /// What the tests say, in words.
-fn verdicts(report: &Report) -> String {
+fn verdicts(report: &EvalReport) -> String {
     if report.pairs.is_empty() {
         return String::new();
     }
@@ -143,8 +143,8 @@ fn costs(costs: &[Cost]) -> String {
     let mut rows = table(&["step", "from", "to", "ratio", "perplexity", "95 %"], 3);
     for cost in costs {
         let step = match cost.step {
-            Step::Folding => "folding",
-            Step::Quantization => "INT8",
+            Preparation::Folding => "folding",
+            Preparation::Quantization => "INT8",
         };
         rows.add_row([
             step.into(),

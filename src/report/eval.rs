@@ -3,11 +3,11 @@
 
 use super::chart::{Interval, intervals};
 use crate::eval::stats::Estimate;
-use crate::eval::summary::{ModeSummary, PairSummary, Report};
+use crate::eval::summary::{EvalReport, ModeSummary, PairSummary};
 use maud::{Markup, html};
 
 /// The section's contents.
-pub fn section(report: &Report) -> Markup {
+pub fn section(report: &EvalReport) -> Markup {
     let settings = &report.settings;
     let letters = |tied: &str| match tied.is_empty() {
         true => String::new(),
@@ -63,7 +63,7 @@ fn range(low: f64, high: f64, show: fn(f64) -> String) -> String {
     }
 }
 
-fn modes(report: &Report) -> Markup {
+fn modes(report: &EvalReport) -> Markup {
     let optional = |value: Option<f64>, show: fn(f64) -> String| value.map_or("–".into(), show);
     html! {
         div .scroll { table {
@@ -88,7 +88,7 @@ fn modes(report: &Report) -> Markup {
     }
 }
 
-fn pairs(report: &Report) -> Markup {
+fn pairs(report: &EvalReport) -> Markup {
     let verdict = |pair: &PairSummary, p: f64| {
         if pair.identical {
             "identical"

@@ -24,7 +24,7 @@ pub mod remarks;
 pub mod scales;
 pub mod verdict;
 
-use crate::eval::summary::Report as EvalReport;
+use crate::eval::summary::EvalReport;
 use costs::Attribution;
 use depth::Depth;
 use measure::ModeResult;

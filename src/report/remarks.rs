@@ -1,7 +1,7 @@
 //! What the numbers of a mode say, in words.
 
 use super::ModeDetail;
-use scalescope_golden::diagnosis::attribute::{Finding, Severity};
+use scalescope_golden::diagnosis::finding::{Finding, Severity};
 use scalescope_golden::diagnosis::lineage::{Lineage, Quantizer};
 use scalescope_golden::diagnosis::propagate::{Propagation, SiteError};
 use serde::Serialize;

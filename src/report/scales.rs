@@ -3,7 +3,7 @@
 use super::{ModeDetail, chart};
 use crate::output::number;
 use maud::{Markup, html};
-use scalescope_golden::diagnosis::attribute::Severity;
+use scalescope_golden::diagnosis::finding::Severity;
 use scalescope_golden::diagnosis::lineage::{Lineage, Quantizer, Reader};
 
 /// Names of the quantizers of a block, in the order of the data.

@@ -432,8 +432,8 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::bootstrap::SplitMix64;
     use scalescope_golden::diagnosis::attribute::loss::Losses;
+    use scalescope_sim::random::SplitMix64;
 
     fn run(kl: Vec<f64>, nll: Vec<f64>) -> Run {
         Run {

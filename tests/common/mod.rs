@@ -24,6 +24,20 @@ pub fn stdout(args: &[&str]) -> String {
     String::from_utf8(out.stdout).expect("results are text")
 }
 
+/// Every command of the program and of its commands: `check`, `check op`.
+pub fn commands(program: &clap::Command) -> Vec<(String, clap::Command)> {
+    let mut all = Vec::new();
+    for command in program.get_subcommands() {
+        let name = command.get_name();
+        all.push((name.to_owned(), command.clone()));
+        let inner = command
+            .get_subcommands()
+            .filter(|inner| inner.get_name() != "help");
+        all.extend(inner.map(|inner| (format!("{name} {}", inner.get_name()), inner.clone())));
+    }
+    all
+}
+
 /// JSON of a run that must succeed.
 pub fn json(args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&stdout(args)).expect("--json prints JSON")

@@ -16,9 +16,9 @@ use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::{Arithmetic, ConvRules, LinearRule};
 use scalescope_sim::quant::{Acc, Multiplier, QTensor, QVector, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
+use scalescope_sim::step::hadamard::rotate_quantize;
 use scalescope_sim::step::linear::{LinearOutput, LinearWeight, linear};
 use scalescope_sim::step::norm::rms_norm;
-use scalescope_sim::step::rotate::rotate_quantize;
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
 use scalescope_sim::trace::Tensor;
 
@@ -308,10 +308,7 @@ fn linear_case(case: &Linear, rules: &Arithmetic, out: &mut Outputs) -> Result<(
                     None => rule.order.apply(case.a, b, Acc(*acc)),
                 })
             };
-            let codes = |rule: LinearRule| {
-                let code = |v: f32| rule.output.overflow.to_i8(rule.output.rounding.round(v));
-                real(rule).map(code).collect()
-            };
+            let codes = |rule: LinearRule| real(rule).map(|v| rule.output.code(v)).collect();
             let shape = [acc.len()];
             let row = prefill.x_proj;
             out.put("out_i8", &shape, codes(row));

@@ -1,7 +1,7 @@
 //! What a comparison of two traces says.
 
 use super::{Mismatch, Tolerance};
-use crate::layout::LayoutFinding;
+use crate::layout::RecognisedLayout;
 use crate::metrics::Metrics;
 use scalescope_sim::quant::Scale;
 use serde::ser::SerializeStruct;
@@ -19,9 +19,9 @@ pub struct Difference {
     /// What is compared.
     pub point: &'static str,
     /// The reference's tensor.
-    pub expected: Tensor,
+    pub expected: TensorInfo,
     /// The result's tensor.
-    pub found: Tensor,
+    pub found: TensorInfo,
     /// Elements that differ by more than the tolerance.
     pub beyond_tolerance: usize,
     /// What was allowed.
@@ -31,12 +31,12 @@ pub struct Difference {
     /// Every metric; `None` where the shapes differ and only a layout can be told.
     pub metrics: Option<Metrics>,
     /// Layouts that would explain what differs.
-    pub layouts: Vec<LayoutFinding>,
+    pub layouts: Vec<RecognisedLayout>,
 }
 
 /// Where a side's tensor comes from and what it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Tensor {
+pub struct TensorInfo {
     /// Its point, which may stand in for the one compared.
     pub point: &'static str,
     /// `i8`, `f16`, `f32`.

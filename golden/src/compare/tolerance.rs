@@ -17,16 +17,16 @@ pub enum Tolerance {
     /// By this many representable values of the float type. Codes must be identical.
     Ulp(u64),
     /// One unit in the last place of binary16, or 1e-4: the reference leaves the order of the
-    /// head's sums open. Specification section 8.
+    /// head's sums open. `docs/arithmetic.md`.
     LogitsF16,
 }
 
 impl Tolerance {
-    /// What the specification allows a point: nothing, except for logits.
+    /// What the reference leaves open at a point: nothing, except for logits.
     pub fn of(point: TracePoint) -> Self {
-        match point {
-            TracePoint::Logits => Tolerance::LogitsF16,
-            _ => Tolerance::Exact,
+        match point == TracePoint::Logits {
+            true => Tolerance::LogitsF16,
+            false => Tolerance::Exact,
         }
     }
 

@@ -1,9 +1,9 @@
 //! Two traces, tensor by tensor: every metric, layouts that differ, scales that differ.
 
 use super::{
-    Comparison, Difference, LeftOut, Mismatch, OneTrace, Tensor, Tolerance, Tolerances, unravel,
+    Comparison, Difference, LeftOut, Mismatch, OneTrace, TensorInfo, Tolerance, Tolerances, unravel,
 };
-use crate::layout::{LayoutFinding, Side, detect_in};
+use crate::layout::{RecognisedLayout, Side, detect_in};
 use crate::metrics::{Accumulator, Metric, Reading};
 use crate::trace_file::counterpart::{Pairing, Portion, Taken, pairings};
 use crate::trace_file::{OpenTrace, Points, TraceFile, step_key};
@@ -281,7 +281,7 @@ fn difference(
         out.layouts = layouts(&out, &x, &y);
     }
     if out.metrics.is_none() && out.layouts.is_empty() {
-        let words = |side: &Tensor| format!("{} {:?}", side.dtype, side.shape);
+        let words = |side: &TensorInfo| format!("{} {:?}", side.dtype, side.shape);
         return Err(SimError::value(
             out.key(),
             words(&out.expected),
@@ -325,10 +325,10 @@ fn of_one_type(
     }
 }
 
-fn describe(taken: &[Taken], take: Portion) -> Tensor {
+fn describe(taken: &[Taken], take: Portion) -> TensorInfo {
     let first = taken.first().expect("a trace with tensors has sequences");
     let (rows, columns) = first.value.dim();
-    Tensor {
+    TensorInfo {
         point: take.place().point.name(),
         dtype: first.value.dtype(),
         shape: [taken.len(), rows, columns],
@@ -397,7 +397,7 @@ fn non_finite(key: &str, x: &[Taken], y: &[Taken], count: usize) -> SimError {
     SimError::value(key, "finite numbers", first.unwrap_or_default())
 }
 
-fn layouts(out: &Difference, x: &[Taken], y: &[Taken]) -> Vec<LayoutFinding> {
+fn layouts(out: &Difference, x: &[Taken], y: &[Taken]) -> Vec<RecognisedLayout> {
     let (x, y) = (stacked(x), stacked(y));
     detect_in(
         Side {

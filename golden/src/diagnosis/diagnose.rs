@@ -34,7 +34,7 @@ mod vectors;
 pub use steps::diagnose_steps;
 pub use vectors::diagnose_vectors;
 
-use crate::diagnosis::attribute::Finding;
+use crate::diagnosis::finding::Finding;
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use candidate::Candidate;
 use findings::{
@@ -196,7 +196,7 @@ pub fn diagnose_telling(
         let wrong = best
             .findings
             .iter()
-            .any(|f| f.severity > crate::diagnosis::attribute::Severity::Info);
+            .any(|f| f.severity > crate::diagnosis::finding::Severity::Info);
         if !wrong || share(best) > 0.98 {
             break;
         }
@@ -283,11 +283,11 @@ impl Search<'_> {
             let of_total = |left: usize| {
                 (scene.base.saturating_sub(left) as f64 / total as f64).clamp(0.0, 1.0)
             };
-            let exact = |j: &&judge::Judged| quiet.is_none() || j.first.mismatched == 0;
+            let exact = |j: &&judge::ScoredCandidate| quiet.is_none() || j.first.mismatched == 0;
             let best = judged.iter().position(|j| j.is_cause(&scene) && exact(&j));
             if let Some(at) = best {
                 let best = &judged[at];
-                let rest: Vec<&judge::Judged> = judged
+                let rest: Vec<&judge::ScoredCandidate> = judged
                     .iter()
                     .enumerate()
                     .filter(|(i, _)| *i != at)
@@ -337,7 +337,7 @@ impl Search<'_> {
                 passed.extend(all);
             }
             causes.push(found);
-            let rest: Vec<&judge::Judged> = judged.iter().collect();
+            let rest: Vec<&judge::ScoredCandidate> = judged.iter().collect();
             if others.is_empty() {
                 others = alternatives(&rest, None, &scene, &block, of_total);
             }

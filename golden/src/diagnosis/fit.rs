@@ -4,7 +4,7 @@
 //! is a grid whose ends a short text does not reach. The limits come from the sample model with one
 //! calibrated scale multiplied in every block (docs/diagnosis.md has the table).
 
-use crate::diagnosis::attribute::Severity;
+use crate::diagnosis::finding::Severity;
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::calibrate::promised_clipping;
 use scalescope_sim::model::ScaleKey;

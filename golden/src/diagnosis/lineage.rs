@@ -7,7 +7,7 @@
 
 mod watch;
 
-use crate::diagnosis::attribute::Severity;
+use crate::diagnosis::finding::Severity;
 use crate::diagnosis::fit::{Fit, percent};
 use rayon::prelude::*;
 use scalescope_sim::arith::saturate::Status;

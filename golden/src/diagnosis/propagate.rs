@@ -277,12 +277,12 @@ fn sites_of(tensors: &BTreeMap<Place, Tensor>) -> BTreeSet<Place> {
             point: place.point.site(columns),
             ..*place
         };
-        match place.point {
-            // What the block before handed on was seen there.
-            TracePoint::HiddenIn | TracePoint::ResidualIn => Vec::new(),
-            TracePoint::InProjOut => vec![site(Columns::X), site(Columns::Z)],
-            point if point.is_scale() => Vec::new(),
-            _ => vec![site(Columns::All)],
+        // What the block before handed on was seen there.
+        let seen_before = [TracePoint::HiddenIn, TracePoint::ResidualIn].contains(&place.point);
+        match place.point.parts() {
+            _ if seen_before || place.point.is_scale() => Vec::new(),
+            [] => vec![site(Columns::All)],
+            parts => parts.iter().map(|part| site(*part)).collect(),
         }
     };
     tensors.keys().flat_map(of_place).collect()

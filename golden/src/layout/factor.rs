@@ -1,6 +1,6 @@
 //! Is the result the reference times a constant?
 
-use super::{Layout, LayoutFinding, MIN_MISMATCHED, RELATIVE, Side};
+use super::{Layout, MIN_MISMATCHED, RELATIVE, RecognisedLayout, Side};
 use crate::value::Elements;
 
 /// Squared correlation, means removed, that a factor needs.
@@ -43,7 +43,7 @@ impl Reals<'_> {
     }
 }
 
-pub(super) fn detect(expected: Side<'_>, found: Side<'_>, before: f64) -> Option<LayoutFinding> {
+pub(super) fn detect(expected: Side<'_>, found: Side<'_>, before: f64) -> Option<RecognisedLayout> {
     let both = expected.scale.zip(found.scale);
     let codes = |side: &Side<'_>| matches!(side.elements, Elements::I8(_));
     let steps = match (codes(&expected), codes(&found)) {
@@ -101,7 +101,7 @@ pub(super) fn detect(expected: Side<'_>, found: Side<'_>, before: f64) -> Option
         (predicted - y_value).abs() <= slack + relative || x.clipped(at) || beyond
     };
     let explains = (0..count).filter(|at| fits(*at)).count() as f64 / count as f64;
-    (explains >= MIN_SHARE).then_some(LayoutFinding {
+    (explains >= MIN_SHARE).then_some(RecognisedLayout {
         layout: Layout::Factor { factor },
         explains,
         before,

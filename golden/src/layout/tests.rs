@@ -40,7 +40,7 @@ fn f16s(a: &Array2<f64>) -> Value {
 
 const KINDS: [fn(&Array2<f64>) -> Value; 3] = [codes, f32s, f16s];
 
-fn plain(x: &Value, y: &Value) -> Vec<LayoutFinding> {
+fn plain(x: &Value, y: &Value) -> Vec<RecognisedLayout> {
     detect((x, None), (y, None), &[])
 }
 
@@ -310,7 +310,7 @@ fn rounding_noise_and_equality_give_no_finding() {
 
 #[test]
 fn findings_speak() {
-    let finding = LayoutFinding {
+    let finding = RecognisedLayout {
         layout: Layout::ShiftedInTime { by: -1 },
         explains: 0.994,
         before: 0.1,

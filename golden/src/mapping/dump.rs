@@ -5,7 +5,7 @@ use crate::npz::{Array, Element, NpzReader, read_npy};
 use half::f16;
 use ndarray::{ArrayD, IxDyn};
 use scalescope_sim::checkpoint::container::Container;
-use scalescope_sim::checkpoint::tensor::{Dtype as Stored, Tensor};
+use scalescope_sim::checkpoint::tensor::{Dtype as Stored, FileTensor};
 use scalescope_sim::checkpoint::torch::{Found, TorchFile};
 use scalescope_sim::error::{Result, SimError};
 use std::collections::BTreeMap;
@@ -195,7 +195,7 @@ fn array<T: Element>(bytes: &[u8], shape: &[usize]) -> Array {
 }
 
 /// A tensor of a torch or safetensors file; bfloat16 becomes f32, which is exact.
-fn typed(tensor: &Tensor, name: &str) -> Result<Array> {
+fn typed(tensor: &FileTensor, name: &str) -> Result<Array> {
     let (bytes, shape) = (tensor.bytes(), tensor.shape());
     Ok(match tensor.dtype() {
         Stored::BOOL => array::<bool>(&bytes, shape),

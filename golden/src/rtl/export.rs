@@ -1,5 +1,5 @@
-//! The vectors of a step of a run: its tensors as the datapath shows them, its weights as the block
-//! holds them.
+//! The vectors of a step of a run: its tensors as the datapath shows them, its weights as the block holds them. What
+//! a step reads and makes, and with which scales, the table of the block says.
 
 use super::difference::differences;
 use super::int4;
@@ -8,7 +8,7 @@ use super::simulate::{STEPS, simulate};
 use crate::npz::Element;
 use crate::value::Value;
 use ndarray::{Array1, Array2, ArrayD, Axis, concatenate, s};
-use scalescope_sim::dataflow::Step;
+use scalescope_sim::dataflow::{Block, Columns, Format, Phase, Read, Row, Step};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::Implementation;
@@ -45,8 +45,10 @@ pub fn export(
     });
     path.prefill(tokens, LogitRows::None, &mut recorder)?;
     let profile = path.profile();
+    let block = Block::of(path.mode(), profile, Phase::Prefill);
     let mut made = Made {
         path,
+        block: &block,
         layer,
         recorder: &recorder,
         out: StepVectors {
@@ -113,12 +115,13 @@ pub fn export(
 
 struct Made<'a, 'm> {
     path: &'a Datapath<'m>,
+    block: &'a Block,
     layer: usize,
     recorder: &'a Recorder,
     out: StepVectors,
 }
 
-impl Made<'_, '_> {
+impl<'a> Made<'a, '_> {
     fn tensor(&self, point: TracePoint) -> Option<&Tensor> {
         self.recorder.tensors.get(&Place::layer(self.layer, point))
     }
@@ -134,9 +137,43 @@ impl Made<'_, '_> {
             other => Err(SimError::value(
                 format_args!("{} of mode {}", point.name(), self.out.mode),
                 "INT8 of a static scale, which vectors hold",
-                other.map_or("no such tensor".into(), |t| t.dtype().to_owned()),
+                match other {
+                    None => "no such tensor",
+                    Some(Tensor::Codes(_)) => "INT8 of scales found at run time",
+                    Some(real) => real.dtype(),
+                },
             )),
         }
+    }
+
+    /// The row of a tensor; of none, the error of [`Made::codes`].
+    fn row(&self, point: TracePoint) -> Result<&'a Row> {
+        match self.block.row(point) {
+            Some(row) => Ok(row),
+            None => Err(self.codes(point).err().unwrap_or_else(|| {
+                SimError::value(point.name(), "a row of the block's table", "none")
+            })),
+        }
+    }
+
+    /// Codes of a static scale that a step reads, that scale, and their key if the step reads all of them.
+    fn read(&self, read: &Read) -> Result<(Array2<i8>, f32, Option<String>)> {
+        let Some(point) = read.point() else {
+            let expected = "inputs of its own block, which vectors hold";
+            return Err(SimError::value(&self.out.step, expected, "others"));
+        };
+        let codes = &self.codes(point)?.codes;
+        let by = read.scale.ok_or_else(|| {
+            let item = format_args!("{} of mode {}", point.name(), self.out.mode);
+            SimError::value(item, "a static scale, which vectors hold", "none")
+        })?;
+        let columns = read.columns.range(self.path.config(), codes.ncols());
+        let key = match read.columns {
+            Columns::All => self.key(point),
+            Columns::X | Columns::Z | Columns::Dt | Columns::B | Columns::C => None,
+        };
+        let codes = codes.slice(s![.., columns]).to_owned();
+        Ok((codes, self.scale(by)?, key))
     }
 
     /// Whether a point has codes whose tokens have scales of their own.
@@ -233,9 +270,13 @@ impl Made<'_, '_> {
         self.out.parameters.insert(name.to_owned(), value.into());
     }
 
-    /// A scale as a number that reads back to the same f32.
-    fn output_scale(&mut self, scale_use: ScaleUse) -> Result<()> {
-        let scale = self.scale(scale_use)?;
+    /// A scale as a number that reads back to the same f32: of the codes that a row stands for.
+    fn output_scale(&mut self, row: &Row) -> Result<()> {
+        let quantizer = row.quantizer.ok_or_else(|| {
+            let item = format_args!("{} of mode {}", row.point.name(), self.out.mode);
+            SimError::value(item, "INT8, which vectors hold", row.format.dtype())
+        })?;
+        let scale = self.scale(quantizer.scale_use())?;
         self.parameter("output_scale", f64::from(scale));
         Ok(())
     }
@@ -249,79 +290,40 @@ impl Made<'_, '_> {
     }
 
     fn inputs(&mut self, step: &str) -> Result<()> {
-        use TracePoint as P;
-        let (e, r) = (self.path.config().d_inner, self.path.config().dt_rank);
-        match step {
-            "norm" => self.norm(),
-            "in_proj" => self.linear(
-                Step::InProj,
-                P::NormOut,
-                None,
-                ScaleUse::InProjIn,
-                P::InProjOut,
-                Some(ScaleUse::InProjOut),
-            ),
-            "conv" => self.conv(e),
-            "x_proj" => {
-                let input = if self.tensor(P::XProjIn).is_some() {
-                    P::XProjIn
-                } else {
-                    P::ConvOut
-                };
-                self.linear(
-                    Step::XProj,
-                    input,
-                    None,
-                    ScaleUse::XProjIn,
-                    P::XProjOut,
-                    Some(ScaleUse::XProjOut),
-                )
+        match Step::from_name(step) {
+            Some(Step::Norm) => self.norm(),
+            Some(Step::Conv) => self.conv(),
+            Some(Step::Scan) => self.scan(),
+            Some(Step::Hadamard) => self.hadamard(),
+            Some(step @ (Step::InProj | Step::XProj | Step::DtProj | Step::OutProj)) => {
+                self.linear(step)
             }
-            "dt_proj" => self.linear(
-                Step::DtProj,
-                P::XProjOut,
-                Some(r),
-                ScaleUse::DtProjIn,
-                P::DtProjOut,
-                Some(ScaleUse::DtProjOut),
-            ),
-            "scan" => self.scan(e, r),
-            "hadamard" => self.hadamard(),
-            "out_proj" => self.linear(
-                Step::OutProj,
-                P::HadOut,
-                None,
-                ScaleUse::OutProjIn,
-                P::OutProjOut,
-                None,
-            ),
-            other => Err(SimError::value(
+            Some(Step::Embed | Step::Head) | None => Err(SimError::value(
                 "--step",
                 format_args!("one of {}", STEPS.join(", ")),
-                other,
+                step,
             )),
         }
     }
 
-    fn linear(
-        &mut self,
-        step: Step,
-        from: TracePoint,
-        columns: Option<usize>,
-        reads: ScaleUse,
-        to: TracePoint,
-        writes: Option<ScaleUse>,
-    ) -> Result<()> {
-        if self.is_dynamic(from) {
-            self.dynamic_input(from)?;
-        } else {
-            let codes = self.codes(from)?.codes.clone();
-            let (codes, key) = match columns {
-                Some(columns) => (codes.slice(s![.., ..columns]).to_owned(), None),
-                None => (codes, self.key(from)),
-            };
-            let scale = self.scale(reads)?;
-            self.input("x", key, codes, scale);
+    fn linear(&mut self, step: Step) -> Result<()> {
+        let products: Vec<&Row> = (self.block.of_step(step))
+            .filter(|row| !row.weights.is_empty())
+            .collect();
+        let [row] = products[..] else {
+            return Err(SimError::value(
+                format_args!("{} of mode {}", step.name(), self.out.mode),
+                "one tensor, which vectors hold",
+                products.len(),
+            ));
+        };
+        let input = row.reads.first().expect("a product reads something");
+        match input.point() {
+            Some(from) if self.is_dynamic(from) => self.dynamic_input(from)?,
+            _ => {
+                let (codes, scale, key) = self.read(input)?;
+                self.input("x", key, codes, scale);
+            }
         }
         let weights = self.path.linear_weights(self.layer, step);
         let stored: Option<Vec<ScaledWeight>> = weights.iter().map(|w| w.stored()).collect();
@@ -368,33 +370,28 @@ impl Made<'_, '_> {
                 groups.into_dyn(),
             );
         }
-        match writes {
-            Some(scale_use) => {
-                self.codes(to)?;
+        match row.format {
+            Format::F16 => self.parameter("output", "f16"),
+            Format::Int8(_) | Format::Codes | Format::F32 => {
+                self.codes(row.point)?;
                 self.parameter("output", "i8");
-                self.output_scale(scale_use)?;
+                self.output_scale(row)?;
             }
-            None => self.parameter("output", "f16"),
         }
-        self.is("out", to);
+        self.is("out", row.point);
         Ok(())
     }
 
-    fn conv(&mut self, e: usize) -> Result<()> {
-        let x = self
-            .codes(TracePoint::InProjOut)?
-            .codes
-            .slice(s![.., ..e])
-            .to_owned();
-        self.codes(TracePoint::ConvOut)?;
+    fn conv(&mut self) -> Result<()> {
+        let row = self.row(TracePoint::ConvOut)?;
+        let (x, scale, _) = self.read(&row.reads[0])?;
         let weight = self.path.conv_weight(self.layer);
         let tensors = weight.tensors();
         let (weight, bias) = tensors
             .ok_or_else(|| SimError::value("mode", "one with INT8 weights", &self.out.mode))?;
-        let history = Array2::zeros((weight.codes.ncols() - 1, e));
+        let history = Array2::zeros((weight.codes.ncols() - 1, x.ncols()));
         let window =
             concatenate(Axis(0), &[history.view(), x.view()]).expect("both have E columns");
-        let scale = self.scale(ScaleUse::ConvIn)?;
         self.input("x", None, window, scale);
         match self.path.conv_weight(self.layer).channel_scales() {
             None => self.constant("weight", weight),
@@ -406,53 +403,41 @@ impl Made<'_, '_> {
             }
         }
         self.constant_vector("bias", bias);
-        self.output_scale(ScaleUse::ConvOut)?;
+        self.output_scale(row)?;
         self.implementation(self.path.mode().conv);
-        self.is("out", TracePoint::ConvOut);
+        self.is("out", row.point);
         Ok(())
     }
 
-    fn scan(&mut self, e: usize, r: usize) -> Result<()> {
-        let n = self.path.config().d_state;
-        let u = self.codes(TracePoint::SsmU)?.codes.clone();
-        let dt = self.codes(TracePoint::DtProjOut)?.codes.clone();
-        let bc = self.codes(TracePoint::XProjOut)?.codes.clone();
-        let z = self
-            .codes(TracePoint::InProjOut)?
-            .codes
-            .slice(s![.., e..])
-            .to_owned();
-        self.codes(TracePoint::SsmState)?;
-        let scale = |scale_use| self.scale(scale_use);
-        let (s_u, s_dt, s_b) = (
-            scale(ScaleUse::ScanU)?,
-            scale(ScaleUse::ScanDt)?,
-            scale(ScaleUse::ScanB)?,
-        );
-        let (s_c, s_z, s_state) = (
-            scale(ScaleUse::ScanC)?,
-            scale(ScaleUse::ScanZ)?,
-            scale(ScaleUse::StateOut)?,
-        );
-        let (u_key, dt_key) = (self.key(TracePoint::SsmU), self.key(TracePoint::DtProjOut));
-        self.input("u", u_key, u, s_u);
-        self.input("dt", dt_key, dt, s_dt);
-        self.input("b", None, bc.slice(s![.., r..r + n]).to_owned(), s_b);
-        self.input("c", None, bc.slice(s![.., r + n..]).to_owned(), s_c);
-        self.input("z", None, z, s_z);
+    fn scan(&mut self) -> Result<()> {
+        let (y, state) = (self.row(TracePoint::SsmY)?, self.row(TracePoint::SsmState)?);
+        let names = ["u", "dt", "b", "c", "z"];
+        assert_eq!(names.len(), y.reads.len(), "what a scan reads in prefill");
+        let inputs: Vec<_> = y
+            .reads
+            .iter()
+            .map(|read| self.read(read))
+            .collect::<Result<_>>()?;
+        self.codes(state.point)?;
+        let quantizer = state.quantizer.expect("codes have a quantizer");
+        let s_state = self.scale(quantizer.scale_use())?;
+        for (name, (codes, scale, key)) in names.into_iter().zip(inputs) {
+            self.input(name, key, codes, scale);
+        }
         let (a_log, d, dt_bias) = self.path.scan_weight(self.layer).tensors();
         self.constant("a_log", a_log);
         self.constant_vector("d", d);
         self.constant_vector("dt_bias", dt_bias);
         self.parameter("state_scale", f64::from(s_state));
         self.implementation(self.path.mode().scan);
-        self.is("y", TracePoint::SsmY);
-        self.is("state", TracePoint::SsmState);
+        self.is("y", y.point);
+        self.is("state", state.point);
         Ok(())
     }
 
     fn hadamard(&mut self) -> Result<()> {
-        self.codes_out(TracePoint::HadOut)?;
+        let row = self.row(TracePoint::HadOut)?;
+        self.codes_out(row.point)?;
         let y = match self.tensor(TracePoint::SsmY) {
             Some(Tensor::F16(y)) if self.path.rotation(self.layer).is_some() => y.clone(),
             _ => {
@@ -465,12 +450,13 @@ impl Made<'_, '_> {
         };
         let key = self.key(TracePoint::SsmY);
         self.put("y", Role::Input, key, None, y.into_dyn());
-        self.output_scale(ScaleUse::HadOut)?;
+        self.output_scale(row)?;
         Ok(())
     }
 
     fn norm(&mut self) -> Result<()> {
-        self.codes_out(TracePoint::NormOut)?;
+        let row = self.row(TracePoint::NormOut)?;
+        self.codes_out(row.point)?;
         let hidden = match self.tensor(TracePoint::HiddenIn) {
             Some(Tensor::F16(hidden)) => hidden.clone(),
             _ => {
@@ -490,7 +476,7 @@ impl Made<'_, '_> {
         let weight = Array1::from_iter(self.path.norm_weight(self.layer).iter().copied());
         self.put("weight", Role::Constant, None, None, weight.into_dyn());
         self.parameter("eps", f64::from(self.path.config().eps));
-        self.output_scale(ScaleUse::NormOut)?;
+        self.output_scale(row)?;
         self.is("residual_out", TracePoint::ResidualOut);
         Ok(())
     }

@@ -20,11 +20,11 @@ use scalescope_sim::quant::{Acc, Int4Tensor, QTensor, QVector, QWeight, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
 use scalescope_sim::step::conv_unit;
 use scalescope_sim::step::dynamic::{self, DynamicTensor};
+use scalescope_sim::step::hadamard::{quantizer_factor, rotate, rotate_quantize};
+use scalescope_sim::step::hadamard_unit::{IntegerRotation, hadamard_unit, rotate_tokens};
 use scalescope_sim::step::linear::{LinearOutput, LinearWeight, linear};
 use scalescope_sim::step::linear_unit::{self, ScaledWeight, token_linear};
 use scalescope_sim::step::norm::rms_norm;
-use scalescope_sim::step::rotate::{quantizer_factor, rotate, rotate_quantize};
-use scalescope_sim::step::rotate_unit::{IntegerRotation, rotate_tokens, rotate_unit};
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source, selective_scan};
 use scalescope_sim::step::scan_unit::{constants, unit_scan};
 use scalescope_sim::trace::Tensor;
@@ -525,7 +525,7 @@ impl Find<'_> {
                 (token_codes(q), Role::Internal, scales)
             }
             false => {
-                let (q, ..) = rotate_unit(&y, &rotation, s_out, rules)?;
+                let (q, ..) = hadamard_unit(&y, &rotation, s_out, rules)?;
                 let out = expected("out", q.codes.into_dyn());
                 (vec![out], Role::Constant, vec![s_out])
             }

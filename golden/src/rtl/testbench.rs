@@ -1,6 +1,6 @@
 //! The self-checking SystemVerilog testbench of a step: streams every input into the device under
 //! test, one word a clock, compares every word that comes out, and writes them to dumps that
-//! `scalescope check-export` reads.
+//! `scalescope check export` reads.
 //!
 //! It passes only if its own words are those of the export, every output gave every word, equal, and nothing
 //! came after the last one; otherwise it ends with `$fatal`, so that the simulator's exit code says so. Its

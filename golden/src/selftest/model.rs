@@ -1,6 +1,6 @@
 //! Flips in a trace and in the model that it came from.
 
-use super::{Fate, Kind, Random, broken, embedded_trace};
+use super::{Fate, Kind, broken, embedded_trace};
 use crate::check::{CheckOptions, CheckReport, check};
 use crate::compare::{Tolerance, Tolerances};
 use crate::trace_file::{Points, TraceFile};
@@ -15,6 +15,7 @@ use scalescope_sim::model::{
 };
 use scalescope_sim::profile::Profile;
 use scalescope_sim::quant::{QTensor, QWeight, Scale};
+use scalescope_sim::random::Congruential;
 use scalescope_sim::sample;
 use scalescope_sim::trace::{Place, Probe, Tensor};
 use std::collections::BTreeMap;
@@ -93,7 +94,7 @@ impl Probe for Snapshot<'_> {
     }
 }
 
-pub(super) fn kinds(random: &mut Random) -> Result<Vec<Kind>> {
+pub(super) fn kinds(random: &mut Congruential) -> Result<Vec<Kind>> {
     let mut trace = embedded_trace()?;
     trace.steps.truncate(1);
     for points in &mut trace.steps[0].sequences {
@@ -154,7 +155,11 @@ fn same(a: &Tensor, b: &Tensor) -> bool {
     }
 }
 
-fn flip_values(subject: &Subject, report: &CheckReport, random: &mut Random) -> Result<Vec<Kind>> {
+fn flip_values(
+    subject: &Subject,
+    report: &CheckReport,
+    random: &mut Congruential,
+) -> Result<Vec<Kind>> {
     let mut judged = Kind::new("golden values of a trace");
     let mut given = Kind::new("given values of a trace");
     let mut trace = subject.trace.clone();
@@ -296,7 +301,7 @@ fn flip_weight_scales(model: &QuantizedModel, judge: Judge) -> Result<Kind> {
 }
 
 /// Sampled bits of the weights of block 6.
-fn flip_weights(model: &QuantizedModel, random: &mut Random, judge: Judge) -> Result<Kind> {
+fn flip_weights(model: &QuantizedModel, random: &mut Congruential, judge: Judge) -> Result<Kind> {
     let mut kind = Kind::new("weights");
     for part in 0..9 {
         for _ in 0..WEIGHT_FLIPS {

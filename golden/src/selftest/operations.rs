@@ -1,17 +1,18 @@
 //! Flips in the vectors of operations: expected outputs, and scales.
 
-use super::{Fate, Kind, OPERATIONS, Random, broken, embedded_vectors};
+use super::{Fate, Kind, OPERATIONS, broken, embedded_vectors};
 use crate::check_op::scales;
 use crate::check_op::{Case, Named, check_op};
 use crate::compare::Summary;
 use crate::npz::Array;
 use scalescope_sim::error::Result;
 use scalescope_sim::profile::{Arithmetic, CUDA_FAST};
+use scalescope_sim::random::Congruential;
 
 /// Flips of each output of each case.
 const FLIPS: usize = 12;
 
-pub(super) fn kinds(random: &mut Random) -> Result<Vec<Kind>> {
+pub(super) fn kinds(random: &mut Congruential) -> Result<Vec<Kind>> {
     let mut values = Kind::new("golden values of operations");
     let mut scales = Kind::new("scales of operations");
     let rules = CUDA_FAST;
@@ -55,7 +56,7 @@ fn flip(array: &mut Array, at: usize, bit: usize) {
 fn flip_values(
     case: &Case,
     rules: &Arithmetic,
-    random: &mut Random,
+    random: &mut Congruential,
     kind: &mut Kind,
 ) -> Result<()> {
     let found = case.compute(rules)?;

@@ -20,7 +20,7 @@ pub(super) fn kinds() -> Result<Vec<Kind>> {
     ])
 }
 
-/// One of the two interpolations, as the specification writes it.
+/// One of the two interpolations.
 struct Function {
     kind: &'static str,
     /// Bits of x, the position in a segment.
@@ -34,11 +34,7 @@ struct Function {
 const EX2: Function = Function {
     kind: "ex2 coefficients",
     width: 17,
-    interpolate: |[c0, c1, c2], x| {
-        let square = i64::from(truncated_square(x));
-        let sum = (i64::from(c0) << 13) + i64::from(c1) * i64::from(x) + i64::from(c2) * square;
-        ((sum + 0x77E2) >> 15) - (1 << 23)
-    },
+    interpolate: sfu::ex2_of,
     rounded: |m| {
         let v = (f64::from(m) / 8_388_608.0).exp2() - 1.0;
         (v * 8_388_608.0).round_ties_even() as i64
@@ -48,18 +44,9 @@ const EX2: Function = Function {
 const RCP: Function = Function {
     kind: "rcp coefficients",
     width: 16,
-    interpolate: |[c0, c1, c2], x| {
-        let square = i64::from(truncated_square(2 * x));
-        let sum = (i64::from(c0) << 13) + i64::from(c1) * i64::from(x) + i64::from(c2) * square;
-        ((sum + 0x47E7) >> 15) - (1 << 23) + 0x3F00_0000
-    },
+    interpolate: sfu::rcp_of,
     rounded: |m| i64::from((1.0 / f32::from_bits(0x3F80_0000 | m)).to_bits()),
 };
-
-/// `(Σ_i bit_i(x)·(x >> (18−i))) >> 1`.
-fn truncated_square(x: u32) -> u32 {
-    (0..17).map(|i| (x >> i & 1) * (x >> (18 - i))).sum::<u32>() >> 1
-}
 
 /// Measured corrections, four 2-bit codes a byte, lowest bits first, code = c + 1.
 fn read(npz: &mut NpzReader, key: &str) -> Result<Vec<u8>> {

@@ -140,12 +140,9 @@ pub fn pairings(
             ..place
         };
         let lacks = |take: Option<Portion>, side: &BTreeSet<Place>| {
-            let idle = match place.point {
-                TracePoint::ConvInScale => stand_ins && !side.contains(&conv_in),
-                // The other's scale may be a static one.
-                _ => true,
-            };
-            take.is_none() && idle
+            // Of a tensor other than the conv's input, the other's scale may be a static one.
+            let is_conv_in = place.point == TracePoint::ConvInScale;
+            take.is_none() && (!is_conv_in || (stand_ins && !side.contains(&conv_in)))
         };
         let idle_scale =
             place.point.is_scale() && (lacks(expected_take, expected) || lacks(found_take, found));

@@ -4,7 +4,7 @@ use super::read::{
     Batch, check_lengths, dims, meta, own_type, prefill_tokens, scale, split, step_tokens,
 };
 use super::source::{self, Arrays};
-use super::{Points, Step, TraceFile, one_block_lower};
+use super::{DecodeStep, Points, TraceFile, one_block_lower};
 use crate::npz::NpzReader;
 use ndarray::Array2;
 use scalescope_sim::error::{Result, SimError};
@@ -137,7 +137,7 @@ impl<'a> OpenTrace<'a> {
         }
         head.tokens = tokens.map(|(_, ids)| ids);
         head.steps = (steps.into_iter())
-            .map(|(index, tokens)| Step {
+            .map(|(index, tokens)| DecodeStep {
                 index,
                 tokens,
                 sequences: Vec::new(),

@@ -5,8 +5,20 @@ use half::f16;
 use ndarray::Array2;
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::Datapath;
+use scalescope_sim::model::QuantizedModel;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::trace::{Tensor, TracePoint as P};
+
+/// Where a fault comes into a run.
+#[derive(Clone, Copy)]
+pub enum Into {
+    /// A step makes otherwise; the dump has what it makes.
+    Output,
+    /// The steps that read a tensor read otherwise; the dump has what they should have read.
+    Reading,
+    /// The parameters of a block are others.
+    Model(fn(&mut QuantizedModel, usize)),
+}
 
 pub struct Case {
     pub name: &'static str,
@@ -17,6 +29,9 @@ pub struct Case {
     /// Whether tokens and channels are a part.
     pub part: [bool; 2],
     pub make: Make,
+    pub into: Into,
+    /// Mode and profile; none for those of the grid in turn.
+    pub on: Option<(&'static str, &'static str)>,
 }
 
 pub const NO: [bool; 2] = [false, false];
@@ -36,6 +51,8 @@ pub fn case(
         right,
         part: NO,
         make,
+        into: Into::Output,
+        on: None,
     }
 }
 
@@ -587,6 +604,8 @@ pub fn cases() -> Vec<Case> {
             right,
             part: [tokens, channels],
             make,
+            into: Into::Output,
+            on: None,
         });
     };
     part(

@@ -18,6 +18,8 @@ pub struct Faulty<'a, 'm> {
     pub layer: usize,
     pub points: &'a [P],
     pub make: &'a Make,
+    /// Whether the dump has the tensors as they were.
+    pub reading: bool,
     pub seen: Seen,
     pub recorder: Recorder,
 }
@@ -28,6 +30,7 @@ impl Probe for Faulty<'_, '_> {
     }
 
     fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        let own = value.clone();
         if place.layer == Some(self.layer) {
             if self.points.contains(&place.point) {
                 *value = (self.make)(self.path, self.layer, &self.seen, place.point, value);
@@ -35,7 +38,8 @@ impl Probe for Faulty<'_, '_> {
             self.seen.insert(place.point, value.clone());
         }
         if self.recorder.wants(place) {
-            self.recorder.visit(place, value)?;
+            let mut seen = if self.reading { own } else { value.clone() };
+            self.recorder.visit(place, &mut seen)?;
         }
         Ok(())
     }
@@ -96,8 +100,19 @@ pub fn conv_parts(path: &Datapath, layer: usize, seen: &Seen) -> Conv {
     let weight = path.conv_weight(layer);
     let (w, _) = weight.tensors().unwrap();
     let e = weight.channels();
-    let x = seen.get(&P::InProjOut).unwrap();
-    let x = real(path, layer, x, ScaleUse::ConvIn);
+    let x = match (seen.get(&P::ConvIn), seen.get(&P::ConvInScale)) {
+        // Codes with scales that were found at run time.
+        (Some(Tensor::Codes(codes)), Some(scales)) => {
+            let scales = scales.to_real();
+            Array2::from_shape_fn(codes.dim(), |(t, c)| {
+                f64::from(scales[(t.min(scales.nrows() - 1), 0)]) * f64::from(codes[(t, c)])
+            })
+        }
+        _ => {
+            let x = seen.get(&P::InProjOut).or(seen.get(&P::InProjX)).unwrap();
+            real(path, layer, x, ScaleUse::ConvIn)
+        }
+    };
     Conv {
         x: x.slice(ndarray::s![.., ..e]).to_owned(),
         w: w.codes.mapv(|c| f64::from(w.scale.get()) * f64::from(c)),
@@ -195,6 +210,8 @@ pub struct Scan {
     pub state: fn(f64, f64) -> f64,
     pub tile: usize,
     pub states: usize,
+    /// Whether the input decays with the state.
+    pub input_decays: bool,
     pub step: f64,
 }
 
@@ -210,14 +227,16 @@ pub fn scan(change: impl Fn(&Datapath, usize, &Seen, &mut Scan) + Send + Sync + 
                 .collect()
         };
         let x = real(path, layer, &seen[&P::XProjOut], ScaleUse::ScanB);
-        let xz = real(path, layer, &seen[&P::InProjOut], ScaleUse::ScanZ);
-        let u = seen.get(&P::SsmU).or(seen.get(&P::ConvOut)).unwrap();
+        let xz = seen.get(&P::InProjOut).or(seen.get(&P::InProjZ)).unwrap();
+        let xz = real(path, layer, xz, ScaleUse::ScanZ);
+        let u = [P::SsmU, P::ConvOutF32, P::ConvOut];
+        let u = u.iter().find_map(|point| seen.get(point)).unwrap();
         let mut s = Scan {
             u: real(path, layer, u, ScaleUse::ScanU),
             dt: real(path, layer, &seen[&P::DtProjOut], ScaleUse::ScanDt),
             b: x.slice(ndarray::s![.., r..r + n]).to_owned(),
             c: x.slice(ndarray::s![.., r + n..]).to_owned(),
-            z: xz.slice(ndarray::s![.., e..]).to_owned(),
+            z: xz.slice(ndarray::s![.., xz.ncols() - e..]).to_owned(),
             a: a.codes
                 .mapv(|c| (f64::from(a.scale.get()) * f64::from(c)).exp()),
             d: of(&d),
@@ -227,6 +246,7 @@ pub fn scan(change: impl Fn(&Datapath, usize, &Seen, &mut Scan) + Send + Sync + 
             state: |v, _| v,
             tile: usize::MAX,
             states: n,
+            input_decays: false,
             step: f64::from(path.scale(layer, ScaleUse::StateOut).unwrap().get()),
         };
         change(path, layer, seen, &mut s);
@@ -242,7 +262,12 @@ pub fn scan(change: impl Fn(&Datapath, usize, &Seen, &mut Scan) + Send + Sync + 
                 let delta = (s.softplus)(s.dt[(t, c)] + s.bias[c]);
                 let mut out = s.d[c] * s.u[(t, c)];
                 for i in 0..n {
-                    x[i] = (-s.a[(c, i)] * delta).exp() * x[i] + s.b[(t, i)] * delta * s.u[(t, c)];
+                    let decay = (-s.a[(c, i)] * delta).exp();
+                    let input = s.b[(t, i)] * delta * s.u[(t, c)];
+                    x[i] = match s.input_decays {
+                        true => decay * (x[i] + input),
+                        false => decay * x[i] + input,
+                    };
                     x[i] = (s.state)(x[i], s.step);
                     if i < s.states {
                         out += x[i] * s.c[(t, i)];

@@ -61,10 +61,14 @@ fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rat
     let table = ModeTable::default();
     let mut rates = Rates::default();
     for (i, case) in cases.iter().enumerate() {
-        let (mode, profile) = modes[i % modes.len()];
+        let (mode, profile) = case.on.unwrap_or(modes[i % modes.len()]);
         let mode = table.get(mode).unwrap();
-        let path = Datapath::new(&model, mode, &Profile::get(profile).unwrap()).unwrap();
         let layer = (i * 5 + 1) % layers;
+        let mut own = model.clone();
+        if let Into::Model(change) = case.into {
+            change(Arc::make_mut(own.quantized.as_mut().unwrap()), layer);
+        }
+        let path = Datapath::new(&own, mode, &Profile::get(profile).unwrap()).unwrap();
         let mut tokens = tokens(length, i as u64 + 1);
         tokens.iter_mut().for_each(|t| *t %= words as u32);
         let file = dump(&path, layer, case, &tokens, sort);
@@ -111,13 +115,14 @@ fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rat
 fn grid() {
     let wanted = std::env::var("SCALESCOPE_GRID").unwrap_or_default();
     let is = |name: &str| wanted.is_empty() || wanted.contains(name);
-    let parts = ["full", "three", "outputs", "scales", "quiet"];
+    let parts = ["full", "three", "blocks", "outputs", "scales", "quiet"];
     assert!(parts.into_iter().any(is), "no part of the grid is {wanted}");
     println!(
         "| dumps | cases | step and block | pattern | edit first | among three | named wrongly | time |"
     );
     let mut all = cases();
     all.extend(more::more());
+    all.extend(fresh::fresh());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
         assert!(!all.is_empty(), "no case is {name}");
@@ -133,6 +138,9 @@ fn grid() {
     }
     if is("three") {
         run(&all, Sort::Three, &int8, 64).print("conv_out, ssm_y, out_proj_out");
+    }
+    if is("blocks") {
+        run(&all, Sort::Blocks, &int8, 64).print("every tensor of three blocks");
     }
     if is("outputs") {
         run(&all, Sort::Outputs, &int8, 64).print("out_proj_out");
@@ -262,7 +270,7 @@ fn quiet() {
                 errors += usize::from(!wrong.is_empty());
                 if let Some(f) = wrong.first() {
                     let sort = match sort {
-                        Sort::Full => "full",
+                        Sort::Full | Sort::Blocks => "full",
                         Sort::Three => "three",
                         Sort::Outputs => "outputs",
                     };

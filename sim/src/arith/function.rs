@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-pub use unit::Unit;
+pub use unit::FunctionUnit;
 
 /// The functions of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -83,7 +83,7 @@ pub enum Form {
 /// A fixed-point unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct UnitRule {
+pub struct FunctionUnitRule {
     /// How it computes.
     pub form: Form,
     /// Width of X, sign included.
@@ -107,7 +107,7 @@ pub enum FunctionRule {
     /// In f32, every result the nearest to the true value (SiLU: as `exact`, from exp and a division).
     Exact,
     /// In a fixed-point unit.
-    Unit(UnitRule),
+    Unit(FunctionUnitRule),
 }
 
 impl FunctionRule {
@@ -117,10 +117,10 @@ impl FunctionRule {
     }
 
     /// The unit, made once; `None` where the function is exact.
-    pub fn unit(self, function: Function) -> Option<Arc<Unit>> {
+    pub fn unit(self, function: Function) -> Option<Arc<FunctionUnit>> {
         /// More units than any run has at a time; what tries rules by the thousand must not keep them all.
         const KEPT: usize = 64;
-        type Made = HashMap<(Function, UnitRule), Arc<Unit>>;
+        type Made = HashMap<(Function, FunctionUnitRule), Arc<FunctionUnit>>;
         static MADE: OnceLock<Mutex<Made>> = OnceLock::new();
         let FunctionRule::Unit(rule) = self else {
             return None;
@@ -134,12 +134,12 @@ impl FunctionRule {
         }
         let unit = made
             .entry((function, rule))
-            .or_insert_with(|| Arc::new(Unit::new(function, rule)));
+            .or_insert_with(|| Arc::new(FunctionUnit::new(function, rule)));
         Some(unit.clone())
     }
 }
 
-impl UnitRule {
+impl FunctionUnitRule {
     /// Checks widths, segments and range; errors name the field.
     pub fn validate(&self, function: Function) -> Result<()> {
         let within =
@@ -213,7 +213,7 @@ impl UnitRule {
 
     /// Bits of memory: words times their width.
     pub fn memory_bits(&self, function: Function) -> u64 {
-        let unit = Unit::new(function, *self);
+        let unit = FunctionUnit::new(function, *self);
         let widest = unit
             .words()
             .iter()
@@ -282,7 +282,7 @@ impl std::ops::AddAssign for Inputs {
 mod tests {
     use super::*;
 
-    pub(super) const TABLE: UnitRule = UnitRule {
+    pub(super) const TABLE: FunctionUnitRule = FunctionUnitRule {
         form: Form::Table {
             entries: 256,
             interpolation: Interpolation::Linear,
@@ -303,39 +303,39 @@ mod tests {
         };
         for (rule, item) in [
             (
-                UnitRule {
+                FunctionUnitRule {
                     input_bits: 25,
                     ..TABLE
                 },
                 "input_bits: expected 4 to 24",
             ),
             (
-                UnitRule {
+                FunctionUnitRule {
                     input_fraction: 16,
                     ..TABLE
                 },
                 "input_fraction: expected 0 to 15",
             ),
             (
-                UnitRule {
+                FunctionUnitRule {
                     output_fraction: 25,
                     ..TABLE
                 },
                 "output_fraction: expected 4 to 24",
             ),
             (
-                UnitRule { high: -16, ..TABLE },
+                FunctionUnitRule { high: -16, ..TABLE },
                 "range[1]: expected -15 to 256",
             ),
             (
-                UnitRule {
+                FunctionUnitRule {
                     form: table(100),
                     ..TABLE
                 },
                 "entries: expected 1 to 65536 segments",
             ),
             (
-                UnitRule {
+                FunctionUnitRule {
                     form: Form::Polynomial {
                         segments: 8,
                         degree: 4,
@@ -345,7 +345,7 @@ mod tests {
                 "degree: expected 1 to 3",
             ),
             (
-                UnitRule {
+                FunctionUnitRule {
                     form: Form::Shift,
                     ..TABLE
                 },
@@ -360,8 +360,8 @@ mod tests {
     /// The last rule that is accepted and the first that is not.
     #[test]
     fn limits_of_ranges_and_segments() {
-        let accepted = |rule: UnitRule| rule.validate(Function::Silu).is_ok();
-        let clamp = |low, high| UnitRule {
+        let accepted = |rule: FunctionUnitRule| rule.validate(Function::Silu).is_ok();
+        let clamp = |low, high| FunctionUnitRule {
             low,
             high,
             beyond: Beyond::Clamp,
@@ -372,12 +372,12 @@ mod tests {
         assert!(!accepted(clamp(-24, 8)) && !accepted(clamp(-8, 24)));
         // For exp nothing above 0 is asked, and shifting needs no range.
         assert!(clamp(-16, 0).validate(Function::Exp).is_ok());
-        let shift = UnitRule {
+        let shift = FunctionUnitRule {
             form: Form::Shift,
             ..clamp(-1, 0)
         };
         assert!(shift.validate(Function::Exp).is_ok());
-        let segments = |low, high, entries| UnitRule {
+        let segments = |low, high, entries| FunctionUnitRule {
             form: Form::Table {
                 entries,
                 interpolation: Interpolation::Nearest,

@@ -2,7 +2,7 @@
 //! sums to outputs, and from real weights to codes. Source: the file specification, "Arithmetic of a W4A8
 //! linear" and "Quantizing as Quamba does".
 
-use super::requant::to_f16;
+use super::requant::{AbsmaxDivision, to_f16};
 use super::round::Rounding;
 use super::saturate::Overflow;
 use half::f16;
@@ -141,7 +141,8 @@ pub fn quantize_row(weights: &[f16]) -> Row {
         reach = reach.max(largest(&mut worth));
         steps.push(step);
     }
-    let channel = f32::from(to_f16(reach / 127.0)).max(f32::from(f16::MIN_POSITIVE_SUBNORMAL));
+    let channel = f32::from(to_f16(AbsmaxDivision::Division.of(reach)))
+        .max(f32::from(f16::MIN_POSITIVE_SUBNORMAL));
     Row {
         codes,
         groups: (steps.iter())

@@ -18,6 +18,8 @@
 //! | [`sfu`] | the GPU special-function unit's `ex2` and `rcp`, and what `cuda-fast` builds on them |
 //! | [`hadamard`] | Hadamard transforms in f32, in their defined order |
 
+#![forbid(unsafe_code)]
+
 pub mod accumulate;
 pub mod binary16;
 pub mod elementary;

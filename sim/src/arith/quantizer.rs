@@ -17,7 +17,7 @@ pub use built_in::{
 };
 pub use table::QuantizerTable;
 
-use super::requant::{By, Divisor, Quotient};
+use super::requant::{AbsmaxDivision, By, Divisor, Quotient};
 use super::round::Rounding;
 use super::saturate::{SEGMENTS, Status};
 use crate::isa::{Kernel, dispatch};
@@ -335,7 +335,7 @@ impl Prepared {
             .par_chunks(TASK)
             .map(|values| dispatch(LargestBeyond { of: self, values }))
             .reduce(|| 0.0, f32::max);
-        let t = (top * (1.0 / 127.0) as f32).max(self.base.step);
+        let t = AbsmaxDivision::Reciprocal.of(top).max(self.base.step);
         Self {
             beyond: PreparedBeyond::Grid(Grid {
                 by: Quotient::Divide.by(Divisor::of_f32(t)),

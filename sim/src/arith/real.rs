@@ -35,7 +35,8 @@ pub enum Slices<'a> {
     Decays(&'a Lanes, &'a [Lanes], &'a mut [Lanes]),
 }
 
-/// The f32 operations of an arithmetic. All are pure functions of their operands' bits.
+/// The f32 operations of an arithmetic, those of IEEE 754 where it does not say otherwise. All are pure functions of
+/// their operands' bits.
 pub trait RealMath: Copy + Send + Sync + 'static {
     /// The same arithmetic for operands that are results of it: what it does to operands before it
     /// uses them is done.
@@ -51,13 +52,25 @@ pub trait RealMath: Copy + Send + Sync + 'static {
         x
     }
     /// `a ⊗ b`.
-    fn mul(a: f32, b: f32) -> f32;
+    #[inline(always)]
+    fn mul(a: f32, b: f32) -> f32 {
+        a * b
+    }
     /// `a ⊕ b`.
-    fn add(a: f32, b: f32) -> f32;
+    #[inline(always)]
+    fn add(a: f32, b: f32) -> f32 {
+        a + b
+    }
     /// `a·b + c`, rounded once.
-    fn fma(a: f32, b: f32, c: f32) -> f32;
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
     /// Quotient `n / d` as this arithmetic divides.
-    fn div(n: f32, d: f32) -> f32;
+    #[inline(always)]
+    fn div(n: f32, d: f32) -> f32 {
+        n / d
+    }
     /// `exp(x)`.
     fn exp(x: f32) -> f32;
     /// `exp(-x)`, which the kernels reach with one multiplication by −log2 e.
@@ -207,22 +220,6 @@ pub struct Ieee;
 impl RealMath for Ieee {
     type OfResults = Self;
 
-    #[inline(always)]
-    fn mul(a: f32, b: f32) -> f32 {
-        a * b
-    }
-    #[inline(always)]
-    fn add(a: f32, b: f32) -> f32 {
-        a + b
-    }
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-    #[inline(always)]
-    fn div(n: f32, d: f32) -> f32 {
-        n / d
-    }
     #[inline(always)]
     fn exp(x: f32) -> f32 {
         elementary::exp(x)

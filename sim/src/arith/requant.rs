@@ -9,6 +9,7 @@ use super::sfu;
 use crate::error::Result;
 use crate::isa::{Kernel, dispatch};
 use crate::quant::{Acc, Multiplier, Scale};
+use num_traits::float::FloatCore;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,27 @@ impl ScaleOrder {
             ScaleOrder::RowMajor => a * (b * acc),
             ScaleOrder::ChannelMajor => b * (a * acc),
             ScaleOrder::OneRow => (b * a) * acc,
+        }
+    }
+}
+
+/// How a largest magnitude becomes the scale that puts it on code 127.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbsmaxDivision {
+    /// `max ⊗ f(1/127)`: PyTorch on a GPU, when it divides by a constant.
+    Reciprocal,
+    /// `max / 127`.
+    Division,
+}
+
+impl AbsmaxDivision {
+    /// The scale in the type of the magnitude, before any floor and before it is rounded to another type.
+    #[inline(always)]
+    pub fn of<F: FloatCore>(self, largest: F) -> F {
+        let top = F::from(i8::MAX).expect("every float has it");
+        match self {
+            AbsmaxDivision::Reciprocal => largest * (F::one() / top),
+            AbsmaxDivision::Division => largest / top,
         }
     }
 }
@@ -232,10 +254,16 @@ impl QuantRule {
         self.rounding.round(self.in_units(v, scale))
     }
 
+    /// The code of a value that is in units of the scale already, as a linear step's sums are.
+    #[inline(always)]
+    pub fn code(self, units: f32) -> i8 {
+        self.overflow.to_i8(self.rounding.round(units))
+    }
+
     /// The code of `v`.
     #[inline(always)]
     pub fn quantize(self, v: f32, scale: impl Into<Divisor>) -> i8 {
-        self.overflow.to_i8(self.integer(v, scale))
+        self.code(self.in_units(v, scale))
     }
 
     /// [`QuantRule::quantize_slice`] of a stochastic rule: the value at i has position i.

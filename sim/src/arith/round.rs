@@ -3,6 +3,7 @@
 use super::lfsr::Lfsr;
 use num_traits::PrimInt;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 
 /// `v / 2^shift` as an integer of its type. `random` is read by a stochastic rule only.
 #[inline(always)]
@@ -42,6 +43,12 @@ pub fn up_to_power_of_two(v: f64) -> f64 {
     const FRACTION: u64 = (1 << 52) - 1;
     let bits = v.to_bits();
     f64::from_bits((bits + FRACTION) & !FRACTION)
+}
+
+/// The integer nearest to a number, a tie to the even one, made to fit a range; 0 of NaN.
+#[inline(always)]
+pub fn nearest_within(v: f64, range: RangeInclusive<i64>) -> i64 {
+    (v.round_ties_even() as i64).clamp(*range.start(), *range.end())
 }
 
 /// How a real number becomes an integer. Source of the first two: `docs/arithmetic.md`.

@@ -102,7 +102,23 @@ fn truncated_product(a: u32, b: u32) -> u32 {
     (bit(2) & b) + (bit(1) & b >> 1) + (bit(0) & b >> 2)
 }
 
-/// `2^23·(2^{m/2^23} − 1)` as the unit gives it, for m < 2^23.
+/// `C0·2^places + C1·x + C2·square(at)`, the unit's interpolation between coefficients.
+fn interpolated([c0, c1, c2]: [i32; 3], places: u32, x: u32, at: u32) -> i64 {
+    let square = i64::from(truncated_square(at));
+    (i64::from(c0) << places) + i64::from(c1) * i64::from(x) + i64::from(c2) * square
+}
+
+/// `2^23·(2^{m/2^23} − 1)` from the coefficients of m's segment and the position `x` in it, 17 bits.
+pub fn ex2_of(coefficients: [i32; 3], x: u32) -> i64 {
+    ((interpolated(coefficients, 13, x, x) + 0x77E2) >> 15) - i64::from(HIDDEN)
+}
+
+/// The bits of `1 / (1 + m/2^23)` from the coefficients of m's segment and the position `x` in it, 16 bits.
+pub fn rcp_of(coefficients: [i32; 3], x: u32) -> i64 {
+    ((interpolated(coefficients, 13, x, 2 * x) + 0x47E7) >> 15) - i64::from(HIDDEN) + 0x3F00_0000
+}
+
+/// [`ex2_of`] the segment of m < 2^23, in 32 bits.
 #[inline(always)]
 fn ex2_mantissa(m: u32) -> u32 {
     let x = m & 0x1_FFFF;
@@ -113,7 +129,7 @@ fn ex2_mantissa(m: u32) -> u32 {
     base + ((c1 * (x >> 1) + (small >> 1)) >> 14)
 }
 
-/// The bits of `1 / (1 + m/2^23)` as the unit gives them, for m < 2^23.
+/// [`rcp_of`] the segment of m < 2^23, in 32 bits.
 #[inline(always)]
 fn rcp_mantissa(m: u32) -> u32 {
     let x = m & 0xFFFF;
@@ -188,9 +204,8 @@ pub fn rsq(x: f32) -> f32 {
     let (parity, half) = (exponent & 1, exponent >> 1);
     let m = magnitude & MANTISSA;
     let x = m & 0x1_FFFF;
-    let [c0, c1, c2] = tables::RSQ[(parity as usize) << 6 | (m >> 17) as usize].map(i64::from);
-    let square = i64::from(truncated_square(x));
-    let sum = (c0 << 14) + c1 * i64::from(x) + c2 * square + 0x3FFF;
+    let coefficients = tables::RSQ[(parity as usize) << 6 | (m >> 17) as usize];
+    let sum = interpolated(coefficients, 14, x, x) + 0x3FFF;
     // In units of 2^-24, from 2^23 to 2^24; the table misses the one exact result by one.
     let y = if parity == 0 && m == 0 {
         1 << 24
@@ -373,20 +388,12 @@ mod tests {
         ];
         for (rows, up, down, width) in tables {
             for (i, pair) in rows.windows(2).enumerate() {
-                let [c0, c1, c2] = pair[0].map(i64::from);
                 let x = (1u32 << width) - 1;
-                let square = i64::from(truncated_square(x << (17 - width)));
-                let end = (c0 << up) + c1 * i64::from(x) + c2 * square;
+                let end = interpolated(pair[0], up, x, x << (17 - width));
                 let gap = (end - (i64::from(pair[1][0]) << up)) >> down;
                 assert!(gap.abs() <= 4, "row {i}: {gap}");
             }
         }
-    }
-
-    /// The 36-bit formula as the specification writes it.
-    fn interpolate([c0, c1, c2]: [i32; 3], x: u32, square: u32, rounding: i64) -> i64 {
-        let terms = i64::from(c1) * i64::from(x) + i64::from(c2) * i64::from(square);
-        (((i64::from(c0) << 13) + terms + rounding) >> 15) - (1 << 23)
     }
 
     /// The three a of all f32 for which it matters that a + 1 is rounded toward zero: the nearest sum has
@@ -407,12 +414,12 @@ mod tests {
         let (ex2, rcp) = coefficients();
         for (s, row) in ex2.iter().enumerate() {
             let m = (s as u32) << 17;
-            let want = interpolate(*row, 0, 0, 0x77E2);
+            let want = ex2_of(*row, 0);
             assert_eq!(i64::from(ex2_mantissa(m)), want, "ex2 {s}");
         }
         for (s, row) in rcp.iter().enumerate() {
             let m = (s as u32) << 16;
-            let want = interpolate(*row, 0, 0, 0x47E7) + 0x3F00_0000;
+            let want = rcp_of(*row, 0);
             assert_eq!(i64::from(rcp_mantissa(m)), want, "rcp {s}");
         }
     }
@@ -422,11 +429,11 @@ mod tests {
         for m in 0..1u32 << 23 {
             let x = m & 0x1_FFFF;
             let row = tables::EX2[m as usize >> 17];
-            let want = interpolate(row, x, truncated_square(x), 0x77E2);
+            let want = ex2_of(row, x);
             assert_eq!(i64::from(ex2_mantissa(m)), want, "ex2 {m:#x}");
             let x = m & 0xFFFF;
             let row = tables::RCP[m as usize >> 16];
-            let want = interpolate(row, x, truncated_square(2 * x), 0x47E7) + 0x3F00_0000;
+            let want = rcp_of(row, x);
             assert_eq!(i64::from(rcp_mantissa(m)), want, "rcp {m:#x}");
         }
     }

@@ -88,7 +88,8 @@ fn product() -> (f64, f64) {
     let largest = sums.iter().map(|sum: &i32| sum.unsigned_abs()).max();
     let scale = |value| Scale::new(value).expect("a positive number");
     let (s_in, s_weight) = (scale(0.01), scale(0.01));
-    let s_out = scale(1e-4 * largest.map_or(1.0, |l| l.max(1) as f32) / 127.0);
+    let s_out = Scale::from_absmax(1e-4 * largest.map_or(1.0, |l| l.max(1) as f32), 0.0)
+        .expect("a positive number");
     let epilogue = Requantize {
         a: s_in.ratio(s_out),
         b: s_weight,

@@ -19,10 +19,12 @@ pub(crate) trait ConvStep: Tensors {
     /// Shows a history as `[E, K]`.
     fn show_history(&mut self, point: TracePoint, history: Self::History) -> Result<Self::History>;
 
-    /// x below the rows of a history (zeros if none), and the history after it.
+    /// x below the rows of a history (zeros if none), and the history after it; codes are read, and kept, with
+    /// the scale.
     fn window(
         &mut self,
         x: Self::Value,
+        scale: Option<Scale>,
         before: Option<Self::History>,
     ) -> Result<(Self::Window, Self::History)>;
 
@@ -56,7 +58,8 @@ impl<B: Backend> Run<'_, '_, B> {
             None => None,
         };
         let x = self.conv_input(x)?;
-        let (window, after) = self.on.window(x, before)?;
+        let scale = self.believed(B::kind(&x), ScaleUse::ConvIn);
+        let (window, after) = self.on.window(x, scale, before)?;
         // Found at run time: PyTorch's, whose quotient has the type of x.
         let mode = &self.at.layer.mode;
         let rule = self.at.rules(Implementation::Torch).requantize;
@@ -84,13 +87,13 @@ impl<B: Backend> Run<'_, '_, B> {
     fn conv_input(&mut self, x: B::Value) -> Result<B::Value> {
         match (self.at.layer.mode.conv_in, B::kind(&x)) {
             (ConvInput::Static, Kind::Int8) => Ok(x),
-            (ConvInput::Static, _) => {
+            (ConvInput::Static, Kind::Codes | Kind::F16 | Kind::F32) => {
                 let rule = self.at.rules(Implementation::Cuda).conv_in;
                 let scale = self.at.scale(ScaleUse::ConvIn);
                 let codes = self.on.quantize(TracePoint::ConvIn, &x, scale, rule)?;
                 self.on.show(TracePoint::ConvIn, codes)
             }
-            _ => {
+            (ConvInput::Float | ConvInput::DynamicTensor | ConvInput::DynamicToken, _) => {
                 let Read { value, scale } = self.read(&x, ScaleUse::ConvIn);
                 self.on.real(value, scale)
             }

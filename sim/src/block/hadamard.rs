@@ -9,7 +9,7 @@ use crate::trace::TracePoint;
 
 pub(crate) trait HadamardStep: Tensors {
     /// Rotates y, where the mode rotates, and quantizes it by the quantizer of the rules.
-    fn rotate(
+    fn hadamard(
         &mut self,
         y: &Self::Value,
         output: Output,
@@ -19,10 +19,10 @@ pub(crate) trait HadamardStep: Tensors {
 
 impl<B: Backend> Run<'_, '_, B> {
     /// What out_proj reads.
-    pub fn rotate(&mut self, y: &B::Value) -> Result<B::Operand> {
+    pub fn hadamard(&mut self, y: &B::Value) -> Result<B::Operand> {
         let rules = self.at.rules(Implementation::Cuda).hadamard;
         let output = self.operand(self.at.layer.mode.had_out, ScaleUse::HadOut);
-        let out = self.on.rotate(y, output, rules)?;
+        let out = self.on.hadamard(y, output, rules)?;
         self.on.show_operand(TracePoint::HadOut, out)
     }
 }

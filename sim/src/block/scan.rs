@@ -22,6 +22,17 @@ pub(crate) struct ScanReads<'v, V> {
     pub before: Option<Read<'v, V>>,
 }
 
+/// What the state after the last token becomes.
+#[derive(Clone, Copy)]
+pub(crate) struct StateOutput {
+    /// Where it is shown, and counted.
+    pub point: TracePoint,
+    /// INT8 of this scale; FP32 if none.
+    pub scale: Option<Scale>,
+    /// The calibrated scale, by which a chip's fixed-point register is sized; a float model has none.
+    pub calibrated: Option<Scale>,
+}
+
 pub(crate) trait ScanStep: Tensors {
     /// Puts FP32 values on the grids of a quantizer with segments, each sequence by itself.
     fn on_grids(
@@ -32,14 +43,13 @@ pub(crate) trait ScanStep: Tensors {
         scales: [Divisor; 2],
     ) -> Result<Self::Value>;
 
-    /// The gated output in the type of the stream, and the state after the last token, INT8 of a scale
-    /// (counted at a point) or FP32.
+    /// The gated output in the type of the stream, and the state after the last token.
     fn scan(
         &mut self,
         rules: &ScanRules,
         reads: &ScanReads<Self::Value>,
         stream: Stream,
-        state: (TracePoint, Option<Scale>),
+        state: StateOutput,
     ) -> Result<(Self::Value, Self::Value)>;
 }
 
@@ -121,12 +131,17 @@ impl<B: Backend> Run<'_, '_, B> {
             Phase::Prefill => TracePoint::SsmState,
             Phase::Decode => TracePoint::SsmStateOut,
         };
-        let scale = match mode.state {
-            Precision::Int8 => Some(self.at.scale(ScaleUse::StateOut)),
-            Precision::Float => None,
+        let scales = self.at.layer.scales.as_ref();
+        let output = StateOutput {
+            point,
+            scale: match mode.state {
+                Precision::Int8 => Some(self.at.scale(ScaleUse::StateOut)),
+                Precision::Float => None,
+            },
+            calibrated: scales.map(|scales| scales.get(ScaleUse::StateOut)),
         };
         let rules = &self.at.rules(mode.scan).scan;
-        let (y, state) = self.on.scan(rules, &reads, mode.stream, (point, scale))?;
+        let (y, state) = self.on.scan(rules, &reads, mode.stream, output)?;
         let y = self.on.show(TracePoint::SsmY, y)?;
         Ok((y, self.on.show(point, state)?))
     }

@@ -36,8 +36,8 @@ impl Bytes<'_> {
     }
 
     /// Some of them, to be read once.
-    pub fn part(&self, range: Range<usize>) -> Part<'_> {
-        Part {
+    pub fn part(&self, range: Range<usize>) -> ReadOnce<'_> {
+        ReadOnce {
             data: &self.get()[range.clone()],
             mapped: match self {
                 Bytes::Mapped(map) => Some((map, range.start)),
@@ -50,14 +50,14 @@ impl Bytes<'_> {
 /// Bytes that are read once: when they are dropped, their pages of the file need not stay in memory beside
 /// what was made of them.
 #[derive(Debug)]
-pub(super) struct Part<'a> {
+pub(super) struct ReadOnce<'a> {
     pub data: &'a [u8],
     /// The mapping and where in it the data begin.
     #[cfg_attr(not(unix), expect(dead_code))]
     mapped: Option<(&'a Mmap, usize)>,
 }
 
-impl Drop for Part<'_> {
+impl Drop for ReadOnce<'_> {
     fn drop(&mut self) {
         #[cfg(unix)]
         if let Some((map, from)) = self.mapped {

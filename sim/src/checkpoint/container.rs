@@ -6,7 +6,7 @@
 
 use super::bytes::Bytes;
 use super::input::{open_regular, shown};
-use super::tensor::{Dtype, Tensor, shown_shape};
+use super::tensor::{Dtype, FileTensor, shown_shape};
 use crate::error::{Result, SimError};
 use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -114,7 +114,7 @@ impl<'a> Container<'a> {
     }
 
     /// The tensor `name`, which must have exactly this shape.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<FileTensor<'_>> {
         let Some(info) = self.header.info(name) else {
             return Err(SimError::file(
                 &self.path,
@@ -134,7 +134,7 @@ impl<'a> Container<'a> {
         // In range: `Header::check` found every tensor inside the file.
         let (from, to) = info.data_offsets;
         let from = self.data_start + from;
-        Ok(Tensor::new(
+        Ok(FileTensor::new(
             &self.path,
             name,
             info.dtype,

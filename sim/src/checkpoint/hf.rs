@@ -7,7 +7,7 @@ use super::container::Container;
 use super::info::Entry;
 use super::input::{in_layer, read_small};
 use super::quamba;
-use super::tensor::{Dtype, Tensor};
+use super::tensor::{Dtype, FileTensor};
 use super::weights::{self, File, MAX_JSON, Weights};
 use crate::error::{Result, SimError};
 use crate::model::{Checkpoint, Config, FloatLayer, FloatModel};
@@ -137,19 +137,19 @@ pub fn read_bytes(
 /// A type that weights are held in.
 trait Real: Copy + PartialEq + Send + Sync {
     const ZERO: Self;
-    fn of(tensor: &Tensor<'_>) -> Result<Vec<Self>>;
+    fn of(tensor: &FileTensor<'_>) -> Result<Vec<Self>>;
 }
 
 impl Real for f16 {
     const ZERO: Self = f16::ZERO;
-    fn of(tensor: &Tensor<'_>) -> Result<Vec<Self>> {
+    fn of(tensor: &FileTensor<'_>) -> Result<Vec<Self>> {
         tensor.to_f16()
     }
 }
 
 impl Real for f32 {
     const ZERO: Self = 0.0;
-    fn of(tensor: &Tensor<'_>) -> Result<Vec<Self>> {
+    fn of(tensor: &FileTensor<'_>) -> Result<Vec<Self>> {
         tensor.to_f32()
     }
 }

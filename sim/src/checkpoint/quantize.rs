@@ -11,10 +11,8 @@ mod int4;
 
 pub use int4::{FourBits, to_int4};
 
-use super::recipe::{Recipe, ScanPrecision, Step};
-use crate::arith::requant::to_f16;
-use crate::arith::round::Rounding;
-use crate::arith::saturate::Overflow;
+use super::recipe::{Recipe, ScanPrecision};
+use crate::arith::requant::{AbsmaxDivision, QuantRule, to_f16};
 use crate::error::{Result, SimError};
 use crate::isa::{Kernel, dispatch};
 use crate::model::{ActivationScales, Embedding, FloatLayer, FloatModel, Head, QRows};
@@ -142,7 +140,7 @@ pub(crate) fn quantize_layer(
     }
 }
 
-fn matrix(weights: &Array2<f16>, step: Step) -> QTensor {
+fn matrix(weights: &Array2<f16>, step: AbsmaxDivision) -> QTensor {
     let (codes, scale) = in_f16(weights.as_slice().expect("weights are row-major"), step);
     QTensor {
         codes: Array2::from_shape_vec(weights.dim(), codes).expect("as many codes as weights"),
@@ -150,14 +148,14 @@ fn matrix(weights: &Array2<f16>, step: Step) -> QTensor {
     }
 }
 
-fn vector(weights: &[f16], step: Step) -> QVector {
+fn vector(weights: &[f16], step: AbsmaxDivision) -> QVector {
     let (codes, scale) = in_f16(weights, step);
     QVector { codes, scale }
 }
 
 /// Row by row, at a scale of the row's signed maximum: over 127, or over 8 in four bits. (A row without a
 /// positive value is lost, as it is with the reference.)
-fn rows(weights: &Array2<f16>, bits: u8, step: Step) -> QRows {
+fn rows(weights: &Array2<f16>, bits: u8, step: AbsmaxDivision) -> QRows {
     let largest = |row: ndarray::ArrayView1<f16>| {
         let values = row.iter().map(|w| f32::from(*w));
         values.fold(f32::NEG_INFINITY, f32::max)
@@ -177,10 +175,13 @@ fn rows(weights: &Array2<f16>, bits: u8, step: Step) -> QRows {
         let quotient = f32::from(weights[(row, column)]) / f32::from(scales[row]);
         let quotient = f32::from(to_f16(quotient));
         if !four {
-            return nearest_code(quotient);
+            return QuantRule::NEAREST_EVEN.code(quotient);
         }
         // 0 to 15 in binary16, which rounds the sum.
-        nearest_code(f32::from(to_f16(quotient + 8.0))).clamp(0, 15) - 8
+        QuantRule::NEAREST_EVEN
+            .code(f32::from(to_f16(quotient + 8.0)))
+            .clamp(0, 15)
+            - 8
     };
     QRows {
         codes: Array2::from_shape_fn(weights.dim(), code),
@@ -191,7 +192,7 @@ fn rows(weights: &Array2<f16>, bits: u8, step: Step) -> QRows {
 
 /// The binary16 rule. A quotient is taken in f32 and rounded to f16: that is the correctly rounded
 /// binary16 quotient, since f32 carries 24 ≥ 2·11 + 2 bits.
-fn in_f16(weights: &[f16], step: Step) -> (Vec<i8>, Scale) {
+fn in_f16(weights: &[f16], step: AbsmaxDivision) -> (Vec<i8>, Scale) {
     let scale = f32::from(to_f16(step.of(f32::from(to_f16(absmax(weights))))));
     let mut codes = vec![0; weights.len()];
     codes
@@ -232,20 +233,23 @@ impl Kernel for QuantizeF16<'_> {
             rounded.convert_from_f32_slice(real);
             rounded.convert_to_f32_slice(real);
             for (code, v) in codes.iter_mut().zip(real) {
-                *code = nearest_code(*v);
+                *code = QuantRule::NEAREST_EVEN.code(*v);
             }
         }
     }
 }
 
 /// The f32 rule.
-fn in_f32(weights: &[f32], step: Step) -> QVector {
+fn in_f32(weights: &[f32], step: AbsmaxDivision) -> QVector {
     let absmax = weights
         .iter()
         .fold(LEAST_ABSMAX, |most, w| most.max(w.abs()));
     let scale = step.of(absmax);
     QVector {
-        codes: weights.iter().map(|w| nearest_code(*w / scale)).collect(),
+        codes: weights
+            .iter()
+            .map(|w| QuantRule::NEAREST_EVEN.code(*w / scale))
+            .collect(),
         scale: positive(scale),
     }
 }
@@ -254,11 +258,6 @@ fn absmax(weights: &[f16]) -> f32 {
     // Magnitudes of finite binary16 numbers are ordered as their bits are.
     let bits = weights.iter().map(|w| w.to_bits() & 0x7fff).max();
     f32::from(f16::from_bits(bits.unwrap_or(0))).max(LEAST_ABSMAX)
-}
-
-#[inline(always)]
-fn nearest_code(quotient: f32) -> i8 {
-    Overflow::Saturate.to_i8(Rounding::NearestTiesToEven.round(quotient))
 }
 
 fn positive(scale: f32) -> Scale {
@@ -321,28 +320,34 @@ mod tests {
 
     #[test]
     fn the_largest_weight_is_near_code_127() {
-        let (codes, scale) = in_f16(&f16s(&[0.5, -1.0, 0.25, 0.0]), Step::Division);
+        let (codes, scale) = in_f16(&f16s(&[0.5, -1.0, 0.25, 0.0]), AbsmaxDivision::Division);
         assert_eq!(scale.get(), f32::from(f16::from_f32(1.0 / 127.0)));
         assert_eq!(codes, [64, -127, 32, 0]);
-        let vector = in_f32(&[0.5, -1.0], Step::Division);
+        let vector = in_f32(&[0.5, -1.0], AbsmaxDivision::Division);
         assert_eq!(vector.scale.get(), 1.0 / 127.0);
         assert_eq!(vector.codes, [64, -127]);
     }
 
     #[test]
     fn zeros_get_the_least_scale() {
-        let (codes, scale) = in_f16(&f16s(&[0.0; 300]), Step::Division);
+        let (codes, scale) = in_f16(&f16s(&[0.0; 300]), AbsmaxDivision::Division);
         assert!(codes.iter().all(|c| *c == 0));
         assert_eq!(scale.get(), 2f32.powi(-24));
-        assert_eq!(in_f32(&[0.0], Step::Division).scale.get(), 1e-5 / 127.0);
+        assert_eq!(
+            in_f32(&[0.0], AbsmaxDivision::Division).scale.get(),
+            1e-5 / 127.0
+        );
         // A scale rounded down that far leaves codes outside INT8.
-        assert_eq!(in_f16(&f16s(&[1e-5, -1e-5]), Step::Division).0, [127, -128]);
+        assert_eq!(
+            in_f16(&f16s(&[1e-5, -1e-5]), AbsmaxDivision::Division).0,
+            [127, -128]
+        );
     }
 
     #[test]
     fn embedding_rows_have_scales_of_their_signed_maximum() {
         let weights = Array2::from_shape_vec((2, 3), f16s(&[1.27, -2.54, 0.0, 0.0, -0.5, 0.0]));
-        let rows = rows(&weights.unwrap(), 8, Step::Reciprocal);
+        let rows = rows(&weights.unwrap(), 8, AbsmaxDivision::Reciprocal);
         let scale = f16::from_f32(f32::from(f16::from_f32(1.27)) / 127.0);
         assert_eq!(rows.scales[0], scale);
         // −254 is out of reach; so is everything in a row without a positive value.

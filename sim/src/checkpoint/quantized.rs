@@ -27,7 +27,7 @@ use super::config;
 use super::container::Container;
 use super::input::in_layer;
 use super::scales::Stored;
-use super::tensor::{Dtype, Tensor};
+use super::tensor::{Dtype, FileTensor};
 use crate::arith::int4::GROUP;
 use crate::atomic;
 use crate::error::{Result, SimError};
@@ -322,7 +322,7 @@ impl<'a> Layer<'a> {
         Ok(scales.with_max(max))
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<FileTensor<'a>> {
         self.file
             .tensor(&format!("layers.{}.{name}", self.i), shape)
     }

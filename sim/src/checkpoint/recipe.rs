@@ -1,6 +1,7 @@
 //! How a float checkpoint becomes a quantized model, where implementations differ: data that [`fold`](super::fold)
 //! and [`quantize`](super::quantize) read.
 
+use crate::arith::requant::AbsmaxDivision;
 use crate::error::{Result, SimError};
 
 /// In which order weights are multiplied by a Hadamard matrix.
@@ -21,25 +22,6 @@ pub enum ScanPrecision {
     F16,
 }
 
-/// How a largest magnitude becomes a scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// `max ⊗ f32(1/127)`: PyTorch on a GPU, when it divides by a constant.
-    Reciprocal,
-    /// `max / 127`.
-    Division,
-}
-
-impl Step {
-    /// Real value of one step, before it is rounded to the scale's type.
-    pub(super) fn of(self, largest: f32) -> f32 {
-        match self {
-            Step::Reciprocal => largest * (1.0 / 127.0),
-            Step::Division => largest / 127.0,
-        }
-    }
-}
-
 /// A set of rules, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recipe {
@@ -50,7 +32,7 @@ pub struct Recipe {
     /// Precision of A_log and D.
     pub scan: ScanPrecision,
     /// From the largest weight to the scale.
-    pub step: Step,
+    pub step: AbsmaxDivision,
 }
 
 impl Recipe {
@@ -59,7 +41,7 @@ impl Recipe {
         name: "quamba",
         rotation: WeightRotation::Butterflies,
         scan: ScanPrecision::F32,
-        step: Step::Reciprocal,
+        step: AbsmaxDivision::Reciprocal,
     };
 
     /// What made the model behind the golden traces, and so the sample model that is built in.
@@ -67,7 +49,7 @@ impl Recipe {
         name: "golden",
         rotation: WeightRotation::DenseProduct,
         scan: ScanPrecision::F16,
-        step: Step::Division,
+        step: AbsmaxDivision::Division,
     };
 
     /// Every recipe, the usual one first.

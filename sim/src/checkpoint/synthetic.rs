@@ -175,7 +175,7 @@ pub fn plausible_scales(config: &Config) -> Vec<ActivationScales> {
 
 /// Index of a tensor within its layer; part of its seed, so never to be renumbered.
 #[derive(Clone, Copy)]
-enum Tensor {
+enum WeightIndex {
     Embedding = 0,
     InProj = 1,
     ConvWeight = 2,
@@ -189,7 +189,7 @@ enum Tensor {
 fn embedding(c: &Config) -> Array2<f16> {
     let deviation = 1.0 / (c.d_model as f64).sqrt();
     matrix(
-        stream(0, Tensor::Embedding),
+        stream(0, WeightIndex::Embedding),
         c.vocab_size,
         c.d_model,
         deviation,
@@ -210,12 +210,12 @@ fn layer(c: &Config, i: usize) -> FloatLayer {
     let a_log = |state| f32::from(f16::from_f32(((state + 1) as f64).ln() as f32));
     FloatLayer {
         norm: vec![f16::ONE; m],
-        in_proj: weights(Tensor::InProj, 2 * e, m),
-        conv_weight: weights(Tensor::ConvWeight, e, c.d_conv),
-        conv_bias: vector(Tensor::ConvBias, |bits| normal(bits) * 0.1),
-        x_proj: weights(Tensor::XProj, c.x_proj_width(), e),
-        dt_proj: weights(Tensor::DtProj, e, c.dt_rank),
-        dt_bias: vector(Tensor::DtBias, |bits| {
+        in_proj: weights(WeightIndex::InProj, 2 * e, m),
+        conv_weight: weights(WeightIndex::ConvWeight, e, c.d_conv),
+        conv_bias: vector(WeightIndex::ConvBias, |bits| normal(bits) * 0.1),
+        x_proj: weights(WeightIndex::XProj, c.x_proj_width(), e),
+        dt_proj: weights(WeightIndex::DtProj, e, c.dt_rank),
+        dt_bias: vector(WeightIndex::DtBias, |bits| {
             // softplus of the ends is 1e-3 and 1e-1; between them softplus is nearly exp, so the
             // time steps are nearly log-uniform, as Mamba initializes them.
             const ENDS: [f32; 2] = [-6.907_255, -2.252_168_5];
@@ -223,7 +223,7 @@ fn layer(c: &Config, i: usize) -> FloatLayer {
         }),
         a_log: Array2::from_shape_fn((e, n), |(_, state)| a_log(state)),
         d: vec![1.0; e],
-        out_proj: weights(Tensor::OutProj, m, e),
+        out_proj: weights(WeightIndex::OutProj, m, e),
     }
 }
 
@@ -250,7 +250,7 @@ fn normal(bits: u64) -> f32 {
 }
 
 /// A tensor's own random numbers; their seed is itself an output of SplitMix64.
-fn stream(layer: usize, tensor: Tensor) -> Stream {
+fn stream(layer: usize, tensor: WeightIndex) -> Stream {
     const SEED: u64 = 0x5ca1_e5c0_9e00_0001;
     Stream(Stream(SEED).at(layer << 4 | tensor as usize))
 }
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn nearly_normal() {
-        let stream = stream(3, Tensor::XProj);
+        let stream = stream(3, WeightIndex::XProj);
         let values: Vec<f64> = (0..100_000).map(|i| normal(stream.at(i)).into()).collect();
         let mean = values.iter().sum::<f64>() / 1e5;
         let variance = values.iter().map(|v| v * v).sum::<f64>() / 1e5;

@@ -1,6 +1,6 @@
 //! A tensor of a file, of whatever container: its values checked as they are taken out.
 
-use super::bytes::Part;
+use super::bytes::ReadOnce;
 use crate::error::{Result, SimError};
 use crate::quant::Scale;
 use bytemuck::Zeroable;
@@ -15,17 +15,17 @@ pub use safetensors::Dtype;
 
 /// A tensor of a file. Its data lie inside the file, wherever they begin and however far apart.
 #[derive(Debug)]
-pub struct Tensor<'a> {
+pub struct FileTensor<'a> {
     path: &'a Path,
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
     /// Elements from one to the next along each axis; `None` if row-major.
     strides: Option<Vec<usize>>,
-    part: Part<'a>,
+    part: ReadOnce<'a>,
 }
 
-impl<'a> Tensor<'a> {
+impl<'a> FileTensor<'a> {
     /// `part` begins with the first element and holds the last.
     pub(super) fn new(
         path: &'a Path,
@@ -33,7 +33,7 @@ impl<'a> Tensor<'a> {
         dtype: Dtype,
         shape: Vec<usize>,
         strides: Option<Vec<usize>>,
-        part: Part<'a>,
+        part: ReadOnce<'a>,
     ) -> Self {
         let strides = strides.filter(|strides| !is_row_major(&shape, strides));
         Self {

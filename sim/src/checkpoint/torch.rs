@@ -10,7 +10,7 @@ pub mod write;
 
 use super::bytes::Bytes;
 use super::input::shown;
-use super::tensor::Tensor;
+use super::tensor::FileTensor;
 use crate::error::{Result, SimError};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
@@ -213,7 +213,7 @@ impl<'a> TorchFile<'a> {
     /// # Errors
     ///
     /// No such key, or no tensor there.
-    pub fn any_tensor(&self, name: &str) -> Result<Tensor<'_>> {
+    pub fn any_tensor(&self, name: &str) -> Result<FileTensor<'_>> {
         let refuse = |found: &str| Err(SimError::file(&self.path, shown(name), "a tensor", found));
         let view = match self.get(name) {
             Some(Found::Tensor(view)) => view,
@@ -225,7 +225,7 @@ impl<'a> TorchFile<'a> {
         // Inside the file: `View::new` and `Archive::storage` measured it.
         let from = view.storage.start + view.offset * size;
         let to = view.storage.start + view.storage.elements * size;
-        Ok(Tensor::new(
+        Ok(FileTensor::new(
             &self.path,
             name,
             view.dtype(),
@@ -240,7 +240,7 @@ impl<'a> TorchFile<'a> {
     /// # Errors
     ///
     /// As [`TorchFile::any_tensor`]; another shape.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<FileTensor<'_>> {
         if !self.entries.contains_key(name) {
             let expected = format_args!("a tensor of shape {shape:?}");
             return Err(SimError::file(

@@ -3,7 +3,7 @@
 use super::container::Container;
 use super::info::Entry;
 use super::input::{read_small, shown};
-use super::tensor::{Dtype, Tensor, is_row_major};
+use super::tensor::{Dtype, FileTensor, is_row_major};
 use super::torch::{Found, TorchFile};
 use crate::error::{Result, SimError};
 use crate::text;
@@ -75,7 +75,7 @@ impl File<'_> {
         }
     }
 
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<FileTensor<'_>> {
         match self {
             File::Safetensors(file) => file.tensor(name, shape),
             File::Torch(file) => file.tensor(name, shape),
@@ -240,7 +240,7 @@ impl<'a> Weights<'a> {
     }
 
     /// The tensor `name`, which must have exactly this shape.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<FileTensor<'_>> {
         match self.file(name) {
             Some(file) => file.tensor(self.name(name), shape),
             None => Err(SimError::file(

@@ -7,7 +7,7 @@ use super::gpu::{Extent, Gpu, LayerState};
 use super::matrix::{Kind, Matrix};
 use super::rules::{self, NO_QUANTIZER};
 use super::show::show;
-use super::step::{convert, linear::linear, norm, rotate};
+use super::step::{convert, hadamard, linear::linear, norm};
 use super::timing::Clock;
 use super::weights::{Linear, Weights};
 use crate::block::{Run, Site};
@@ -42,7 +42,7 @@ impl<'m> CudaDatapath<'m> {
     pub fn new(prepared: Datapath<'m>, device: &Arc<Device>) -> Result<Self> {
         let _running = device.enter()?;
         for layer in &prepared.layers {
-            layer.rotation.map_or(Ok(()), rotate::check)?;
+            layer.rotation.map_or(Ok(()), hadamard::check)?;
             if let Some(point) = layer.transposed.first() {
                 let item = format!("fault transposed@site={}", point.name());
                 let found = "no kernels for it on a CUDA device";

@@ -23,7 +23,7 @@ const PTX: &[(&str, &str)] = &[
     ("linear_f32", include_str!("../../ptx/linear_f32.ptx")),
     ("linear_i8", include_str!("../../ptx/linear_i8.ptx")),
     ("norm", include_str!("../../ptx/norm.ptx")),
-    ("rotate", include_str!("../../ptx/rotate.ptx")),
+    ("hadamard", include_str!("../../ptx/hadamard.ptx")),
     ("scan_block", include_str!("../../ptx/scan_block.ptx")),
     (
         "scan_sequential",

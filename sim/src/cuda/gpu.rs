@@ -72,7 +72,7 @@ impl Gpu<'_, '_> {
                 let quantizer = self.quantizer(point, values, scale, rule);
                 Ok((Kind::I8(scale), quantizer))
             }
-            Output::Tokens(_) => Err(SimError::value(
+            Output::Tokens { .. } => Err(SimError::value(
                 "activation scales on a CUDA device",
                 "one for a tensor",
                 "one for each token",

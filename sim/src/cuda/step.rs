@@ -3,9 +3,9 @@
 pub mod conv;
 pub mod convert;
 pub mod dynamic;
+pub mod hadamard;
 pub mod linear;
 pub mod norm;
-pub mod rotate;
 pub mod scan;
 pub mod segments;
 

@@ -246,6 +246,29 @@ impl Step {
     }
 }
 
+/// The quantizers that may find their scales at run time: their codes, the tensor of the scales, the use of a
+/// scale that they have else, and their name then.
+const DYNAMIC: [(TracePoint, TracePoint, ScaleUse, &str); 3] = [
+    (
+        TracePoint::NormOut,
+        TracePoint::NormOutScale,
+        ScaleUse::NormOut,
+        "norm_out_dynamic",
+    ),
+    (
+        TracePoint::ConvIn,
+        TracePoint::ConvInScale,
+        ScaleUse::ConvIn,
+        "conv_in_dynamic",
+    ),
+    (
+        TracePoint::HadOut,
+        TracePoint::HadOutScale,
+        ScaleUse::HadOut,
+        "had_out_dynamic",
+    ),
+];
+
 impl TracePoint {
     /// Whether the point belongs to a block (the others come once, after the last block).
     pub fn in_layer(self) -> bool {
@@ -269,31 +292,22 @@ impl TracePoint {
 
     /// Where the scales of codes are that a dynamic quantizer makes at this point.
     pub fn scales(self) -> Option<Self> {
-        match self {
-            TracePoint::NormOut => Some(TracePoint::NormOutScale),
-            TracePoint::ConvIn => Some(TracePoint::ConvInScale),
-            TracePoint::HadOut => Some(TracePoint::HadOutScale),
-            _ => None,
-        }
+        let mut all = DYNAMIC.iter();
+        all.find(|(codes, ..)| *codes == self)
+            .map(|(_, scales, ..)| *scales)
     }
 
     /// Whether the tensor holds the scales of another, `[L, 1]` or `[1, 1]`.
     pub fn is_scale(self) -> bool {
-        matches!(
-            self,
-            TracePoint::NormOutScale | TracePoint::ConvInScale | TracePoint::HadOutScale
-        )
+        DYNAMIC.iter().any(|(_, scales, ..)| *scales == self)
     }
 }
 
 impl ScaleUse {
     /// The name of a quantizer that finds its scale at run time in the place of this one.
     pub fn dynamic_name(self) -> &'static str {
-        match self {
-            ScaleUse::NormOut => "norm_out_dynamic",
-            ScaleUse::ConvIn => "conv_in_dynamic",
-            ScaleUse::HadOut => "had_out_dynamic",
-            other => other.name(),
-        }
+        let mut all = DYNAMIC.iter();
+        all.find(|(.., by, _)| *by == self)
+            .map_or(self.name(), |(.., name)| *name)
     }
 }

@@ -205,10 +205,37 @@ impl TracePoint {
 
     /// What its columns consist of, side by side; nothing if they are one.
     pub fn parts(self) -> &'static [Columns] {
+        use TracePoint as P;
         match self {
-            TracePoint::InProjOut => &[Columns::X, Columns::Z],
-            TracePoint::XProjOut => &[Columns::Dt, Columns::B, Columns::C],
-            _ => &[],
+            P::InProjOut => &[Columns::X, Columns::Z],
+            P::XProjOut => &[Columns::Dt, Columns::B, Columns::C],
+            P::HiddenIn
+            | P::ResidualIn
+            | P::ResidualOut
+            | P::NormOut
+            | P::NormOutScale
+            | P::InProjX
+            | P::InProjZ
+            | P::ConvStateIn
+            | P::ConvIn
+            | P::ConvInScale
+            | P::ConvStateOut
+            | P::ConvOut
+            | P::ConvOutF32
+            | P::XProjIn
+            | P::DtProjOut
+            | P::SsmBc
+            | P::SsmU
+            | P::SsmStateIn
+            | P::SsmY
+            | P::SsmState
+            | P::SsmStateOut
+            | P::HadOut
+            | P::HadOutScale
+            | P::OutProjOut
+            | P::FinalResidual
+            | P::NormFOut
+            | P::Logits => &[],
         }
     }
 

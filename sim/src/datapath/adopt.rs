@@ -102,11 +102,11 @@ impl Part {
     /// the part, and its two readers are none of their own.
     pub fn differs(self, a: &ModeSpec, b: &ModeSpec) -> bool {
         let conv = Field::ConvOut.differs(a, b);
-        match self {
-            Part::Field(Field::ConvOut) => conv,
-            Part::Field(Field::XProjIn | Field::U) if conv => false,
-            _ => self.fields().into_iter().any(|field| field.differs(a, b)),
+        if self == Part::Field(Field::ConvOut) {
+            return conv;
         }
+        let reads_conv = [Field::XProjIn, Field::U].map(Part::Field).contains(&self);
+        !(conv && reads_conv) && self.fields().into_iter().any(|field| field.differs(a, b))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::headroom::Bound;
 use crate::mode::Implementation;
 use crate::plan::ScaleUse;
 use crate::profile::unit::StateFormat;
-use crate::step::rotate_unit::IntegerRotation;
+use crate::step::hadamard_unit::IntegerRotation;
 use crate::trace::{Place, TracePoint};
 
 impl Datapath<'_> {

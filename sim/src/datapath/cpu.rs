@@ -16,7 +16,7 @@ use crate::arith::saturate::Status;
 use crate::block::{BlockOutput, BlockState, Kind, Output, Run, Site, Tensors};
 use crate::dataflow::{Phase, Step};
 use crate::error::Result;
-use crate::mode::Precision;
+use crate::mode::{ConvInput, Precision};
 use crate::plan::ScaleUse;
 use crate::quant::{QTensor, Scale};
 use crate::step::dynamic::{self, DynamicTensor};
@@ -80,8 +80,12 @@ impl<'m> Datapath<'m> {
             }),
             Precision::Float => Tensor::F32(Array2::zeros((e, n))),
         };
+        let conv = match layer.mode.conv_in {
+            ConvInput::Static => Some(layer.scale(ScaleUse::ConvIn)),
+            ConvInput::Float | ConvInput::DynamicTensor | ConvInput::DynamicToken => None,
+        };
         LayerState {
-            conv: ConvHistory::empty(layer, (self.config.d_conv, e)),
+            conv: ConvHistory::empty(conv, (self.config.d_conv, e)),
             ssm,
         }
     }
@@ -119,7 +123,7 @@ impl Cpu<'_, '_> {
         match output {
             Output::Real => Operand::Tensor(Tensor::F32(values)),
             Output::Int8(scale) => Operand::Tensor(self.quantized(point, &values, scale, rule)),
-            Output::Tokens(grid) => {
+            Output::Tokens { grid, .. } => {
                 let (q, status) = dynamic::tokens(&values, grid, rule);
                 self.count(point, status);
                 Operand::Tokens(q)

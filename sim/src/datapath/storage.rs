@@ -1,7 +1,7 @@
 //! Weights and scales as a profile stores them: quantized anew from the float model, per tensor,
 //! channel or group, in 8 or 4 bits, at calibrated scales or powers of two.
 
-use crate::arith::round::up_to_power_of_two;
+use crate::arith::round::{nearest_within, up_to_power_of_two};
 use crate::profile::unit::{ConvGranularity, GROUP, Granularity, ScaleGrid, Storage};
 use crate::quant::{QTensor, QVector, Scale};
 use crate::step::conv::ConvWeight;
@@ -46,8 +46,9 @@ pub(super) fn activation_scale(calibrated: Scale, grid: ScaleGrid) -> Scale {
 
 /// Quantizes a weight `[out, in]`: `code = nearest-even(w / step)` within ±(2^(bits−1) − 1).
 pub(super) fn linear(weight: ArrayView2<f16>, storage: &Storage) -> ScaledWeight {
-    let top = f64::from((1u32 << (storage.weight_bits - 1)) - 1);
-    let code = |w: f16, step: f64| (f64::from(w) / step).round_ties_even().clamp(-top, top) as i8;
+    let most = (1i64 << (storage.weight_bits - 1)) - 1;
+    let top = most as f64;
+    let code = |w: f16, step: f64| nearest_within(f64::from(w) / step, -most..=most) as i8;
     let grid = storage.weight_scales;
     let whole = largest(weight);
     let row_scale =
@@ -129,7 +130,5 @@ pub(super) fn vector(values: &[f32]) -> QVector {
 }
 
 fn int8(v: impl Into<f64>, scale: Scale) -> i8 {
-    (v.into() / f64::from(scale.get()))
-        .round_ties_even()
-        .clamp(-127.0, 127.0) as i8
+    nearest_within(v.into() / f64::from(scale.get()), -127..=127) as i8
 }

@@ -10,7 +10,9 @@ use super::columns::SplitColumns;
 use super::lines::Lines;
 #[cfg(target_arch = "x86_64")]
 use super::pages;
+use super::team::share;
 use crate::arith::binary16::from_f16;
+use crate::arith::saturate::Status;
 use crate::isa::{Isa, Kernel, dispatch};
 use crate::quant::Scale;
 use half::f16;
@@ -94,26 +96,26 @@ impl RealWeight<'_> {
         for from in (0..x.nrows()).step_by(SLAB) {
             let rows = from..(from + SLAB).min(x.nrows());
             let work = PANEL * k * rows.len();
-            (0..n.div_ceil(PANEL))
-                .into_par_iter()
-                .with_min_len(TASK.div_ceil(work))
-                .for_each_init(
-                    || Lines::new(0.0, BLOCK.min(k)),
-                    |panel, p| {
-                        let task = Panel {
-                            weight: self,
-                            x: x.as_slice().expect("activations are row-major"),
-                            rows: rows.clone(),
-                            k,
-                            first: p * PANEL,
-                            width: PANEL.min(n - p * PANEL),
-                            panel,
-                            out: &columns,
-                            wide: Isa::current() >= Isa::Avx512,
-                        };
-                        dispatch(task);
-                    },
-                );
+            let _ = share(
+                n.div_ceil(PANEL),
+                TASK.div_ceil(work),
+                || Lines::new(0.0, BLOCK.min(k)),
+                |panel, p| {
+                    let task = Panel {
+                        weight: self,
+                        x: x.as_slice().expect("activations are row-major"),
+                        rows: rows.clone(),
+                        k,
+                        first: p * PANEL,
+                        width: PANEL.min(n - p * PANEL),
+                        panel,
+                        out: &columns,
+                        wide: Isa::current() >= Isa::Avx512,
+                    };
+                    dispatch(task);
+                    Status::default()
+                },
+            );
         }
         out
     }

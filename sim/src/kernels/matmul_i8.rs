@@ -28,10 +28,10 @@ pub(super) use amx::burst as amx_burst;
 pub use nibbles::Nibbles;
 
 use super::columns::SplitColumns;
+use super::team::share;
 use crate::arith::saturate::Status;
 use crate::isa::Isa;
 use ndarray::{Array2, ArrayView2};
-use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -204,19 +204,8 @@ fn panels<E: Epilogue>(
     rows: usize,
     panel: impl Fn(usize) -> Status + Sync + Send,
 ) -> Status {
-    /// Shares of a thread: one that is held up leaves the rest of them to the others.
-    const SHARES: usize = 8;
     let count = job.out.columns().div_ceil(PANEL);
     let work = PANEL * job.k * rows;
     let at_once = TASK.div_ceil(work).max(1);
-    if count <= at_once {
-        return (0..count).map(panel).fold(Status::default(), Status::plus);
-    }
-    let share = count.div_ceil(SHARES * rayon::current_num_threads());
-    (0..count)
-        .into_par_iter()
-        .with_min_len(at_once)
-        .with_max_len(share.max(at_once))
-        .map(panel)
-        .reduce(Status::default, Status::plus)
+    share(count, at_once, || (), |(), p| panel(p))
 }

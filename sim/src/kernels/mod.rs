@@ -44,5 +44,6 @@ pub mod peak;
 pub(crate) mod scan;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod sfu;
+pub mod team;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod transpose;

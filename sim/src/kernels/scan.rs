@@ -241,6 +241,42 @@ kernels! {
     }
 }
 
+/// One token of the decode kernel: `x ← fma(x, decay, (B ⊗ delta) ⊗ u)`, and for each group of four states
+/// `x_1 ⊗ C_1`, then fma with those of 0, 2 and 3; returns `(g_0 ⊕ g_2) ⊕ (g_1 ⊕ g_3)`.
+///
+/// # Safety
+///
+/// The machine has [`crate::isa::Isa::Avx512`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn grouped<const FLUSHED: bool>(
+    decay: &[[f32; N]; N],
+    [delta, u]: [&[f32; N]; 2],
+    [b, c]: [&[f32; N]; 2],
+    state: &mut [[f32; N]; N],
+) -> [f32; N] {
+    let (delta, u) = (load(delta), load(u));
+    let mut groups = [_mm512_setzero_ps(); 4];
+    for (j, group) in groups.iter_mut().enumerate() {
+        let mut x = [_mm512_setzero_ps(); 4];
+        for (i, x) in x.iter_mut().enumerate() {
+            let n = 4 * j + i;
+            let input = mul::<FLUSHED>(_mm512_set1_ps(b[n]), delta);
+            let input = mul::<FLUSHED>(input, u);
+            *x = fma::<FLUSHED>(load(&state[n]), load(&decay[n]), input);
+            store(&mut state[n], *x);
+        }
+        *group = mul::<FLUSHED>(x[1], _mm512_set1_ps(c[4 * j + 1]));
+        for i in [0, 2, 3] {
+            *group = fma::<FLUSHED>(x[i], _mm512_set1_ps(c[4 * j + i]), *group);
+        }
+    }
+    let [g0, g1, g2, g3] = groups;
+    let sum = add::<FLUSHED>(add::<FLUSHED>(g0, g2), add::<FLUSHED>(g1, g3));
+    let mut out = [0.0; N];
+    store(&mut out, sum);
+    out
+}
+
 /// The maps `x → a·x + b` of consecutive tokens as one, for each state: the first as it is, then
 /// `a ← decay ⊗ a`, `b ← fma(decay, b, B ⊗ drive)`.
 ///

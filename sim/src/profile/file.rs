@@ -6,7 +6,7 @@ use super::tables::{
     AccumulatorTable, Activations, Hadamard, HadamardName, Nonlinearity, OrderName, Quantizer,
     RequantTable, Scan, StateName, Weights, needs, within,
 };
-use super::unit::{HadamardForm, ScanUnit, StateFormat, StateScale, Storage, UnitOrder};
+use super::unit::{HadamardForm, ScanUnit, ScanUnitOrder, StateFormat, StateScale, Storage};
 use super::{Profile, StepRules};
 use crate::arith::accumulate::{AccOverflow, Accumulator};
 use crate::arith::fixed::Scaling;
@@ -346,7 +346,7 @@ impl File {
         needs(
             "scan.requantize_every",
             several,
-            fixed && unit.order == UnitOrder::Sequential,
+            fixed && unit.order == ScanUnitOrder::Sequential,
             "a fixed-point state and order = \"sequential\"",
         )?;
         needs(
@@ -365,14 +365,14 @@ impl File {
     fn scan_order(&self, unit: &mut ScanUnit) -> Result<()> {
         let s = &self.scan;
         let order = s.order.unwrap_or(match unit.order {
-            UnitOrder::Sequential => OrderName::Sequential,
-            UnitOrder::KoggeStone { .. } => OrderName::KoggeStone,
-            UnitOrder::Chunked { .. } => OrderName::Chunked,
+            ScanUnitOrder::Sequential => OrderName::Sequential,
+            ScanUnitOrder::KoggeStone { .. } => OrderName::KoggeStone,
+            ScanUnitOrder::Chunked { .. } => OrderName::Chunked,
         });
         let before = match unit.order {
-            UnitOrder::Sequential => 32,
-            UnitOrder::KoggeStone { width } => width.into(),
-            UnitOrder::Chunked { length } => length.into(),
+            ScanUnitOrder::Sequential => 32,
+            ScanUnitOrder::KoggeStone { width } => width.into(),
+            ScanUnitOrder::Chunked { length } => length.into(),
         };
         needs(
             "scan.block",
@@ -382,7 +382,7 @@ impl File {
         )?;
         let block = within("scan.block", s.block.unwrap_or(before), 2, 1024)? as u16;
         unit.order = match order {
-            OrderName::Sequential => UnitOrder::Sequential,
+            OrderName::Sequential => ScanUnitOrder::Sequential,
             OrderName::KoggeStone if !block.is_power_of_two() => {
                 return Err(SimError::value(
                     "scan.block",
@@ -390,8 +390,8 @@ impl File {
                     block,
                 ));
             }
-            OrderName::KoggeStone => UnitOrder::KoggeStone { width: block },
-            OrderName::Chunked => UnitOrder::Chunked { length: block },
+            OrderName::KoggeStone => ScanUnitOrder::KoggeStone { width: block },
+            OrderName::Chunked => ScanUnitOrder::Chunked { length: block },
         };
         Ok(())
     }

@@ -3,7 +3,9 @@
 use super::unit::{ActivationGranularity, ConvGranularity, Granularity, ScaleGrid, StateScale};
 use crate::arith::accumulate::{AccOverflow, Accumulator};
 use crate::arith::fixed::Scaling;
-use crate::arith::function::{Beyond, Form, Function, FunctionRule, Interpolation, UnitRule};
+use crate::arith::function::{
+    Beyond, Form, Function, FunctionRule, FunctionUnitRule, Interpolation,
+};
 use crate::arith::requant::QuantRule;
 use crate::arith::round::Rounding;
 use crate::arith::saturate::Overflow;
@@ -201,9 +203,9 @@ pub(super) struct Activations {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nonlinearity {
-    pub(super) exp: Option<UnitTable>,
-    pub(super) softplus: Option<UnitTable>,
-    pub(super) silu: Option<UnitTable>,
+    pub(super) exp: Option<FunctionUnitTable>,
+    pub(super) softplus: Option<FunctionUnitTable>,
+    pub(super) silu: Option<FunctionUnitTable>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -217,7 +219,7 @@ pub(super) enum FormName {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct UnitTable {
+pub(super) struct FunctionUnitTable {
     pub(super) form: Option<FormName>,
     pub(super) entries: Option<i64>,
     pub(super) interpolation: Option<Interpolation>,
@@ -298,7 +300,7 @@ pub(super) fn needs(key: &str, given: bool, holds: bool, other: &str) -> Result<
     }
 }
 
-impl UnitTable {
+impl FunctionUnitTable {
     pub(super) fn rule(
         &self,
         function: Function,
@@ -307,7 +309,7 @@ impl UnitTable {
     ) -> Result<FunctionRule> {
         let base = match before {
             FunctionRule::Unit(rule) => rule,
-            FunctionRule::Exact => UnitRule {
+            FunctionRule::Exact => FunctionUnitRule {
                 form: Form::Table {
                     entries: 256,
                     interpolation: Interpolation::Linear,
@@ -399,7 +401,7 @@ impl UnitTable {
             FormName::Shift => Form::Shift,
         };
         let [low, high] = self.range.unwrap_or([base.low.into(), base.high.into()]);
-        let rule = UnitRule {
+        let rule = FunctionUnitRule {
             form,
             input_bits: number("input_bits", self.input_bits, base.input_bits.into(), 4, 24)? as u8,
             input_fraction: number(

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The association of a scan unit's recurrence over time. Blocks start at the first token of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum UnitOrder {
+pub enum ScanUnitOrder {
     /// `x ← a·x + b`, token after token.
     Sequential,
     /// Blocks of `width` tokens (a power of two): an inclusive Kogge-Stone scan of the maps
@@ -69,7 +69,7 @@ pub struct ScanUnit {
     /// The gate.
     pub silu: FunctionRule,
     /// Association over time.
-    pub order: UnitOrder,
+    pub order: ScanUnitOrder,
     /// The state.
     pub state: StateFormat,
     /// Tokens between roundings of a fixed-point state to its step; 1 to 4096.
@@ -88,7 +88,7 @@ impl ScanUnit {
         softplus: FunctionRule::Exact,
         exp: FunctionRule::Exact,
         silu: FunctionRule::Exact,
-        order: UnitOrder::Sequential,
+        order: ScanUnitOrder::Sequential,
         state: StateFormat::F32,
         requantize_every: 1,
         rounding: Rounding::NearestTiesToEven,

@@ -24,7 +24,7 @@ use ndarray::Array2;
 
 /// What a convolution emits.
 #[derive(Clone, Debug)]
-pub struct ConvUnit {
+pub struct ConvUnitResult {
     /// Codes, where a scale was given.
     pub codes: Option<(QTensor, Status)>,
     /// The real output, `[L, E]`.
@@ -59,7 +59,7 @@ pub fn conv_unit(
     codes: &Array2<i8>,
     s_x: Scale,
     output: Option<Scale>,
-) -> Result<ConvUnit> {
+) -> Result<ConvUnitResult> {
     let integer = rules.scaling != Scaling::F32;
     let bias = |c| bias_term(rules, weight, s_x, c);
     let (sums, accumulated) = tap_sums(rules.accumulator, weight, codes, bias);
@@ -118,7 +118,7 @@ pub fn conv_unit(
         codes: out,
         scale: s_out,
     };
-    Ok(ConvUnit {
+    Ok(ConvUnitResult {
         codes: Some((q, status)),
         real,
         accumulated,
@@ -132,9 +132,9 @@ fn quantized(
     output: Option<Scale>,
     accumulated: Accumulated,
     silu: Inputs,
-) -> ConvUnit {
+) -> ConvUnitResult {
     let codes = output.map(|scale| QTensor::quantize(&real, scale, rules.output));
-    ConvUnit {
+    ConvUnitResult {
         codes,
         real,
         accumulated,

@@ -1,7 +1,7 @@
 //! Dynamic quantization: the scale comes from the data at run time.
 //! Source: the modes specification, mode 3.
 
-use crate::arith::requant::{Divisor, QuantRule};
+use crate::arith::requant::{AbsmaxDivision, Divisor, QuantRule};
 use crate::arith::round::up_to_power_of_two;
 use crate::arith::saturate::Status;
 use crate::isa::{Kernel, dispatch};
@@ -42,7 +42,9 @@ const LARGEST_POWER: f64 = (1u128 << 127) as f64;
 pub fn scale_of(absmax: f32, grid: ScaleGrid) -> Scale {
     let scale = match absmax {
         0.0 => 1.0,
-        _ => (absmax / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX),
+        _ => AbsmaxDivision::Division
+            .of(absmax)
+            .clamp(f32::MIN_POSITIVE, f32::MAX),
     };
     let scale = match grid {
         ScaleGrid::Calibrated => scale,
@@ -75,7 +77,9 @@ pub fn tokens(values: &Array2<f32>, grid: ScaleGrid, rule: QuantRule) -> (Dynami
 fn dynamic_scale(values: &[f32]) -> Divisor {
     let scale = match dispatch(Absmax { values }) {
         0.0 => 1.0,
-        absmax => (f64::from(absmax) / 127.0).clamp(f32::MIN_POSITIVE.into(), f32::MAX.into()),
+        absmax => AbsmaxDivision::Division
+            .of(f64::from(absmax))
+            .clamp(f32::MIN_POSITIVE.into(), f32::MAX.into()),
     };
     Divisor::new(scale).expect("clamped to the normal range")
 }

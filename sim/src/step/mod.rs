@@ -9,17 +9,17 @@
 //! | [`conv`] | causal conv1d with SiLU |
 //! | `…_unit` | the same steps as a chip has them: integer multipliers, tables, chosen registers |
 //! | [`scan`] | selective scan: inputs, formulas, dispatch; `scan_sequential`, `scan_block`, `scan_update` its orders |
-//! | [`rotate`] | Hadamard rotation and quantization |
+//! | [`hadamard`] | Hadamard rotation and quantization |
 
 pub mod conv;
 pub mod conv_unit;
 pub mod dynamic;
+pub mod hadamard;
+pub mod hadamard_unit;
 pub mod linear;
 pub mod linear_unit;
 pub mod next_token;
 pub mod norm;
-pub mod rotate;
-pub mod rotate_unit;
 pub mod scan;
 mod scan_block;
 pub(crate) mod scan_codes;

@@ -26,11 +26,11 @@ use crate::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
 use crate::fault::ScanParameter;
 use crate::isa::{Kernel, dispatch};
 use crate::kernels::columns::SplitColumns;
+use crate::kernels::team::share;
 use crate::profile::{ScanFormula, ScanOrder, ScanRules};
 use crate::quant::{QTensor, QVector, Scale};
 use half::f16;
 use ndarray::Array2;
-use rayon::prelude::*;
 use std::sync::OnceLock;
 
 /// A tensor the scan reads: codes and the scale it believes them to have, or real values.
@@ -455,32 +455,29 @@ where
     };
     for from in (0..l).step_by(stretch) {
         let tokens = from..(from + stretch).min(l);
-        status += (0..e.div_ceil(LANES))
-            .into_par_iter()
-            .with_min_len((TASK / (tokens.len() * n * LANES)).max(1))
-            .map_init(scratch, |scratch, tile| {
-                let first = tile * LANES;
-                dispatch(Channels::<R, F, O> {
-                    tile: Tile {
-                        weight,
-                        inputs,
-                        b: &b,
-                        c: &c,
-                        alpha: &alpha[tile * n..][..n],
-                        sum: rules.sum,
-                        terms: &terms,
-                        gate: gate.as_ref(),
-                        first,
-                        width: LANES.min(e - first),
-                        y: &y,
-                        state: &state,
-                    },
-                    tokens: tokens.clone(),
-                    scratch,
-                    rules: std::marker::PhantomData,
-                })
+        let at_once = (TASK / (tokens.len() * n * LANES)).max(1);
+        status += share(e.div_ceil(LANES), at_once, scratch, |scratch, tile| {
+            let first = tile * LANES;
+            dispatch(Channels::<R, F, O> {
+                tile: Tile {
+                    weight,
+                    inputs,
+                    b: &b,
+                    c: &c,
+                    alpha: &alpha[tile * n..][..n],
+                    sum: rules.sum,
+                    terms: &terms,
+                    gate: gate.as_ref(),
+                    first,
+                    width: LANES.min(e - first),
+                    y: &y,
+                    state: &state,
+                },
+                tokens: tokens.clone(),
+                scratch,
+                rules: std::marker::PhantomData,
             })
-            .reduce(Status::default, Status::plus);
+        });
     }
     status
 }

@@ -429,6 +429,31 @@ impl Tile<'_> {
         false
     }
 
+    /// One token by the decode kernel's formula, its decays in their place: the outputs, by a kernel, if there is one.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    pub fn grouped_by_kernel<R: RealMath>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+    ) -> Option<Lanes> {
+        #[cfg(target_arch = "x86_64")]
+        if self.alpha.len() == LANES && Isa::current() >= Isa::Avx512 {
+            let decay = scratch.decay.first_chunk()?;
+            let inputs = [&scratch.drive[0], &scratch.u[0]];
+            let [b, c] = [self.b, self.c].map(|of| of[first * LANES..].first_chunk());
+            let state = scratch.state.first_chunk_mut()?;
+            // SAFETY: the instruction set was found.
+            return Some(unsafe {
+                match R::FLUSHES {
+                    true => kernels::scan::grouped::<true>(decay, inputs, [b?, c?], state),
+                    false => kernels::scan::grouped::<false>(decay, inputs, [b?, c?], state),
+                }
+            });
+        }
+        None
+    }
+
     /// The maps of some of the chunk's tokens as one for each state, by a kernel, if there is one.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]

@@ -30,13 +30,13 @@ mod float;
 use super::scan::{ScanInputs, ScanWeight, Source};
 use crate::arith::accumulate::Accumulated;
 use crate::arith::fixed::{FixedFactor, Requantizer, random};
-use crate::arith::function::{Function, Inputs, Unit};
+use crate::arith::function::{Function, FunctionUnit, Inputs};
 use crate::arith::lfsr::Lfsr;
 use crate::arith::real::{Ieee, RealMath};
 use crate::arith::round::up_to_power_of_two;
 use crate::error::Result;
 use crate::isa::{Kernel, dispatch};
-use crate::profile::unit::{ScanUnit, StateFormat, StateScale, UnitOrder};
+use crate::profile::unit::{ScanUnit, ScanUnitOrder, StateFormat, StateScale};
 use crate::quant::Scale;
 use fixed::Fixed;
 use float::Float;
@@ -49,7 +49,7 @@ const LANE: u64 = 1 << 20;
 
 /// What a unit scan emits.
 #[derive(Clone, Debug)]
-pub struct UnitScan {
+pub struct ScanUnitResult {
     /// Gated output, `[L, E]` FP32, before any rounding to f16.
     pub y: Array2<f32>,
     /// State after the last token, `[E, N]` FP32.
@@ -115,7 +115,7 @@ pub fn unit_scan(
     weight: &ScanWeight,
     inputs: &ScanInputs,
     calibrated: Option<Scale>,
-) -> Result<UnitScan> {
+) -> Result<ScanUnitResult> {
     let functions = Functions::of(unit);
     match unit.state {
         StateFormat::F32 | StateFormat::F16 => {
@@ -171,9 +171,9 @@ pub fn constants(
 }
 
 struct Functions {
-    softplus: Option<Arc<Unit>>,
-    exp: Option<Arc<Unit>>,
-    silu: Option<Arc<Unit>>,
+    softplus: Option<Arc<FunctionUnit>>,
+    exp: Option<Arc<FunctionUnit>>,
+    silu: Option<Arc<FunctionUnit>>,
 }
 
 impl Functions {
@@ -293,7 +293,7 @@ impl Channel {
 }
 
 /// B and C of one state.
-struct Lane {
+struct StateBc {
     b: Column,
     c: Column,
 }
@@ -306,7 +306,7 @@ trait Alu: Sync {
     fn delta(&self, channel: &Channel, t: usize, seen: &mut ScanSeen) -> Self::Value;
     fn alpha(&self, alpha: f32) -> Self::Value;
     fn decay(&self, alpha: Self::Value, delta: Self::Value, seen: &mut ScanSeen) -> Self::Value;
-    fn drive(&self, channel: &Channel, lane: &Lane, t: usize, delta: Self::Value) -> Self::Value;
+    fn drive(&self, channel: &Channel, bc: &StateBc, t: usize, delta: Self::Value) -> Self::Value;
     /// `later` after `earlier`, as decays.
     fn compose(&self, later: Self::Value, earlier: Self::Value) -> Self::Value;
     /// `a·x + b`.
@@ -327,7 +327,7 @@ trait Alu: Sync {
     fn accumulate(
         &self,
         sum: Self::Value,
-        lane: &Lane,
+        bc: &StateBc,
         t: usize,
         x: Self::Value,
         seen: &mut ScanSeen,
@@ -336,10 +336,15 @@ trait Alu: Sync {
     fn output(&self, sum: Self::Value, channel: &Channel, t: usize, seen: &mut ScanSeen) -> f32;
 }
 
-fn run<A: Alu>(unit: &ScanUnit, weight: &ScanWeight, inputs: &ScanInputs, alu: &A) -> UnitScan {
+fn run<A: Alu>(
+    unit: &ScanUnit,
+    weight: &ScanWeight,
+    inputs: &ScanInputs,
+    alu: &A,
+) -> ScanUnitResult {
     let (e, n, l) = (weight.channels(), weight.states(), inputs.rows());
-    let lanes: Vec<Lane> = (0..n)
-        .map(|s| Lane {
+    let bc: Vec<StateBc> = (0..n)
+        .map(|s| StateBc {
             b: Column::of(&inputs.b, s),
             c: Column::of(&inputs.c, s),
         })
@@ -351,13 +356,13 @@ fn run<A: Alu>(unit: &ScanUnit, weight: &ScanWeight, inputs: &ScanInputs, alu: &
                 unit,
                 weight,
                 state: inputs.state.as_ref(),
-                lanes: &lanes,
+                bc: &bc,
                 channel: Channel::of(inputs, weight, index),
                 alu,
             })
         })
         .collect();
-    UnitScan {
+    ScanUnitResult {
         y: Array2::from_shape_fn((l, e), |(t, c)| channels[c].y[t]),
         state: Array2::from_shape_fn((e, n), |(c, s)| channels[c].states[s]),
         seen: channels
@@ -382,7 +387,7 @@ struct ChannelScan<'a, A> {
     weight: &'a ScanWeight,
     /// The state before the first token.
     state: Option<&'a Source<'a>>,
-    lanes: &'a [Lane],
+    bc: &'a [StateBc],
     channel: Channel,
     alu: &'a A,
 }
@@ -393,7 +398,7 @@ impl<A: Alu> Kernel for ChannelScan<'_, A> {
     #[inline(always)]
     fn run(self) -> Scanned {
         let Self { alu, channel, .. } = self;
-        let (n, l) = (self.lanes.len(), channel.u.reals.len());
+        let (n, l) = (self.bc.len(), channel.u.reals.len());
         let alpha = self.weight.exact_alpha(channel.index);
         let distinct = Distinct::of(&channel.dt);
         let mut seen = ScanSeen::default();
@@ -411,7 +416,7 @@ impl<A: Alu> Kernel for ChannelScan<'_, A> {
         let mut states = Vec::with_capacity(n);
         // a and b of each token; b's place takes the state after the token.
         let mut maps = vec![(A::Value::default(), A::Value::default()); l];
-        for (s, lane) in self.lanes.iter().enumerate() {
+        for (s, bc) in self.bc.iter().enumerate() {
             let alpha = alu.alpha(alpha(s));
             for ((decay, delta), (_, count)) in decays.iter_mut().zip(&deltas).zip(&distinct.of) {
                 let mut one = ScanSeen::default();
@@ -419,7 +424,7 @@ impl<A: Alu> Kernel for ChannelScan<'_, A> {
                 seen.exp += one.exp.repeated(*count);
             }
             for (t, (map, place)) in maps.iter_mut().zip(&distinct.places).enumerate() {
-                *map = (decays[*place], alu.drive(&channel, lane, t, deltas[*place]));
+                *map = (decays[*place], alu.drive(&channel, bc, t, deltas[*place]));
             }
             let before = self.state.map_or(0.0, |source| match source {
                 Source::Int8 { codes, scale } => scale.get() * f32::from(codes[(channel.index, s)]),
@@ -430,7 +435,7 @@ impl<A: Alu> Kernel for ChannelScan<'_, A> {
             let before = alu.load(before);
             let last = recur(alu, self.unit.order, &mut maps, before, lfsr, &mut seen);
             for (t, (sum, (_, x))) in sums.iter_mut().zip(&maps).enumerate() {
-                *sum = alu.accumulate(*sum, lane, t, *x, &mut seen);
+                *sum = alu.accumulate(*sum, bc, t, *x, &mut seen);
             }
             states.push(alu.store(last));
         }
@@ -446,7 +451,7 @@ impl<A: Alu> Kernel for ChannelScan<'_, A> {
 #[inline(always)]
 fn recur<A: Alu>(
     alu: &A,
-    order: UnitOrder,
+    order: ScanUnitOrder,
     maps: &mut [(A::Value, A::Value)],
     before: A::Value,
     mut lfsr: Option<Lfsr>,
@@ -454,15 +459,15 @@ fn recur<A: Alu>(
 ) -> A::Value {
     let mut x = before;
     let block = match order {
-        UnitOrder::Sequential => {
+        ScanUnitOrder::Sequential => {
             for (t, (a, b)) in maps.iter_mut().enumerate() {
                 x = alu.settle(alu.update(*a, x, *b, random(&mut lfsr), seen), t);
                 *b = x;
             }
             return x;
         }
-        UnitOrder::KoggeStone { width } => width,
-        UnitOrder::Chunked { length } => length,
+        ScanUnitOrder::KoggeStone { width } => width,
+        ScanUnitOrder::Chunked { length } => length,
     };
     for block in maps.chunks_mut(block.into()) {
         let mut then = |later: (A::Value, A::Value), earlier: (A::Value, A::Value)| {
@@ -470,7 +475,7 @@ fn recur<A: Alu>(
             (alu.compose(later.0, earlier.0), b)
         };
         match order {
-            UnitOrder::KoggeStone { .. } => {
+            ScanUnitOrder::KoggeStone { .. } => {
                 let mut offset = 1;
                 while offset < block.len() {
                     for t in (offset..block.len()).rev() {
@@ -499,7 +504,7 @@ fn gate(
     out: f32,
     c: &Channel,
     t: usize,
-    silu: Option<&Unit>,
+    silu: Option<&FunctionUnit>,
     to_input: Option<&Requantizer>,
     seen: &mut ScanSeen,
 ) -> f32 {

@@ -24,14 +24,18 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for GroupedUpdate {
     fn advance(tile: &Tile, scratch: &mut Scratch, first: usize, _: usize, _: usize) {
         let states = scratch.state.len();
         tile.decays::<R>(scratch, first, 0..1);
+        if let Some(out) = tile.grouped_by_kernel::<R>(scratch, first) {
+            scratch.out[0] = out;
+            return;
+        }
         let (drive, u) = (scratch.drive[0], scratch.u[0]);
         let b = &tile.b[first * states..][..states];
+        let c = &tile.c[first * states..][..states];
         let decays = &scratch.decay[..states];
         for ((x, decay), b) in scratch.state.iter_mut().zip(decays).zip(b) {
             let (before, input) = (*x, tile.input::<R, F>(*b, drive, u));
             *x = lanes(|e| F::update(decay[e], before[e], input[e]));
         }
-        let c = &tile.c[first * states..][..states];
         let groups = states.div_ceil(GROUP);
         let mut sums = [[0.0; LANES]; MAX_GROUPS];
         for (j, sum) in sums[..groups].iter_mut().enumerate() {

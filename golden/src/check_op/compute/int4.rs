@@ -98,10 +98,7 @@ fn sums(case: &Int4Linear, x: &Array2<i8>, rule: LinearRule, out: &mut Outputs) 
     for key in ["out", "out16"] {
         match case.is_f16(key) {
             true => out.put_matrix(key, real.mapv(to_f16)),
-            false => {
-                let code = |v| rule.output.overflow.to_i8(rule.output.rounding.round(v));
-                out.put_matrix(key, real.mapv(code));
-            }
+            false => out.put_matrix(key, real.mapv(|v| rule.output.code(v))),
         }
     }
 }

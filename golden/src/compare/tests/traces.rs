@@ -5,7 +5,7 @@ use crate::compare::*;
 use crate::layout::Layout;
 use crate::metrics::Metric;
 use crate::npz::Compression;
-use crate::trace_file::{Meta, OpenTrace, Points, Step, TraceFile};
+use crate::trace_file::{DecodeStep, Meta, OpenTrace, Points, TraceFile};
 use crate::value::Value;
 use half::f16;
 use ndarray::{Array2, array};
@@ -29,7 +29,7 @@ fn trace() -> TraceFile {
     TraceFile {
         tokens: Some(array![[7, 8], [9, 9]]),
         sequences: vec![sequence.clone(), sequence],
-        steps: vec![Step {
+        steps: vec![DecodeStep {
             index: 0,
             tokens: vec![5, 6],
             sequences: vec![points(&[(at(TracePoint::ConvOut), Value::I8(array![[9, 9]]))]); 2],

@@ -2,7 +2,7 @@
 
 use super::loss::Text;
 use super::sites::{Costs, SiteCost};
-use super::{Finding, Severity};
+use crate::diagnosis::finding::{Finding, Severity};
 use crate::diagnosis::fit::{Fit, percent};
 use crate::diagnosis::lineage::{Disagreement, disagreements};
 use scalescope_sim::arith::saturate::Status;
@@ -181,11 +181,9 @@ fn absmax(reference: &Datapath, text: &Text) -> Result<BTreeMap<At, f64>> {
             let Some(layer) = layer else { continue };
             let top = tensor.to_real().iter().fold(0.0f32, |m, v| m.max(v.abs()));
             // One tensor under several names.
-            let names: &[TracePoint] = match point {
-                TracePoint::ConvOutF32 => {
-                    &[TracePoint::ConvOut, TracePoint::XProjIn, TracePoint::SsmU]
-                }
-                _ => std::slice::from_ref(point),
+            let names: &[TracePoint] = match *point == TracePoint::ConvOutF32 {
+                true => &[TracePoint::ConvOut, TracePoint::XProjIn, TracePoint::SsmU],
+                false => std::slice::from_ref(point),
             };
             for name in names {
                 let entry = all.entry((*layer, *name)).or_default();

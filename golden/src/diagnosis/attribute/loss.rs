@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
-use scalescope_sim::score::Row;
+use scalescope_sim::score::{Row, perplexity_at};
 use scalescope_sim::trace::{Blind, Tensor};
 
 /// The text that losses are measured on: sequences, and every how many positions one counts.
@@ -124,7 +124,7 @@ impl Losses {
 
     /// exp of the mean negative log-likelihood.
     pub fn perplexity(&self) -> f64 {
-        Mean::of(self.nll.iter().copied()).mean.exp()
+        perplexity_at(-Mean::of(self.nll.iter().copied()).mean)
     }
 }
 

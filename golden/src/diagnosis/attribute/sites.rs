@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use scalescope_sim::datapath::{Datapath, Part};
 use scalescope_sim::error::Result;
 use scalescope_sim::model::ScaleKey;
+use scalescope_sim::random::SplitMix64;
 use serde::Serialize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -224,18 +225,10 @@ fn shapley<'m>(
 /// A random order; odd ones are the ones before them reversed, which halves the variance of what
 /// depends on early or late.
 fn shuffled(count: usize, seed: u64, order: usize) -> Vec<usize> {
-    let mut state = seed ^ (order as u64 / 2).wrapping_mul(0xD134_2543_DE82_EF95);
-    let mut next = || {
-        // splitmix64
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    };
+    let mut random = SplitMix64::of(seed, order as u64 / 2);
     let mut all: Vec<usize> = (0..count).collect();
     for i in (1..count).rev() {
-        all.swap(i, (next() % (i as u64 + 1)) as usize);
+        all.swap(i, (random.next_u64() % (i as u64 + 1)) as usize);
     }
     if order % 2 == 1 {
         all.reverse();

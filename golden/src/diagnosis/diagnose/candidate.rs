@@ -4,7 +4,7 @@
 use super::edit::Edit;
 use super::kind::Kind;
 use super::replay::{from_columns, swapped, to_columns, turned};
-use super::rule::{Part, Way};
+use super::rule::{QuantizerPart, Way};
 use crate::value::Value;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
 use scalescope_sim::arith::requant::QuantRule;
@@ -194,8 +194,8 @@ impl Candidate {
                             let mut quantizer = QuantRule::NEAREST_EVEN;
                             rule.apply(&mut quantizer);
                             match rule.is_quotient() {
-                                true => Part::Quotient(quantizer.quotient).words(),
-                                false => Part::Rounding(quantizer.rounding).words(),
+                                true => QuantizerPart::Quotient(quantizer.quotient).words(),
+                                false => QuantizerPart::Rounding(quantizer.rounding).words(),
                             }
                         }
                         _ => model.map_or(String::new(), |model| model.effect.to_owned()),
@@ -564,12 +564,12 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
         };
         // Ties to even and away are fault models.
         let of_faults =
-            [Rounding::NearestTiesToEven, Rounding::NearestTiesAway].map(Part::Rounding);
-        let has = |part: &Part| match part {
-            Part::Quotient(_) => site.has_quotient(),
-            Part::Rounding(_) | Part::Overflow(_) => !of_faults.contains(part),
+            [Rounding::NearestTiesToEven, Rounding::NearestTiesAway].map(QuantizerPart::Rounding);
+        let has = |part: &QuantizerPart| match part {
+            QuantizerPart::Quotient(_) => site.has_quotient(),
+            QuantizerPart::Rounding(_) | QuantizerPart::Overflow(_) => !of_faults.contains(part),
         };
-        for part in Part::all().filter(has) {
+        for part in QuantizerPart::all().filter(has) {
             let change: RuleChange =
                 Arc::new(move |rules| site.edit(rules, |rule| part.apply(rule)));
             let alters = alters.clone();
@@ -584,7 +584,7 @@ pub fn rules(layer: usize, block: &Block) -> Vec<Candidate> {
         (LINEARS, linears.collect()),
         (QUANTIZERS, QuantizerRule::ALL.to_vec()),
     ];
-    let parts = Part::all().filter(|part| !matches!(part, Part::Quotient(_)));
+    let parts = QuantizerPart::all().filter(|part| !matches!(part, QuantizerPart::Quotient(_)));
     for (part, (name, sites)) in parts.flat_map(|part| groups.clone().map(|g| (part, g))) {
         let alters: Vec<TracePoint> = sites.iter().flat_map(|s| block.quantized_by(*s)).collect();
         let step = alters.first().and_then(|point| block.row(*point));

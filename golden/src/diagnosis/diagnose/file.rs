@@ -5,7 +5,7 @@
 
 use super::formula::{self, Activation, Formula, Seen};
 use super::local::values;
-use crate::diagnosis::attribute::{Finding, Severity};
+use crate::diagnosis::finding::{Finding, Severity};
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use crate::value::Value;
 use ndarray::Array2;

@@ -2,11 +2,11 @@
 
 use super::OTHERS;
 use super::candidate::{Candidate, LINEARS, QUANTIZERS};
-use super::judge::{EXPLAINS, Judged};
+use super::judge::{EXPLAINS, ScoredCandidate};
 use super::pattern::{How, Pattern};
 use super::replay::{PointScore, Score};
 use super::search::Scene;
-use crate::diagnosis::attribute::{Explained, Finding, Severity};
+use crate::diagnosis::finding::{Explained, Finding, Severity};
 use crate::trace_file::Points;
 use scalescope_sim::dataflow::Block;
 use scalescope_sim::fault::Fault;
@@ -85,7 +85,7 @@ pub(super) fn not_explained() -> String {
     )
 }
 
-fn explained(judged: &Judged, scene: &Scene) -> Explained {
+fn explained(judged: &ScoredCandidate, scene: &Scene) -> Explained {
     let (explained, deviating) = judged.explained(scene);
     Explained {
         explained,
@@ -94,8 +94,8 @@ fn explained(judged: &Judged, scene: &Scene) -> Explained {
 }
 
 pub(super) fn cause(
-    best: &Judged,
-    others: &[&Judged],
+    best: &ScoredCandidate,
+    others: &[&ScoredCandidate],
     scene: &Scene,
     block: &Block,
     share: f64,
@@ -146,20 +146,20 @@ pub(super) fn cause(
 
 /// Other explanations of the same deviation, each kind and site once.
 pub(super) fn alternatives(
-    judged: &[&Judged],
-    best: Option<&Judged>,
+    judged: &[&ScoredCandidate],
+    best: Option<&ScoredCandidate>,
     scene: &Scene,
     block: &Block,
     share: impl Fn(usize) -> f64,
 ) -> Vec<Finding> {
-    let name = |j: &Judged| {
+    let name = |j: &ScoredCandidate| {
         let c = &j.candidate;
         (c.kind(), c.layer(), c.site().to_owned())
     };
     let mut seen: Vec<_> = best.map(name).into_iter().collect();
     // One rule at a step and the same at more steps, which explains no more, are one lead.
     let wide = |c: &Candidate| [LINEARS, QUANTIZERS].contains(&c.site());
-    let mut rules: Vec<&Judged> = best.into_iter().collect();
+    let mut rules: Vec<&ScoredCandidate> = best.into_iter().collect();
     let mut found = Vec::new();
     for j in judged {
         // The same at fewer or more steps than the cause leaves more of what follows.
@@ -168,8 +168,8 @@ pub(super) fn alternatives(
             continue;
         }
         let c = &j.candidate;
-        let again = |other: &&Judged| {
-            let what = |j: &Judged| (j.candidate.kind(), j.left, j.first.mismatched);
+        let again = |other: &&ScoredCandidate| {
+            let what = |j: &ScoredCandidate| (j.candidate.kind(), j.left, j.first.mismatched);
             what(other) == what(j) && (wide(c) || wide(&other.candidate))
         };
         if rules.iter().any(again) {

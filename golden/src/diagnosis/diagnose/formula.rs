@@ -17,7 +17,7 @@ pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use linear::{Linear, Meet, weight as linear_weight};
 pub use norm::{Add, Norm};
-pub use scan::{Scan, Step as Delta};
+pub use scan::{Delta, Scan};
 
 use half::{bf16, f16};
 use ndarray::{Array2, s};

@@ -2,34 +2,38 @@
 //! by step.
 //!
 //! The built-in profiles are tried first. From the one that comes nearest, the keys of profile files are
-//! changed, group by group, as long as a step comes nearer to the dump: since every step gets the dump's
-//! inputs, a group is judged by the tensors that its own steps make.
+//! changed, group by group, where a step comes nearer to the dump: since every step gets the dump's
+//! inputs, a group is judged by the tensors that its own steps make, on a few rows first.
 
 mod keys;
 
 use super::replay::{self, Closeness, Replay, Window};
-use crate::trace_file::TraceFile;
+use crate::trace_file::{Points, TraceFile};
 use keys::{Group, Keys, groups};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Phase, Row};
 use scalescope_sim::datapath::{BlockInput, Datapath};
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
-use scalescope_sim::model::Model;
+use scalescope_sim::model::{Checkpoint, Config, FloatModel, Model, QuantizedModel};
 use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::{Place, TracePoint};
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::sync::Arc;
 
-/// Rounds over all groups.
-const ROUNDS: usize = 3;
 /// Blocks that are looked at while rules are tried.
 const BLOCKS: usize = 2;
 /// Rows of a first look at a setting.
 const GLANCE: usize = 16;
-/// Settings that a second look is given.
-const TRIED: usize = 12;
+/// Settings that go on to the next sort of keys.
+const BEAM: usize = 12;
+/// Of those that make the same elements.
+const SAME: usize = 2;
+/// Times that the sorts of a group are gone through.
+const PASSES: usize = 2;
 /// Other settings of a group that are told.
 const SHOWN: usize = 8;
 
@@ -64,14 +68,50 @@ pub struct Identified {
     pub groups: Vec<GroupFound>,
 }
 
-/// A dump, and what its blocks get.
-struct Dump<'a> {
-    model: &'a Model,
+/// Some blocks of a model by themselves, with what a dump has of them. A run of a part prepares no others' weights.
+struct Part<'a> {
+    model: Model,
     mode: &'a ModeSpec,
-    trace: &'a TraceFile,
-    /// Block by block, of the first sequence.
+    points: Points,
     starts: Vec<BlockInput>,
-    blocks: Vec<usize>,
+}
+
+/// A model of some of its blocks.
+fn some_blocks(model: &Model, blocks: &[usize]) -> Model {
+    let config = |config: &Config| Config {
+        n_layers: blocks.len(),
+        ..config.clone()
+    };
+    fn float<W: Clone>(model: &FloatModel<W>, config: Config, blocks: &[usize]) -> FloatModel<W> {
+        FloatModel {
+            config,
+            embedding: model.embedding.clone(),
+            layers: blocks.iter().map(|b| model.layers[*b].clone()).collect(),
+            norm_f: model.norm_f.clone(),
+            head: model.head.clone(),
+            rotated: model.rotated,
+        }
+    }
+    let quantized = model.quantized.as_deref().map(|m| {
+        Arc::new(QuantizedModel {
+            float_digest: m.float_digest.clone(),
+            config: config(&m.config),
+            embedding: m.embedding.clone(),
+            layers: blocks.iter().map(|b| m.layers[*b].clone()).collect(),
+            norm_f: m.norm_f.clone(),
+            head: m.head.clone(),
+        })
+    });
+    let of_float = |m: &FloatModel| Arc::new(float(m, config(&m.config), blocks));
+    let original = model.original.as_deref().map(|m| match m {
+        Checkpoint::F16(m) => Checkpoint::F16(float(m, config(&m.config), blocks)),
+        Checkpoint::F32(m) => Checkpoint::F32(float(m, config(&m.config), blocks)),
+    });
+    Model {
+        quantized,
+        float: model.float.as_deref().map(of_float),
+        original: original.map(Arc::new),
+    }
 }
 
 /// How far a profile is off at some points: a number that falls as it comes nearer, and elements.
@@ -88,40 +128,62 @@ impl Off {
     }
 }
 
-impl Dump<'_> {
-    /// How blocks compare, as far as the last of some points; `None` for all. On the first rows alone where a
+impl<'a> Part<'a> {
+    fn of(
+        (model, mode): (&Model, &'a ModeSpec),
+        points: &Points,
+        starts: &[BlockInput],
+        blocks: &[usize],
+    ) -> Self {
+        let number = |layer: usize| blocks.iter().position(|b| *b == layer);
+        let here = points.iter().filter_map(|(place, value)| {
+            let place = Place::layer(number(place.layer?)?, place.point);
+            Some((place, value.clone()))
+        });
+        Self {
+            model: some_blocks(model, blocks),
+            mode,
+            points: here.collect(),
+            starts: blocks.iter().map(|b| starts[*b].clone()).collect(),
+        }
+    }
+
+    /// How the blocks compare, as far as the last of some points; `None` for all. On the first rows alone where a
     /// number is given.
     fn score(
         &self,
         profile: &Profile,
-        (blocks, rows): (&[usize], Option<usize>),
+        rows: Option<usize>,
         last: Option<&[TracePoint]>,
     ) -> Result<replay::Score> {
-        let path = Datapath::new(self.model, self.mode, profile)?;
-        let points = &self.trace.sequences[0];
+        let path = Datapath::new(&self.model, self.mode, profile)?;
         let mut total = replay::Score::new();
-        for block in blocks {
-            let mut replay = Replay::new(points, rows, Closeness::Bits, &[]);
-            let here = last.into_iter().flatten().map(|p| Place::layer(*block, *p));
-            replay.stop = here.filter(|place| points.contains_key(place)).max();
-            let window = Window::blocks(*block..block + 1);
-            replay.run(&path, window, self.starts[*block].clone())?;
+        for (block, start) in self.starts.iter().enumerate() {
+            let mut replay = Replay::new(&self.points, rows, Closeness::Bits, &[]);
+            let here = last.into_iter().flatten().map(|p| Place::layer(block, *p));
+            replay.stop = here.filter(|p| self.points.contains_key(p)).max();
+            replay.run(&path, Window::blocks(block..block + 1), start.clone())?;
             replay::add(&mut total, replay.score);
         }
         Ok(total)
     }
 
-    fn off(score: &replay::Score, points: Option<&[TracePoint]>) -> Off {
-        let mut off = Off::default();
-        for (place, s) in score {
-            if points.is_none_or(|points| points.contains(&place.point)) && place.layer.is_some() {
-                off.distance += s.distance / s.compared.max(1) as f64;
-                off.mismatched += s.mismatched;
-                off.compared += s.compared;
-            }
-        }
-        off
+    fn off(&self, profile: &Profile, rows: Option<usize>, points: &[TracePoint]) -> Result<Off> {
+        Ok(off(&self.score(profile, rows, Some(points))?, Some(points)))
     }
+}
+
+/// How far scores are off at some points; `None` for all.
+fn off(score: &replay::Score, points: Option<&[TracePoint]>) -> Off {
+    let mut off = Off::default();
+    for (place, s) in score {
+        if points.is_none_or(|points| points.contains(&place.point)) && place.layer.is_some() {
+            off.distance += s.distance / s.compared.max(1) as f64;
+            off.mismatched += s.mismatched;
+            off.compared += s.compared;
+        }
+    }
+    off
 }
 
 /// The text of a profile file.
@@ -198,6 +260,16 @@ fn told_by(keys: &[(String, Value)]) -> &'static str {
 ///
 /// No tokens, no tensor of a prefill that the mode makes.
 pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Identified> {
+    identify_telling(model, mode, trace, &|_, _, _| {})
+}
+
+/// [`identify`]; `done` is told which group is looked at, the how many-th it is, and of how many.
+pub fn identify_telling(
+    model: &Model,
+    mode: &ModeSpec,
+    trace: &TraceFile,
+    done: &dyn Fn(&str, usize, usize),
+) -> Result<Identified> {
     let layers = model.config()?.n_layers;
     let tokens = trace.tokens()?.row(0).to_vec();
     let exact = Profile::get("exact")?;
@@ -227,131 +299,168 @@ pub fn identify(model: &Model, mode: &ModeSpec, trace: &TraceFile) -> Result<Ide
     let blocks: Vec<usize> = (0..layers).filter(full).collect();
     let step = blocks.len().div_ceil(BLOCKS).max(1);
     let some: Vec<usize> = blocks.iter().copied().step_by(step).collect();
-    let dump = Dump {
-        model,
-        mode,
-        trace,
-        starts,
-        blocks,
-    };
+    let part = |blocks: &[usize]| Part::of((model, mode), points, &starts, blocks);
+    let (first, few) = (part(&some[..1]), part(&some));
     let mut bases: Vec<(Off, &str)> = Profile::names()
         .into_par_iter()
         .filter_map(|name| {
-            let profile = Profile::get(name).ok()?;
-            let score = dump.score(&profile, (&some, None), None).ok()?;
-            Some((Dump::off(&score, None), name))
+            let score = few.score(&Profile::get(name).ok()?, None, None).ok()?;
+            Some((off(&score, None), name))
         })
         .collect();
     bases.sort_by(|a, b| a.0.key().total_cmp(&b.0.key()));
     let Some((best, extends)) = bases.first().copied() else {
-        return Err(SimError::value(
-            "profile",
-            "one that runs on this model",
-            "none",
-        ));
+        let expected = "one that runs on this model";
+        return Err(SimError::value("profile", expected, "none"));
     };
     let same = bases.iter().skip(1).filter(|(off, _)| *off == best);
     let alike: Vec<String> = same.map(|(_, name)| (*name).to_owned()).collect();
-    let mut keys: Keys = Vec::new();
     let base = text(extends, &[]);
-    let groups = groups();
     let profile_of = |keys: &Keys| Profile::with_keys("device", &base, keys);
-    let judge_on = |keys: &Keys, group: &Group, on: (&[usize], Option<usize>)| -> Option<Off> {
-        let points = Some(&group.points[..]);
-        let score = dump.score(&profile_of(keys).ok()?, on, points).ok()?;
-        Some(Dump::off(&score, points))
-    };
-    let judge = |keys: &Keys, group: &Group| judge_on(keys, group, (&some, None));
-    // A glance tells most settings apart: a few rows of one block, where no scale is found from all rows.
+    // A few rows of one block tell most settings apart, where no scale is found from all rows; then all of its
+    // rows; then other blocks.
     let found = |row: &Row| row.quantizer.is_some_and(|q| q.is_dynamic());
     let whole = Block::of(mode, &exact, Phase::Prefill)
         .rows()
         .iter()
         .any(found);
-    let glance_on = (&some[..1], (!whole).then_some(GLANCE.min(tokens.len())));
-    let glance = |keys: &Keys, group: &Group| judge_on(keys, group, glance_on);
-    // The setting that brings a group nearer than it is: a glance chooses those that are looked at.
-    let best_of = |moves: &[Keys], keys: &Keys, group: &Group, now: Off| -> Option<Keys> {
-        let few = glance(keys, group)?.key();
-        let mut tried: Vec<(f64, Keys)> = moves
-            .par_iter()
-            .filter_map(|m| {
-                let tried = over(keys, m);
-                let off = glance(&tried, group)?.key();
-                (off <= few).then_some((off, tried))
-            })
-            .collect();
-        tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-        // Those that a glance does not tell apart are all looked at.
-        let last = tried.get(TRIED).map_or(few, |(off, _)| *off);
-        let mut better: Vec<(f64, Keys)> = tried
-            .into_par_iter()
-            .filter(|(off, _)| *off <= last)
-            .filter_map(|(_, tried)| Some((judge(&tried, group)?.key(), tried)))
-            .filter(|(off, _)| *off < 0.999 * now.key())
-            .collect();
-        better.sort_by(|a, b| a.0.total_cmp(&b.0));
-        better.into_iter().next().map(|(_, keys)| keys)
+    let glance = (!whole && GLANCE < tokens.len()).then_some((&first, Some(GLANCE)));
+    let looks: Vec<(&Part, Option<usize>)> = glance
+        .into_iter()
+        .chain([(&first, None), (&few, None)])
+        .collect();
+    let judge = |keys: &Keys, group: &Group, (part, rows): (&Part, Option<usize>)| {
+        let profile = profile_of(keys).ok()?;
+        part.off(&profile, rows, &group.points).ok()
     };
-    if best.mismatched > 0 {
-        for _ in 0..ROUNDS {
-            let before = keys.clone();
-            for group in &groups {
-                let Some(now) = judge(&keys, group) else {
-                    continue;
-                };
-                if now.mismatched == 0 {
-                    continue;
-                }
-                let single = best_of(&group.moves, &keys, group, now);
-                // Pairs start from the group's keys as they were: one setting may have come near by chance.
-                let own = |name: &String| group.moves.iter().flatten().any(|(n, _)| n == name);
-                let bare: Keys = keys.iter().filter(|(n, _)| !own(n)).cloned().collect();
-                let found = single.or_else(|| best_of(&group.pairs(), &bare, group, now));
-                keys = found.unwrap_or(keys);
-            }
-            if keys == before {
-                break;
+    let groups = groups();
+    let told = groups.len() * (looks.len() + 1);
+    let mut keys: Keys = Vec::new();
+    for (round, look) in looks.iter().copied().enumerate() {
+        for (i, group) in groups.iter().enumerate() {
+            done(group.name, round * groups.len() + i, told);
+            let all = |keys: &Keys| judge(keys, group, (&few, None));
+            let Some(now) = all(&keys).filter(|now| best.mismatched > 0 && now.mismatched > 0)
+            else {
+                continue;
+            };
+            let near = nearest(group, &keys, &|keys| judge(keys, group, look));
+            let better = near
+                .into_par_iter()
+                .filter_map(|keys| Some((all(&keys)?.key(), keys)))
+                .filter(|(off, _)| *off < 0.999 * now.key())
+                .min_by(|a, b| a.0.total_cmp(&b.0));
+            if let Some((_, better)) = better {
+                keys = better;
             }
         }
     }
     let profile = profile_of(&keys)?;
-    let whole = dump.score(&profile, (&dump.blocks, None), None)?;
-    let all = Dump::off(&whole, None);
-    let found = groups.iter().filter_map(|group| {
-        let off = Dump::off(&whole, Some(&group.points));
-        let (here, few) = (judge(&keys, group)?, glance(&keys, group)?);
-        // The first settings of the same group that make the same elements.
-        let is_alike = |m: &&Keys| {
-            let tried = over(&keys, m);
-            profile_of(&tried).is_ok_and(|p| p.hash() != profile.hash())
-                && glance(&tried, group).is_some_and(|off| off == few)
-                && judge(&tried, group).is_some_and(|off| off == here)
-        };
-        let mut alike: Vec<String> = Vec::new();
-        for some in group.moves.chunks(2 * SHOWN) {
-            let more: Vec<&Keys> = some.par_iter().filter(is_alike).collect();
-            let told = more.into_iter();
-            alike.extend(told.map(|m| format!("{} (told apart by {})", words(m), told_by(m))));
-            if alike.len() >= SHOWN {
-                break;
-            }
+    let mut all = replay::Score::new();
+    for block in &blocks {
+        replay::add(&mut all, part(&[*block]).score(&profile, None, None)?);
+    }
+    let whole = off(&all, None);
+    let mut found = Vec::new();
+    for (i, group) in groups.iter().enumerate() {
+        done(group.name, looks.len() * groups.len() + i, told);
+        let here = off(&all, Some(&group.points));
+        if here.compared == 0 {
+            continue;
         }
-        (off.compared > 0).then(|| GroupFound {
+        found.push(GroupFound {
             group: group.name,
-            compared: off.compared,
-            mismatched: off.mismatched,
-            alike: alike.into_iter().take(SHOWN).collect(),
-        })
-    });
+            compared: here.compared,
+            mismatched: here.mismatched,
+            alike: alike_of(group, &keys, &looks, &profile, &profile_of, &judge),
+        });
+    }
     Ok(Identified {
         extends: extends.to_owned(),
         alike,
         toml: text(extends, &keys),
-        compared: all.compared,
-        mismatched: all.mismatched,
-        groups: found.collect(),
+        compared: whole.compared,
+        mismatched: whole.mismatched,
+        groups: found,
     })
+}
+
+/// Settings of a group's keys that come nearest, one sort of keys after another: of each sort every setting is put
+/// over each of the best so far, since one alone may be farther off than none (a state in INT8 that is rounded at
+/// every fourth token is far from one that is rounded at each).
+fn nearest(group: &Group, keys: &Keys, judge: &(dyn Fn(&Keys) -> Option<Off> + Sync)) -> Vec<Keys> {
+    let own = |name: &String| group.moves().flatten().any(|(n, _)| n == name);
+    let bare: Keys = keys.iter().filter(|(n, _)| !own(n)).cloned().collect();
+    let mut best: Vec<(f64, Keys)> = [keys.clone(), bare]
+        .into_iter()
+        .filter_map(|keys| Some((judge(&keys)?.key(), keys)))
+        .collect();
+    best.dedup_by(|a, b| a.1 == b.1);
+    let mut seen: BTreeSet<String> = best.iter().map(|(_, keys)| sorted(keys)).collect();
+    for sort in (0..PASSES).flat_map(|_| &group.sorts) {
+        let mut new: Vec<Keys> = Vec::new();
+        for m in sort {
+            let over_all = best.iter().map(|(_, keys)| over(keys, m));
+            new.extend(over_all.filter(|keys| seen.insert(sorted(keys))));
+        }
+        let judged: Vec<Option<(f64, Keys)>> = new
+            .into_par_iter()
+            .map(|keys| Some((judge(&keys)?.key(), keys)))
+            .collect();
+        best.extend(judged.into_iter().flatten());
+        best.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.len().cmp(&b.1.len())));
+        // Of those that make the same elements the first: their keys have no effect here.
+        let mut last = (f64::NAN, 0);
+        best.retain(|(off, _)| {
+            last = if last.0 == *off {
+                (*off, last.1 + 1)
+            } else {
+                (*off, 1)
+            };
+            last.1 <= SAME
+        });
+        best.truncate(BEAM);
+        if best.first().is_some_and(|(off, _)| *off == 0.0) {
+            break;
+        }
+    }
+    best.into_iter().map(|(_, keys)| keys).collect()
+}
+
+/// Keys in an order of their own.
+fn sorted(keys: &Keys) -> String {
+    let mut all: Vec<String> = keys.iter().map(|(n, v)| format!("{n}={v}")).collect();
+    all.sort();
+    all.join(",")
+}
+
+/// The first settings of a group that make the same elements.
+fn alike_of(
+    group: &Group,
+    keys: &Keys,
+    looks: &[(&Part, Option<usize>)],
+    profile: &Profile,
+    profile_of: &(dyn Fn(&Keys) -> Result<Profile> + Sync),
+    judge: &(dyn Fn(&Keys, &Group, (&Part, Option<usize>)) -> Option<Off> + Sync),
+) -> Vec<String> {
+    let own: Vec<Option<Off>> = looks.iter().map(|look| judge(keys, group, *look)).collect();
+    let is_alike = |m: &&Keys| {
+        let tried = over(keys, m);
+        profile_of(&tried).is_ok_and(|p| p.hash() != profile.hash())
+            && (looks.iter().zip(&own)).all(|(look, own)| judge(&tried, group, *look) == *own)
+    };
+    let moves: Vec<&Keys> = group.moves().collect();
+    let mut alike: Vec<String> = Vec::new();
+    for some in moves.chunks(2 * SHOWN) {
+        let more: Vec<&&Keys> = some.par_iter().filter(|m| is_alike(*m)).collect();
+        let told = more.into_iter();
+        alike.extend(told.map(|m| format!("{} (told apart by {})", words(m), told_by(m))));
+        if alike.len() >= SHOWN {
+            break;
+        }
+    }
+    alike.truncate(SHOWN);
+    alike
 }
 
 #[cfg(test)]
@@ -363,7 +472,7 @@ mod tests {
     fn moves_are_keys_of_profile_files() {
         let mut known = 0;
         for group in groups() {
-            for keys in &group.moves {
+            for keys in group.moves() {
                 let over = ["exact", "asic-int8"]
                     .iter()
                     .any(|base| Profile::with_keys("device", &text(base, &[]), keys).is_ok());
@@ -371,6 +480,6 @@ mod tests {
                 known += 1;
             }
         }
-        assert!(known > 500);
+        assert!(known > 400, "{known}");
     }
 }

@@ -23,7 +23,7 @@ const HOPE: f64 = 0.3;
 pub(super) const EXPLAINS: f64 = 0.99;
 
 /// A candidate and the mismatches that are left with it.
-pub(super) struct Judged {
+pub(super) struct ScoredCandidate {
     pub(super) candidate: Candidate,
     /// In the window.
     pub(super) left: usize,
@@ -33,7 +33,7 @@ pub(super) struct Judged {
     pub(super) first: PointScore,
 }
 
-impl Judged {
+impl ScoredCandidate {
     /// How many of the elements of the first tensor that deviate it explains. Where floats deviate by more than
     /// an ulp, one within an ulp of what an edit makes is explained.
     pub(super) fn explained(&self, scene: &Scene) -> (usize, usize) {
@@ -93,7 +93,7 @@ impl Search<'_> {
         state: &State,
         scene: &Scene,
         hints: &[Hint],
-    ) -> Result<Vec<Judged>> {
+    ) -> Result<Vec<ScoredCandidate>> {
         let (config, score) = (state.path.config(), state.score());
         let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
         let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
@@ -131,7 +131,8 @@ impl Search<'_> {
         let mut judged = self.judge_all(state, scene, near)?;
         judged.extend(self.judge_edits(state, scene, &block, &|_| true)?);
         // What is explained to the last element needs no number to be fitted.
-        let whole = |j: &Judged| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
+        let whole =
+            |j: &ScoredCandidate| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
         if !judged.iter().any(whole) {
             let fitted = self.judge_scales(state, scene, scales, off)?;
             let hidden = fitted.iter().map(|j| &j.candidate);
@@ -149,7 +150,11 @@ impl Search<'_> {
     }
 
     /// Faults and rules alone, for what may be noise.
-    pub(super) fn judge_discrete(&self, state: &State, scene: &Scene) -> Result<Vec<Judged>> {
+    pub(super) fn judge_discrete(
+        &self,
+        state: &State,
+        scene: &Scene,
+    ) -> Result<Vec<ScoredCandidate>> {
         let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
         let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
         let mut all = Vec::new();
@@ -172,12 +177,12 @@ impl Search<'_> {
         state: &State,
         scene: &Scene,
         candidates: Vec<Candidate>,
-    ) -> Result<Vec<Judged>> {
+    ) -> Result<Vec<ScoredCandidate>> {
         candidates
             .into_par_iter()
             .map(|candidate| {
                 let Left { left, far, first } = self.left(state, scene, &candidate)?;
-                Ok(Judged {
+                Ok(ScoredCandidate {
                     candidate,
                     left,
                     far,
@@ -215,7 +220,7 @@ impl Search<'_> {
         scene: &Scene,
         block: &Block,
         wanted: &(dyn Fn(&Edit) -> bool + Sync),
-    ) -> Result<Vec<Judged>> {
+    ) -> Result<Vec<ScoredCandidate>> {
         let mut candidates: Vec<Edit> = Vec::new();
         if let Some(local) = Local::of(self, state, scene, block) {
             candidates.extend(local.best(wanted, RUN));
@@ -302,7 +307,7 @@ impl Search<'_> {
         scene: &Scene,
         scales: Vec<Candidate>,
         off: f64,
-    ) -> Result<Vec<Judged>> {
+    ) -> Result<Vec<ScoredCandidate>> {
         self.fitted(state, scene, scales, off, fit::coarse)
     }
 
@@ -313,7 +318,7 @@ impl Search<'_> {
         scales: Vec<Candidate>,
         off: f64,
         grid: fn(&mut dyn FnMut(f32) -> Result<f64>) -> Result<fit::Bracket>,
-    ) -> Result<Vec<Judged>> {
+    ) -> Result<Vec<ScoredCandidate>> {
         let far = |c: &Candidate, factor: f32| self.far(state, scene, Some(&c.with_factor(factor)));
         let mut rough: Vec<(Candidate, fit::Bracket)> = scales
             .into_par_iter()
@@ -355,7 +360,7 @@ impl Search<'_> {
                     }
                 }
                 let Left { left, far, first } = best.1;
-                Ok(Judged {
+                Ok(ScoredCandidate {
                     candidate: c.with_factor(best.0),
                     left,
                     far,
@@ -391,11 +396,11 @@ impl Search<'_> {
 }
 
 /// The best first; of equally good ones the simpler.
-fn ranked(mut judged: Vec<Judged>, scene: &Scene) -> Vec<Judged> {
+fn ranked(mut judged: Vec<ScoredCandidate>, scene: &Scene) -> Vec<ScoredCandidate> {
     judged.retain(|j| j.gains(scene));
     // Floats that an ulp keeps apart do not decide, but where nothing else deviates.
     let near = scene.at_first.far > 0;
-    let left = |j: &Judged| match near {
+    let left = |j: &ScoredCandidate| match near {
         true => (j.first.far, j.far),
         false => (j.first.mismatched, j.left),
     };
@@ -408,7 +413,7 @@ fn ranked(mut judged: Vec<Judged>, scene: &Scene) -> Vec<Judged> {
     if let Some((first, _)) = judged.first().map(left) {
         let alike = judged.partition_point(|j| left(j).0 <= first + slack(of));
         let fewest = judged[..alike].iter().map(|j| left(j).1).min().unwrap_or(0);
-        let tied = |j: &Judged| left(j).1 <= fewest + slack(scene.base);
+        let tied = |j: &ScoredCandidate| left(j).1 <= fewest + slack(scene.base);
         judged[..alike].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
     }
     judged

@@ -11,6 +11,7 @@ use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
+use scalescope_sim::random::Congruential;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -337,14 +338,8 @@ fn is_noisy(place: Place) -> bool {
 /// Moves one float in twenty-five to a neighbour: twice what another device's floats differ by.
 fn shake(value: &mut Tensor, place: Place, sequence: usize, draw: u64) {
     let here = (place.layer.unwrap_or(99) * 64 + sequence) as u64;
-    let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ here ^ draw << 32;
-    let mut next = move || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 33) as u32
-    };
-    let mut moved = move || match next() % 100 {
+    let mut random = Congruential(0x9E37_79B9_7F4A_7C15 ^ here ^ draw << 32);
+    let mut moved = move || match random.below(100) {
         0 | 1 => Some(1i8),
         2 | 3 => Some(-1),
         _ => None,

@@ -11,7 +11,7 @@ use std::fmt;
 
 /// A part of a quantizer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Part {
+pub enum QuantizerPart {
     /// To units of the scale.
     Quotient(Quotient),
     /// To an integer.
@@ -20,68 +20,72 @@ pub enum Part {
     Overflow(Overflow),
 }
 
-impl Part {
+impl QuantizerPart {
     /// Every one.
-    pub fn all() -> impl Iterator<Item = Part> {
-        let overflow = Overflow::ALL.map(Part::Overflow);
-        let rounding = Rounding::ALL.map(Part::Rounding);
-        let quotient = Quotient::ALL.map(Part::Quotient);
+    pub fn all() -> impl Iterator<Item = QuantizerPart> {
+        let overflow = Overflow::ALL.map(QuantizerPart::Overflow);
+        let rounding = Rounding::ALL.map(QuantizerPart::Rounding);
+        let quotient = Quotient::ALL.map(QuantizerPart::Quotient);
         overflow.into_iter().chain(rounding).chain(quotient)
     }
 
     /// Makes it a part of a rule.
     pub fn apply(self, rule: &mut QuantRule) {
         match self {
-            Part::Quotient(quotient) => rule.quotient = quotient,
-            Part::Rounding(rounding) => rule.rounding = rounding,
-            Part::Overflow(overflow) => rule.overflow = overflow,
+            QuantizerPart::Quotient(quotient) => rule.quotient = quotient,
+            QuantizerPart::Rounding(rounding) => rule.rounding = rounding,
+            QuantizerPart::Overflow(overflow) => rule.overflow = overflow,
         }
     }
 
     /// The sort of edit.
     pub fn kind(self) -> Kind {
         match self {
-            Part::Quotient(_) => Kind::Quotient,
-            Part::Rounding(_) => Kind::Rounding,
-            Part::Overflow(_) => Kind::Overflow,
+            QuantizerPart::Quotient(_) => Kind::Quotient,
+            QuantizerPart::Rounding(_) => Kind::Rounding,
+            QuantizerPart::Overflow(_) => Kind::Overflow,
         }
     }
 
     /// What a quantizer with it does otherwise.
     pub fn words(self) -> String {
         let what = match self {
-            Part::Quotient(_) => "the quantizer divides otherwise",
-            Part::Rounding(_) => "the quantizer rounds otherwise",
-            Part::Overflow(_) => "beyond its range the quantizer does otherwise",
+            QuantizerPart::Quotient(_) => "the quantizer divides otherwise",
+            QuantizerPart::Rounding(_) => "the quantizer rounds otherwise",
+            QuantizerPart::Overflow(_) => "beyond its range the quantizer does otherwise",
         };
         format!("{what}: {self}")
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for QuantizerPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Part::Overflow(Overflow::Saturate) => "saturate",
-            Part::Overflow(Overflow::SaturateSymmetric) => "saturate at ±127",
-            Part::Overflow(Overflow::Wrap) => "wrap",
-            Part::Rounding(Rounding::NearestTiesToEven) => "ties to even",
-            Part::Rounding(Rounding::NearestTiesAway) => "ties away from zero",
-            Part::Rounding(Rounding::HalfAwayByAdding) => "a half added in f32",
-            Part::Rounding(Rounding::NearestTiesUp) => "ties up",
-            Part::Rounding(Rounding::Floor) => "rounding down",
-            Part::Rounding(Rounding::Ceil) => "rounding up",
-            Part::Rounding(Rounding::TowardZero) => "truncation",
-            Part::Rounding(Rounding::Stochastic(_)) => "stochastic rounding",
-            Part::Quotient(Quotient::Divide) => "division",
-            Part::Quotient(Quotient::ApproxReciprocal) => "multiplication by the reciprocal",
-            Part::Quotient(Quotient::RoundedReciprocal) => {
+            QuantizerPart::Overflow(Overflow::Saturate) => "saturate",
+            QuantizerPart::Overflow(Overflow::SaturateSymmetric) => "saturate at ±127",
+            QuantizerPart::Overflow(Overflow::Wrap) => "wrap",
+            QuantizerPart::Rounding(Rounding::NearestTiesToEven) => "ties to even",
+            QuantizerPart::Rounding(Rounding::NearestTiesAway) => "ties away from zero",
+            QuantizerPart::Rounding(Rounding::HalfAwayByAdding) => "a half added in f32",
+            QuantizerPart::Rounding(Rounding::NearestTiesUp) => "ties up",
+            QuantizerPart::Rounding(Rounding::Floor) => "rounding down",
+            QuantizerPart::Rounding(Rounding::Ceil) => "rounding up",
+            QuantizerPart::Rounding(Rounding::TowardZero) => "truncation",
+            QuantizerPart::Rounding(Rounding::Stochastic(_)) => "stochastic rounding",
+            QuantizerPart::Quotient(Quotient::Divide) => "division",
+            QuantizerPart::Quotient(Quotient::ApproxReciprocal) => {
+                "multiplication by the reciprocal"
+            }
+            QuantizerPart::Quotient(Quotient::RoundedReciprocal) => {
                 "multiplication by the rounded reciprocal"
             }
-            Part::Quotient(Quotient::DivideInHalf) => "division, rounded to binary16",
-            Part::Quotient(Quotient::RoundedReciprocalInHalf) => {
+            QuantizerPart::Quotient(Quotient::DivideInHalf) => "division, rounded to binary16",
+            QuantizerPart::Quotient(Quotient::RoundedReciprocalInHalf) => {
                 "multiplication by the rounded reciprocal, rounded to binary16"
             }
-            Part::Quotient(Quotient::ScaledApproxDivision) => "scaled approximate division",
+            QuantizerPart::Quotient(Quotient::ScaledApproxDivision) => {
+                "scaled approximate division"
+            }
         })
     }
 }

@@ -9,7 +9,7 @@ use super::replay::{Closeness, PointScore, between_values};
 use super::{OTHERS, fit};
 use crate::check::{CheckOptions, CheckReport, check};
 use crate::compare::PointResult;
-use crate::diagnosis::attribute::{Explained, Finding, Severity};
+use crate::diagnosis::finding::{Explained, Finding, Severity};
 use crate::trace_file::{Points, TraceFile};
 use crate::value::Value;
 use rayon::prelude::*;

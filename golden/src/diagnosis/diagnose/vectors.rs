@@ -13,7 +13,7 @@ use super::replay::{Closeness, PointScore, between_values};
 use super::{OTHERS, pattern::Pattern};
 use crate::check_op::{Case, ScaleOf, Vectors, scales};
 use crate::compare::Summary;
-use crate::diagnosis::attribute::{Explained, Finding, Severity};
+use crate::diagnosis::finding::{Explained, Finding, Severity};
 use crate::value::Value;
 use ndarray::Array2;
 use rayon::prelude::*;

@@ -2,8 +2,8 @@
 //! that differs, and which of them alone would close the gap.
 
 use super::{Data, Divergence, Run, Tensors, values};
-use crate::diagnosis::attribute::Finding;
 use crate::diagnosis::diagnose::diagnose;
+use crate::diagnosis::finding::Finding;
 use crate::trace_file::TraceFile;
 use crate::trace_file::counterpart::find;
 use ndarray::Array2;

@@ -1,15 +1,15 @@
 //! A function's unit: its table or coefficients, and Y of X.
 
-use super::{Beyond, Form, Function, Inputs, Interpolation, UnitRule};
+use super::{Beyond, Form, Function, FunctionUnitRule, Inputs, Interpolation};
 
 /// Guard bits of polynomials.
 const GUARD: u32 = 8;
 
 /// A unit with its table.
 #[derive(Clone, Debug)]
-pub struct Unit {
+pub struct FunctionUnit {
     function: Function,
-    rule: UnitRule,
+    rule: FunctionUnitRule,
     /// X at the start of the range, and one behind its end.
     low: i64,
     high: i64,
@@ -19,9 +19,9 @@ pub struct Unit {
     words: Vec<i64>,
 }
 
-impl Unit {
-    /// Makes the table of a rule that [`UnitRule::validate`] accepts.
-    pub fn new(function: Function, rule: UnitRule) -> Self {
+impl FunctionUnit {
+    /// Makes the table of a rule that [`FunctionUnitRule::validate`] accepts.
+    pub fn new(function: Function, rule: FunctionUnitRule) -> Self {
         let unit = f64::from(1u32 << rule.input_fraction);
         let (low, high) = (
             i64::from(rule.low) << rule.input_fraction,
@@ -69,7 +69,7 @@ impl Unit {
     }
 
     /// Its rule.
-    pub fn rule(&self) -> &UnitRule {
+    pub fn rule(&self) -> &FunctionUnitRule {
         &self.rule
     }
 
@@ -233,9 +233,9 @@ mod tests {
     use super::super::tests::TABLE;
     use super::*;
 
-    fn worst(function: Function, rule: UnitRule) -> f64 {
+    fn worst(function: Function, rule: FunctionUnitRule) -> f64 {
         rule.validate(function).unwrap();
-        let unit = Unit::new(function, rule);
+        let unit = FunctionUnit::new(function, rule);
         let top = if function == Function::Exp {
             0
         } else {
@@ -275,7 +275,7 @@ mod tests {
         for function in [Function::Exp, Function::Softplus, Function::Silu] {
             let linear = worst(function, TABLE);
             assert!(linear <= h * h / 8.0 + 2.0 * last, "{function:?} {linear}");
-            let nearest = UnitRule {
+            let nearest = FunctionUnitRule {
                 form: Form::Table {
                     entries: 256,
                     interpolation: Interpolation::Nearest,
@@ -296,7 +296,7 @@ mod tests {
                     segments: 256,
                     degree,
                 };
-                let error = worst(function, UnitRule { form, ..TABLE });
+                let error = worst(function, FunctionUnitRule { form, ..TABLE });
                 assert!(
                     error <= bound + 2.0 * last,
                     "{function:?} degree {degree}: {error}"
@@ -306,7 +306,7 @@ mod tests {
         // 1 + f for 2^f is 6.1 % high at most, and 1.4375 is 0.36 % below log2 e: of e^-1 and so on.
         let shift = worst(
             Function::Exp,
-            UnitRule {
+            FunctionUnitRule {
                 form: Form::Shift,
                 ..TABLE
             },
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn beyond_the_range() {
-        let rule = UnitRule {
+        let rule = FunctionUnitRule {
             low: -4,
             high: 4,
             form: Form::Table {
@@ -333,7 +333,7 @@ mod tests {
             (Function::Exp, 0, 1 << 16),
         ] {
             rule.validate(function).unwrap();
-            let unit = Unit::new(function, rule);
+            let unit = FunctionUnit::new(function, rule);
             assert_eq!(
                 (unit.eval(-x, &mut seen), unit.eval(x, &mut seen)),
                 (below, above)
@@ -349,9 +349,9 @@ mod tests {
             }
         );
         // A coarser output: 2^-8 of 2^-11, rounded, ties up.
-        let coarse = Unit::new(
+        let coarse = FunctionUnit::new(
             Function::Silu,
-            UnitRule {
+            FunctionUnitRule {
                 output_fraction: 8,
                 ..rule
             },
@@ -359,7 +359,7 @@ mod tests {
         for (x, y) in [(x + 3, 1280), (x + 4, 1281), (x + 8, 1281)] {
             assert_eq!(coarse.eval(x, &mut seen), y);
         }
-        let clamp = UnitRule {
+        let clamp = FunctionUnitRule {
             beyond: Beyond::Clamp,
             ..rule
         };
@@ -368,7 +368,7 @@ mod tests {
             error.contains("range: expected a range that covers the input, [-16, 16]"),
             "{error}"
         );
-        UnitRule {
+        FunctionUnitRule {
             beyond: Beyond::Clamp,
             ..TABLE
         }

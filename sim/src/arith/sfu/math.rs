@@ -78,22 +78,6 @@ impl RealMath for CudaLibm {
     type OfResults = Self;
 
     #[inline(always)]
-    fn mul(a: f32, b: f32) -> f32 {
-        a * b
-    }
-    #[inline(always)]
-    fn add(a: f32, b: f32) -> f32 {
-        a + b
-    }
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-    #[inline(always)]
-    fn div(n: f32, d: f32) -> f32 {
-        n / d
-    }
-    #[inline(always)]
     fn exp(x: f32) -> f32 {
         exp_libm(x)
     }
@@ -121,18 +105,6 @@ pub struct CudaSubnormal;
 impl RealMath for CudaSubnormal {
     type OfResults = Self;
 
-    #[inline(always)]
-    fn mul(a: f32, b: f32) -> f32 {
-        a * b
-    }
-    #[inline(always)]
-    fn add(a: f32, b: f32) -> f32 {
-        a + b
-    }
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
     #[inline(always)]
     fn div(n: f32, d: f32) -> f32 {
         diva(n, d)

@@ -19,11 +19,8 @@ impl FourBits {
     /// Every weight of a model of this shape that can have four bits: rows of whole groups of 128, more
     /// than one.
     pub fn possible(config: &Config) -> Self {
-        let inputs = |step| match step {
-            Step::InProj => config.d_model,
-            _ => config.d_inner,
-        };
-        let can = |step: &Step| has_groups(inputs(*step));
+        let inputs = [config.d_model, config.d_inner, config.d_inner];
+        let can = |step: &Step| has_groups(of_step(*step, inputs));
         Self(
             (Step::FOUR_BIT.into_iter().filter(can))
                 .map(|step| (step, None))
@@ -101,24 +98,25 @@ pub fn to_int4(model: &mut QuantizedModel, float: &FloatModel, which: &FourBits)
         .par_iter()
         .map(|(i, step)| {
             let layer = &float.layers[*i];
-            let weight = match step {
-                Step::InProj => &layer.in_proj,
-                Step::XProj => &layer.x_proj,
-                _ => &layer.out_proj,
-            };
+            let weights = [&layer.in_proj, &layer.x_proj, &layer.out_proj];
+            let weight = of_step(*step, weights);
             int4(&format!("layers.{i}.{}.weight", step.name()), weight)
         })
         .collect();
     let made: Vec<Int4Tensor> = made.into_iter().collect::<Result<_>>()?;
     for ((i, step), weight) in all.into_iter().zip(made) {
         let layer = &mut model.layers[i];
-        *match step {
-            Step::InProj => &mut layer.in_proj,
-            Step::XProj => &mut layer.x_proj,
-            _ => &mut layer.out_proj,
-        } = QWeight::Int4(weight);
+        let weights = [&mut layer.in_proj, &mut layer.x_proj, &mut layer.out_proj];
+        *of_step(step, weights) = QWeight::Int4(weight);
     }
     Ok(())
+}
+
+/// What belongs to a step of [`Step::FOUR_BIT`], of one for each.
+fn of_step<T>(step: Step, all: [T; 3]) -> T {
+    let mut pairs = Step::FOUR_BIT.into_iter().zip(all);
+    let own = pairs.find(|(one, _)| *one == step);
+    own.expect("a step whose weights can have four bits").1
 }
 
 /// Whether rows of so many codes are groups, more than one. Kernels read rows of 128 without groups, but

@@ -8,7 +8,6 @@ use crate::cuda::show::show_as;
 use crate::cuda::step::conv::{Window, conv_silu, last_rows};
 use crate::cuda::step::dynamic::{self, Dynamic};
 use crate::error::Result;
-use crate::plan::ScaleUse;
 use crate::profile::ConvRules;
 use crate::quant::{QTensor, Scale};
 use crate::trace::{Tensor, TracePoint};
@@ -17,6 +16,8 @@ use ndarray::Array2;
 /// The rows under the taps.
 pub struct Rows {
     x: Matrix,
+    /// That of x, if x is codes.
+    scale: Option<Scale>,
     before: Option<Matrix>,
     /// Codes of the K−1 rows before and of the rows of x, where their scale is found at run time.
     dynamic: Option<Dynamic>,
@@ -31,13 +32,19 @@ impl ConvStep for Gpu<'_, '_> {
         Ok(history)
     }
 
-    fn window(&mut self, x: Matrix, before: Option<Matrix>) -> Result<(Rows, Matrix)> {
+    fn window(
+        &mut self,
+        x: Matrix,
+        scale: Option<Scale>,
+        before: Option<Matrix>,
+    ) -> Result<(Rows, Matrix)> {
         let mut after = self.last_rows(&x, before.as_ref(), self.at.config.d_conv)?;
-        if let Kind::I8(scale) = &mut after.kind {
-            *scale = self.at.scale(ScaleUse::ConvIn);
+        if let (Kind::I8(kept), Some(scale)) = (&mut after.kind, scale) {
+            *kept = scale;
         }
         let rows = Rows {
             x,
+            scale,
             before,
             dynamic: None,
         };
@@ -77,7 +84,7 @@ impl ConvStep for Gpu<'_, '_> {
                 // The oldest of K rows has left the window.
                 before: (rows.before.as_ref()).map(|all| all.rows(all.rows.min(1), all.rows)),
                 before_step: taps,
-                scale: matches!(rows.x.kind, Kind::I8(_)).then(|| self.at.scale(ScaleUse::ConvIn)),
+                scale: rows.scale,
                 scales: None,
                 batch,
                 length,

@@ -3,14 +3,14 @@
 use super::Gpu;
 use crate::block::{HadamardStep, Output, Tensors};
 use crate::cuda::matrix::Matrix;
-use crate::cuda::step::rotate::rotate;
+use crate::cuda::step::hadamard::rotate;
 use crate::error::Result;
 use crate::profile::HadamardRules;
-use crate::step::rotate::quantizer_factor;
+use crate::step::hadamard::quantizer_factor;
 use crate::trace::TracePoint;
 
 impl HadamardStep for Gpu<'_, '_> {
-    fn rotate(&mut self, y: &Matrix, output: Output, rules: HadamardRules) -> Result<Matrix> {
+    fn hadamard(&mut self, y: &Matrix, output: Output, rules: HadamardRules) -> Result<Matrix> {
         let (point, rule) = (TracePoint::HadOut, rules.quantizer());
         let Some(size) = self.at.layer.rotation else {
             return match output {

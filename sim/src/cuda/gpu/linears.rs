@@ -59,7 +59,15 @@ impl LinearSteps for Gpu<'_, '_> {
     ) -> Result<Matrix> {
         let weight = match step {
             Step::XProj => &self.weights.x_proj,
-            _ => &self.weights.dt_proj,
+            Step::DtProj => &self.weights.dt_proj,
+            Step::Embed
+            | Step::Norm
+            | Step::InProj
+            | Step::Conv
+            | Step::Scan
+            | Step::Hadamard
+            | Step::OutProj
+            | Step::Head => unreachable!("the block asks for x_proj and dt_proj"),
         };
         let status = self.slot(point, counted(output, x.value.rows * weight.outputs()));
         linear(x.value, x.scale, weight, rule, output, status)

@@ -3,7 +3,7 @@
 use super::Gpu;
 use crate::arith::quantizer::Quantizer;
 use crate::arith::requant::{Divisor, QuantRule};
-use crate::block::{Output, Read, ScanReads, ScanStep};
+use crate::block::{Output, Read, ScanReads, ScanStep, StateOutput};
 use crate::cuda::args::Source;
 use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::step::scan::{Inputs, selective_scan};
@@ -11,7 +11,6 @@ use crate::cuda::step::segments;
 use crate::error::Result;
 use crate::mode::Stream;
 use crate::profile::ScanRules;
-use crate::quant::Scale;
 use crate::trace::TracePoint;
 
 fn source(read: &Read<Matrix>) -> Source {
@@ -38,7 +37,7 @@ impl ScanStep for Gpu<'_, '_> {
         rules: &ScanRules,
         reads: &ScanReads<Matrix>,
         stream: Stream,
-        (point, state_scale): (TracePoint, Option<Scale>),
+        output: StateOutput,
     ) -> Result<(Matrix, Matrix)> {
         let inputs = Inputs {
             u: source(&reads.u),
@@ -57,8 +56,8 @@ impl ScanStep for Gpu<'_, '_> {
             Stream::Float => Kind::F32,
         };
         let values = inputs.batch * inputs.channels * inputs.states;
-        let state = state_scale.map_or(Output::Real, Output::Int8);
-        let (state, quantizer) = self.emit(point, values, state, rules.state)?;
+        let state = output.scale.map_or(Output::Real, Output::Int8);
+        let (state, quantizer) = self.emit(output.point, values, state, rules.state)?;
         let (device, weight) = (reads.u.value.device(), &self.weights.scan);
         let out = selective_scan(device, rules, weight, &inputs, y, state, quantizer)?;
         Ok((out.y, out.state))

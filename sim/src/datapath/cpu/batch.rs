@@ -44,7 +44,7 @@ impl Datapath<'_> {
             *ssm = after;
             rows.push(y);
         }
-        let rotated = run.rotate(&stacked(&rows))?;
+        let rotated = run.hadamard(&stacked(&rows))?;
         Ok((run.out_proj(&rotated)?, f32_of(residual)))
     }
 }

@@ -5,10 +5,7 @@ use super::{Cpu, f32_of};
 use crate::arith::function::Function;
 use crate::arith::requant::QuantRule;
 use crate::block::{ConvStep, Tensors};
-use crate::datapath::Layer;
 use crate::error::Result;
-use crate::mode::ConvInput;
-use crate::plan::ScaleUse;
 use crate::profile::{ConvRules, InputScale, SiluForm, TapHistory};
 use crate::quant::{QTensor, Scale};
 use crate::step::conv::{ConvWindow, conv_silu, conv_silu_quantize, silu_product, untiled};
@@ -28,14 +25,14 @@ pub enum ConvHistory {
 }
 
 impl ConvHistory {
-    /// Zeros.
-    pub(super) fn empty(layer: &Layer, dim: (usize, usize)) -> Self {
-        match layer.mode.conv_in {
-            ConvInput::Static => ConvHistory::Int8(QTensor {
+    /// Zeros, as codes of a scale where there is one.
+    pub(super) fn empty(scale: Option<Scale>, dim: (usize, usize)) -> Self {
+        match scale {
+            Some(scale) => ConvHistory::Int8(QTensor {
                 codes: Array2::zeros(dim),
-                scale: layer.scale(ScaleUse::ConvIn),
+                scale,
             }),
-            _ => ConvHistory::Real(Array2::zeros(dim)),
+            None => ConvHistory::Real(Array2::zeros(dim)),
         }
     }
 
@@ -76,22 +73,21 @@ impl ConvStep for Cpu<'_, '_> {
     fn window(
         &mut self,
         x: Tensor,
+        scale: Option<Scale>,
         before: Option<ConvHistory>,
     ) -> Result<(ConvWindow, ConvHistory)> {
-        let layer = self.at.layer;
-        let taps = layer.conv.taps();
-        let before = before.unwrap_or_else(|| ConvHistory::empty(layer, (taps, x.dim().1)));
-        Ok(match (before, x) {
-            (ConvHistory::Int8(history), Tensor::I8(x)) => {
+        let taps = self.at.layer.conv.taps();
+        let before = before.unwrap_or_else(|| ConvHistory::empty(scale, (taps, x.dim().1)));
+        Ok(match (before, x, scale) {
+            (ConvHistory::Int8(history), Tensor::I8(x), Some(scale)) => {
                 let codes = stack(history.codes.slice(s![1.., ..]), &x.codes);
                 let after = ConvHistory::Int8(QTensor {
                     codes: last_rows(&codes, taps),
                     scale: history.scale,
                 });
-                let scale = self.at.scale(ScaleUse::ConvIn);
                 (ConvWindow::Int8 { codes, scale }, after)
             }
-            (ConvHistory::Real(history), x) => {
+            (ConvHistory::Real(history), x, _) => {
                 let window = stack(history.slice(s![1.., ..]), &f32_of(x));
                 let after = ConvHistory::Real(last_rows(&window, taps));
                 (ConvWindow::Real(window), after)

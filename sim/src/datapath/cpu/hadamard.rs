@@ -3,14 +3,13 @@
 use super::{Cpu, Operand};
 use crate::block::{HadamardStep, Output};
 use crate::error::Result;
-use crate::plan::ScaleUse;
 use crate::profile::HadamardRules;
-use crate::step::rotate;
-use crate::step::rotate_unit::{IntegerRotation, rotate_tokens, rotate_unit};
+use crate::step::hadamard;
+use crate::step::hadamard_unit::{IntegerRotation, hadamard_unit, rotate_tokens};
 use crate::trace::{Tensor, TracePoint};
 
 impl HadamardStep for Cpu<'_, '_> {
-    fn rotate(&mut self, y: &Tensor, output: Output, rules: HadamardRules) -> Result<Operand> {
+    fn hadamard(&mut self, y: &Tensor, output: Output, rules: HadamardRules) -> Result<Operand> {
         let point = TracePoint::HadOut;
         let place = self.place(point);
         let Some(size) = self.at.layer.rotation else {
@@ -18,27 +17,26 @@ impl HadamardStep for Cpu<'_, '_> {
         };
         let integer = IntegerRotation::of(size, rules.form);
         Ok(match (output, integer) {
-            (Output::Real, _) | (Output::Tokens(_), None) => {
-                let rotated = rotate::rotate(y.to_real(), size);
+            (Output::Real, _) | (Output::Tokens { .. }, None) => {
+                let rotated = hadamard::rotate(y.to_real(), size);
                 self.operand(point, rotated, output, rules.quantizer())
             }
-            (Output::Tokens(grid), Some(rotation)) => {
-                let anchor = self.at.scale(ScaleUse::HadOut);
+            (Output::Tokens { grid, calibrated }, Some(rotation)) => {
                 let (q, status, seen) =
-                    rotate_tokens(&y.to_real(), &rotation, anchor, grid, rules)?;
+                    rotate_tokens(&y.to_real(), &rotation, calibrated, grid, rules)?;
                 self.probe.accumulate(place, seen);
                 self.count(point, status);
                 Operand::Tokens(q)
             }
             (Output::Int8(scale), Some(rotation)) => {
-                let (q, status, seen) = rotate_unit(&y.to_real(), &rotation, scale, rules)?;
+                let (q, status, seen) = hadamard_unit(&y.to_real(), &rotation, scale, rules)?;
                 self.count(point, status);
                 self.probe.accumulate(place, seen);
                 Operand::Tensor(Tensor::I8(q))
             }
             (Output::Int8(scale), None) => {
-                let factor = rotate::quantizer_factor(size, scale);
-                let (q, status) = rotate::rotate_quantize(y, size, factor, scale, rules);
+                let factor = hadamard::quantizer_factor(size, scale);
+                let (q, status) = hadamard::rotate_quantize(y, size, factor, scale, rules);
                 self.count(point, status);
                 Operand::Tensor(Tensor::I8(q))
             }

@@ -5,6 +5,7 @@ use crate::arith::accumulate::Accumulated;
 use crate::block::{LinearSteps, Read};
 use crate::dataflow::Step;
 use crate::error::Result;
+use crate::kernels::team::both;
 use crate::profile::LinearRule;
 use crate::quant::Scale;
 use crate::step::linear::{LinearOutput, LinearResult, LinearWeight, linear};
@@ -33,7 +34,7 @@ impl LinearSteps for Cpu<'_, '_> {
         let layer = self.at.layer;
         let [of_x, of_z] = [&layer.in_proj_x, &layer.in_proj_z];
         // Side by side, so that threads meet once.
-        let (x_done, z_done) = rayon::join(
+        let (x_done, z_done) = both(
             || product(input, scale, of_x, rule, x.1),
             || product(input, scale, of_z, rule, z.1),
         );

@@ -5,11 +5,10 @@ use crate::arith::function::Function;
 use crate::arith::quantizer::Quantizer;
 use crate::arith::requant::{Divisor, QuantRule};
 use crate::arith::saturate::Status;
-use crate::block::{Read, ScanReads, ScanStep};
+use crate::block::{Read, ScanReads, ScanStep, StateOutput};
 use crate::dataflow::Phase;
 use crate::error::Result;
 use crate::mode::Stream;
-use crate::plan::ScaleUse;
 use crate::profile::ScanRules;
 use crate::profile::unit::{ScanUnit, StateFormat};
 use crate::quant::{QTensor, Scale};
@@ -55,7 +54,7 @@ impl ScanStep for Cpu<'_, '_> {
         rules: &ScanRules,
         reads: &ScanReads<Tensor>,
         stream: Stream,
-        (point, state_scale): (TracePoint, Option<Scale>),
+        output: StateOutput,
     ) -> Result<(Tensor, Tensor)> {
         let inputs = ScanInputs {
             u: source(&reads.u),
@@ -67,10 +66,7 @@ impl ScanStep for Cpu<'_, '_> {
         };
         let (y, state) = match &rules.unit {
             Some(unit) => {
-                let layer = self.at.layer;
-                let scales = layer.scales.as_ref();
-                let calibrated = scales.map(|s| s.get(ScaleUse::StateOut));
-                let done = unit_scan(unit, &layer.scan, &inputs, calibrated)?;
+                let done = unit_scan(unit, &self.at.layer.scan, &inputs, output.calibrated)?;
                 self.scan_seen(unit, done.seen)?;
                 let y = match stream {
                     Stream::F16 => Tensor::f16(&done.y),
@@ -78,15 +74,15 @@ impl ScanStep for Cpu<'_, '_> {
                 };
                 (y, LastState::Real(done.state))
             }
-            None => self.scan_kernel(rules, &inputs, stream, state_scale),
+            None => self.scan_kernel(rules, &inputs, stream, output.scale),
         };
-        let last = match (state_scale, state) {
+        let last = match (output.scale, state) {
             (_, LastState::Quantized(q, status)) => {
-                self.count(point, status);
+                self.count(output.point, status);
                 Tensor::I8(q)
             }
             (Some(scale), LastState::Real(state)) => {
-                self.quantized(point, &state, scale, rules.state)
+                self.quantized(output.point, &state, scale, rules.state)
             }
             (None, LastState::Real(state)) => Tensor::F32(state),
         };

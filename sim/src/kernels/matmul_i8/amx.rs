@@ -27,7 +27,7 @@ pub(super) struct Amx;
 
 impl Tile for Amx {
     const GROUP: usize = 4;
-    const UNIT: usize = SIDE;
+    const K_MULTIPLE: usize = SIDE;
     const ROWS: usize = ROWS;
 
     fn pack_rows(rows: &[i8], k: usize, words: &mut [i32]) {
@@ -236,7 +236,7 @@ mod tests {
 
     impl Tile for Emulated {
         const GROUP: usize = Amx::GROUP;
-        const UNIT: usize = Amx::UNIT;
+        const K_MULTIPLE: usize = Amx::K_MULTIPLE;
         const ROWS: usize = Amx::ROWS;
 
         fn pack_rows(rows: &[i8], k: usize, words: &mut [i32]) {

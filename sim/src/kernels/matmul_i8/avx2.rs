@@ -10,7 +10,7 @@ pub(super) struct Avx2;
 
 impl Tile for Avx2 {
     const GROUP: usize = 2;
-    const UNIT: usize = 1;
+    const K_MULTIPLE: usize = 1;
     // Sixteen registers hold 2 rows of 32 outputs and what they need.
     const ROWS: usize = 2;
 

@@ -17,7 +17,7 @@ pub(super) trait Tile {
     /// Codes in a word.
     const GROUP: usize;
     /// Words that k is filled up to a multiple of, with zeros.
-    const UNIT: usize;
+    const K_MULTIPLE: usize;
     /// Rows of x in a tile.
     const ROWS: usize;
 
@@ -50,7 +50,7 @@ pub(super) trait Tile {
 
 /// Words of a row, filled up.
 fn groups<T: Tile>(k: usize) -> usize {
-    k.div_ceil(T::GROUP).next_multiple_of(T::UNIT)
+    k.div_ceil(T::GROUP).next_multiple_of(T::K_MULTIPLE)
 }
 
 /// The most rows a tile has.

@@ -27,7 +27,7 @@ pub(super) struct Vnni;
 
 impl Tile for Vnni {
     const GROUP: usize = 4;
-    const UNIT: usize = 1;
+    const K_MULTIPLE: usize = 1;
     const ROWS: usize = ROWS;
 
     /// Words of 16 rows side by side, so that one register walks through all of them.

@@ -1,9 +1,9 @@
 //! A scan whose numbers are integers throughout; the table in `scan_unit` lists their grids.
 
-use super::{Alu, Channel, Constants, Functions, Lane, ScanSeen, gate, state_step};
+use super::{Alu, Channel, Constants, Functions, ScanSeen, StateBc, gate, state_step};
 use crate::arith::accumulate::Accumulator;
 use crate::arith::fixed::{LONGEST_LEFT_SHIFT, Requantizer};
-use crate::arith::function::Unit;
+use crate::arith::function::FunctionUnit;
 use crate::arith::real::{Ieee, RealMath};
 use crate::arith::requant::QuantRule;
 use crate::arith::round::{Rounding, up_to_power_of_two};
@@ -97,7 +97,7 @@ impl Fixed {
         let skip = f64::from(d_scale) * u / c;
         let step =
             step_with_room(step, calibrated, skip, unit.accumulator) / 2f64.powi(guard as i32);
-        let fraction = |unit: &Option<Arc<Unit>>| {
+        let fraction = |unit: &Option<Arc<FunctionUnit>>| {
             unit.as_ref()
                 .map_or(EXACT_FRACTION, |u| u.rule().output_fraction.into())
         };
@@ -112,14 +112,15 @@ impl Fixed {
             },
         };
         let requant = |factor: f64| Requantizer::new(unit.scaling, factor, rule);
-        let to_input =
-            |function: &Option<Arc<Unit>>, source: Option<&Source>| match (function, source) {
-                (Some(f), Some(source @ Source::Int8 { .. })) => {
-                    let unit_of_x = f64::from(1u32 << f.rule().input_fraction);
-                    requant(f64::from(source.scale()) * unit_of_x).map(Some)
-                }
-                _ => Ok(None),
-            };
+        let to_input = |function: &Option<Arc<FunctionUnit>>, source: Option<&Source>| match (
+            function, source,
+        ) {
+            (Some(f), Some(source @ Source::Int8 { .. })) => {
+                let unit_of_x = f64::from(1u32 << f.rule().input_fraction);
+                requant(f64::from(source.scale()) * unit_of_x).map(Some)
+            }
+            _ => Ok(None),
+        };
         let to_softplus = to_input(&functions.softplus, Some(&inputs.dt))?;
         let to_silu = to_input(&functions.silu, inputs.z.as_ref())?;
         let sum_step = c * step;
@@ -154,7 +155,7 @@ impl Fixed {
         ];
         let fixed = |(name, r): (&'static str, Option<&Requantizer>)| Some((name, r?.fixed()?));
         let fraction =
-            |unit: &Option<Arc<Unit>>| unit.as_ref().map_or(0, |u| u.rule().input_fraction);
+            |unit: &Option<Arc<FunctionUnit>>| unit.as_ref().map_or(0, |u| u.rule().input_fraction);
         let one = 2f64.powi(-i32::from(fraction(&self.functions.softplus)));
         let alpha = Array2::from_shape_fn((weight.channels(), weight.states()), |(c, s)| {
             self.alpha(weight.exact_alpha(c)(s))
@@ -222,13 +223,13 @@ impl Alu for Fixed {
     }
 
     #[inline(always)]
-    fn drive(&self, c: &Channel, lane: &Lane, t: usize, delta: i64) -> i64 {
-        let b = lane.b.code(t).expect("checked in `new`");
+    fn drive(&self, c: &Channel, bc: &StateBc, t: usize, delta: i64) -> i64 {
+        let b = bc.b.code(t).expect("checked in `new`");
         let integer = match c.u.code(t) {
             Some(u) => self.drive.integer(b * (delta * u), 0),
             None => {
                 let delta = delta as f32 * 2f32.powi(-(self.delta_fraction as i32));
-                let v = lane.b.real(t) * (delta * c.u.real(t));
+                let v = bc.b.real(t) * (delta * c.u.real(t));
                 (v / self.step as f32).round_ties_even() as i128
             }
         };
@@ -285,8 +286,8 @@ impl Alu for Fixed {
     }
 
     #[inline(always)]
-    fn accumulate(&self, sum: i64, lane: &Lane, t: usize, x: i64, seen: &mut ScanSeen) -> i64 {
-        let code = lane.c.code(t).expect("checked in `new`");
+    fn accumulate(&self, sum: i64, bc: &StateBc, t: usize, x: i64, seen: &mut ScanSeen) -> i64 {
+        let code = bc.c.code(t).expect("checked in `new`");
         let (sum, beyond) = self.sum.add(sum, code * x);
         seen.sum.see(sum, beyond);
         sum

@@ -1,6 +1,6 @@
 //! A scan whose numbers are f32 throughout.
 
-use super::{Alu, Channel, Functions, Lane, ScanSeen, gate};
+use super::{Alu, Channel, Functions, ScanSeen, StateBc, gate};
 use crate::arith::binary16::{from_f16, to_f16};
 use crate::arith::real::{Ieee, RealMath};
 
@@ -38,8 +38,8 @@ impl Alu for Float {
     }
 
     #[inline(always)]
-    fn drive(&self, c: &Channel, lane: &Lane, t: usize, delta: f32) -> f32 {
-        lane.b.real(t) * (delta * c.u.real(t))
+    fn drive(&self, c: &Channel, bc: &StateBc, t: usize, delta: f32) -> f32 {
+        bc.b.real(t) * (delta * c.u.real(t))
     }
 
     #[inline(always)]
@@ -74,8 +74,8 @@ impl Alu for Float {
     }
 
     #[inline(always)]
-    fn accumulate(&self, sum: f32, lane: &Lane, t: usize, x: f32, _: &mut ScanSeen) -> f32 {
-        Ieee::fma(x, lane.c.real(t), sum)
+    fn accumulate(&self, sum: f32, bc: &StateBc, t: usize, x: f32, _: &mut ScanSeen) -> f32 {
+        Ieee::fma(x, bc.c.real(t), sum)
     }
 
     #[inline(always)]

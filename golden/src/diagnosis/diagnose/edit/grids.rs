@@ -3,7 +3,7 @@
 use super::{Around, Edits};
 use crate::diagnosis::diagnose::formula::{Formula, Grids};
 use crate::diagnosis::diagnose::kind::Kind;
-use crate::diagnosis::diagnose::rule::Part;
+use crate::diagnosis::diagnose::rule::QuantizerPart;
 use scalescope_sim::arith::quantizer::{Beyond, Quantizer, Until};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::mode::MODES;
@@ -34,7 +34,7 @@ impl Edits<'_, '_> {
             }
         });
         for rounding in Rounding::ALL {
-            let words = Part::Rounding(rounding).words();
+            let words = QuantizerPart::Rounding(rounding).words();
             let change = on(move |q| q.rounding = rounding);
             self.formula(2, (Kind::Rounding, "quantizer"), words, change);
         }

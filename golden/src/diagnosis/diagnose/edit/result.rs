@@ -4,7 +4,7 @@ use super::{Edit, Edits, halves, moves, reversed, turned};
 use crate::diagnosis::diagnose::formula::{Made, Narrow, Scene};
 use crate::diagnosis::diagnose::kind::Kind;
 use crate::diagnosis::diagnose::pattern::{How, Pattern, Values};
-use crate::diagnosis::diagnose::rule::Part;
+use crate::diagnosis::diagnose::rule::QuantizerPart;
 use ndarray::{Array2, s};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
@@ -51,7 +51,7 @@ impl Edits<'_, '_> {
                 });
             }
             for rounding in Rounding::ALL {
-                let words = Part::Rounding(rounding).words();
+                let words = QuantizerPart::Rounding(rounding).words();
                 self.formula(4, (Kind::Rounding, "output"), words, move |f, _| {
                     if let Some(q) = &mut f.output().quantizer {
                         q.rule.rounding = rounding;
@@ -59,7 +59,7 @@ impl Edits<'_, '_> {
                 });
             }
             for overflow in Overflow::ALL {
-                let words = Part::Overflow(overflow).words();
+                let words = QuantizerPart::Overflow(overflow).words();
                 self.formula(4, (Kind::Overflow, "output"), words, move |f, _| {
                     if let Some(q) = &mut f.output().quantizer {
                         q.rule.overflow = overflow;

@@ -4,7 +4,7 @@ use super::{Activation, Math, Operand, Output, Scene};
 use ndarray::Array2;
 use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::{Requantizer, Scaling};
-use scalescope_sim::arith::function::{Function, Inputs, Unit};
+use scalescope_sim::arith::function::{Function, FunctionUnit, Inputs};
 use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::dataflow::{Columns, Row};
 use scalescope_sim::profile::{ConvForm, InputScale, SiluForm, TapHistory};
@@ -54,7 +54,7 @@ pub struct Chip {
     /// What rounds on the way to a real output.
     pub rule: QuantRule,
     /// The function; exact where there is none.
-    pub silu: Option<Arc<Unit>>,
+    pub silu: Option<Arc<FunctionUnit>>,
 }
 
 /// The factors of a chip's convolution.

@@ -7,7 +7,7 @@ use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::{Quantizer, Row};
 use scalescope_sim::quant::Scale;
-use scalescope_sim::step::rotate_unit::IntegerRotation;
+use scalescope_sim::step::hadamard_unit::IntegerRotation;
 use std::ops::{Add, Sub};
 
 /// `H · y`, scaled.

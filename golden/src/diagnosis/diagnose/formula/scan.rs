@@ -15,7 +15,7 @@ use scalescope_sim::trace::TracePoint;
 /// What makes δ of dt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // `name` says what each is
-pub enum Step {
+pub enum Delta {
     Softplus,
     SoftplusTwice,
     Exp,
@@ -26,42 +26,42 @@ pub enum Step {
     Tabled(Table),
 }
 
-impl Step {
+impl Delta {
     /// Those that are not softplus.
-    pub const OTHERS: [Step; 6] = [
-        Step::SoftplusTwice,
-        Step::Exp,
-        Step::Relu,
-        Step::Identity,
-        Step::Sigmoid,
-        Step::Magnitude,
+    pub const OTHERS: [Delta; 6] = [
+        Delta::SoftplusTwice,
+        Delta::Exp,
+        Delta::Relu,
+        Delta::Identity,
+        Delta::Sigmoid,
+        Delta::Magnitude,
     ];
 
     /// In words.
     pub fn name(self) -> String {
         let name = match self {
-            Step::Tabled(table) => return table.name(),
-            Step::Softplus => "softplus",
-            Step::SoftplusTwice => "softplus twice",
-            Step::Exp => "exp",
-            Step::Relu => "ReLU",
-            Step::Identity => "no function",
-            Step::Sigmoid => "the sigmoid",
-            Step::Magnitude => "the magnitude",
+            Delta::Tabled(table) => return table.name(),
+            Delta::Softplus => "softplus",
+            Delta::SoftplusTwice => "softplus twice",
+            Delta::Exp => "exp",
+            Delta::Relu => "ReLU",
+            Delta::Identity => "no function",
+            Delta::Sigmoid => "the sigmoid",
+            Delta::Magnitude => "the magnitude",
         };
         name.to_owned()
     }
 
     fn of(self, m: Math, v: f32) -> f32 {
         match self {
-            Step::Softplus => (m.softplus)(v),
-            Step::SoftplusTwice => (m.softplus)((m.softplus)(v)),
-            Step::Exp => (m.exp)(v),
-            Step::Relu => v.max(0.0),
-            Step::Identity => v,
-            Step::Sigmoid => Activation::Sigmoid.of(m, v),
-            Step::Magnitude => v.abs(),
-            Step::Tabled(table) => table.of(m.softplus, v),
+            Delta::Softplus => (m.softplus)(v),
+            Delta::SoftplusTwice => (m.softplus)((m.softplus)(v)),
+            Delta::Exp => (m.exp)(v),
+            Delta::Relu => v.max(0.0),
+            Delta::Identity => v,
+            Delta::Sigmoid => Activation::Sigmoid.of(m, v),
+            Delta::Magnitude => v.abs(),
+            Delta::Tabled(table) => table.of(m.softplus, v),
         }
     }
 }
@@ -105,7 +105,7 @@ pub struct Scan {
     /// The calibrated step of the state's codes, where there is one.
     pub state_scale: Option<f32>,
     /// Makes δ.
-    pub delta: Step,
+    pub delta: Delta,
     /// Whether A_log is α itself.
     pub a_is_log: bool,
     /// Decays are 1 − α·δ and not exp.
@@ -206,7 +206,7 @@ impl Scan {
             dt_bias: dequantized(&dt_bias),
             dt_bias_scale: dt_bias.scale.get(),
             state_scale: scene.scale(ScaleUse::StateOut),
-            delta: Step::Softplus,
+            delta: Delta::Softplus,
             a_is_log: true,
             linear_decay: false,
             decay_base: 1.0,
@@ -265,7 +265,7 @@ impl Scan {
     /// The unit's own run, with the operands and parameters as they are here; `None` for an edit of what goes on
     /// inside.
     fn in_unit(&self, chip: &Chip) -> Option<Made> {
-        let inside = self.delta != Step::Softplus
+        let inside = self.delta != Delta::Softplus
             || !self.a_is_log
             || self.linear_decay
             || self.decay_base != 1.0

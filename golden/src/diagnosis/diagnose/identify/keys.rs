@@ -6,51 +6,20 @@ use serde_json::{Value, json};
 /// Keys of a profile file and their values.
 pub(super) type Keys = Vec<(String, Value)>;
 
+/// Settings of one sort: at most one of them holds.
+pub(super) type Sort = Vec<Keys>;
+
 /// A group of keys, and the tensors that tell about it.
 pub(super) struct Group {
     pub(super) name: &'static str,
     pub(super) points: Vec<TracePoint>,
-    pub(super) moves: Vec<Keys>,
+    pub(super) sorts: Vec<Sort>,
 }
 
 impl Group {
-    /// Settings of two sorts together, for what no single one brings nearer: a state in f16 that is scanned in
-    /// another order is farther from either than from neither. Of each sort those that differ much.
-    pub(super) fn pairs(&self) -> Vec<Keys> {
-        let sort = |keys: &Keys| {
-            let name = &keys[0].0;
-            let parts = name.split('.').take(2).collect::<Vec<_>>().join(".");
-            let last = name.rsplit('.').next().unwrap_or_default().to_owned();
-            match last.as_str() {
-                "rounding" | "overflow" if parts != *name => format!("{parts} {last}"),
-                _ => parts,
-            }
-        };
-        let plain = |keys: &&Keys| {
-            let has = |part: &str, value: &str| {
-                keys.iter()
-                    .any(|(name, v)| name.ends_with(part) && v == value)
-            };
-            let fine = ["fraction", "range"];
-            let fine = |name: &str| fine.iter().any(|part| name.ends_with(part)) && keys.len() != 3;
-            let fixed = has("scaling", "fixed");
-            !keys[0].0.starts_with("accumulator")
-                && !keys.iter().any(|(name, _)| fine(name))
-                && (!fixed || has("rounding", "nearest-ties-up") && has("rounding_steps", "single"))
-        };
-        let moves: Vec<&Keys> = self.moves.iter().filter(plain).collect();
-        let mut all = Vec::new();
-        for (i, one) in moves.iter().enumerate() {
-            let others = moves[i + 1..]
-                .iter()
-                .filter(|other| sort(one) != sort(other));
-            all.extend(others.map(|other| {
-                let mut both = (*one).clone();
-                both.extend((*other).iter().cloned());
-                both
-            }));
-        }
-        all
+    /// Every setting.
+    pub(super) fn moves(&self) -> impl Iterator<Item = &Keys> {
+        self.sorts.iter().flatten()
     }
 }
 
@@ -69,59 +38,55 @@ fn key(name: &str, value: impl Into<Value>) -> (String, Value) {
     (name.to_owned(), value.into())
 }
 
+fn one<const N: usize>(name: &str, values: [impl Into<Value>; N]) -> Sort {
+    values.map(|value| vec![key(name, value)]).into()
+}
+
 /// Rounding and overflow below a key.
-fn quantizer(prefix: &str) -> Vec<Keys> {
-    let roundings = ROUNDINGS.map(|r| vec![key(&format!("{prefix}.rounding"), r)]);
-    let overflows = OVERFLOWS.map(|o| vec![key(&format!("{prefix}.overflow"), o)]);
-    roundings.into_iter().chain(overflows).collect()
+fn quantizer(prefix: &str) -> Vec<Sort> {
+    vec![
+        one(&format!("{prefix}.rounding"), ROUNDINGS),
+        one(&format!("{prefix}.overflow"), OVERFLOWS),
+    ]
 }
 
 /// How sums come to their grid, below a key.
-fn requant(prefix: &str) -> Vec<Keys> {
-    let mut all = quantizer(prefix);
-    for scaling in ["f32", "power-of-two"] {
-        all.push(vec![key(&format!("{prefix}.scaling"), scaling)]);
+fn requant(prefix: &str) -> Vec<Sort> {
+    let at = |rest: &str| format!("{prefix}.{rest}");
+    let mut scaling = one(&at("scaling"), ["f32", "power-of-two"]);
+    scaling.extend((8..=32).map(|bits| {
+        vec![
+            key(&at("scaling"), "fixed"),
+            key(&at("multiplier_bits"), bits),
+        ]
+    }));
+    let mut steps = one(&at("rounding_steps"), ["single"]);
+    for first in ["nearest-ties-up", "nearest-ties-away", "floor"] {
+        steps.push(vec![
+            key(&at("rounding_steps"), "double"),
+            key(&at("first_rounding"), first),
+        ]);
     }
-    for bits in 8..=32 {
-        for rounding in [
-            "nearest-ties-up",
-            "nearest-ties-to-even",
-            "nearest-ties-away",
-            "floor",
-        ] {
-            let fixed = vec![
-                key(&format!("{prefix}.scaling"), "fixed"),
-                key(&format!("{prefix}.multiplier_bits"), bits),
-                key(&format!("{prefix}.rounding"), rounding),
-            ];
-            let mut double = fixed.clone();
-            double.push(key(&format!("{prefix}.rounding_steps"), "double"));
-            double.push(key(&format!("{prefix}.first_rounding"), "nearest-ties-up"));
-            let mut single = fixed;
-            single.push(key(&format!("{prefix}.rounding_steps"), "single"));
-            all.push(single);
-            all.push(double);
-        }
-    }
+    let mut all = vec![scaling];
+    all.extend(quantizer(prefix));
+    all.push(steps);
     all
 }
 
-fn register(prefix: &str) -> Vec<Keys> {
-    let mut all = Vec::new();
-    for bits in 12..=32 {
-        for overflow in ["wrap", "saturate"] {
-            all.push(vec![
-                key(&format!("{prefix}.bits"), bits),
-                key(&format!("{prefix}.overflow"), overflow),
-            ]);
-        }
-    }
-    all
+fn register(prefix: &str) -> Vec<Sort> {
+    let bits = (12..=32).flat_map(|bits| ["wrap", "saturate"].map(|overflow| (bits, overflow)));
+    let register = |(bits, overflow)| {
+        vec![
+            key(&format!("{prefix}.bits"), bits),
+            key(&format!("{prefix}.overflow"), overflow),
+        ]
+    };
+    vec![bits.map(register).collect()]
 }
 
-fn function(name: &str) -> Vec<Keys> {
+fn function(name: &str) -> Vec<Sort> {
     let at = |rest: &str| format!("nonlinearity.{name}.{rest}");
-    let mut all = vec![vec![key(&at("form"), "exact")]];
+    let mut forms = one(&at("form"), ["exact"]);
     let table = |entries: i64, interpolation: &str| {
         vec![
             key(&at("form"), "table"),
@@ -131,25 +96,12 @@ fn function(name: &str) -> Vec<Keys> {
     };
     for power in 3..=12 {
         for interpolation in ["linear", "nearest"] {
-            all.push(table(1 << power, interpolation));
-        }
-    }
-    let range = match name {
-        "silu" => json!([-8, 8]),
-        "exp" => json!([-16, 0]),
-        _ => json!([-16, 16]),
-    };
-    for entries in [64i64, 256, 1024] {
-        for fraction in [12i64, 14, 16] {
-            let mut keys = table(entries, "linear");
-            keys.push(key(&at("range"), range.clone()));
-            keys.push(key(&at("output_fraction"), fraction));
-            all.push(keys);
+            forms.push(table(1 << power, interpolation));
         }
     }
     for degree in 1..=3 {
         for segments in [4i64, 8, 16, 32, 64] {
-            all.push(vec![
+            forms.push(vec![
                 key(&at("form"), "polynomial"),
                 key(&at("segments"), segments),
                 key(&at("degree"), degree),
@@ -157,101 +109,85 @@ fn function(name: &str) -> Vec<Keys> {
         }
     }
     if name == "exp" {
-        all.push(vec![key(&at("form"), "shift")]);
+        forms.push(vec![key(&at("form"), "shift")]);
     }
-    for fraction in 8..=20 {
-        all.push(vec![key(&at("output_fraction"), fraction)]);
-    }
-    for fraction in 6..=14 {
-        all.push(vec![key(&at("input_fraction"), fraction)]);
-    }
-    for high in [4i64, 8, 16] {
-        let low = -high;
-        let range = if name == "exp" {
-            json!([low, 0])
-        } else {
-            json!([low, high])
-        };
-        all.push(vec![key(&at("range"), range)]);
-    }
-    all
+    let range = |high: i64| match name {
+        "exp" => json!([-high, 0]),
+        _ => json!([-high, high]),
+    };
+    vec![
+        forms,
+        one(&at("range"), [4, 8, 16].map(range)),
+        (8..=20i64)
+            .map(|fraction| vec![key(&at("output_fraction"), fraction)])
+            .collect(),
+        (6..=14i64)
+            .map(|fraction| vec![key(&at("input_fraction"), fraction)])
+            .collect(),
+    ]
 }
 
-fn scan() -> Vec<Keys> {
-    let mut all = Vec::new();
-    for state in ["f32", "f16"] {
-        all.push(vec![key("scan.state", state)]);
-    }
+fn scan() -> Vec<Sort> {
+    let mut states = one("scan.state", ["f32", "f16"]);
     for state in ["int8", "int16", "int24", "int32"] {
         for headroom in 0..=4 {
-            all.push(vec![
+            states.push(vec![
                 key("scan.state", state),
                 key("scan.headroom", headroom),
             ]);
         }
     }
-    all.extend(ROUNDINGS.map(|r| vec![key("scan.rounding", r)]));
-    for overflow in ["saturate", "wrap"] {
-        all.push(vec![key("scan.overflow", overflow)]);
-    }
-    for scale in ["calibrated", "power-of-two"] {
-        all.push(vec![key("scan.scale", scale)]);
-    }
-    all.push(vec![key("scan.order", "sequential")]);
+    let mut orders = one("scan.order", ["sequential"]);
     for order in ["kogge-stone", "chunked"] {
         for block in [4i64, 8, 16, 32, 64, 128] {
-            all.push(vec![key("scan.order", order), key("scan.block", block)]);
+            orders.push(vec![key("scan.order", order), key("scan.block", block)]);
         }
     }
-    for every in [1i64, 2, 4, 8, 16] {
-        all.push(vec![key("scan.requantize_every", every)]);
-    }
-    all
+    vec![
+        states,
+        one("scan.requantize_every", [1, 2, 4, 8, 16]),
+        one("scan.rounding", ROUNDINGS),
+        orders,
+        one("scan.scale", ["calibrated", "power-of-two"]),
+        one("scan.overflow", ["saturate", "wrap"]),
+    ]
 }
 
-fn hadamard() -> Vec<Keys> {
-    let mut all = vec![vec![key("hadamard.form", "f32")]];
+fn hadamard() -> Vec<Sort> {
+    let mut forms = one("hadamard.form", ["f32"]);
     for bits in [8i64, 10, 12, 14, 16, 18, 20, 24] {
         for fraction in [0i64, 2, 4, 6, 8] {
-            all.push(vec![
+            forms.push(vec![
                 key("hadamard.form", "integer"),
                 key("hadamard.bits", bits),
                 key("hadamard.fraction", fraction),
             ]);
         }
     }
-    for growth in 0..=10 {
-        all.push(vec![key("hadamard.growth", growth)]);
-    }
-    all
+    let growth = (0..=10).map(|growth| vec![key("hadamard.growth", growth)]);
+    vec![forms, growth.collect()]
 }
 
 /// Every group, in the order of the data.
 pub(super) fn groups() -> Vec<Group> {
     use TracePoint as P;
-    let group = |name, points: &[TracePoint], moves: Vec<Vec<Keys>>| Group {
+    let group = |name, points: &[TracePoint], sorts: Vec<Vec<Sort>>| Group {
         name,
         points: points.to_vec(),
-        moves: moves.into_iter().flatten().collect(),
+        sorts: sorts.into_iter().flatten().collect(),
     };
-    let weights: Vec<Keys> = [
-        ("weights.bits", json!(8)),
-        ("weights.bits", json!(4)),
-        ("weights.granularity", json!("tensor")),
-        ("weights.granularity", json!("channel")),
-        ("weights.granularity", json!("group")),
-        ("weights.scales", json!("power-of-two")),
-        ("activations.scales", json!("power-of-two")),
-    ]
-    .into_iter()
-    .map(|(name, value)| vec![key(name, value)])
-    .collect();
+    let weights = vec![
+        one("activations.scales", ["power-of-two"]),
+        one("weights.granularity", ["tensor", "channel", "group"]),
+        one("weights.bits", [8, 4]),
+        one("weights.scales", ["power-of-two"]),
+    ];
     let linear = |name: &'static str, points: &[TracePoint]| {
-        let moves = vec![
+        let sorts = vec![
             requant(&format!("requant.{name}")),
             register(&format!("accumulator.{name}")),
         ];
-        group(name, points, moves)
+        group(name, points, sorts)
     };
     vec![
         group(
@@ -275,7 +211,7 @@ pub(super) fn groups() -> Vec<Group> {
             "conv",
             &[P::ConvOut, P::ConvOutF32],
             vec![
-                vec![vec![key("weights.conv_granularity", "channel")]],
+                vec![one("weights.conv_granularity", ["channel"])],
                 requant("requant.conv"),
                 function("silu"),
                 register("accumulator.conv"),

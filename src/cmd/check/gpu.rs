@@ -1,13 +1,13 @@
-//! `scalescope crosscheck`: the same model, tokens and mode on the CPU and on a GPU, every tensor
+//! `scalescope check gpu`: the same model, tokens and mode on the CPU and on a GPU, every tensor
 //! compared bit for bit.
 //!
 //! The CPU's run is recorded as a trace, and the GPU is checked against it as against any other
 //! (`check`), with errors flowing and each step by itself.
 
+use super::summary_text;
 use crate::Outcome;
 use crate::cli::{ModelArgs, TextSource};
 use crate::cmd::blocks::ShownArgs;
-use crate::cmd::check::summary_text;
 use crate::device::{DeviceArg, Devices};
 use crate::input::{Subject, load_subject, mode_table, runnable, select_modes};
 use crate::interrupt;
@@ -26,15 +26,15 @@ use scalescope_sim::trace::{Recorder, Selection};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 
-/// Arguments of `crosscheck`.
+/// Arguments of `check gpu`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  scalescope crosscheck
-  scalescope crosscheck --modes 0,2-1 --profile deployed --length 2500 --decode 64
-  scalescope crosscheck --synthetic 130m --profile exact,deployed --layers 0,11,23 --json
+  scalescope check gpu
+  scalescope check gpu --modes 0,2-1 --profile deployed --length 2500 --decode 64
+  scalescope check gpu --synthetic 130m --profile exact,deployed --layers 0,11,23 --json
 
 Exit code 0 only if every tensor of every run is equal, bit for bit.")]
-pub struct CrosscheckArgs {
+pub struct CheckGpuArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
@@ -77,7 +77,7 @@ struct Row {
     report: CheckReport,
 }
 
-pub fn run(args: &CrosscheckArgs) -> Result<Outcome> {
+pub fn run(args: &CheckGpuArgs) -> Result<Outcome> {
     let modes = select_modes(&mode_table(&args.model.modes_file)?, &args.modes)?;
     let profiles = args.profile.iter().map(|name| Profile::get(name));
     let profiles = profiles.collect::<Result<Vec<_>>>()?;
@@ -127,7 +127,7 @@ pub fn run(args: &CrosscheckArgs) -> Result<Outcome> {
 }
 
 /// The tokens of the prefill, and those decoded after it.
-fn tokens(args: &CrosscheckArgs, subject: &Subject) -> Result<[Vec<u32>; 2]> {
+fn tokens(args: &CheckGpuArgs, subject: &Subject) -> Result<[Vec<u32>; 2]> {
     let length = args.length.map_or(LENGTH, Into::into);
     let mut all = match subject.sequences(&args.source.whole())? {
         Some(sequences) => sequences.concat(),
@@ -154,7 +154,7 @@ fn tokens(args: &CrosscheckArgs, subject: &Subject) -> Result<[Vec<u32>; 2]> {
 
 /// Records the CPU's run and checks the device against it, errors flowing and step by step.
 fn compare(
-    args: &CrosscheckArgs,
+    args: &CheckGpuArgs,
     devices: &Devices,
     subject: &Subject,
     (mode, profile): (&ModeSpec, &Profile),

@@ -1,5 +1,5 @@
 //! Hadamard rotation as a chip has it: integer butterflies that may grow by so many bits, then one
-//! integer multiplier. `rotate` runs the f32 form.
+//! integer multiplier. `hadamard` runs the f32 form.
 //!
 //! The input is `nearest-even(y / (s_out · 2^-fraction))`, saturated to `bits` bits. Each butterfly
 //! stage (`a+b`, `a−b`, strides 1, 2, 4, …) grows values by a bit, the c×c stage by ⌈log2 c⌉; what
@@ -8,7 +8,7 @@
 use crate::arith::accumulate::{AccOverflow, Accumulated, Accumulator};
 use crate::arith::fixed::{Requantizer, Scaling};
 use crate::arith::hadamard::HadamardSize;
-use crate::arith::round::Rounding;
+use crate::arith::round::{Rounding, nearest_within};
 use crate::arith::saturate::Status;
 use crate::error::Result;
 use crate::profile::HadamardRules;
@@ -91,7 +91,7 @@ impl IntegerRotation {
     pub fn input(&self, y: f32, output: Scale) -> i64 {
         let step = f64::from(output.get()) * 2f64.powi(-i32::from(self.fraction));
         let top = 1i64 << (self.bits - 1);
-        ((f64::from(y) / step).round_ties_even() as i64).clamp(-top, top - 1)
+        nearest_within(f64::from(y) / step, -top..=top - 1)
     }
 
     /// The register that holds every stage: the input's bits and those it may grow by.
@@ -224,7 +224,7 @@ pub fn rotate_tokens(
 /// # Errors
 ///
 /// A factor no integer multiplier has.
-pub fn rotate_unit(
+pub fn hadamard_unit(
     y: &Array2<f32>,
     rotation: &IntegerRotation,
     output: Scale,

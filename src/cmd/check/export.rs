@@ -1,4 +1,4 @@
-//! `scalescope check-export`: exported vectors read back and simulated again, dumps of RTL beside
+//! `scalescope check export`: exported vectors read back and simulated again, dumps of RTL beside
 //! them.
 
 use crate::Outcome;
@@ -12,11 +12,11 @@ use scalescope_sim::error::{Result, SimError};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Arguments of `check-export`.
+/// Arguments of `check export`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  scalescope check-export vectors/conv            with conv/out.dump.hex from a simulator
-  scalescope check-export vectors --no-dumps      the vectors alone
+  scalescope check export vectors/conv            with conv/out.dump.hex from a simulator
+  scalescope check export vectors --no-dumps      the vectors alone
 
 A dump is a file beside the vectors with `dump` and the name of an array in its name, in any form that
 export writes. Exit code 0 only if every file is the one the manifest names, the step gives the same bits

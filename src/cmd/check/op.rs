@@ -1,9 +1,9 @@
-//! `scalescope check-op`: one operation against vectors.
+//! `scalescope check op`: one operation against vectors.
 
-use super::attribute::finding_text;
-use super::blocks::ShownArgs;
-use super::check::{merge, summary_text, verdict};
+use super::{merge, summary_text, verdict};
 use crate::Outcome;
+use crate::cmd::attribute::finding_text;
+use crate::cmd::blocks::ShownArgs;
 use crate::output::{print, print_json, table, table_text};
 use clap::Args;
 use scalescope_golden::check_op::{Vectors, check_op, write_expected};
@@ -14,12 +14,12 @@ use scalescope_sim::profile::{ARITHMETICS, Arithmetic};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Arguments of `check-op`.
+/// Arguments of `check op`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  scalescope check-op selective_scan vectors.npz
-  scalescope check-op linear vectors.npz --arith exact --explain
-  scalescope check-op linear inputs.npz --arith exact -o vectors.npz
+  scalescope check op selective_scan vectors.npz
+  scalescope check op linear vectors.npz --arith exact --explain
+  scalescope check op linear inputs.npz --arith exact -o vectors.npz
 
 Operations: conv1d_silu, conv1d_update, selective_scan, selective_scan_update, hadamard_quant,
 linear, rmsnorm_quant. Keys of a file: see docs/golden.md.")]

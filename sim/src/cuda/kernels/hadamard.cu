@@ -1,4 +1,4 @@
-// Hadamard rotation of the scan's output, and its quantizer: the twin of sim/src/step/rotate.rs and
+// Hadamard rotation of the scan's output, and its quantizer: the twin of sim/src/step/hadamard.rs and
 // of sim/src/arith/hadamard.rs, where the matrices come from.
 #include "tensor.cuh"
 #include <climits>

@@ -1,4 +1,4 @@
-//! Hadamard rotation and its quantizer. Twin: `step/rotate.rs`.
+//! Hadamard rotation and its quantizer. Twin: `step/hadamard.rs`.
 
 use super::blocks;
 use crate::arith::hadamard::HadamardSize;
@@ -51,7 +51,7 @@ pub fn rotate(
         let grid = [blocks(y.rows, ROWS_OF_WARPS), 1, 1];
         let threads = 32 * ROWS_OF_WARPS;
         let args: [&dyn Arg; 4] = [&source, &sink, &rows, &factor];
-        (y.device()).launch("rotate", "rotate_12x128", grid, threads, 0, &args)?;
+        (y.device()).launch("hadamard", "rotate_12x128", grid, threads, 0, &args)?;
         return Ok(out);
     }
     let name = format!("rotate_{}", size.base());
@@ -60,6 +60,6 @@ pub fn rotate(
     let resident = RESIDENT * y.device().multiprocessors();
     let grid = [(y.rows as u32).min(resident), 1, 1];
     y.device()
-        .launch("rotate", &name, grid, THREADS, shared, &args)?;
+        .launch("hadamard", &name, grid, THREADS, shared, &args)?;
     Ok(out)
 }
