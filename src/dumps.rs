@@ -79,12 +79,13 @@ pub fn profiles_from(first: &Profile) -> Vec<Profile> {
 
 /// The trace points of these names.
 pub fn trace_points(names: &[String]) -> Result<Vec<TracePoint>> {
-    let known = || TracePoint::ALL.map(|p| p.name()).join(", ");
+    let known = TracePoint::ALL.map(|p| p.name());
     names
         .iter()
         .map(|name| {
             TracePoint::from_name(name).ok_or_else(|| {
-                SimError::value("--points", format_args!("some of {}", known()), name)
+                let expected = format!("some of {}", known.join(", "));
+                SimError::value("--points", expected, SimError::like(&known, name))
             })
         })
         .collect()

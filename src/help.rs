@@ -42,7 +42,7 @@ const ASKED_OTHERWISE: &[(&str, &str)] = &[
 
 /// The command line with its commands in groups.
 pub fn grouped(command: Command) -> Command {
-    let command = numbers_may_be_negative(command);
+    let command = flowing_help(numbers_may_be_negative(command));
     let mut text = String::from(
         "{about-with-newline}\n{usage-heading} {usage}\n\nWithout a model, commands use the built-in sample model.\n",
     );
@@ -82,12 +82,35 @@ pub fn refused(error: &clap::Error) -> u8 {
         Some(line) => format!("error: {line}\n"),
         None => words,
     };
-    let words = words.replace(
-        "number would be zero for non-zero type",
-        "expected a number above 0",
-    );
-    eprint!("{}", ranges(&words));
+    eprint!("{}", ranges(&plain(words)));
     code
+}
+
+/// What Rust says of numbers, in words for people.
+fn plain(mut words: String) -> String {
+    for (said, meant) in [
+        (
+            "number would be zero for non-zero type",
+            "expected a number above 0",
+        ),
+        (
+            "invalid digit found in string",
+            "expected a whole number, 0 or more",
+        ),
+        (
+            "cannot parse integer from empty string",
+            "expected a whole number",
+        ),
+        (
+            "number too large to fit in target type",
+            "expected a smaller number",
+        ),
+        ("invalid float literal", "expected a number"),
+        ("cannot parse float from empty string", "expected a number"),
+    ] {
+        words = words.replace(said, meant);
+    }
+    words
 }
 
 /// For a command that is part of another one: which.
@@ -128,12 +151,66 @@ fn numbers_may_be_negative(command: Command) -> Command {
         .mut_subcommands(numbers_may_be_negative)
 }
 
+/// Sentences behind the options flow: where their lines break is for the terminal to say.
+fn flowing_help(command: Command) -> Command {
+    let command = match command.get_after_help().map(ToString::to_string) {
+        Some(text) => command.after_help(flowing(&text)),
+        None => command,
+    };
+    command.mut_subcommands(flowing_help)
+}
+
+/// Paragraphs in one line each, but for lists of commands.
+fn flowing(text: &str) -> String {
+    let paragraph = |text: &str| match text.lines().any(|line| line.starts_with("  ")) {
+        true => text.to_owned(),
+        false => text.replace('\n', " "),
+    };
+    let all: Vec<String> = text.split("\n\n").map(paragraph).collect();
+    all.join("\n\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::Cli;
     use clap::CommandFactory;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_are_asked_for_in_words() {
+        for (given, expected) in [
+            (["report", "--limit", "0"], "expected a number above 0"),
+            (
+                ["report", "--limit", "x"],
+                "expected a whole number, 0 or more",
+            ),
+            (["report", "--limit", ""], "expected a whole number"),
+            (
+                ["report", "--limit", "99999999999999999999999"],
+                "expected a smaller number",
+            ),
+        ] {
+            let words = std::iter::once("scalescope").chain(given);
+            let error = super::grouped(Cli::command()).try_get_matches_from(words);
+            let said = plain(error.unwrap_err().to_string());
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn sentences_of_help_flow_and_commands_stand() {
+        let text = "Examples:\n  scalescope a\n  scalescope b\n\nOne two\nthree.\n\n  scalescope c";
+        let flown = "Examples:\n  scalescope a\n  scalescope b\n\nOne two three.\n\n  scalescope c";
+        assert_eq!(flowing(text), flown);
+        let command = super::grouped(Cli::command());
+        let report = command.find_subcommand("report").unwrap();
+        let help = report.get_after_help().unwrap().to_string();
+        assert!(
+            help.contains("--limit and --length say how much to take instead."),
+            "{help}"
+        );
+    }
 
     #[test]
     fn every_command_is_in_one_group() {

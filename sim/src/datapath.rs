@@ -231,7 +231,7 @@ impl<'m> Datapath<'m> {
     /// one. After an error the state is lost.
     pub fn advance(&self, token: u32, state: &mut State, probe: &mut dyn Probe) -> Result<()> {
         self.prepare_decode();
-        in_pool(|| self.decode_blocks(token, state, probe))?;
+        team::lead(|| self.decode_blocks(token, state, probe))?;
         Ok(())
     }
 

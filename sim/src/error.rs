@@ -11,7 +11,7 @@ pub type Result<T, E = SimError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum SimError {
     /// The operating system refused an operation on a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), in_words(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -56,20 +56,34 @@ pub enum SimError {
     Interrupted,
 }
 
+/// What the system says, without its number.
+fn in_words(error: &std::io::Error) -> String {
+    let words = error.to_string();
+    match words.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => words,
+    }
+}
+
 impl SimError {
     /// A name that is none of those known; says which one it is like.
     pub fn unknown(item: impl Display, known: &[&str], name: &str) -> Self {
+        let expected = format!("one of {}", known.join(", "));
+        Self::value(item, expected, Self::like(known, name))
+    }
+
+    /// A name that is none of those known, and which one it is like.
+    pub fn like(known: &[&str], name: &str) -> String {
         let changes = |known: &str| strsim::levenshtein(known, name);
         let likest = known.iter().min_by_key(|known| changes(known));
         // Names of one or two letters are all alike.
         let most = 2.min(name.chars().count().saturating_sub(1));
         let like = likest.filter(|known| changes(known) <= most);
-        let found = match (name.is_empty(), like) {
+        match (name.is_empty(), like) {
             (true, _) => "an empty name".to_owned(),
             (_, Some(like)) => format!("{name} (did you mean {like}?)"),
             (_, None) => name.to_owned(),
-        };
-        Self::value(item, format_args!("one of {}", known.join(", ")), found)
+        }
     }
 
     /// A value out of its range, not tied to a file.
@@ -152,5 +166,16 @@ mod tests {
         assert!(line("9").ends_with("found 9"));
         assert!(line("seven").ends_with("found seven"));
         assert!(line("").ends_with("found an empty name"));
+    }
+
+    #[test]
+    fn what_the_system_says_has_no_number() {
+        let missing = std::fs::read("/no/such/file").unwrap_err();
+        assert!(missing.to_string().contains("os error"));
+        let line = SimError::io("a.npz", missing).to_string();
+        assert!(
+            line.starts_with("a.npz: ") && !line.contains("os error"),
+            "{line}"
+        );
     }
 }

@@ -296,8 +296,13 @@ impl Profile {
         if let Some((_, text)) = CHIP_PROFILES.iter().find(|(known, _)| *known == name) {
             return Profile::from_toml(name, text);
         }
-        let expected = format!("one of {}, or a .toml file", Profile::names().join(", "));
-        Err(SimError::value("profile", expected, name))
+        let known = Profile::names();
+        let expected = format!("one of {}, or a .toml file", known.join(", "));
+        Err(SimError::value(
+            "profile",
+            expected,
+            SimError::like(&known, name),
+        ))
     }
 
     /// The text of a profile file: the file's own, a built-in chip's, or one that only extends a

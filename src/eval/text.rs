@@ -3,19 +3,22 @@
 use super::stats::{ALPHA, Estimate};
 use super::summary::{Cost, EvalReport, PairSummary, Preparation};
 use super::task::Task;
-use crate::output::{table, table_text};
+use crate::output::{counted, table, table_text};
 
 /// The whole report.
 pub fn text(report: &EvalReport) -> String {
     let settings = &report.settings;
-    let what = match settings.task {
-        Task::LastWord { .. } => "passages, last word",
-        Task::Perplexity { .. } => "windows of text, every token",
-        Task::Chunks { .. } => "pieces of all texts as one, every token but the first",
+    let (what, of) = match settings.task {
+        Task::LastWord { .. } => ("passage", ", last word"),
+        Task::Perplexity { .. } => ("window", " of text, every token"),
+        Task::Chunks { .. } => ("piece", " of all texts as one, every token but the first"),
     };
     let mut out = format!(
-        "{}, profile {}: {} {what}, {} tokens predicted\n",
-        settings.model.name, settings.profile, report.samples, report.target_tokens
+        "{}, profile {}: {}{of}, {} predicted\n",
+        settings.model.name,
+        settings.profile,
+        counted(report.samples, what),
+        counted(report.target_tokens, "token")
     );
     if !settings.bad_lines.is_empty() {
         let (bad, lines) = (settings.bad_lines.len(), settings.lines);

@@ -170,7 +170,9 @@ impl<'a> Made<'a, '_> {
         let columns = read.columns.range(self.path.config(), codes.ncols());
         let key = match read.columns {
             Columns::All => self.key(point),
-            Columns::X | Columns::Z | Columns::Dt | Columns::B | Columns::C => None,
+            Columns::X | Columns::Z | Columns::Dt | Columns::B | Columns::C | Columns::BAndC => {
+                None
+            }
         };
         let codes = codes.slice(s![.., columns]).to_owned();
         Ok((codes, self.scale(by)?, key))

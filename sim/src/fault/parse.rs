@@ -123,8 +123,16 @@ impl<'a> Parameters<'a> {
         name_of: fn(T) -> &'static str,
     ) -> Result<T> {
         let text = self.text(name)?;
-        let found = all.into_iter().find(|site| name_of(*site) == text);
-        found.ok_or_else(|| SimError::value(self.item(name), self.values(name), text))
+        let all: Vec<T> = all.into_iter().collect();
+        let found = all.iter().find(|site| name_of(**site) == text);
+        found.copied().ok_or_else(|| {
+            let known: Vec<&str> = all.iter().map(|site| name_of(*site)).collect();
+            SimError::value(
+                self.item(name),
+                self.values(name),
+                SimError::like(&known, text),
+            )
+        })
     }
 
     fn stale_scale(&self) -> Result<Defect> {

@@ -134,15 +134,28 @@ impl Profile {
     }
 }
 
+/// The names that a key or a value may have and the one that was given, where that is what a message is about:
+/// "unknown field `a`, expected one of `b`, `c`".
+fn unknown_name(message: &str) -> Option<(Vec<&str>, &str)> {
+    let rest = ["unknown field `", "unknown variant `"];
+    let rest = rest.iter().find_map(|start| message.strip_prefix(start))?;
+    let (name, known) = rest.split_once("`, expected ")?;
+    let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+    (!known.is_empty()).then_some((known, name))
+}
+
 impl File {
     pub(super) fn read(text: &str) -> Result<Self> {
         let file: File = toml::from_str(text).map_err(|e| {
             let message = e.message().replace('\n', " ");
-            SimError::value(
-                key_of(text, &e),
-                "a key of docs/asic.md and a value it may have",
-                message,
-            )
+            match unknown_name(&message) {
+                Some((known, name)) => SimError::unknown(key_of(text, &e), &known, name),
+                None => SimError::value(
+                    key_of(text, &e),
+                    "a key of docs/asic.md and a value it may have",
+                    message,
+                ),
+            }
         })?;
         within("version", file.version, VERSION, VERSION)?;
         within("seed", file.seed.unwrap_or(1), 0, u32::MAX.into())?;

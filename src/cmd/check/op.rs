@@ -45,10 +45,8 @@ pub struct CheckOpArgs {
 }
 
 pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
-    let op = Op::from_name(&args.op).ok_or_else(|| {
-        let known = Op::ALL.map(Op::name).join(", ");
-        SimError::value("operation", format_args!("one of {known}"), &args.op)
-    })?;
+    let op = Op::from_name(&args.op)
+        .ok_or_else(|| SimError::unknown("operation", &Op::ALL.map(Op::name), &args.op))?;
     let arithmetic = arithmetic(&args.arith)?;
     if let Some(to) = &args.output {
         return write(args, op, to, &arithmetic);

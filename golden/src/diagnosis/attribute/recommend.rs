@@ -70,6 +70,14 @@ pub fn recommend<'m>(
     text: &Text,
     done: &(dyn Fn() + Sync),
 ) -> Result<Recommendations> {
+    if !path.mode().needs_quantized() {
+        let item = format_args!("mode {}", path.mode().name);
+        return Err(SimError::value(
+            item,
+            "a mode with INT8 tensors, to change",
+            "none",
+        ));
+    }
     let [choosing, measuring] = halves(text)?;
     let (chooser, measurer) = (
         Judge::new(&choosing, reference)?,
