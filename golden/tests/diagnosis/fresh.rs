@@ -16,7 +16,7 @@ fn whole(change: impl Fn(&Array2<f64>) -> Array2<f64> + Send + Sync + 'static) -
             Tensor::Codes(codes) => codes.mapv(f64::from),
             other => other.to_real().mapv(f64::from),
         };
-        let changed = change(&own);
+        let changed = change(&own).as_standard_layout().into_owned();
         match like {
             Tensor::Codes(_) => Tensor::Codes(changed.mapv(|v| v.clamp(-128.0, 127.0) as i8)),
             _ => store(&changed, like, 1.0, Round::Even),
@@ -135,261 +135,882 @@ pub fn fresh() -> Vec<Case> {
 
 impl Fresh {
     fn parameters(&mut self) {
-        self.model("fresh: bias of the block before", "conv", ("0", "asic-int8"), (ALL, &[("neighbour", "bias")]), |m, l| {
-            let other = m.layers[(l + m.layers.len() - 1) % m.layers.len()].conv_bias.clone();
-            m.layers[l].conv_bias = other;
-        });
-        self.model("fresh: conv weight of two blocks on", "conv", ("2-4", "exact"), (ALL, &[("neighbour", "weight")]), |m, l| {
-            let other = m.layers[(l + 2) % m.layers.len()].conv_weight.clone();
-            m.layers[l].conv_weight = other;
-        });
-        self.model("fresh: taps turned by one", "conv", ("3", "exact"), (ALL, &[("order", "taps")]), |m, l| {
-            let w = &mut m.layers[l].conv_weight.codes;
-            let own = w.clone();
-            let k = own.ncols();
-            *w = Array2::from_shape_fn(own.dim(), |(c, tap)| own[(c, (tap + 1) % k)]);
-        });
-        self.model("fresh: half of the conv bias", "conv", ("2-1", "deployed"), (ALL, &[("factor", "bias")]), |m, l| {
-            let b = &mut m.layers[l].conv_bias;
-            b.scale = b.scale.times(0.5).unwrap();
-        });
-        self.model("fresh: one bit of x_proj's weight", "x_proj", ("2-3", "exact"), (CHANNELS, &[("weights", "weight")]), |m, l| {
-            let w = int8(&mut m.layers[l].x_proj);
-            w[(3, 100)] = (w[(3, 100)] as u8 ^ 0x20) as i8;
-        });
-        self.model("fresh: three entries of one output", "in_proj", ("0", "asic-int8"), (CHANNELS, &[("weights", "weight")]), |m, l| {
-            let w = int8(&mut m.layers[l].in_proj);
-            for k in [7, 60, 121] {
-                w[(200, k)] = (w[(200, k)] as u8 ^ 0x40) as i8;
-            }
-        });
-        self.model("fresh: D zero in the second half", "scan", ("2-4", "exact"), (CHANNELS, &[("left-out", "D")]), |m, l| {
-            let d = &mut m.layers[l].d.codes;
-            let half = d.len() / 2;
-            d[half..].fill(0);
-        });
-        self.model("fresh: A of two blocks before", "scan", ("6-0", "exact"), (ALL, &[("neighbour", "A")]), |m, l| {
-            let other = m.layers[(l + m.layers.len() - 2) % m.layers.len()].a_log.clone();
-            m.layers[l].a_log = other;
-        });
-        self.model("fresh: bias of dt of the block before", "scan", ("3", "exact"), (ALL, &[("neighbour", "dt_bias")]), |m, l| {
-            let other = m.layers[(l + m.layers.len() - 1) % m.layers.len()].dt_bias.clone();
-            m.layers[l].dt_bias = other;
-        });
-        self.model("fresh: rows of out_proj in reverse", "out_proj", ("2-0", "deployed"), (ALL, &[("order", "out_proj_out")]), |m, l| {
-            int8(&mut m.layers[l].out_proj).invert_axis(ndarray::Axis(0));
-            let w = int8(&mut m.layers[l].out_proj);
-            *w = w.as_standard_layout().into_owned();
-        });
-        self.model("fresh: x and z exchanged", "in_proj", ("0", "asic-int8"), (ALL, &[("order", "in_proj_out")]), |m, l| {
-            let w = int8(&mut m.layers[l].in_proj);
-            let half = w.nrows() / 2;
-            let own = w.clone();
-            w.slice_mut(s![..half, ..]).assign(&own.slice(s![half.., ..]));
-            w.slice_mut(s![half.., ..]).assign(&own.slice(s![..half, ..]));
-        });
-        self.model("fresh: an output of in_proj negated", "in_proj", ("2-1", "exact"), (CHANNELS, &[("sign", "in_proj_out"), ("sign", "weight"), ("sign", "output")]), |m, l| {
-            let w = int8(&mut m.layers[l].in_proj);
-            w.row_mut(77).mapv_inplace(|v| v.saturating_neg());
-        });
-        self.model("fresh: eight channels without taps", "conv", ("0", "exact"), (CHANNELS, &[("left-out", "weight"), ("left-out", "input"), ("part-missing", "taps")]), |m, l| {
-            m.layers[l].conv_weight.codes.slice_mut(s![40..48, ..]).fill(0);
-        });
-        self.model("fresh: x_proj's weight in four bits", "x_proj", ("2-1", "deployed"), (ALL, &[("width", "weight")]), |m, l| {
-            int8(&mut m.layers[l].x_proj).mapv_inplace(|v| {
-                (16.0 * (f64::from(v) / 16.0).round_ties_even().clamp(-8.0, 7.0)) as i8
-            });
-        });
-        self.model("fresh: bias of dt missing in a head", "scan", ("2-4", "deployed"), (CHANNELS, &[("left-out", "dt_bias")]), |m, l| {
-            m.layers[l].dt_bias.codes[64..128].fill(0);
-        });
-        self.model("fresh: sign bit of dt_proj's weight stuck", "dt_proj", ("0", "asic-int8"), (ALL, &[("stuck-bit", "weight")]), |m, l| {
-            m.layers[l].dt_proj.codes.mapv_inplace(|v| (v as u8 & 0x7f) as i8);
-        });
-        self.model("fresh: out_proj's weight of three blocks on", "out_proj", ("6-0", "exact"), (ALL, &[("neighbour", "weight")]), |m, l| {
-            let other = m.layers[(l + 3) % m.layers.len()].out_proj.clone();
-            m.layers[l].out_proj = other;
-        });
-        self.model("fresh: A of one state for all", "scan", ("2-1", "exact"), (ALL, &[]), |m, l| {
-            let a = &mut m.layers[l].a_log.codes;
-            let first = a.column(0).to_owned();
-            a.columns_mut().into_iter().for_each(|mut c| c.assign(&first));
-        });
+        self.model(
+            "fresh: bias of the block before",
+            "conv",
+            ("0", "asic-int8"),
+            (ALL, &[("neighbour", "bias")]),
+            |m, l| {
+                let other = m.layers[(l + m.layers.len() - 1) % m.layers.len()]
+                    .conv_bias
+                    .clone();
+                m.layers[l].conv_bias = other;
+            },
+        );
+        self.model(
+            "fresh: conv weight of two blocks on",
+            "conv",
+            ("2-4", "exact"),
+            (ALL, &[("neighbour", "weight")]),
+            |m, l| {
+                let other = m.layers[(l + 2) % m.layers.len()].conv_weight.clone();
+                m.layers[l].conv_weight = other;
+            },
+        );
+        self.model(
+            "fresh: taps turned by one",
+            "conv",
+            ("3", "exact"),
+            (ALL, &[("order", "taps")]),
+            |m, l| {
+                let w = &mut m.layers[l].conv_weight.codes;
+                let own = w.clone();
+                let k = own.ncols();
+                *w = Array2::from_shape_fn(own.dim(), |(c, tap)| own[(c, (tap + 1) % k)]);
+            },
+        );
+        self.model(
+            "fresh: half of the conv bias",
+            "conv",
+            ("2-1", "deployed"),
+            (ALL, &[("factor", "bias")]),
+            |m, l| {
+                let b = &mut m.layers[l].conv_bias;
+                b.scale = b.scale.times(0.5).unwrap();
+            },
+        );
+        self.model(
+            "fresh: one bit of x_proj's weight",
+            "x_proj",
+            ("2-3", "exact"),
+            (CHANNELS, &[("weights", "weight")]),
+            |m, l| {
+                let w = int8(&mut m.layers[l].x_proj);
+                w[(3, 100)] = (w[(3, 100)] as u8 ^ 0x20) as i8;
+            },
+        );
+        self.model(
+            "fresh: three entries of one output",
+            "in_proj",
+            ("0", "asic-int8"),
+            (CHANNELS, &[("weights", "weight")]),
+            |m, l| {
+                let w = int8(&mut m.layers[l].in_proj);
+                for k in [7, 60, 121] {
+                    w[(200, k)] = (w[(200, k)] as u8 ^ 0x40) as i8;
+                }
+            },
+        );
+        self.model(
+            "fresh: D zero in the second half",
+            "scan",
+            ("2-4", "exact"),
+            (CHANNELS, &[("left-out", "D")]),
+            |m, l| {
+                let d = &mut m.layers[l].d.codes;
+                let half = d.len() / 2;
+                d[half..].fill(0);
+            },
+        );
+        self.model(
+            "fresh: A of two blocks before",
+            "scan",
+            ("6-0", "exact"),
+            (TOKENS, &[("neighbour", "A")]),
+            |m, l| {
+                let other = m.layers[(l + m.layers.len() - 2) % m.layers.len()]
+                    .a_log
+                    .clone();
+                m.layers[l].a_log = other;
+            },
+        );
+        self.model(
+            "fresh: bias of dt of the block before",
+            "scan",
+            ("3", "exact"),
+            (ALL, &[("neighbour", "dt_bias")]),
+            |m, l| {
+                let other = m.layers[(l + m.layers.len() - 1) % m.layers.len()]
+                    .dt_bias
+                    .clone();
+                m.layers[l].dt_bias = other;
+            },
+        );
+        self.model(
+            "fresh: rows of out_proj in reverse",
+            "out_proj",
+            ("2-0", "deployed"),
+            (ALL, &[("order", "out_proj_out")]),
+            |m, l| {
+                int8(&mut m.layers[l].out_proj).invert_axis(ndarray::Axis(0));
+                let w = int8(&mut m.layers[l].out_proj);
+                *w = w.as_standard_layout().into_owned();
+            },
+        );
+        self.model(
+            "fresh: x and z exchanged",
+            "in_proj",
+            ("0", "asic-int8"),
+            (ALL, &[("order", "in_proj_out")]),
+            |m, l| {
+                let w = int8(&mut m.layers[l].in_proj);
+                let half = w.nrows() / 2;
+                let own = w.clone();
+                w.slice_mut(s![..half, ..])
+                    .assign(&own.slice(s![half.., ..]));
+                w.slice_mut(s![half.., ..])
+                    .assign(&own.slice(s![..half, ..]));
+            },
+        );
+        self.model(
+            "fresh: an output of in_proj negated",
+            "in_proj",
+            ("2-1", "exact"),
+            (
+                CHANNELS,
+                &[
+                    ("sign", "in_proj_out"),
+                    ("sign", "weight"),
+                    ("sign", "output"),
+                ],
+            ),
+            |m, l| {
+                let w = int8(&mut m.layers[l].in_proj);
+                w.row_mut(77).mapv_inplace(|v| v.saturating_neg());
+            },
+        );
+        self.model(
+            "fresh: eight channels without taps",
+            "conv",
+            ("0", "exact"),
+            (
+                CHANNELS,
+                &[
+                    ("left-out", "weight"),
+                    ("left-out", "input"),
+                    ("part-missing", "taps"),
+                ],
+            ),
+            |m, l| {
+                m.layers[l]
+                    .conv_weight
+                    .codes
+                    .slice_mut(s![40..48, ..])
+                    .fill(0);
+            },
+        );
+        self.model(
+            "fresh: x_proj's weight in four bits",
+            "x_proj",
+            ("2-1", "deployed"),
+            (ALL, &[("width", "weight")]),
+            |m, l| {
+                int8(&mut m.layers[l].x_proj).mapv_inplace(|v| {
+                    (16.0 * (f64::from(v) / 16.0).round_ties_even().clamp(-8.0, 7.0)) as i8
+                });
+            },
+        );
+        self.model(
+            "fresh: bias of dt missing in a head",
+            "scan",
+            ("2-4", "deployed"),
+            (CHANNELS, &[("left-out", "dt_bias")]),
+            |m, l| {
+                m.layers[l].dt_bias.codes[64..128].fill(0);
+            },
+        );
+        self.model(
+            "fresh: sign bit of dt_proj's weight stuck",
+            "dt_proj",
+            ("0", "asic-int8"),
+            (ALL, &[("stuck-bit", "weight")]),
+            |m, l| {
+                m.layers[l]
+                    .dt_proj
+                    .codes
+                    .mapv_inplace(|v| (v as u8 & 0x7f) as i8);
+            },
+        );
+        self.model(
+            "fresh: out_proj's weight of three blocks on",
+            "out_proj",
+            ("6-0", "exact"),
+            (ALL, &[("neighbour", "weight")]),
+            |m, l| {
+                let other = m.layers[(l + 3) % m.layers.len()].out_proj.clone();
+                m.layers[l].out_proj = other;
+            },
+        );
+        self.model(
+            "fresh: A of one state for all",
+            "scan",
+            ("2-1", "exact"),
+            (TOKENS, &[]),
+            |m, l| {
+                let a = &mut m.layers[l].a_log.codes;
+                let first = a.column(0).to_owned();
+                a.columns_mut()
+                    .into_iter()
+                    .for_each(|mut c| c.assign(&first));
+            },
+        );
     }
 
     fn results(&mut self) {
-        self.made("fresh: conv bit 5 lost from token 30 on", ("conv", &[P::ConvOut]), ("0", "deployed"), (TOKENS, &[("stuck-bit", "conv_out")]), each(|t, _, v| if t >= 30 { bit(v, |b| b & !32) } else { v }));
-        self.made("fresh: dt zero point of 3", ("dt_proj", &[P::DtProjOut]), ("2-1", "exact"), (ALL, &[("zero-point", "dt_proj_out")]), each(|_, _, v| v + 3.0));
-        self.made("fresh: B in five bits", ("x_proj", &[P::XProjOut]), ("2-0", "exact"), (CHANNELS, &[("overflow", "x_proj_out"), ("width", "x_proj_out")]), each(|_, c, v| if (12..28).contains(&c) { v.clamp(-16.0, 15.0) } else { v }));
-        self.made("fresh: every third channel of the rotation is zero", ("hadamard", &[P::HadOut]), ("2-4", "exact"), (CHANNELS, &[("constant", "had_out"), ("left-out", "had_out")]), each(|_, c, v| if c % 3 == 1 { 0.0 } else { v }));
-        self.made("fresh: out_proj in bf16", ("out_proj", &[P::OutProjOut]), ("2-4", "deployed"), (ALL, &[("format", "out_proj_out"), ("format", "output")]), each(|_, _, v| half::bf16::from_f64(v).to_f64()));
-        self.made("fresh: norm one channel late", ("norm", &[P::NormOut]), ("0", "asic-int8"), (ALL, &[("shifted", "norm_out")]), whole(|v| Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c + v.ncols() - 1) % v.ncols())])));
-        self.made("fresh: token 5 repeated at 6", ("in_proj", &[P::InProjOut]), ("2-0", "exact"), (TOKENS, &[("shifted", "in_proj_out"), ("neighbour", "input")]), whole(|v| {
-            let mut v = v.clone();
-            let before = v.row(5).to_owned();
-            v.row_mut(6).assign(&before);
-            v
-        }));
-        self.made("fresh: y ends at a twentieth", ("scan", &[P::SsmY]), ("2-1", "exact"), (ALL, &[("overflow", "ssm_y")]), each(|_, _, v| v.clamp(-0.05, 0.05)));
-        self.made("fresh: residual in f16", ("norm", &[P::ResidualOut]), ("2-4", "exact"), (ALL, &[("format", "residual_out"), ("format", "residual"), ("format", "output")]), each(|_, _, v| half::f16::from_f64(v).to_f64()));
-        self.made("fresh: one NaN", ("out_proj", &[P::OutProjOut]), ("0", "exact"), (BOTH, &[("not-finite", "out_proj_out")]), each(|t, c, v| if (t, c) == (17, 9) { f64::NAN } else { v }));
-        self.made("fresh: y negative in a head", ("scan", &[P::SsmY]), ("2-4", "exact"), (CHANNELS, &[("sign", "ssm_y"), ("sign", "output")]), each(|_, c, v| if (128..192).contains(&c) { -v } else { v }));
-        self.made("fresh: rotation two tokens late", ("hadamard", &[P::HadOut]), ("3", "deployed"), (ALL, &[("shifted", "had_out"), ("neighbour", "input")]), whole(|v| late(v, 2)));
-        self.made("fresh: codes of dt are one too low where negative", ("dt_proj", &[P::DtProjOut]), ("0", "asic-int8"), (ALL, &[("zero-point", "dt_proj_out"), ("rounding", "dt_proj_out")]), each(|_, _, v| if v < 0.0 { v - 1.0 } else { v }));
-        self.made("fresh: state of zeros in the last states", ("scan", &[P::SsmState]), ("2-1", "exact"), (CHANNELS, &[("constant", "ssm_state"), ("left-out", "ssm_state")]), each(|_, n, v| if n >= 12 { 0.0 } else { v }));
-        self.made("fresh: dt_proj every 16th token is zero", ("dt_proj", &[P::DtProjOut]), ("2-4", "exact"), (TOKENS, &[("constant", "dt_proj_out"), ("left-out", "dt_proj_out")]), each(|t, _, v| if t % 16 == 15 { 0.0 } else { v }));
-        self.made("fresh: unknown: y rises with the token", ("scan", &[P::SsmY]), ("2-4", "exact"), (ALL, &[]), each(|t, _, v| v * (1.0 + 0.003 * t as f64)));
-        self.made("fresh: unknown: conv codes of two channels mixed", ("conv", &[P::ConvOut]), ("0", "exact"), (ALL, &[]), whole(|v| Array2::from_shape_fn(v.dim(), |(t, c)| ((v[(t, c)] * 3.0 + v[(t, (c + 5) % v.ncols())]) / 4.0).floor())));
+        self.made(
+            "fresh: conv bit 5 lost from token 30 on",
+            ("conv", &[P::ConvOut]),
+            ("0", "deployed"),
+            (TOKENS, &[("stuck-bit", "conv_out")]),
+            each(|t, _, v| if t >= 30 { bit(v, |b| b & !32) } else { v }),
+        );
+        self.made(
+            "fresh: dt zero point of 3",
+            ("dt_proj", &[P::DtProjOut]),
+            ("2-1", "exact"),
+            (ALL, &[("zero-point", "dt_proj_out")]),
+            each(|_, _, v| v + 3.0),
+        );
+        self.made(
+            "fresh: B in five bits",
+            ("x_proj", &[P::XProjOut]),
+            ("2-0", "exact"),
+            (
+                CHANNELS,
+                &[("overflow", "x_proj_out"), ("width", "x_proj_out")],
+            ),
+            each(|_, c, v| {
+                if (12..28).contains(&c) {
+                    v.clamp(-16.0, 15.0)
+                } else {
+                    v
+                }
+            }),
+        );
+        self.made(
+            "fresh: every third channel of the rotation is zero",
+            ("hadamard", &[P::HadOut]),
+            ("2-4", "exact"),
+            (
+                CHANNELS,
+                &[("constant", "had_out"), ("left-out", "had_out")],
+            ),
+            each(|_, c, v| if c % 3 == 1 { 0.0 } else { v }),
+        );
+        self.made(
+            "fresh: out_proj in bf16",
+            ("out_proj", &[P::OutProjOut]),
+            ("2-4", "deployed"),
+            (ALL, &[("format", "out_proj_out"), ("format", "output")]),
+            each(|_, _, v| half::bf16::from_f64(v).to_f64()),
+        );
+        self.made(
+            "fresh: norm one channel late",
+            ("norm", &[P::NormOut]),
+            ("0", "asic-int8"),
+            (ALL, &[("shifted", "norm_out")]),
+            whole(|v| {
+                Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c + v.ncols() - 1) % v.ncols())])
+            }),
+        );
+        self.made(
+            "fresh: token 5 repeated at 6",
+            ("in_proj", &[P::InProjOut]),
+            ("2-0", "exact"),
+            (
+                TOKENS,
+                &[("shifted", "in_proj_out"), ("neighbour", "input")],
+            ),
+            whole(|v| {
+                let mut v = v.clone();
+                let before = v.row(5).to_owned();
+                v.row_mut(6).assign(&before);
+                v
+            }),
+        );
+        self.made(
+            "fresh: y ends at a twentieth",
+            ("scan", &[P::SsmY]),
+            ("2-1", "exact"),
+            (ALL, &[("overflow", "ssm_y")]),
+            each(|_, _, v| v.clamp(-0.05, 0.05)),
+        );
+        self.made(
+            "fresh: residual in f16",
+            ("norm", &[P::ResidualOut]),
+            ("2-4", "exact"),
+            (
+                ALL,
+                &[
+                    ("format", "residual_out"),
+                    ("format", "residual"),
+                    ("format", "output"),
+                ],
+            ),
+            each(|_, _, v| half::f16::from_f64(v).to_f64()),
+        );
+        self.made(
+            "fresh: one NaN",
+            ("out_proj", &[P::OutProjOut]),
+            ("0", "exact"),
+            (BOTH, &[("not-finite", "out_proj_out")]),
+            each(|t, c, v| if (t, c) == (17, 9) { f64::NAN } else { v }),
+        );
+        self.made(
+            "fresh: y negative in a head",
+            ("scan", &[P::SsmY]),
+            ("2-4", "exact"),
+            (CHANNELS, &[("sign", "ssm_y"), ("sign", "output")]),
+            each(|_, c, v| if (128..192).contains(&c) { -v } else { v }),
+        );
+        self.made(
+            "fresh: rotation two tokens late",
+            ("hadamard", &[P::HadOut]),
+            ("3", "deployed"),
+            (ALL, &[("shifted", "had_out"), ("neighbour", "input")]),
+            whole(|v| late(v, 2)),
+        );
+        self.made(
+            "fresh: codes of dt are one too low where negative",
+            ("dt_proj", &[P::DtProjOut]),
+            ("0", "asic-int8"),
+            (
+                ALL,
+                &[("zero-point", "dt_proj_out"), ("rounding", "dt_proj_out")],
+            ),
+            each(|_, _, v| if v < 0.0 { v - 1.0 } else { v }),
+        );
+        self.made(
+            "fresh: state of zeros in the last states",
+            ("scan", &[P::SsmState]),
+            ("2-1", "exact"),
+            (
+                CHANNELS,
+                &[("constant", "ssm_state"), ("left-out", "ssm_state")],
+            ),
+            each(|_, n, v| if n >= 12 { 0.0 } else { v }),
+        );
+        self.made(
+            "fresh: dt_proj every 16th token is zero",
+            ("dt_proj", &[P::DtProjOut]),
+            ("2-4", "exact"),
+            (
+                TOKENS,
+                &[("constant", "dt_proj_out"), ("left-out", "dt_proj_out")],
+            ),
+            each(|t, _, v| if t % 16 == 15 { 0.0 } else { v }),
+        );
+        self.made(
+            "fresh: unknown: y rises with the token",
+            ("scan", &[P::SsmY]),
+            ("2-4", "exact"),
+            (ALL, &[]),
+            each(|t, _, v| v * (1.0 + 0.003 * t as f64)),
+        );
+        self.made(
+            "fresh: unknown: conv codes of two channels mixed",
+            ("conv", &[P::ConvOut]),
+            ("0", "exact"),
+            (ALL, &[]),
+            whole(|v| {
+                Array2::from_shape_fn(v.dim(), |(t, c)| {
+                    ((v[(t, c)] * 3.0 + v[(t, (c + 5) % v.ncols())]) / 4.0).floor()
+                })
+            }),
+        );
     }
 
     fn readings(&mut self) {
-        self.read("fresh: in_proj's input lacks two bits", ("in_proj", &[P::NormOut]), ("0", "asic-int8"), (ALL, &[("width", "input")]), each(|_, _, v| bit(v, |b| b & !3)));
-        self.read("fresh: in_proj's input in reverse", ("in_proj", &[P::NormOut]), ("3", "exact"), (ALL, &[("order", "inputs")]), whole(|v| v.slice(s![.., ..;-1]).to_owned()));
-        self.read("fresh: first 32 inputs of out_proj are missing", ("out_proj", &[P::HadOut]), ("2-4", "deployed"), (ALL, &[("part-missing", "sum")]), each(|_, c, v| if c < 32 { 0.0 } else { v }));
-        self.read("fresh: the rotation's input is late", ("hadamard", &[P::SsmY]), ("2-4", "exact"), (ALL, &[("neighbour", "input"), ("shifted", "had_out")]), whole(|v| late(v, 1)));
-        self.read("fresh: z with the other sign", ("scan", &[P::InProjZ]), ("3", "exact"), (ALL, &[("sign", "z")]), each(|_, _, v| -v));
-        self.read("fresh: z of the next head", ("scan", &[P::InProjOut]), ("2-1", "exact"), (ALL, &[("neighbour", "z")]), whole(|v| {
-            let e = v.ncols() / 2;
-            Array2::from_shape_fn(v.dim(), |(t, c)| if c < e { v[(t, c)] } else { v[(t, e + (c - e + 64) % e)] })
-        }));
-        self.read("fresh: B negated", ("scan", &[P::XProjOut]), ("2-1", "exact"), (ALL, &[("sign", "B"), ("sign", "C")]), whole(|v| {
-            let n = 16;
-            let r = v.ncols() - 2 * n;
-            Array2::from_shape_fn(v.dim(), |(t, c)| if (r..r + n).contains(&c) { -v[(t, c)] } else { v[(t, c)] })
-        }));
-        self.read("fresh: conv's x with a zero point of 3", ("conv", &[P::InProjOut]), ("0", "exact"), (ALL, &[("zero-point", "input")]), whole(|v| {
-            let e = v.ncols() / 2;
-            Array2::from_shape_fn(v.dim(), |(t, c)| if c < e { v[(t, c)] + 3.0 } else { v[(t, c)] })
-        }));
-        self.read("fresh: dt in four bits", ("scan", &[P::DtProjOut]), ("2-4", "exact"), (ALL, &[("width", "dt")]), each(|_, _, v| 16.0 * (v / 16.0).round_ties_even().clamp(-8.0, 7.0)));
-        self.read("fresh: dt_proj's input has a zero point of 2", ("dt_proj", &[P::XProjOut]), ("0", "exact"), (ALL, &[("zero-point", "input")]), whole(|v| {
-            let r = v.ncols() - 32;
-            Array2::from_shape_fn(v.dim(), |(t, c)| if c < r { v[(t, c)] + 2.0 } else { v[(t, c)] })
-        }));
-        self.read("fresh: out_proj's input at every 4th token of the one before", ("out_proj", &[P::HadOut]), ("2-0", "exact"), (TOKENS, &[("neighbour", "input"), ("shifted", "out_proj_out")]), whole(|v| {
-            let mut out = v.clone();
-            for t in (3..v.nrows()).step_by(4) {
-                out.row_mut(t).assign(&v.row(t - 1));
-            }
-            out
-        }));
-        self.read("fresh: x_proj reads a head less", ("x_proj", &[P::XProjIn]), ("2-4", "exact"), (ALL, &[("part-missing", "sum")]), each(|_, c, v| if (64..128).contains(&c) { 0.0 } else { v }));
-        self.read("fresh: heads of the rotation's input exchanged", ("hadamard", &[P::SsmY]), ("0", "asic-int8"), (ALL, &[("order", "input")]), whole(|v| Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c / 64 ^ 1) * 64 + c % 64)])));
+        self.read(
+            "fresh: in_proj's input lacks two bits",
+            ("in_proj", &[P::NormOut]),
+            ("0", "asic-int8"),
+            (ALL, &[("width", "input")]),
+            each(|_, _, v| bit(v, |b| b & !3)),
+        );
+        self.read(
+            "fresh: in_proj's input in reverse",
+            ("in_proj", &[P::NormOut]),
+            ("3", "exact"),
+            (ALL, &[("order", "inputs")]),
+            whole(|v| v.slice(s![.., ..;-1]).to_owned()),
+        );
+        self.read(
+            "fresh: first 32 inputs of out_proj are missing",
+            ("out_proj", &[P::HadOut]),
+            ("2-4", "deployed"),
+            (ALL, &[("part-missing", "sum")]),
+            each(|_, c, v| if c < 32 { 0.0 } else { v }),
+        );
+        self.read(
+            "fresh: the rotation's input is late",
+            ("hadamard", &[P::SsmY]),
+            ("2-4", "exact"),
+            (ALL, &[("neighbour", "input"), ("shifted", "had_out")]),
+            whole(|v| late(v, 1)),
+        );
+        self.read(
+            "fresh: z with the other sign",
+            ("scan", &[P::InProjZ]),
+            ("3", "exact"),
+            (ALL, &[("sign", "z")]),
+            each(|_, _, v| -v),
+        );
+        self.read(
+            "fresh: z of the next head",
+            ("scan", &[P::InProjOut]),
+            ("2-1", "exact"),
+            (ALL, &[("neighbour", "z")]),
+            whole(|v| {
+                let e = v.ncols() / 2;
+                Array2::from_shape_fn(v.dim(), |(t, c)| {
+                    if c < e {
+                        v[(t, c)]
+                    } else {
+                        v[(t, e + (c - e + 64) % e)]
+                    }
+                })
+            }),
+        );
+        self.read(
+            "fresh: B negated",
+            ("scan", &[P::XProjOut]),
+            ("2-1", "exact"),
+            (ALL, &[("sign", "B"), ("sign", "C")]),
+            whole(|v| {
+                let n = 16;
+                let r = v.ncols() - 2 * n;
+                Array2::from_shape_fn(v.dim(), |(t, c)| {
+                    if (r..r + n).contains(&c) {
+                        -v[(t, c)]
+                    } else {
+                        v[(t, c)]
+                    }
+                })
+            }),
+        );
+        self.read(
+            "fresh: conv's x with a zero point of 3",
+            ("conv", &[P::InProjOut]),
+            ("0", "exact"),
+            (ALL, &[("zero-point", "input")]),
+            whole(|v| {
+                let e = v.ncols() / 2;
+                Array2::from_shape_fn(
+                    v.dim(),
+                    |(t, c)| if c < e { v[(t, c)] + 3.0 } else { v[(t, c)] },
+                )
+            }),
+        );
+        self.read(
+            "fresh: dt in four bits",
+            ("scan", &[P::DtProjOut]),
+            ("2-4", "exact"),
+            (ALL, &[("width", "dt")]),
+            each(|_, _, v| 16.0 * (v / 16.0).round_ties_even().clamp(-8.0, 7.0)),
+        );
+        self.read(
+            "fresh: dt_proj's input has a zero point of 2",
+            ("dt_proj", &[P::XProjOut]),
+            ("0", "exact"),
+            (ALL, &[("zero-point", "input")]),
+            whole(|v| {
+                let r = v.ncols() - 32;
+                Array2::from_shape_fn(
+                    v.dim(),
+                    |(t, c)| if c < r { v[(t, c)] + 2.0 } else { v[(t, c)] },
+                )
+            }),
+        );
+        self.read(
+            "fresh: out_proj's input at every 4th token of the one before",
+            ("out_proj", &[P::HadOut]),
+            ("2-0", "exact"),
+            (
+                TOKENS,
+                &[("neighbour", "input"), ("shifted", "out_proj_out")],
+            ),
+            whole(|v| {
+                let mut out = v.clone();
+                for t in (3..v.nrows()).step_by(4) {
+                    out.row_mut(t).assign(&v.row(t - 1));
+                }
+                out
+            }),
+        );
+        self.read(
+            "fresh: x_proj reads a head less",
+            ("x_proj", &[P::XProjIn]),
+            ("2-4", "exact"),
+            (ALL, &[("part-missing", "sum")]),
+            each(|_, c, v| if (64..128).contains(&c) { 0.0 } else { v }),
+        );
+        self.read(
+            "fresh: heads of the rotation's input exchanged",
+            ("hadamard", &[P::SsmY]),
+            ("0", "asic-int8"),
+            (ALL, &[("order", "input")]),
+            whole(|v| Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c / 64 ^ 1) * 64 + c % 64)])),
+        );
     }
 
     fn convolutions(&mut self) {
         let conv_out: &[P] = &[P::ConvOut];
         let real: &[P] = &[P::ConvOutF32];
         let all = usize::MAX;
-        self.made("fresh: conv tile of 7", ("conv", conv_out), ("2-1", "exact"), (TOKENS, &[("history", "conv")]), conv_of(7, silu, |_| {}));
-        self.made("fresh: hard swish", ("conv", real), ("2-4", "exact"), (ALL, &[("function", "SiLU")]), conv_of(all, |v| v * ((v + 3.0) / 6.0).clamp(0.0, 1.0), |_| {}));
-        self.made("fresh: leaky ReLU", ("conv", conv_out), ("0", "deployed"), (ALL, &[("function", "SiLU")]), conv_of(all, |v| if v > 0.0 { v } else { 0.01 * v }, |_| {}));
-        self.made("fresh: SiLU with the exponent 1.702", ("conv", real), ("3", "exact"), (ALL, &[("function", "SiLU")]), conv_of(all, |v| v / (1.0 + (-1.702 * v).exp()), |_| {}));
-        self.made("fresh: own tap missing in a head", ("conv", conv_out), ("2-0", "exact"), (CHANNELS, &[("part-missing", "taps")]), only(conv_of(all, silu, |c| c.w.column_mut(3).fill(0.0)), |_, c| (192..256).contains(&c)));
-        self.made("fresh: conv bias missing at every 5th token", ("conv", conv_out), ("2-1", "exact"), (TOKENS, &[("left-out", "bias")]), only(conv_of(all, silu, |c| c.bias.fill(0.0)), |t, _| t % 5 == 2));
+        self.made(
+            "fresh: conv tile of 7",
+            ("conv", conv_out),
+            ("2-1", "exact"),
+            (TOKENS, &[("history", "conv")]),
+            conv_of(7, silu, |_| {}),
+        );
+        self.made(
+            "fresh: hard swish",
+            ("conv", real),
+            ("2-4", "exact"),
+            (ALL, &[("function", "SiLU")]),
+            conv_of(all, |v| v * ((v + 3.0) / 6.0).clamp(0.0, 1.0), |_| {}),
+        );
+        self.made(
+            "fresh: leaky ReLU",
+            ("conv", conv_out),
+            ("0", "deployed"),
+            (ALL, &[("function", "SiLU")]),
+            conv_of(all, |v| if v > 0.0 { v } else { 0.01 * v }, |_| {}),
+        );
+        self.made(
+            "fresh: SiLU with the exponent 1.702",
+            ("conv", real),
+            ("3", "exact"),
+            (ALL, &[("function", "SiLU")]),
+            conv_of(all, |v| v / (1.0 + (-1.702 * v).exp()), |_| {}),
+        );
+        self.made(
+            "fresh: own tap missing in a head",
+            ("conv", conv_out),
+            ("2-0", "exact"),
+            (CHANNELS, &[("part-missing", "taps")]),
+            only(
+                conv_of(all, silu, |c| c.w.column_mut(3).fill(0.0)),
+                |_, c| (192..256).contains(&c),
+            ),
+        );
+        self.made(
+            "fresh: conv bias missing at every 5th token",
+            ("conv", conv_out),
+            ("2-1", "exact"),
+            (TOKENS, &[("left-out", "bias")]),
+            only(conv_of(all, silu, |c| c.bias.fill(0.0)), |t, _| t % 5 == 2),
+        );
     }
 
     fn scans(&mut self) {
-        self.made("fresh: decays of powers of two", ("scan", SCAN), ("2-4", "exact"), (ALL, &[("function", "decay")]), scan_of(|s| s.a.mapv_inplace(|a| a * std::f64::consts::LN_2)));
-        self.made("fresh: bias of dt after softplus", ("scan", SCAN), ("2-1", "exact"), (ALL, &[("order", "dt_bias")]), Box::new(|path, layer, seen, point, like| {
-            // δ = softplus(dt) + bias: as softplus of what gives that.
-            let make = scan(|_, _, _, s| {
-                let bias = s.bias.clone();
-                for ((_, c), dt) in s.dt.indexed_iter_mut() {
-                    *dt = dt.exp().ln_1p() + bias[c];
+        self.made(
+            "fresh: decays of powers of two",
+            ("scan", SCAN),
+            ("2-4", "exact"),
+            (TOKENS, &[("function", "decay")]),
+            scan_of(|s| s.a.mapv_inplace(|a| a * std::f64::consts::LN_2)),
+        );
+        self.made(
+            "fresh: bias of dt after softplus",
+            ("scan", SCAN),
+            ("2-1", "exact"),
+            (ALL, &[("order", "dt_bias")]),
+            Box::new(|path, layer, seen, point, like| {
+                // δ = softplus(dt) + bias: as softplus of what gives that.
+                let make = scan(|_, _, _, s| {
+                    let bias = s.bias.clone();
+                    for ((_, c), dt) in s.dt.indexed_iter_mut() {
+                        *dt = dt.exp().ln_1p() + bias[c];
+                    }
+                    s.bias.fill(0.0);
+                    s.softplus = |v| v;
+                });
+                make(path, layer, seen, point, like)
+            }),
+        );
+        self.made(
+            "fresh: state reset at every 18th token",
+            ("scan", SCAN),
+            ("2-4", "exact"),
+            (TOKENS, &[("history", "state")]),
+            scan_of(|s| s.tile = 18),
+        );
+        self.made(
+            "fresh: gate of tanh",
+            ("scan", SCAN),
+            ("3", "exact"),
+            (ALL, &[("function", "gate")]),
+            scan_of(|s| s.gate = f64::tanh),
+        );
+        self.made(
+            "fresh: gate of ReLU",
+            ("scan", SCAN),
+            ("0", "deployed"),
+            (ALL, &[("function", "gate")]),
+            scan_of(|s| s.gate = |v| v.max(0.0)),
+        );
+        self.made(
+            "fresh: only the last state is summed",
+            ("scan", SCAN),
+            ("2-1", "exact"),
+            (ALL, &[("part-missing", "states")]),
+            scan_of(|s| {
+                let n = s.c.ncols();
+                s.c.slice_mut(s![.., ..n - 1]).fill(0.0);
+            }),
+        );
+        self.made(
+            "fresh: δ is at most a fiftieth",
+            ("scan", SCAN),
+            ("0", "exact"),
+            (ALL, &[("overflow", "delta")]),
+            scan_of(|s| s.softplus = |v| v.exp().ln_1p().min(0.02)),
+        );
+        self.made(
+            "fresh: δ twice in the input, D missing",
+            ("scan", SCAN),
+            ("2-1", "exact"),
+            (
+                ALL,
+                &[
+                    ("two-edits", "D and input_delta"),
+                    ("two-edits", "input_delta and D"),
+                ],
+            ),
+            scan_of(|s| {
+                let (l, e) = s.u.dim();
+                let u = s.u.clone();
+                for (t, c) in (0..l).flat_map(|t| (0..e).map(move |c| (t, c))) {
+                    s.u[(t, c)] = u[(t, c)] * (s.softplus)(s.dt[(t, c)] + s.bias[c]);
                 }
-                s.bias.fill(0.0);
-                s.softplus = |v| v;
-            });
-            make(path, layer, seen, point, like)
-        }));
-        self.made("fresh: state reset at every 18th token", ("scan", SCAN), ("2-4", "exact"), (TOKENS, &[("history", "state")]), scan_of(|s| s.tile = 18));
-        self.made("fresh: gate of tanh", ("scan", SCAN), ("3", "exact"), (ALL, &[("function", "gate")]), scan_of(|s| s.gate = f64::tanh));
-        self.made("fresh: gate of ReLU", ("scan", SCAN), ("0", "deployed"), (ALL, &[("function", "gate")]), scan_of(|s| s.gate = |v| v.max(0.0)));
-        self.made("fresh: only the last state is summed", ("scan", SCAN), ("2-1", "exact"), (ALL, &[("part-missing", "states")]), scan_of(|s| {
-            let n = s.c.ncols();
-            s.c.slice_mut(s![.., ..n - 1]).fill(0.0);
-        }));
-        self.made("fresh: δ is at most a fiftieth", ("scan", SCAN), ("0", "exact"), (ALL, &[("overflow", "delta")]), scan_of(|s| s.softplus = |v| v.exp().ln_1p().min(0.02)));
-        self.made("fresh: δ twice in the input, D missing", ("scan", SCAN), ("2-1", "exact"), (ALL, &[("two-edits", "D and input_delta"), ("two-edits", "input_delta and D")]), scan_of(|s| {
-            let (l, e) = s.u.dim();
-            let u = s.u.clone();
-            for (t, c) in (0..l).flat_map(|t| (0..e).map(move |c| (t, c))) {
-                s.u[(t, c)] = u[(t, c)] * (s.softplus)(s.dt[(t, c)] + s.bias[c]);
-            }
-            s.d.fill(0.0);
-        }));
-        self.made("fresh: state in six bits", ("scan", SCAN), ("2-1", "exact"), (ALL, &[("format", "state")]), scan_of(|s| s.state = |v, step| 4.0 * step * (v / (4.0 * step)).round_ties_even().clamp(-32.0, 31.0)));
-        self.made("fresh: state truncated to INT8", ("scan", SCAN), ("2-4", "exact"), (ALL, &[("format", "state")]), scan_of(|s| s.state = |v, step| step * (v / step).trunc().clamp(-128.0, 127.0)));
-        self.made("fresh: the input decays too", ("scan", SCAN), ("2-4", "exact"), (ALL, &[("order", "decay"), ("order", "state")]), scan_of(|s| s.input_decays = true));
-        self.made("fresh: D·u missing at tokens 8 to 15", ("scan", SCAN), ("2-0", "exact"), (TOKENS, &[("left-out", "D")]), only(scan_of(|s| s.d.fill(0.0)), |t, _| (8..16).contains(&t)));
-        self.made("fresh: gate missing in every other channel", ("scan", SCAN), ("2-4", "exact"), (CHANNELS, &[("left-out", "gate")]), only(scan_of(|s| s.gate = |_| 1.0), |_, c| c % 2 == 1));
-        self.made("fresh: u is clipped at zero", ("scan", SCAN), ("2-4", "exact"), (ALL, &[("function", "u"), ("overflow", "u")]), scan_of(|s| s.u.mapv_inplace(|v| v.max(0.0))));
+                s.d.fill(0.0);
+            }),
+        );
+        self.made(
+            "fresh: state in six bits",
+            ("scan", SCAN),
+            ("2-1", "exact"),
+            (ALL, &[("format", "state")]),
+            scan_of(|s| {
+                s.state =
+                    |v, step| 4.0 * step * (v / (4.0 * step)).round_ties_even().clamp(-32.0, 31.0)
+            }),
+        );
+        self.made(
+            "fresh: state truncated to INT8",
+            ("scan", SCAN),
+            ("2-4", "exact"),
+            (ALL, &[("format", "state")]),
+            scan_of(|s| s.state = |v, step| step * (v / step).trunc().clamp(-128.0, 127.0)),
+        );
+        self.made(
+            "fresh: the input decays too",
+            ("scan", SCAN),
+            ("2-4", "exact"),
+            (ALL, &[("order", "decay"), ("order", "state")]),
+            scan_of(|s| s.input_decays = true),
+        );
+        self.made(
+            "fresh: D·u missing at tokens 8 to 15",
+            ("scan", SCAN),
+            ("2-0", "exact"),
+            (TOKENS, &[("left-out", "D")]),
+            only(scan_of(|s| s.d.fill(0.0)), |t, _| (8..16).contains(&t)),
+        );
+        self.made(
+            "fresh: gate missing in every other channel",
+            ("scan", SCAN),
+            ("2-4", "exact"),
+            (CHANNELS, &[("left-out", "gate")]),
+            only(scan_of(|s| s.gate = |_| 1.0), |_, c| c % 2 == 1),
+        );
+        self.made(
+            "fresh: u is clipped at zero",
+            ("scan", SCAN),
+            ("2-4", "exact"),
+            (ALL, &[("function", "u"), ("overflow", "u")]),
+            scan_of(|s| s.u.mapv_inplace(|v| v.max(0.0))),
+        );
     }
 
     fn others(&mut self) {
-        self.made("fresh: butterflies of stride 16 missing", ("hadamard", &[P::HadOut]), ("2-4", "deployed"), (ALL, &[("part-missing", "stages")]), hadamard(|i, j, h| {
-            if (i ^ j) & 16 != 0 {
-                0.0
-            } else if i & j & 16 != 0 {
-                -h
-            } else {
-                h
-            }
-        }, |e| 1.0 / e.sqrt()));
-        self.made("fresh: rotation a quarter too large", ("hadamard", &[P::HadOut]), ("2-1", "exact"), (ALL, &[("constant", "norm"), ("stale-scale", "out_proj_input")]), hadamard(|_, _, h| h, |e| 1.25 / e.sqrt()));
-        self.made("fresh: eps of 1 in 50", ("norm", &[P::NormOut]), ("0", "exact"), (ALL, &[("constant", "eps")]), norm(|_, eps, _| *eps = 0.02));
-        self.made("fresh: norm of the first half", ("norm", &[P::NormOut]), ("2-4", "exact"), (ALL, &[("part-missing", "mean"), ("part-missing", "sum")]), Box::new(|path, layer, seen, _, like| {
-            let r = seen[&P::ResidualOut].to_real().mapv(f64::from);
-            let w = path.norm_weight(layer);
-            let eps = f64::from(path.config().eps);
-            let half = r.ncols() / 2;
-            let mut out = r.clone();
-            for mut row in out.rows_mut() {
-                let squares: f64 = row.iter().take(half).map(|v| v * v).sum();
-                let rms = (squares / half as f64 + eps).sqrt();
-                row.iter_mut().zip(w).for_each(|(v, w)| *v = *v / rms * f64::from(*w));
-            }
-            let scale = f64::from(path.scale(layer, U::NormOut).unwrap().get());
-            store(&out, like, scale, Round::Even)
-        }));
-        self.made("fresh: hidden dropped at the tail", ("norm", &[P::ResidualOut]), ("3", "exact"), (TOKENS, &[("left-out", "hidden"), ("left-out", "residual")]), Box::new(|_, _, seen, _, like| {
-            let own = like.to_real();
-            let kept = seen[&P::ResidualIn].to_real();
-            Tensor::F32(Array2::from_shape_fn(own.dim(), |(t, c)| if t >= 48 { kept[(t, c)] } else { own[(t, c)] }))
-        }));
-        self.made("fresh: hidden in front of the norm is halved", ("norm", &[P::ResidualOut]), ("0", "exact"), (ALL, &[("factor", "hidden")]), Box::new(|_, _, seen, _, _| {
-            Tensor::F32(seen[&P::ResidualIn].to_real() + 0.5 * seen[&P::HiddenIn].to_real())
-        }));
+        self.made(
+            "fresh: butterflies of stride 16 missing",
+            ("hadamard", &[P::HadOut]),
+            ("2-4", "deployed"),
+            (ALL, &[("part-missing", "stages")]),
+            hadamard(
+                |i, j, h| {
+                    if (i ^ j) & 16 != 0 {
+                        0.0
+                    } else if i & j & 16 != 0 {
+                        -h
+                    } else {
+                        h
+                    }
+                },
+                |e| 1.0 / e.sqrt(),
+            ),
+        );
+        self.made(
+            "fresh: rotation a quarter too large",
+            ("hadamard", &[P::HadOut]),
+            ("2-1", "exact"),
+            (
+                ALL,
+                &[("constant", "norm"), ("stale-scale", "out_proj_input")],
+            ),
+            hadamard(|_, _, h| h, |e| 1.25 / e.sqrt()),
+        );
+        self.made(
+            "fresh: eps of 1 in 50",
+            ("norm", &[P::NormOut]),
+            ("0", "exact"),
+            (ALL, &[("constant", "eps")]),
+            norm(|_, eps, _| *eps = 0.02),
+        );
+        self.made(
+            "fresh: norm of the first half",
+            ("norm", &[P::NormOut]),
+            ("2-4", "exact"),
+            (ALL, &[("part-missing", "mean"), ("part-missing", "sum")]),
+            Box::new(|path, layer, seen, _, like| {
+                let r = seen[&P::ResidualOut].to_real().mapv(f64::from);
+                let w = path.norm_weight(layer);
+                let eps = f64::from(path.config().eps);
+                let half = r.ncols() / 2;
+                let mut out = r.clone();
+                for mut row in out.rows_mut() {
+                    let squares: f64 = row.iter().take(half).map(|v| v * v).sum();
+                    let rms = (squares / half as f64 + eps).sqrt();
+                    row.iter_mut()
+                        .zip(w)
+                        .for_each(|(v, w)| *v = *v / rms * f64::from(*w));
+                }
+                let scale = f64::from(path.scale(layer, U::NormOut).unwrap().get());
+                store(&out, like, scale, Round::Even)
+            }),
+        );
+        self.made(
+            "fresh: hidden dropped at the tail",
+            ("norm", &[P::ResidualOut]),
+            ("3", "exact"),
+            (TOKENS, &[("left-out", "hidden"), ("left-out", "residual")]),
+            Box::new(|_, _, seen, _, like| {
+                let own = like.to_real();
+                let kept = seen[&P::ResidualIn].to_real();
+                Tensor::F32(Array2::from_shape_fn(own.dim(), |(t, c)| {
+                    if t >= 48 { kept[(t, c)] } else { own[(t, c)] }
+                }))
+            }),
+        );
+        self.made(
+            "fresh: hidden in front of the norm is halved",
+            ("norm", &[P::ResidualOut]),
+            ("0", "exact"),
+            (ALL, &[("factor", "hidden")]),
+            Box::new(|_, _, seen, _, _| {
+                Tensor::F32(seen[&P::ResidualIn].to_real() + 0.5 * seen[&P::HiddenIn].to_real())
+            }),
+        );
     }
 
     fn pairs(&mut self) {
         let all = usize::MAX;
-        self.made("fresh: two: bias missing, oldest tap missing", ("conv", &[P::ConvOut]), ("2-1", "exact"), (ALL, &[("two-edits", "bias and taps"), ("two-edits", "taps and bias")]), conv_of(all, silu, |c| {
-            c.bias.fill(0.0);
-            c.w.column_mut(0).fill(0.0);
-        }));
-        self.made("fresh: two: taps reversed, no SiLU", ("conv", &[P::ConvOutF32]), ("2-4", "exact"), (ALL, &[("two-edits", "taps and SiLU"), ("two-edits", "SiLU and taps")]), conv_of(all, |v| v, |c| c.w.invert_axis(ndarray::Axis(1))));
-        self.made("fresh: two: D missing, B is C", ("scan", SCAN), ("2-1", "exact"), (ALL, &[("two-edits", "D and B"), ("two-edits", "B and D")]), scan_of(|s| {
-            s.d.fill(0.0);
-            s.b = s.c.clone();
-        }));
-        self.made("fresh: two: stride 2 missing, 1/E", ("hadamard", &[P::HadOut]), ("0", "exact"), (ALL, &[("two-edits", "stages and norm"), ("two-edits", "norm and stages")]), hadamard(|i, j, h| {
-            if (i ^ j) & 2 != 0 {
-                0.0
-            } else if i & j & 2 != 0 {
-                -h
-            } else {
-                h
-            }
-        }, |e| 8.0 / e));
-        self.made("fresh: two: bias of dt twice, gate missing", ("scan", SCAN), ("2-4", "exact"), (ALL, &[("two-edits", "dt_bias and gate"), ("two-edits", "gate and dt_bias")]), scan_of(|s| {
-            s.bias.iter_mut().for_each(|b| *b *= 2.0);
-            s.gate = |_| 1.0;
-        }));
-        self.made("fresh: two: known and unknown", ("conv", &[P::ConvOut]), ("0", "exact"), (ALL, &[]), Box::new(|path, layer, seen, point, like| {
-            let faulty = conv_of(usize::MAX, silu, |c| c.bias.fill(0.0))(path, layer, seen, point, like);
-            each(|t, c, v| if (t + 3 * c) % 7 == 0 { v * 0.7 } else { v })(path, layer, seen, point, &faulty)
-        }));
+        self.made(
+            "fresh: two: bias missing, oldest tap missing",
+            ("conv", &[P::ConvOut]),
+            ("2-1", "exact"),
+            (
+                ALL,
+                &[
+                    ("two-edits", "bias and taps"),
+                    ("two-edits", "taps and bias"),
+                ],
+            ),
+            conv_of(all, silu, |c| {
+                c.bias.fill(0.0);
+                c.w.column_mut(0).fill(0.0);
+            }),
+        );
+        self.made(
+            "fresh: two: taps reversed, no SiLU",
+            ("conv", &[P::ConvOutF32]),
+            ("2-4", "exact"),
+            (
+                ALL,
+                &[
+                    ("two-edits", "taps and SiLU"),
+                    ("two-edits", "SiLU and taps"),
+                ],
+            ),
+            conv_of(all, |v| v, |c| c.w.invert_axis(ndarray::Axis(1))),
+        );
+        self.made(
+            "fresh: two: D missing, B is C",
+            ("scan", SCAN),
+            ("2-1", "exact"),
+            (ALL, &[("two-edits", "D and B"), ("two-edits", "B and D")]),
+            scan_of(|s| {
+                s.d.fill(0.0);
+                s.b = s.c.clone();
+            }),
+        );
+        self.made(
+            "fresh: two: stride 2 missing, another factor",
+            ("hadamard", &[P::HadOut]),
+            ("0", "exact"),
+            (
+                ALL,
+                &[
+                    ("two-edits", "stages and norm"),
+                    ("two-edits", "norm and stages"),
+                ],
+            ),
+            hadamard(
+                |i, j, h| {
+                    if (i ^ j) & 2 != 0 {
+                        0.0
+                    } else if i & j & 2 != 0 {
+                        -h
+                    } else {
+                        h
+                    }
+                },
+                |e| 8.0 / e,
+            ),
+        );
+        self.made(
+            "fresh: two: bias of dt twice, gate missing",
+            ("scan", SCAN),
+            ("2-4", "exact"),
+            (
+                ALL,
+                &[
+                    ("two-edits", "dt_bias and gate"),
+                    ("two-edits", "gate and dt_bias"),
+                ],
+            ),
+            scan_of(|s| {
+                s.bias.iter_mut().for_each(|b| *b *= 2.0);
+                s.gate = |_| 1.0;
+            }),
+        );
+        self.made(
+            "fresh: two: known and unknown",
+            ("conv", &[P::ConvOut]),
+            ("0", "exact"),
+            (ALL, &[]),
+            Box::new(|path, layer, seen, point, like| {
+                let faulty =
+                    conv_of(usize::MAX, silu, |c| c.bias.fill(0.0))(path, layer, seen, point, like);
+                each(|t, c, v| if (t + 3 * c) % 7 == 0 { v * 0.7 } else { v })(
+                    path, layer, seen, point, &faulty,
+                )
+            }),
+        );
     }
 }

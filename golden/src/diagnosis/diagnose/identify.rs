@@ -412,7 +412,11 @@ fn nearest(group: &Group, keys: &Keys, judge: &(dyn Fn(&Keys) -> Option<Off> + S
         // Of those that make the same elements the first: their keys have no effect here.
         let mut last = (f64::NAN, 0);
         best.retain(|(off, _)| {
-            last = if last.0 == *off { (*off, last.1 + 1) } else { (*off, 1) };
+            last = if last.0 == *off {
+                (*off, last.1 + 1)
+            } else {
+                (*off, 1)
+            };
             last.1 <= SAME
         });
         best.truncate(BEAM);

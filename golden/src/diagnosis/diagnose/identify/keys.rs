@@ -118,8 +118,12 @@ fn function(name: &str) -> Vec<Sort> {
     vec![
         forms,
         one(&at("range"), [4, 8, 16].map(range)),
-        (8..=20i64).map(|fraction| vec![key(&at("output_fraction"), fraction)]).collect(),
-        (6..=14i64).map(|fraction| vec![key(&at("input_fraction"), fraction)]).collect(),
+        (8..=20i64)
+            .map(|fraction| vec![key(&at("output_fraction"), fraction)])
+            .collect(),
+        (6..=14i64)
+            .map(|fraction| vec![key(&at("input_fraction"), fraction)])
+            .collect(),
     ]
 }
 
