@@ -132,9 +132,8 @@ pub fn recognise(
         blocks.clone_from(&all);
         tried = dump.try_modes(model, modes, first, &blocks, asked)?;
     }
-    let best = tried.first().map_or(0.0, |t| t.differs);
     let close: Vec<&ModeSpec> = tried.iter().take(CLOSEST).map(|t| t.mode).collect();
-    for mode in close.iter().filter(|_| best > 0.0) {
+    for mode in close {
         for profile in others {
             let differs = dump.differs(model, mode, profile, &blocks)?;
             let own = tried.iter_mut().find(|t| t.mode.name == mode.name);
