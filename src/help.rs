@@ -31,7 +31,7 @@ const GROUPS: &[(&str, &[&str])] = &[
 /// Commands that the first screen only names.
 const MORE: &[&str] = &["bench", "selftest", "completions", "help"];
 
-/// What has been commands of their own elsewhere or in scripts, and how it is asked now.
+/// Names under which somebody may look for a part of another command, and how it is asked.
 const ASKED_OTHERWISE: &[(&str, &str)] = &[
     ("check-op", "check op NAME FILE"),
     ("check-export", "check export DIR"),
@@ -119,7 +119,9 @@ fn otherwise(error: &clap::Error) -> Option<String> {
         return None;
     };
     let (_, now) = ASKED_OTHERWISE.iter().find(|(known, _)| known == name)?;
-    Some(format!("'{name}' is asked as: scalescope {now}"))
+    Some(format!(
+        "there is no command '{name}'; it is: scalescope {now}"
+    ))
 }
 
 /// Ranges that clap writes as Rust does, in words: `5 is not in 2..=4294967295`, `expected 2 or more`.

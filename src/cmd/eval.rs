@@ -392,3 +392,20 @@ fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
     files.sort();
     Ok(files)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::SCORING;
+    use crate::cli::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn merging_takes_no_option_of_scoring() {
+        let program = Cli::command();
+        let eval = program.find_subcommand("eval").unwrap();
+        let all = eval.get_arguments().map(|arg| arg.get_id().as_str());
+        let others = ["merge", "samples", "seed", "json"];
+        let scoring: Vec<&str> = all.filter(|id| !others.contains(id)).collect();
+        assert_eq!(scoring, SCORING);
+    }
+}

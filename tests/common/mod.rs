@@ -30,9 +30,9 @@ pub fn commands(program: &clap::Command) -> Vec<(String, clap::Command)> {
     for command in program.get_subcommands() {
         let name = command.get_name();
         all.push((name.to_owned(), command.clone()));
-        let inner = command
-            .get_subcommands()
-            .filter(|inner| inner.get_name() != "help");
+        // clap's own `help` lists all of them again.
+        let inner = command.get_subcommands();
+        let inner = inner.filter(|inner| name != "help" && inner.get_name() != "help");
         all.extend(inner.map(|inner| (format!("{name} {}", inner.get_name()), inner.clone())));
     }
     all

@@ -34,16 +34,17 @@ mod vectors;
 pub use steps::diagnose_steps;
 pub use vectors::diagnose_vectors;
 
-use crate::diagnosis::finding::Finding;
+use crate::diagnosis::finding::{Finding, Severity};
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use candidate::Candidate;
 use findings::{
-    alternatives, cause, device, everywhere_of, in_every_block, in_order, no_cause, noise,
+    alternatives, cause, device, everywhere_of, in_every_block, in_order, no_cause, noise, rivals,
+    undecided_between,
 };
 use judge::Hint;
 use pattern::How;
 use replay::{Closeness, Score};
-use scalescope_sim::dataflow::{Block, Phase};
+use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
@@ -113,15 +114,10 @@ pub fn diagnose_telling(
     let path = Datapath::new(model, mode, profile)?;
     let (sequences, mut types) = file::own_types(&path, &trace.sequences);
     types.extend(file::other_types(trace));
-    let mut all: Vec<(Search, State)> = Vec::new();
-    for profile in profiles {
+    let tokens = trace.tokens()?;
+    let begin = |profile: &Profile| -> Result<(Search, State)> {
         let mut search = Search {
-            tokens: trace
-                .tokens()?
-                .rows()
-                .into_iter()
-                .map(|row| row.to_vec())
-                .collect(),
+            tokens: tokens.rows().into_iter().map(|row| row.to_vec()).collect(),
             sequences: &sequences,
             closeness: Closeness::Bits,
             profile: profile.name.to_string(),
@@ -131,26 +127,35 @@ pub fn diagnose_telling(
             search.closeness = Closeness::Near;
             state = search.begin(state.path)?;
         }
-        all.push((search, state));
-    }
-    // The profile that the most blocks follow, to the last bit.
-    all.sort_by_key(|(_, state)| {
-        let score = state.score();
-        let bad = || score.iter().filter(|(_, s)| s.bits > 0);
-        let blocks: BTreeSet<_> = bad().map(|(place, _)| place.layer).collect();
-        let bits: usize = score.values().map(|s| s.bits).sum();
-        (blocks.len(), bad().count(), bits)
-    });
-    // Others that follow as many blocks may be the dump's as well.
+        Ok((search, state))
+    };
     let follows = |state: &State| {
         let score = state.score();
         let bad = score.iter().filter(|(_, s)| s.bits > 0);
-        bad.map(|(place, _)| place.layer)
-            .collect::<BTreeSet<_>>()
-            .len()
+        let blocks: BTreeSet<_> = bad.clone().map(|(place, _)| place.layer).collect();
+        let bits: usize = score.values().map(|s| s.bits).sum();
+        (blocks.len(), bad.count(), bits)
     };
-    if let Some(blocks) = all.first().map(|(_, state)| follows(state)) {
-        all.retain(|(_, state)| follows(state) == blocks);
+    let mut all: Vec<(Search, State)> = profiles.iter().map(begin).collect::<Result<_>>()?;
+    // The profile that the most blocks follow, to the last bit.
+    all.sort_by_key(|(_, state)| follows(state));
+    // Where the choice is ours and hardly a block follows, it may be a chip's.
+    let blocks: BTreeSet<_> = sequences
+        .iter()
+        .flatten()
+        .map(|(place, _)| place.layer)
+        .collect();
+    let few = |(_, state): &(Search, State)| 2 * follows(state).0 > blocks.len();
+    if profiles.len() > 1 && blocks.len() > 2 && all.first().is_some_and(few) {
+        let known = |name: &&str| profiles.iter().any(|p| p.name == *name);
+        let others = Profile::names().into_iter().filter(|name| !known(name));
+        // Some need a float model beside the quantized one.
+        all.extend(others.filter_map(|name| begin(&Profile::get(name).ok()?).ok()));
+        all.sort_by_key(|(_, state)| follows(state));
+    }
+    // Others that follow as many blocks may be the dump's as well.
+    if let Some(blocks) = all.first().map(|(_, state)| follows(state).0) {
+        all.retain(|(_, state)| follows(state).0 == blocks);
         all.truncate(2);
     }
     // Most of what follows from the dump's own inputs deviates: the file itself may be wrong.
@@ -193,10 +198,7 @@ pub fn diagnose_telling(
             best = Some(found);
         }
         let best = best.as_ref().expect("set above");
-        let wrong = best
-            .findings
-            .iter()
-            .any(|f| f.severity > crate::diagnosis::finding::Severity::Info);
+        let wrong = best.findings.iter().any(|f| f.severity > Severity::Info);
         if !wrong || share(best) > 0.98 {
             break;
         }
@@ -265,12 +267,21 @@ impl Search<'_> {
         let mut unexplained: usize = 0;
         let mut passed: BTreeSet<Place> = BTreeSet::new();
         let mut noisy = Vec::new();
+        let mut undecided: Vec<Finding> = Vec::new();
+        // Steps whose tensors nothing explains.
+        let mut open: Vec<(Option<usize>, Step)> = Vec::new();
         let mut hints: Vec<Hint> = Vec::new();
         for _ in 0..ROUNDS * state.path.config().n_layers + GIVE_UP {
             let score = state.score();
             let Some(first) = first_deviation(&score, &passed) else {
                 break;
             };
+            // What is wrong with another tensor of a step that nothing explains is no finding of its own.
+            let made_by = block.row(first.point).map(|row| (first.layer, row.step));
+            if made_by.is_some_and(|step| open.contains(&step)) {
+                passed.insert(first);
+                continue;
+            }
             let blocks = state.path.config().n_layers;
             done(first.layer.unwrap_or(blocks), blocks + 1);
             let scene = self.scene(&state, &score, first)?;
@@ -293,7 +304,15 @@ impl Search<'_> {
                     .filter(|(i, _)| *i != at)
                     .map(|(_, j)| j)
                     .collect();
-                let found = cause(best, &rest, &scene, &block, of_total(best.left));
+                let mut found = cause(best, &rest, &scene, &block, of_total(best.left));
+                if let Some(other) = rest
+                    .iter()
+                    .find(|other| rivals(best, other, &scene, &block))
+                {
+                    // Something is wrong, but not surely this.
+                    found.severity = Severity::Warning;
+                    undecided.push(undecided_between(best, other, &scene, &block, total));
+                }
                 if others.is_empty() {
                     others = alternatives(&rest, Some(best), &scene, &block, of_total);
                 }
@@ -341,12 +360,14 @@ impl Search<'_> {
             if others.is_empty() {
                 others = alternatives(&rest, None, &scene, &block, of_total);
             }
+            open.extend(made_by);
             unexplained += 1;
             if unexplained >= GIVE_UP {
                 break;
             }
         }
         let mut findings = in_every_block(causes, &score);
+        findings.extend(undecided);
         findings.sort_by(|a, b| {
             (a.kind == "none")
                 .cmp(&(b.kind == "none"))

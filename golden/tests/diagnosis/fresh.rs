@@ -16,7 +16,7 @@ fn whole(change: impl Fn(&Array2<f64>) -> Array2<f64> + Send + Sync + 'static) -
             Tensor::Codes(codes) => codes.mapv(f64::from),
             other => other.to_real().mapv(f64::from),
         };
-        let changed = change(&own);
+        let changed = change(&own).as_standard_layout().into_owned();
         match like {
             Tensor::Codes(_) => Tensor::Codes(changed.mapv(|v| v.clamp(-128.0, 127.0) as i8)),
             _ => store(&changed, like, 1.0, Round::Even),
@@ -216,7 +216,7 @@ impl Fresh {
             "fresh: A of two blocks before",
             "scan",
             ("6-0", "exact"),
-            (ALL, &[("neighbour", "A")]),
+            (TOKENS, &[("neighbour", "A")]),
             |m, l| {
                 let other = m.layers[(l + m.layers.len() - 2) % m.layers.len()]
                     .a_log
@@ -345,7 +345,7 @@ impl Fresh {
             "fresh: A of one state for all",
             "scan",
             ("2-1", "exact"),
-            (ALL, &[]),
+            (TOKENS, &[]),
             |m, l| {
                 let a = &mut m.layers[l].a_log.codes;
                 let first = a.column(0).to_owned();
@@ -650,7 +650,9 @@ impl Fresh {
             ("hadamard", &[P::SsmY]),
             ("0", "asic-int8"),
             (ALL, &[("order", "input")]),
-            whole(|v| Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c / 64 ^ 1) * 64 + c % 64)])),
+            whole(|v| {
+                Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, ((c / 64) ^ 1) * 64 + c % 64)])
+            }),
         );
     }
 
@@ -710,7 +712,7 @@ impl Fresh {
             "fresh: decays of powers of two",
             ("scan", SCAN),
             ("2-4", "exact"),
-            (ALL, &[("function", "decay")]),
+            (TOKENS, &[("function", "decay")]),
             scan_of(|s| s.a.mapv_inplace(|a| a * std::f64::consts::LN_2)),
         );
         self.made(
@@ -960,7 +962,7 @@ impl Fresh {
             }),
         );
         self.made(
-            "fresh: two: stride 2 missing, 1/E",
+            "fresh: two: stride 2 missing, another factor",
             ("hadamard", &[P::HadOut]),
             ("0", "exact"),
             (

@@ -295,6 +295,11 @@ impl Candidate {
         matches!(self, Candidate::Edit(edit) if edit.only.is_some())
     }
 
+    /// Whether the dump alone has it.
+    pub fn is_alone(&self) -> bool {
+        matches!(self, Candidate::Edit(edit) if edit.alone)
+    }
+
     /// Whether it alters the quantizer of a tensor that stays real: a wrong scale then is as far off as any other
     /// wrong one, but for those next to the right one.
     pub fn hides(&self, block: &Block) -> bool {

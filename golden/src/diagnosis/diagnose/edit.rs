@@ -17,8 +17,10 @@ use scalescope_sim::trace::{Place, Tensor, TracePoint};
 use std::fmt;
 use std::sync::Arc;
 
-pub use linear::{entries, solve_entry};
-pub use result::of_pattern;
+pub use conv::bits as conv_bits;
+pub use linear::{entries, solve_entries, solve_times, times};
+pub use result::{moved, of_pattern};
+pub use scan::bits as scan_bits;
 
 /// What is around a sequence: the tensors of the one before it in the batch.
 #[derive(Clone, Copy, Default)]
@@ -292,6 +294,22 @@ pub fn of_row<'a, 'm>(
     edits.all
 }
 
+/// History that is lost at every so many tokens.
+pub fn of_tile<'a>(
+    scene: Option<&'a Scene<'a, '_>>,
+    row: &'a Row,
+    formula: Option<&Formula>,
+    tile: usize,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, 0);
+    match formula {
+        Some(Formula::Conv(_)) => edits.conv_tile(tile),
+        Some(Formula::Scan(_)) => edits.scan_tile(tile),
+        _ => {}
+    }
+    edits.all
+}
+
 /// A move in time.
 #[derive(Clone, Copy, PartialEq)]
 struct Move {
@@ -344,6 +362,53 @@ fn turned(values: &Array2<f32>, by: isize) -> Array2<f32> {
     Array2::from_shape_fn(values.dim(), |(t, c)| {
         values[(t, (c as isize - by).rem_euclid(n.max(1)) as usize)]
     })
+}
+
+/// Channels in the places of others.
+#[derive(Clone, Copy)]
+enum ChannelOrder {
+    /// Each has that so many places on.
+    On(isize),
+    /// Neighbouring runs of so many have changed places.
+    Exchanged(usize),
+}
+
+impl ChannelOrder {
+    /// By heads of powers of two, of so many channels.
+    fn heads(channels: usize) -> impl Iterator<Item = Self> {
+        let runs = [2usize, 4, 8, 16, 32, 64, 128, 256];
+        let runs = runs.into_iter().filter(move |run| 2 * run <= channels);
+        runs.flat_map(|run| {
+            let on = run as isize;
+            [Self::On(on), Self::On(-on), Self::Exchanged(run)]
+        })
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            ChannelOrder::On(_) => Kind::Neighbour,
+            ChannelOrder::Exchanged(_) => Kind::Order,
+        }
+    }
+
+    fn words(self) -> String {
+        match self {
+            ChannelOrder::On(by) => format!("channels are each the one {by:+}"),
+            ChannelOrder::Exchanged(run) => {
+                format!("neighbouring runs of {run} channels have changed places")
+            }
+        }
+    }
+
+    fn of(self, values: &Array2<f32>) -> Array2<f32> {
+        match self {
+            ChannelOrder::On(by) => turned(values, -by),
+            ChannelOrder::Exchanged(run) => Array2::from_shape_fn(values.dim(), |(t, c)| {
+                let other = ((c / run) ^ 1) * run + c % run;
+                values[(t, if other < values.ncols() { other } else { c })]
+            }),
+        }
+    }
 }
 
 /// Columns in reverse.

@@ -144,6 +144,75 @@ pub(super) fn cause(
     }
 }
 
+/// Whether another candidate explains as much as the best and is as simple, but is another mistake, or one of another
+/// step.
+pub(super) fn rivals(
+    best: &ScoredCandidate,
+    other: &ScoredCandidate,
+    scene: &Scene,
+    block: &Block,
+) -> bool {
+    let (a, b) = (&best.candidate, &other.candidate);
+    let as_much = other.is_cause(scene)
+        && other.first.far <= best.first.far
+        && other.far <= best.far
+        && other.left <= best.left + best.left / 50;
+    if !as_much || b.is_restricted() && !a.is_restricted() || b.is_alone() && !a.is_alone() {
+        return false;
+    }
+    // The same by another name: a fault model and the edit that does the same.
+    let mistake = |c: &Candidate| match c.kind() {
+        "conv-history-loss" => "history",
+        "hadamard-wrap" => "overflow",
+        "conv-double-input-scale" => "twice",
+        "missing-scale" => "left-out",
+        kind => kind,
+    };
+    let elsewhere = (a.layer(), a.step(block)) != (b.layer(), b.step(block));
+    let simple = b.rank() <= SIMPLE && a.rank() <= SIMPLE;
+    let other_sort = mistake(a) != mistake(b) && a.site() != b.site() && simple;
+    let other_place = elsewhere && a.site() != b.site() && b.rank() <= a.rank() + SIMPLE;
+    other_place || other_sort
+}
+
+/// The rank of what needs no number to be found.
+const SIMPLE: usize = 3;
+
+/// A deviation that more than one edit explains.
+pub(super) fn undecided_between(
+    best: &ScoredCandidate,
+    other: &ScoredCandidate,
+    scene: &Scene,
+    block: &Block,
+    total: usize,
+) -> Finding {
+    let of = |j: &ScoredCandidate| {
+        let c = &j.candidate;
+        format!(
+            "{}: {}",
+            where_words(c.layer(), c.step(block).name()),
+            c.words()
+        )
+    };
+    let evidence = format!(
+        "{}; more than one edit explains it, and these data do not tell which: {}; or {}",
+        deviation(scene),
+        of(best),
+        of(other)
+    );
+    Finding {
+        kind: "none",
+        layer: scene.first.layer,
+        site: scene.first.point.name().to_owned(),
+        severity: Severity::Error,
+        share: scene.at_first.mismatched as f64 / total as f64,
+        evidence,
+        step: block.row(scene.first.point).map(|row| row.step.name()),
+        pattern: scene.pattern.clone(),
+        ..Finding::default()
+    }
+}
+
 /// Other explanations of the same deviation, each kind and site once.
 pub(super) fn alternatives(
     judged: &[&ScoredCandidate],

@@ -19,11 +19,13 @@ pub use linear::{Linear, Meet, weight as linear_weight};
 pub use norm::{Add, Norm};
 pub use scan::{Delta, Scan};
 
+use super::rule::QuantizerPart;
 use half::{bf16, f16};
 use ndarray::{Array2, s};
 use scalescope_sim::arith::fixed::Requantizer;
 use scalescope_sim::arith::real::{Ieee, RealMath, RealRules};
 use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
 use scalescope_sim::dataflow::{Block, Format, Quantizer, Read, Row, Step};
 use scalescope_sim::datapath::Datapath;
@@ -175,12 +177,16 @@ pub enum Activation {
     QuickGelu,
     HardSilu,
     Softplus,
+    LeakyRelu,
+    Elu,
+    Mish,
+    SiluOfNegative,
     Tabled(Table),
 }
 
 impl Activation {
     /// Those that are not SiLU.
-    pub const OTHERS: [Activation; 9] = [
+    pub const OTHERS: [Activation; 13] = [
         Activation::QuickGelu,
         Activation::Softplus,
         Activation::SiluTwice,
@@ -190,6 +196,10 @@ impl Activation {
         Activation::Tanh,
         Activation::Gelu,
         Activation::HardSilu,
+        Activation::LeakyRelu,
+        Activation::Elu,
+        Activation::Mish,
+        Activation::SiluOfNegative,
     ];
 
     /// In words.
@@ -206,6 +216,10 @@ impl Activation {
             Activation::QuickGelu => "v times the sigmoid of 1.702 v",
             Activation::HardSilu => "hard SiLU",
             Activation::Softplus => "softplus",
+            Activation::LeakyRelu => "leaky ReLU (0.01)",
+            Activation::Elu => "ELU",
+            Activation::Mish => "Mish",
+            Activation::SiluOfNegative => "SiLU of the negative",
         };
         name.to_owned()
     }
@@ -231,6 +245,10 @@ impl Activation {
             Activation::Tabled(table) => table.of(|v| sigmoid(v, v), v),
             Activation::QuickGelu => sigmoid(v, 1.702 * v),
             Activation::Softplus => (math.softplus)(v),
+            Activation::LeakyRelu => v.max(0.01 * v),
+            Activation::Elu => v.max(0.0) + v.min(0.0).exp_m1(),
+            Activation::Mish => v * (math.softplus)(v).tanh(),
+            Activation::SiluOfNegative => sigmoid(-v, -v),
             Activation::HardSilu => v * ((v + 3.0).clamp(0.0, 6.0) / 6.0),
         }
     }
@@ -244,6 +262,8 @@ pub enum Narrow {
     Bf16,
     /// Codes of so many bits with this step.
     Codes(u8, f32),
+    /// Codes of so many bits and this step, rounded so.
+    Rounded(u8, f32, Rounding),
     /// From the lowest to the highest value.
     Range(f32, f32),
 }
@@ -255,6 +275,7 @@ impl Narrow {
             Narrow::F16 => "f16".to_owned(),
             Narrow::Bf16 => "bf16".to_owned(),
             Narrow::Codes(bits, _) => format!("INT{bits}"),
+            Narrow::Rounded(bits, _, by) => format!("INT{bits} ({})", QuantizerPart::Rounding(by)),
             Narrow::Range(low, high) if high == f32::INFINITY => format!("{low} and more"),
             Narrow::Range(low, high) => format!("{low} to {high}"),
         }
@@ -269,6 +290,10 @@ impl Narrow {
             Narrow::Codes(bits, step) => {
                 let top = ((1i32 << (bits - 1)) - 1) as f32;
                 step * (v / step).round_ties_even().clamp(-top - 1.0, top)
+            }
+            Narrow::Rounded(bits, step, by) => {
+                let top = ((1i32 << (bits - 1)) - 1) as f32;
+                step * by.round(v / step).clamp(-top - 1.0, top)
             }
             Narrow::Range(low, high) => v.clamp(low, high),
         }
@@ -460,6 +485,7 @@ impl Operand {
 /// The formula of a step.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // each is the step of that name
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Formula {
     Add(Add),
     Norm(Norm),

@@ -434,6 +434,9 @@ fn sorted(keys: &Keys) -> String {
     all.join(",")
 }
 
+/// How far off a device of some keys is in a part of a group, if it is told.
+type Judge<'a> = dyn Fn(&Keys, &Group, (&Part, Option<usize>)) -> Option<Off> + Sync + 'a;
+
 /// The first settings of a group that make the same elements.
 fn alike_of(
     group: &Group,
@@ -441,7 +444,7 @@ fn alike_of(
     looks: &[(&Part, Option<usize>)],
     profile: &Profile,
     profile_of: &(dyn Fn(&Keys) -> Result<Profile> + Sync),
-    judge: &(dyn Fn(&Keys, &Group, (&Part, Option<usize>)) -> Option<Off> + Sync),
+    judge: &Judge,
 ) -> Vec<String> {
     let own: Vec<Option<Off>> = looks.iter().map(|look| judge(keys, group, *look)).collect();
     let is_alike = |m: &&Keys| {
@@ -452,7 +455,7 @@ fn alike_of(
     let moves: Vec<&Keys> = group.moves().collect();
     let mut alike: Vec<String> = Vec::new();
     for some in moves.chunks(2 * SHOWN) {
-        let more: Vec<&&Keys> = some.par_iter().filter(|m| is_alike(*m)).collect();
+        let more: Vec<&&Keys> = some.par_iter().filter(|m| is_alike(m)).collect();
         let told = more.into_iter();
         alike.extend(told.map(|m| format!("{} (told apart by {})", words(m), told_by(m))));
         if alike.len() >= SHOWN {

@@ -370,6 +370,10 @@ impl<'a, 'm> Local<'a, 'm> {
             edits.extend(edit::of_pattern(here, self.row, pattern));
             edits.extend(self.solved(formula, pattern));
         }
+        edits.extend(self.moved());
+        if let Some(tile) = self.first_row().filter(|row| *row > 1) {
+            edits.extend(edit::of_tile(here, self.row, formula, tile));
+        }
         edits.retain(|e| wanted(e));
         let few = self.few();
         let base_few = match &few {
@@ -455,50 +459,119 @@ impl<'a, 'm> Local<'a, 'm> {
         pattern.is_part() && pattern.deviating >= 8 && inside >= 16 && pattern.accident < -6.0
     }
 
-    /// Weights solved from the deviations of a few channels.
-    fn solved(&self, formula: Option<&Formula>, pattern: &Pattern) -> Vec<Edit> {
-        let Some(Formula::Linear(own)) = formula else {
-            return Vec::new();
-        };
-        let channels: Vec<usize> = match &pattern.channels {
-            Indices::One { index } => vec![*index],
-            Indices::Few { indices } if indices.len() <= 4 => indices.clone(),
-            Indices::Range { first, last } if last - first < 4 => (*first..=*last).collect(),
-            _ => return Vec::new(),
-        };
-        let Some(target) = self.sequences.first().and_then(|s| s.targets.first()) else {
-            return Vec::new();
-        };
-        let mut all: Vec<Edit> = Vec::new();
-        for channel in channels {
-            let Some((k, by)) = edit::solve_entry(own, &target.dumped, channel) else {
-                return Vec::new();
+    /// The first token that deviates.
+    fn first_row(&self) -> Option<usize> {
+        let targets = self.sequences.iter().filter_map(|s| s.targets.first());
+        let first = |t: &Target| {
+            let rows = t.made.rows().into_iter().zip(t.dumped.rows());
+            let differs = |(a, b): (ndarray::ArrayView1<f32>, ndarray::ArrayView1<f32>)| {
+                a.iter().zip(b).any(|(a, b)| t.judge.differs(*a, *b))
             };
-            let entry = edit::entries(self.scenes.first(), self.row, own, (channel, k, by));
-            // The one that fits best in this channel.
-            let column = |e: &Edit| -> usize {
-                let Some(made) = e.run(formula, &self.sequences[0].own, Around::default()) else {
-                    return usize::MAX;
-                };
-                let pairs = made.out.column(channel).to_owned();
-                let dumped = target.dumped.column(channel);
-                pairs
-                    .iter()
-                    .zip(dumped)
-                    .filter(|(a, b)| target.judge.differs(**a, **b))
-                    .count()
-            };
-            let Some(best) = entry.into_iter().min_by_key(column) else {
-                return Vec::new();
-            };
-            all.push(best);
+            rows.into_iter().position(differs)
+        };
+        targets.filter(|t| !t.state).filter_map(first).min()
+    }
+
+    /// Whole channels or tokens that are others'.
+    fn moved(&self) -> Vec<Edit> {
+        let here = self.scenes.first();
+        [true, false]
+            .into_iter()
+            .filter_map(|channels| edit::moved(here, self.row, &self.moves(channels)?, channels))
+            .collect()
+    }
+
+    /// Of channels (or tokens) that deviate, whose values they have; `None` if hardly one has another's.
+    fn moves(&self, channels: bool) -> Option<Vec<(usize, usize)>> {
+        let first = self.sequences.iter().find_map(|s| s.targets.first())?;
+        let all: Vec<&Target> = (self.sequences.iter())
+            .filter_map(|s| s.targets.first())
+            .collect();
+        let length = first.made.len_of(ndarray::Axis(usize::from(channels)));
+        let lane = |values: &Array2<f32>, i: usize| match channels {
+            true => values.column(i).to_vec(),
+            false => values.row(i).to_vec(),
+        };
+        let of = |values: fn(&Target) -> &Array2<f32>| -> Vec<Vec<f32>> {
+            let lanes = (0..length).map(|i| all.iter().flat_map(|t| lane(values(t), i)).collect());
+            lanes.collect()
+        };
+        // Sequences of other lengths have no tokens in common.
+        if all.iter().any(|t| t.made.dim() != first.made.dim()) {
+            return None;
         }
-        let Some((first, others)) = all.split_first() else {
+        let (made, dumped) = (of(|t| &t.made), of(|t| &t.dumped));
+        let judge = first.judge;
+        let same = |a: &[f32], b: &[f32]| {
+            let allowed = a.len() / 64;
+            let mut apart = 0;
+            a.iter().zip(b).all(|(a, b)| {
+                apart += usize::from(judge.differs(*a, *b));
+                apart <= allowed
+            })
+        };
+        // One value all over tells nothing.
+        let plain = |lane: &[f32]| lane.iter().all(|v| *v == lane[0]);
+        let deviating: Vec<usize> = (0..length)
+            .filter(|i| !same(&made[*i], &dumped[*i]))
+            .collect();
+        let found: Vec<(usize, usize)> = deviating
+            .par_iter()
+            .filter(|i| !plain(&dumped[**i]))
+            .filter_map(|i| {
+                // The nearest of those that are equal.
+                let mut others: Vec<usize> = (0..length).filter(|o| o != i).collect();
+                others.sort_by_key(|o| o.abs_diff(*i));
+                let of = others.into_iter().find(|o| same(&made[*o], &dumped[*i]))?;
+                Some((*i, of))
+            })
+            .collect();
+        (!found.is_empty() && 10 * found.len() >= 9 * deviating.len()).then_some(found)
+    }
+
+    /// Parameters solved from what deviates: entries of a few channels, inputs that are not summed.
+    fn solved(&self, formula: Option<&Formula>, pattern: &Pattern) -> Vec<Edit> {
+        let here = self.scenes.first();
+        let channels: Option<Vec<usize>> = match (&pattern.channels, pattern.state) {
+            (Indices::One { index }, false) => Some(vec![*index]),
+            (Indices::Few { indices }, false) if indices.len() <= 4 => Some(indices.clone()),
+            (Indices::Range { first, last }, false) if last - first < 4 => {
+                Some((*first..=*last).collect())
+            }
+            _ => None,
+        };
+        let first = self.sequences.first();
+        let Some(target) = first.and_then(|s| s.targets.first()) else {
             return Vec::new();
         };
-        let mut whole = others.iter().fold(first.clone(), |a, b| a.and(b));
-        whole.rank = 6;
-        vec![whole]
+        let differs = |a: f32, b: f32| target.judge.differs(a, b);
+        let entries = |own: &formula::Linear, channel: usize| -> Option<Edit> {
+            let dumped = target.dumped.column(channel).to_vec();
+            let found = edit::solve_entries(own, &dumped, channel, &differs)?;
+            Some(edit::entries(here, self.row, own, channel, &found))
+        };
+        match (formula, channels) {
+            (Some(Formula::Linear(own)), Some(channels)) if own.meet != formula::Meet::Real => {
+                let all: Option<Vec<Edit>> = channels.iter().map(|c| entries(own, *c)).collect();
+                let Some((first, others)) = all.as_deref().and_then(<[Edit]>::split_first) else {
+                    return Vec::new();
+                };
+                let mut whole = others.iter().fold(first.clone(), |a, b| a.and(b));
+                whole.rank = 6;
+                vec![whole]
+            }
+            (Some(Formula::Linear(own)), None) if own.meet != formula::Meet::Real => {
+                let times = edit::solve_times(own, &target.dumped);
+                times.map_or(Vec::new(), |times| edit::times(here, self.row, own, times))
+            }
+            (Some(Formula::Conv(own)), Some(channels)) if channels.len() == 1 => {
+                edit::conv_bits(here, self.row, own, channels[0])
+            }
+            (Some(Formula::Scan(own)), Some(channels)) if channels.len() == 1 => {
+                edit::scan_bits(here, self.row, own, channels[0])
+            }
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -136,7 +136,7 @@ impl Indices {
             let part = covered.filter(|i| (first..=last).contains(i)).count();
             // Fewer of the indices than a range has, at least two periods seen, most of them hit.
             let periods = span.div_ceil(period);
-            let enough = periods >= 2 && 2 * part <= span && 4 * hit.len() >= 3 * part;
+            let enough = periods >= 2 && 2 * part <= span + 1 && 4 * hit.len() >= 3 * part;
             if full && enough && rare(part) && best.as_ref().is_none_or(|(b, _)| part < *b) {
                 let every = Indices::Every {
                     period,
@@ -172,7 +172,14 @@ impl Indices {
         }
     }
 
-    fn words(&self, name: &str) -> Option<String> {
+    /// The rule of the ones that are hit.
+    pub(super) fn of_some(hit: &[bool]) -> Self {
+        let counts = hit.iter().enumerate().filter(|(_, hit)| **hit);
+        Self::of(&counts.map(|(i, _)| (i, 8)).collect(), hit.len())
+    }
+
+    /// In words; `None` for all.
+    pub(super) fn words(&self, name: &str) -> Option<String> {
         Some(match self {
             Indices::All => return None,
             Indices::One { index } => format!("{name} {index} only"),
@@ -245,12 +252,12 @@ pub enum How {
         /// Which.
         mask: u8,
     },
-    /// Codes do not go beyond.
+    /// Values do not go beyond.
     Clamped {
-        /// The lowest code.
-        low: i8,
+        /// The lowest.
+        low: f32,
         /// The highest.
-        high: i8,
+        high: f32,
     },
     /// Times a factor.
     Factor {
@@ -402,7 +409,7 @@ fn how(pairs: &[Pair], found: &[(f32, f32)], codes: bool) -> How {
     if found.iter().any(|(a, b)| a.is_finite() && !b.is_finite()) {
         return How::NotFinite;
     }
-    if let Some(clamped) = codes.then(|| clamped(pairs, found)).flatten() {
+    if let Some(clamped) = clamped(pairs, found, codes) {
         return clamped;
     }
     let first = found[0].1;
@@ -480,9 +487,15 @@ fn of_codes(found: &[(f32, f32)]) -> Option<How> {
     None
 }
 
-/// Whether codes end earlier: all that deviate end at one code above, or at one below.
-fn clamped(pairs: &[Pair], found: &[(f32, f32)]) -> Option<How> {
-    let (mut low, mut high) = (-128.0f32, 127.0f32);
+/// Whether values end earlier: all that deviate end at one above, or at one below. Of floats several have to.
+fn clamped(pairs: &[Pair], found: &[(f32, f32)], codes: bool) -> Option<How> {
+    let (mut low, mut high) = match codes {
+        true => (-128.0f32, 127.0f32),
+        false => (f32::NEG_INFINITY, f32::INFINITY),
+    };
+    if !codes && found.len() < 8 {
+        return None;
+    }
     for (a, b) in found {
         match a > b {
             true => high = high.min(*b),
@@ -499,10 +512,7 @@ fn clamped(pairs: &[Pair], found: &[(f32, f32)]) -> Option<How> {
             }
         }
     }
-    (low < high && right > 0 && 50 * wrong <= right).then_some(How::Clamped {
-        low: low as i8,
-        high: high as i8,
-    })
+    (low < high && right > 0 && 50 * wrong <= right).then_some(How::Clamped { low, high })
 }
 
 /// The factor that most pairs have, from those whose size tells it.
@@ -577,7 +587,11 @@ impl fmt::Display for Pattern {
                 format!("bit {} is always {value}", bits.join(" and "))
             }
             How::Flipped { mask } => format!("bits {mask:#010b} are turned over"),
-            How::Clamped { low, high } => format!("codes end at {low} and {high}"),
+            How::Clamped { low, high } => match (low.is_finite(), high.is_finite()) {
+                (true, false) => format!("values end at {low}"),
+                (false, true) => format!("values end at {high}"),
+                _ => format!("values end at {low} and {high}"),
+            },
             How::Factor { factor } => format!("times {factor:.4}"),
             How::OneStep { up: true } => "one step up".to_owned(),
             How::OneStep { up: false } => "one step down".to_owned(),

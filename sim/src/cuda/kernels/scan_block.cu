@@ -27,6 +27,9 @@ struct Map {
     }
 };
 
+/// One of two maps.
+DEVICE Map choose(bool first, Map a, Map b) { return {first ? a.a : b.a, first ? a.b : b.b}; }
+
 /// Four neighbours in shared memory.
 DEVICE void load_four(float (&v)[4], const float *from) {
     float4 four = *(const float4 *)from;
@@ -63,7 +66,8 @@ DEVICE void advance(float (&state)[PAIR], const float (&alpha)[PAIR], int states
 #pragma unroll
         for (int s = 0; s < PAIR; ++s) {
             Map lower = {__shfl_up_sync(ALL, fold[s].a, offset), __shfl_up_sync(ALL, fold[s].b, offset)};
-            if (lane >= offset) fold[s] = lower.then<R>(fold[s]);
+            // Without a branch: every lane has the sum ready when it knows whether it is its own.
+            fold[s] = choose(lane >= offset, lower.then<R>(fold[s]), fold[s]);
         }
     if (lane == WARP - 1)
         for (int s = 0; s < PAIR; ++s) totals[s][warp] = fold[s];
@@ -74,12 +78,14 @@ DEVICE void advance(float (&state)[PAIR], const float (&alpha)[PAIR], int states
 #pragma unroll
     for (int s = 0; s < PAIR; ++s) {
         Map lower = {__shfl_up_sync(ALL, fold[s].a, 1), __shfl_up_sync(ALL, fold[s].b, 1)};
-        Map chain = totals[s][0], exclusive = lower;
+        Map chain = totals[s][0], before = chain;
 #pragma unroll
         for (int w = 1; w < T / WARP; ++w) {
-            if (warp == w) exclusive = lane == 0 ? chain : chain.then<R>(lower);
+            before = choose(warp == w, chain, before);
             chain = chain.then<R>(totals[s][w]);
         }
+        Map both = choose(lane == 0, before, before.then<R>(lower));
+        Map exclusive = choose(warp == 0, lower, both);
         x[s] = thread == 0 ? state[s] : R::fma(exclusive.a, state[s], exclusive.b);
         state[s] = R::fma(chain.a, state[s], chain.b);
     }
@@ -120,6 +126,19 @@ DEVICE void operands_in(const Source &b, const Source &c, float *out, int states
     int t = (int)(rest % chunks) * span + within / 4 % threads * items + item;
     long long row = rest / chunks * length + t;
     out[i] = t < length && n < states ? real<R>(of_c ? c : b, row, n) : 0.0f;
+}
+
+/// Word i of four.
+DEVICE uint32_t word_of(uint4 words, int i) {
+    return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
+
+/// Byte j of word i becomes byte i of word j.
+DEVICE void turn_bytes(uint32_t (&words)[4]) {
+    uint32_t low01 = __byte_perm(words[0], words[1], 0x5140), high01 = __byte_perm(words[0], words[1], 0x7362);
+    uint32_t low23 = __byte_perm(words[2], words[3], 0x5140), high23 = __byte_perm(words[2], words[3], 0x7362);
+    words[0] = __byte_perm(low01, low23, 0x5410), words[1] = __byte_perm(low01, low23, 0x7632);
+    words[2] = __byte_perm(high01, high23, 0x5410), words[3] = __byte_perm(high01, high23, 0x7632);
 }
 
 /// I codes of neighbouring tokens as f32.
@@ -167,32 +186,49 @@ DEVICE void scan_block_in(const Scan &p, const float *operands) {
         int tokens = min(SPAN, p.length - chunk * SPAN);
         long long row = sequence * p.length + chunk * SPAN;
         const float *chunk_operands = operands + (sequence * chunks + chunk) * pairs * SET;
-        // Every group goes through the pairs once for each of its channels; the next set to fetch.
-        int fetched = 0, pair = 0, stage = 0;
+        // Every group goes through the pairs once for each of its channels; the next set to fetch, and where to.
+        int fetched = 0, pair = 0;
+        const float *from = chunk_operands + threadIdx.x * 4;
+        uint32_t first_to = (uint32_t)__cvta_generic_to_shared(sets + threadIdx.x * 4), to = first_to;
         auto fetch = [&] {
             if (fetched++ >= visits) return;
-            const float *from = chunk_operands + pair * SET;
-            uint32_t to = (uint32_t)__cvta_generic_to_shared(sets + stage * SET);
 #pragma unroll
-            for (int i = threadIdx.x * 4; i < SET; i += THREADS * 4)
-                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 4), "l"(from + i));
-            pair = pair + 1 == pairs ? 0 : pair + 1;
-            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            for (int i = 0; i < (SET + THREADS * 4 - 1) / (THREADS * 4); ++i)
+                if (SET % (THREADS * 4) == 0 || threadIdx.x * 4 + i * THREADS * 4 < SET)
+                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * THREADS * 16),
+                                 "l"(from + i * THREADS * 4));
+            from += SET, to += SET * 4;
+            if (++pair == pairs) pair = 0, from = chunk_operands + threadIdx.x * 4;
+            if (to == first_to + STAGES * SET * 4) to = first_to;
         };
         __syncthreads();
         fetch();
         fetch();
         if (TILED) {
+            // Four tokens a thread; everything it loads is on its way at once.
             const Source *sources[3] = {&p.u, &p.dt, &p.z};
+            for (int t = threadIdx.x * 4; t < tokens; t += THREADS * 4) {
+                uint4 codes[3][4];
 #pragma unroll
-            for (int s = 0; s < 3; ++s) {
-                const int8_t *from = (const int8_t *)sources[s]->data + row * sources[s]->stride + first;
-                for (int t = threadIdx.x; t < tokens; t += THREADS) {
-                    int4 codes = *(const int4 *)(from + t * sources[s]->stride);
-                    const int8_t *each = (const int8_t *)&codes;
+                for (int s = 0; s < 3; ++s) {
+                    const int8_t *from = (const int8_t *)sources[s]->data + (row + t) * sources[s]->stride + first;
 #pragma unroll
-                    for (int e = 0; e < CHANNELS; ++e) tile[(e * 3 + s) * SPAN + t] = each[e];
+                    for (int i = 0; i < 4; ++i)
+                        codes[s][i] = t + i < tokens ? *(const uint4 *)(from + i * sources[s]->stride)
+                                                     : make_uint4(0, 0, 0, 0);
                 }
+#pragma unroll
+                for (int s = 0; s < 3; ++s)
+#pragma unroll
+                    for (int e = 0; e < CHANNELS; e += 4) {
+                        uint32_t words[4];
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) words[i] = word_of(codes[s][i], e / 4);
+                        turn_bytes(words);
+#pragma unroll
+                        for (int i = 0; i < 4; ++i)
+                            *(uint32_t *)(tile + ((e + i) * 3 + s) * SPAN + t) = words[i];
+                    }
             }
         }
         asm volatile("cp.async.wait_all;" ::: "memory");
@@ -263,14 +299,24 @@ DEVICE void scan_block_in(const Scan &p, const float *operands) {
         }
         if (TILED) {
             __syncthreads();
-            for (int t = threadIdx.x; t < tokens; t += THREADS) {
-                __align__(16) uint16_t values[CHANNELS];
+            for (int t = threadIdx.x * 4; t < tokens; t += THREADS * 4) {
+                uint32_t rows[4][CHANNELS / 2];
 #pragma unroll
-                for (int e = 0; e < CHANNELS; ++e)
-                    values[e] = ((const uint16_t *)(tile + e * 3 * SPAN))[t];
-                int4 *to = (int4 *)((uint16_t *)p.y.data + (row + t) * p.y.stride + first);
-                to[0] = ((const int4 *)values)[0];
-                to[1] = ((const int4 *)values)[1];
+                for (int e = 0; e < CHANNELS; e += 2) {
+                    uint2 even = *(const uint2 *)((const uint16_t *)(tile + e * 3 * SPAN) + t);
+                    uint2 odd = *(const uint2 *)((const uint16_t *)(tile + (e + 1) * 3 * SPAN) + t);
+                    rows[0][e / 2] = __byte_perm(even.x, odd.x, 0x5410);
+                    rows[1][e / 2] = __byte_perm(even.x, odd.x, 0x7632);
+                    rows[2][e / 2] = __byte_perm(even.y, odd.y, 0x5410);
+                    rows[3][e / 2] = __byte_perm(even.y, odd.y, 0x7632);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    if (t + i >= tokens) break;
+                    uint4 *to = (uint4 *)((uint16_t *)p.y.data + (row + t + i) * p.y.stride + first);
+                    to[0] = make_uint4(rows[i][0], rows[i][1], rows[i][2], rows[i][3]);
+                    to[1] = make_uint4(rows[i][4], rows[i][5], rows[i][6], rows[i][7]);
+                }
             }
         }
     }

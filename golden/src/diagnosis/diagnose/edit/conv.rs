@@ -1,10 +1,72 @@
 //! Edits of the convolution.
 
-use super::{Around, Edits, moves, replace, turned};
-use crate::diagnosis::diagnose::formula::{Activation, Conv, Formula, Table, numbers};
+use super::result::{Narrowed, turned_bits};
+use super::{Around, ChannelOrder, Edit, Edits, moves, replace, turned};
+use crate::diagnosis::diagnose::formula::{Activation, Conv, Formula, Scene, Table, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
+use scalescope_sim::dataflow::Row;
 use scalescope_sim::trace::TracePoint;
+
+/// Factors that a parameter may have by mistake.
+const FACTORS: [f32; 6] = [
+    0.5,
+    0.25,
+    4.0,
+    std::f32::consts::SQRT_2,
+    std::f32::consts::FRAC_1_SQRT_2,
+    127.0 / 128.0,
+];
+
+/// Every order of a few but their own.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    let own: Vec<usize> = (0..count).collect();
+    let mut all = vec![Vec::new()];
+    if count > 4 {
+        // Of more those that are turned round, and the reverse.
+        return (1..count)
+            .map(|by| own.iter().map(|i| (i + by) % count).collect())
+            .collect();
+    }
+    for _ in 0..count {
+        let longer = |order: &Vec<usize>| {
+            let rest = own.iter().filter(|i| !order.contains(i));
+            let add = |i: &usize| order.iter().copied().chain([*i]).collect();
+            rest.map(add).collect::<Vec<Vec<usize>>>()
+        };
+        all = all.iter().flat_map(longer).collect();
+    }
+    all.retain(|order| *order != own);
+    all
+}
+
+/// One code of a channel's parameters: every bit of its taps turned over, and none; every code of its bias.
+pub fn bits<'a>(
+    scene: Option<&'a Scene<'a, '_>>,
+    row: &'a Row,
+    own: &Conv,
+    channel: usize,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, own.taps.ncols());
+    for tap in 0..own.taps.nrows() {
+        let before = own.taps[(tap, channel)];
+        for (after, bit) in turned_bits(before) {
+            let words = format!("tap {tap} of channel {channel} is {after} and not {before}{bit}");
+            let change = on_conv(move |c| c.taps[(tap, channel)] = after);
+            edits.formula(6, (Kind::Weights, "weight"), words, change);
+        }
+    }
+    if let Some(scale) = own.bias_scale {
+        let before = (own.bias[channel] / scale).round();
+        for (after, bit) in turned_bits(before) {
+            let words =
+                format!("the bias of channel {channel} is code {after} and not {before}{bit}");
+            let change = on_conv(move |c| c.bias[channel] = after * scale);
+            edits.formula(6, (Kind::Weights, "bias"), words, change);
+        }
+    }
+    edits.all
+}
 
 fn on_conv(
     change: impl Fn(&mut Conv) + Send + Sync,
@@ -49,18 +111,29 @@ impl Edits<'_, '_> {
                 c.taps = c.taps.slice(s![..;-1, ..]).to_owned();
             }),
         );
-        for (one, other) in (0..k).flat_map(|a| (a + 1..k).map(move |b| (a, b))) {
-            let words = format!("taps {one} and {other} have changed places");
-            let change = on_conv(move |c| {
-                (0..c.taps.ncols()).for_each(|i| c.taps.swap([one, i], [other, i]))
-            });
-            self.formula(2, (Kind::Order, "taps"), words, change);
+        let reverse: Vec<usize> = (0..k).rev().collect();
+        for order in orders(k).into_iter().filter(|order| *order != reverse) {
+            let names: Vec<String> = order.iter().map(ToString::to_string).collect();
+            let words = format!("the taps are in the order {}", names.join(", "));
+            let change = on_conv(move |c| c.taps = c.taps.select(ndarray::Axis(0), &order));
+            self.formula(3, (Kind::Order, "taps"), words, change);
         }
         self.formula(
             2,
             (Kind::Order, "bias"),
             "the bias is added after SiLU",
             on_conv(|c| c.bias_after = true),
+        );
+        for factor in FACTORS {
+            let words = format!("the bias is times {factor:.4}");
+            let change = on_conv(move |c| c.bias.iter_mut().for_each(|b| *b *= factor));
+            self.formula(4, (Kind::Factor, "bias"), words, change);
+        }
+        self.formula(
+            2,
+            (Kind::LeftOut, "weight"),
+            "the taps are missing: the bias alone",
+            on_conv(|c| c.taps.fill(0.0)),
         );
         for tap in 0..k {
             let words = format!("tap {tap} is missing");
@@ -106,17 +179,10 @@ impl Edits<'_, '_> {
             let change = on_conv(move |c| c.activation = activation);
             self.formula(5, (Kind::Table, "SiLU"), words, change);
         }
-        for tile in [
-            2usize, 4, 8, 16, 32, 64, 128, 256, 512, 3, 5, 6, 10, 12, 20, 24, 40, 48,
-        ] {
-            let words = format!("at every {tile}th token the history is lost");
-            self.formula(
-                if tile.is_power_of_two() { 2 } else { 4 },
-                (Kind::History, "conv"),
-                words,
-                on_conv(move |c| c.tile = Some(tile)),
-            );
+        for tile in [2usize, 4, 8, 16, 32, 64, 128, 256, 512] {
+            self.conv_tile(tile);
         }
+        self.conv_operands();
         for (layer, scene) in self.other_layers() {
             let weight = scene.path.conv_weight(layer);
             if !weight.has_codes() {
@@ -172,7 +238,12 @@ impl Edits<'_, '_> {
                 on_conv(move |c| c.tap_scale.clone_from(&scale)),
             );
         }
-        for by in moves([1, -1]) {
+        for order in ChannelOrder::heads(e) {
+            let words = format!("the input's {}", order.words());
+            let change = on_conv(move |c| c.x.values = order.of(&c.x.values));
+            self.formula(4, (order.kind(), "input"), words, change);
+        }
+        for by in moves([1, -1, 2, -2, 3]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 2,
@@ -213,16 +284,23 @@ impl Edits<'_, '_> {
                     }
                 }),
             );
-            let words = format!("the input has a zero point of {by}");
-            self.formula(
-                5,
-                (Kind::ZeroPoint, "input"),
-                words,
-                on_conv(move |c| {
-                    c.x.values += by as f32;
-                    c.history += by as f32;
-                }),
-            );
+            for zero in [1.0f32, 2.0, 3.0, 4.0, 8.0, 128.0].map(|zero| zero * by as f32) {
+                let words = format!("the input has a zero point of {zero}");
+                self.formula(
+                    5,
+                    (Kind::ZeroPoint, "input"),
+                    words,
+                    on_conv(move |c| {
+                        c.x.values += zero;
+                        c.history += zero;
+                    }),
+                );
+                // Of a kernel that adds it after it has put zeros before the first token.
+                let words =
+                    format!("the input has a zero point of {zero}, but not before the first token");
+                let change = on_conv(move |c| c.x.values += zero);
+                self.formula(5, (Kind::ZeroPoint, "input"), words, change);
+            }
         }
         self.formula(
             3,
@@ -278,6 +356,34 @@ impl Edits<'_, '_> {
             );
         }
         self.conv_starts(k);
+    }
+
+    pub(super) fn conv_tile(&mut self, tile: usize) {
+        let words = format!("at every {tile}th token the history is lost");
+        self.formula(
+            if tile.is_power_of_two() { 2 } else { 4 },
+            (Kind::History, "conv"),
+            words,
+            on_conv(move |c| c.tile = Some(tile)),
+        );
+    }
+
+    /// Codes of the input and of the taps that lack bits, or have another sign.
+    fn conv_operands(&mut self) {
+        for (site, name, of) in [
+            ("input", "the input codes", true),
+            ("weight", "the weight's codes", false),
+        ] {
+            let each = move |c: &mut Conv, change: &dyn Fn(f32) -> f32| match of {
+                true => c.x.values.mapv_inplace(change),
+                false => c.taps.mapv_inplace(change),
+            };
+            for narrowed in Narrowed::all() {
+                let words = narrowed.words(name);
+                let change = on_conv(move |c| each(c, &|v| narrowed.of(v)));
+                self.formula(narrowed.rank(), (narrowed.kind(), site), words, change);
+            }
+        }
     }
 
     /// What the first tokens find before them.

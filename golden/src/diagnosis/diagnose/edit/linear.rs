@@ -1,7 +1,7 @@
 //! Edits of a product with a weight matrix.
 
 use super::result::stuck;
-use super::{Edits, halves, moves, replace, reversed, turned};
+use super::{ChannelOrder, Edits, halves, moves, replace, reversed, turned};
 use crate::diagnosis::diagnose::formula::{Formula, Linear, Meet, Scene, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
@@ -99,7 +99,7 @@ impl Edits<'_, '_> {
                 l.operands(|_, w, _| *w = reread(w));
             }),
         );
-        for by in moves([1, -1]) {
+        for by in moves([1, -1, 2, -2, 3, 4]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
@@ -118,15 +118,17 @@ impl Edits<'_, '_> {
                     l.operands(|x, _, _| x.values = turned(&x.values, by));
                 }),
             );
-            let words = format!("the input has a zero point of {by}");
-            self.formula(
-                5,
-                (Kind::ZeroPoint, "input"),
-                words,
-                on(move |l| {
-                    l.operands(|x, _, _| x.values += by as f32);
-                }),
-            );
+            for zero in [1.0f32, 2.0, 3.0, 4.0, 8.0, 128.0].map(|zero| zero * by as f32) {
+                let words = format!("the input has a zero point of {zero}");
+                self.formula(
+                    5,
+                    (Kind::ZeroPoint, "input"),
+                    words,
+                    on(move |l| {
+                        l.operands(|x, _, _| x.values += zero);
+                    }),
+                );
+            }
             let words = format!("the weight has a zero point of {by}");
             self.formula(
                 5,
@@ -137,6 +139,18 @@ impl Edits<'_, '_> {
                 }),
             );
         }
+        for order in ChannelOrder::heads(k) {
+            let words = format!("the input's {}", order.words());
+            let change = on(move |l| l.operands(|x, _, _| x.values = order.of(&x.values)));
+            self.formula(4, (order.kind(), "input"), words, change);
+        }
+        let words = "the input has the other sign";
+        self.formula(
+            3,
+            (Kind::Sign, "input"),
+            words,
+            on(|l| l.operands(|x, _, _| x.values.mapv_inplace(|v| -v))),
+        );
         if own.meet != Meet::Real {
             self.formula(
                 5,
@@ -388,70 +402,221 @@ impl Edits<'_, '_> {
     }
 }
 
-/// A weight entry that differs, solved from a channel's deviations: the input whose values follow them
-/// best, and by how much.
-pub fn solve_entry(own: &Linear, dumped: &Array2<f32>, channel: usize) -> Option<(usize, f32)> {
-    let made = own.run();
-    let unit = match own.output.quantizer.as_ref().filter(|q| !q.dequantized) {
-        Some(q) => own.x.scale * own.w_scales[channel.min(own.w_scales.len() - 1)] / q.scale,
-        None => own.x.scale * own.w_scales[channel.min(own.w_scales.len() - 1)],
-    };
-    let rows = made.nrows();
-    let difference: Vec<f64> = (0..rows)
-        .map(|t| f64::from(dumped[(t, channel)] - made[(t, channel)]) / f64::from(unit))
-        .collect();
-    let power: f64 = difference.iter().map(|d| d * d).sum();
-    let best = (0..own.x.values.ncols()).filter_map(|k| {
-        let x = own.x.values.column(k);
-        let cross: f64 = x
-            .iter()
-            .zip(&difference)
-            .map(|(x, d)| f64::from(*x) * d)
-            .sum();
-        let size: f64 = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-        (size > 0.0).then(|| (k, cross / size, cross * cross / size))
-    });
-    let (k, by, gain) = best.max_by(|a, b| a.2.total_cmp(&b.2))?;
-    (power > 0.0 && gain / power > 0.5).then_some((k, by.round() as f32))
-}
-
-impl Edits<'_, '_> {
-    /// One entry of the weight, solved.
-    pub fn entry(&mut self, own: &Linear, channel: usize, k: usize, by: f32) {
-        let before = own.w[(channel, k)];
-        for by in [by, by - 1.0, by + 1.0, by - 2.0, by + 2.0] {
-            let after = before + by;
-            if by == 0.0 || !(-128.0..=127.0).contains(&after) {
-                continue;
-            }
-            let bits = (before as i8 as u8) ^ (after as i8 as u8);
-            let bit = match bits.count_ones() {
-                1 => format!(", bit {}", bits.trailing_zeros()),
-                _ => String::new(),
-            };
-            let words = format!(
-                "the weight of output {channel} and input {k} is {after} and not {before}{bit}"
-            );
-            self.formula(
-                6,
-                (Kind::Weights, "weight"),
-                words,
-                on(move |l| {
-                    l.operands(|_, w, _| w[(channel, k)] = after);
-                }),
-            );
-        }
+/// The formula of one output.
+fn only(own: &Linear, channel: usize) -> Linear {
+    let row = own.w.row(channel).to_owned().insert_axis(ndarray::Axis(0));
+    let scale = own.w_scales[channel.min(own.w_scales.len() - 1)];
+    Linear {
+        w: Arc::new(row),
+        w_scales: vec![scale],
+        bias: own.bias.get(channel).map(|b| vec![*b]).unwrap_or_default(),
+        sums: None,
+        ..own.clone()
     }
 }
 
-/// The edits of one entry of the weight: it differs by about so much.
+/// Entries of an output's weight that differ, solved from what deviates in it: the input whose values follow the
+/// deviations best, the code that leaves the fewest, and again with what is left. `differs` compares an element of
+/// a dump with what is made.
+pub fn solve_entries(
+    own: &Linear,
+    dumped: &[f32],
+    channel: usize,
+    differs: &dyn Fn(f32, f32) -> bool,
+) -> Option<Vec<(usize, f32)>> {
+    let mut row = only(own, channel);
+    let mut found: Vec<(usize, f32)> = Vec::new();
+    let unit = match row.output.quantizer.as_ref().filter(|q| !q.dequantized) {
+        Some(q) => row.x.scale * row.w_scales[0] / q.scale,
+        None => row.x.scale * row.w_scales[0],
+    };
+    let left = |row: &Linear| {
+        let made = row.run();
+        let pairs = made.iter().zip(dumped);
+        pairs.filter(|(a, b)| differs(**a, **b)).count()
+    };
+    let mut fewest = left(&row);
+    while fewest > 0 && found.len() < ENTRIES {
+        let made = row.run();
+        let of = |(made, dumped): (&f32, &f32)| f64::from(dumped - made) / f64::from(unit);
+        let difference: Vec<f64> = made.iter().zip(dumped).map(of).collect();
+        let mut gains: Vec<(f64, usize, f64)> = (0..row.times.len())
+            .filter_map(|k| {
+                let x = row.x.values.column(k);
+                let pairs = x.iter().zip(&difference);
+                let cross: f64 = pairs.map(|(x, d)| f64::from(*x) * d).sum();
+                let size: f64 = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+                (size > 0.0).then(|| (cross * cross / size, k, cross / size))
+            })
+            .collect();
+        gains.sort_by(|a, b| b.0.total_cmp(&a.0));
+        gains.truncate(NEAREST);
+        let mut best: Option<(usize, u32, usize, f32)> = None;
+        for (_, k, by) in gains {
+            let before = row.w[(0, k)];
+            // Coarse codes of outputs tell the difference only roughly.
+            let about = |after: &f32| f64::from((after - before).abs()) <= 2.0 * by.abs() + 4.0;
+            for after in (-128..=127).map(|code: i32| code as f32).filter(about) {
+                let mut tried = row.clone();
+                tried.operands(|_, w, _| w[(0, k)] = after);
+                let bits = (before as i8 as u8 ^ after as i8 as u8).count_ones();
+                let key = (left(&tried), bits);
+                if best.is_none_or(|(fewest, bits, ..)| key < (fewest, bits)) {
+                    best = Some((key.0, key.1, k, after));
+                }
+            }
+        }
+        let (now, _, k, after) = best.filter(|b| b.0 < fewest)?;
+        row.operands(|_, w, _| w[(0, k)] = after);
+        found.retain(|(other, _)| *other != k);
+        found.push((k, after));
+        fewest = now;
+    }
+    (!found.is_empty()).then_some(found)
+}
+
+/// Entries of one output's weight that are solved at most.
+const ENTRIES: usize = 4;
+/// Inputs of which each may be the one.
+const NEAREST: usize = 6;
+
+/// The edit of some entries of an output's weight.
 pub fn entries<'a>(
     scene: Option<&'a Scene<'a, '_>>,
     row: &'a scalescope_sim::dataflow::Row,
     own: &Linear,
-    (channel, k, by): (usize, usize, f32),
+    channel: usize,
+    found: &[(usize, f32)],
+) -> super::Edit {
+    let mut edits = Edits::new(scene, row, own.w.nrows());
+    let words: Vec<String> = found
+        .iter()
+        .map(|(k, after)| {
+            let before = own.w[(channel, *k)];
+            let bits = (before as i8 as u8) ^ (*after as i8 as u8);
+            let bit = match bits.count_ones() {
+                1 => format!(", bit {}", bits.trailing_zeros()),
+                _ => String::new(),
+            };
+            format!("the weight of output {channel} and input {k} is {after} and not {before}{bit}")
+        })
+        .collect();
+    let found = found.to_vec();
+    edits.formula(
+        6,
+        (Kind::Weights, "weight"),
+        words.join(", "),
+        on(move |l| {
+            l.operands(|_, w, _| {
+                for (k, after) in &found {
+                    w[(channel, *k)] = *after;
+                }
+            });
+        }),
+    );
+    edits.all.remove(0)
+}
+
+/// How often each input goes in, solved from all that deviates: of sums that lack some, or have them twice or with
+/// the other sign. `None` where that is not what they lack.
+pub fn solve_times(own: &Linear, dumped: &Array2<f32>) -> Option<Vec<f32>> {
+    let (l, k) = own.x.values.dim();
+    if k > 1024 || own.x.rows.is_some() || own.w_scales.len() > 1 {
+        return None;
+    }
+    let made = own.run();
+    let (unit, ends) = match own.output.quantizer.as_ref() {
+        Some(q) if q.dynamic.is_some() || q.dequantized => return None,
+        Some(q) => (own.x.scale * own.w_scales[0] / q.scale, true),
+        None => (own.x.scale * own.w_scales[0], false),
+    };
+    let ended = |v: f32| ends && v.abs() >= 127.0;
+    let of = |(made, dumped): (&f32, &f32)| match ended(*made) || ended(*dumped) {
+        true => 0.0,
+        false => f64::from(dumped - made) / f64::from(unit),
+    };
+    let difference: Vec<f64> = made.iter().zip(dumped).map(of).collect();
+    let difference = Array2::from_shape_vec((l, own.w.nrows()), difference).expect("as many");
+    let (x, w) = (own.x.values.mapv(f64::from), own.w.mapv(f64::from));
+    // (XᵀX ∘ WᵀW) m = diag(Xᵀ D W).
+    let mut normal = x.t().dot(&x) * w.t().dot(&w);
+    let right = (x.t().dot(&difference) * w.t()).sum_axis(ndarray::Axis(1));
+    let ridge = 1e-9 * normal.diag().iter().copied().fold(0.0, f64::max);
+    normal.diag_mut().iter_mut().for_each(|v| *v += ridge);
+    let solved = solve(normal, right.to_vec())?;
+    let times: Vec<f32> = solved.iter().map(|m| m.round() as f32).collect();
+    let near = solved
+        .iter()
+        .zip(&times)
+        .filter(|(m, t)| (**m - f64::from(**t)).abs() < 0.25);
+    let others = times.iter().filter(|t| **t != 0.0).count();
+    let small = times.iter().all(|t| (-2.0..=1.0).contains(t));
+    // Inputs that are nearly always zero have no say.
+    (near.count() * 20 >= 19 * k && others > 0 && small)
+        .then(|| times.iter().map(|t| 1.0 + t).collect())
+}
+
+/// Solves a symmetric positive system (Cholesky).
+fn solve(mut a: Array2<f64>, mut b: Vec<f64>) -> Option<Vec<f64>> {
+    let n = b.len();
+    for i in 0..n {
+        for j in 0..=i {
+            let sum = a.slice(s![i, ..j]).dot(&a.slice(s![j, ..j]));
+            let v = a[(i, j)] - sum;
+            if i == j {
+                if v <= 0.0 {
+                    return None;
+                }
+                a[(i, i)] = v.sqrt();
+            } else {
+                a[(i, j)] = v / a[(j, j)];
+            }
+        }
+    }
+    for i in 0..n {
+        let sum: f64 = (0..i).map(|k| a[(i, k)] * b[k]).sum();
+        b[i] = (b[i] - sum) / a[(i, i)];
+    }
+    for i in (0..n).rev() {
+        let sum: f64 = (i + 1..n).map(|k| a[(k, i)] * b[k]).sum();
+        b[i] = (b[i] - sum) / a[(i, i)];
+    }
+    Some(b)
+}
+
+/// The edits of how often inputs go in.
+pub fn times<'a>(
+    scene: Option<&'a Scene<'a, '_>>,
+    row: &'a scalescope_sim::dataflow::Row,
+    own: &Linear,
+    times: Vec<f32>,
 ) -> Vec<super::Edit> {
     let mut edits = Edits::new(scene, row, own.w.nrows());
-    edits.entry(own, channel, k, by);
+    let changed: Vec<f32> = times.iter().copied().filter(|t| *t != 1.0).collect();
+    let Some(first) = changed.first().copied() else {
+        return Vec::new();
+    };
+    let of = times.len();
+    let hit = times.iter().map(|t| *t != 1.0).collect::<Vec<_>>();
+    let which = crate::diagnosis::diagnose::pattern::Indices::of_some(&hit);
+    let which = which.words("input").unwrap_or("all inputs".to_owned());
+    let same = changed.iter().all(|t| *t == first);
+    let (kind, what) = match first {
+        _ if !same => (
+            Kind::PartMissing,
+            "are not summed as often as they should be",
+        ),
+        0.0 => (Kind::PartMissing, "not summed"),
+        2.0 => (Kind::Twice, "summed twice"),
+        _ => (Kind::Sign, "summed with the other sign"),
+    };
+    let words = match same {
+        true => format!("{which} of {of}: {what}"),
+        false => format!("{which} of {of} {what}"),
+    };
+    let change = on(move |l| {
+        l.operands(|_, _, own| own.clone_from(&times));
+    });
+    edits.formula(4, (kind, "sum"), words, change);
     edits.all
 }

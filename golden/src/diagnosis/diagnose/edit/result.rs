@@ -23,6 +23,98 @@ pub(super) fn stuck(code: f32, mask: u8, set: bool) -> f32 {
     f32::from((if set { byte | mask } else { byte & !mask }) as i8)
 }
 
+/// Codes of an operand that lack something.
+#[derive(Clone, Copy)]
+pub(super) enum Narrowed {
+    /// A bit is stuck.
+    Stuck(u8, bool),
+    /// Rounded to so many bits.
+    Rounded(u8),
+    /// End at those of so many bits.
+    Ended(u8),
+    /// The other sign.
+    Negated,
+    /// Negative ones are zero.
+    Positive,
+    /// The sign is lost.
+    Magnitude,
+}
+
+impl Narrowed {
+    pub(super) fn all() -> Vec<Self> {
+        let stuck = (0..8).flat_map(|bit| [Self::Stuck(bit, false), Self::Stuck(bit, true)]);
+        let bits = [4, 5, 6].into_iter();
+        let narrow = bits.flat_map(|bits| [Self::Rounded(bits), Self::Ended(bits)]);
+        let signs = [Self::Negated, Self::Positive, Self::Magnitude];
+        stuck.chain(narrow).chain(signs).collect()
+    }
+
+    pub(super) fn of(self, v: f32) -> f32 {
+        match self {
+            Self::Stuck(bit, set) => stuck(v, 1 << bit, set),
+            Self::Rounded(bits) => {
+                let (step, top) = (f32::from(1u8 << (8 - bits)), f32::from(1u8 << (bits - 1)));
+                (v / step).round_ties_even().clamp(-top, top - 1.0) * step
+            }
+            Self::Ended(bits) => {
+                let top = f32::from(1u8 << (bits - 1));
+                v.clamp(-top, top - 1.0)
+            }
+            Self::Negated => -v,
+            Self::Positive => v.max(0.0),
+            Self::Magnitude => v.abs(),
+        }
+    }
+
+    /// Whether it needs codes.
+    pub(super) fn is_of_codes(self) -> bool {
+        matches!(self, Self::Stuck(..) | Self::Rounded(_) | Self::Ended(_))
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        match self {
+            Self::Stuck(..) => Kind::StuckBit,
+            Self::Rounded(_) => Kind::Width,
+            Self::Ended(_) => Kind::Overflow,
+            Self::Negated => Kind::Sign,
+            Self::Positive | Self::Magnitude => Kind::Function,
+        }
+    }
+
+    pub(super) fn rank(self) -> usize {
+        match self {
+            Self::Negated => 3,
+            _ => 6,
+        }
+    }
+
+    pub(super) fn words(self, name: &str) -> String {
+        match self {
+            Self::Stuck(bit, set) => {
+                format!("bit {bit} of {name} is stuck at {}", u8::from(set))
+            }
+            Self::Rounded(bits) => format!("{name} are rounded to {bits} bits"),
+            Self::Ended(bits) => format!("{name} end at those of {bits} bits"),
+            Self::Negated => format!("{name} have the other sign"),
+            Self::Positive => format!("of {name} negative ones are zero"),
+            Self::Magnitude => format!("{name} have lost their sign"),
+        }
+    }
+}
+
+/// Codes that differ from one in a bit, zero, and the other sign, with words for the bit.
+pub(super) fn turned_bits(code: f32) -> Vec<(f32, String)> {
+    let byte = code as i8 as u8;
+    let bits = (0..8u8).map(|bit| {
+        let after = f32::from((byte ^ 1 << bit) as i8);
+        (after, format!(", bit {bit}"))
+    });
+    let others = [0.0, -code].map(|after| (after, String::new()));
+    let all = bits.chain(others);
+    all.filter(|(after, _)| *after != code && (-128.0..=127.0).contains(after))
+        .collect()
+}
+
 fn whole(made: &mut Made, of: impl Fn(&Array2<f32>) -> Array2<f32>) {
     if !made.out.is_empty() {
         made.out = of(&made.out);
@@ -227,8 +319,11 @@ pub fn of_pattern<'a>(
             });
         }
         How::Clamped { low, high } => {
-            let words = format!("codes end at {low} and {high}");
-            let (low, high) = (f32::from(low), f32::from(high));
+            let words = match (low.is_finite(), high.is_finite()) {
+                (true, false) => format!("values end at {low}"),
+                (false, true) => format!("values end at {high}"),
+                _ => format!("values end at {low} and {high}"),
+            };
             edits.result(5, (Kind::Overflow, "output"), words, move |made| {
                 each(made, |v| v.clamp(low, high));
             });
@@ -270,4 +365,54 @@ pub fn of_pattern<'a>(
         _ => {}
     }
     edits.all
+}
+
+/// Outputs that stand where others belong: `channels` tells whether whole channels or whole tokens do. Of each one
+/// that is another's, whose it is.
+pub fn moved<'a>(
+    scene: Option<&'a Scene<'a, '_>>,
+    row: &'a Row,
+    from: &[(usize, usize)],
+    channels: bool,
+) -> Option<Edit> {
+    let mut edits = Edits::new(scene, row, 0);
+    let (&(to, of), name) = (from.first()?, if channels { "channel" } else { "token" });
+    let by = of as isize - to as isize;
+    let same = from
+        .iter()
+        .all(|(to, of)| *of as isize - *to as isize == by);
+    let site = if channels { "channels" } else { "tokens" };
+    let (kind, words) = match same {
+        true => {
+            let words = format!("{name}s have the output of {name} {by:+}");
+            (Kind::Shifted, words)
+        }
+        false => {
+            let some = from.iter().take(4);
+            let some: Vec<String> = some
+                .map(|(to, of)| format!("{to} has that of {of}"))
+                .collect();
+            let more = if from.len() > 4 { ", …" } else { "" };
+            let words = format!("{name}s have changed places: {}{more}", some.join(", "));
+            (Kind::Order, words)
+        }
+    };
+    let from = from.to_vec();
+    edits.result(if same { 5 } else { 6 }, (kind, site), words, move |made| {
+        whole(made, |v| {
+            let mut out = v.clone();
+            for (to, of) in from.iter().copied() {
+                let length = if channels { v.ncols() } else { v.nrows() };
+                if to >= length || of >= length {
+                    continue;
+                }
+                match channels {
+                    true => out.column_mut(to).assign(&v.column(of)),
+                    false => out.row_mut(to).assign(&v.row(of)),
+                }
+            }
+            out
+        });
+    });
+    edits.all.pop()
 }

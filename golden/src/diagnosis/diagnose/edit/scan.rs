@@ -1,11 +1,14 @@
 //! Edits of the selective scan.
 
-use super::{Edits, moves, replace, reversed, turned};
+use super::result::{Narrowed, turned_bits};
+use super::{ChannelOrder, Edit, Edits, moves, replace, reversed, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, Delta, Formula, Narrow, Operand, Scan, Table, numbers,
+    Activation, Delta, Formula, Narrow, Operand, Scan, Scene, Table, numbers,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::dataflow::Row;
 use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::trace::TracePoint;
 
@@ -17,6 +20,48 @@ fn on(
             change(scan);
         }
     }
+}
+
+/// One code of a channel's parameters, every bit of it turned over, and none.
+pub fn bits<'a>(
+    scene: Option<&'a Scene<'a, '_>>,
+    row: &'a Row,
+    own: &Scan,
+    channel: usize,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, own.d.len());
+    for state in 0..own.a_log.values.ncols() {
+        let before = own.a_log.values[(channel, state)];
+        for (after, bit) in turned_bits(before) {
+            let words = format!(
+                "A_log of channel {channel} and state {state} is {after} and not {before}{bit}"
+            );
+            let change = on(move |s| s.a_log.values[(channel, state)] = after);
+            edits.formula(6, (Kind::Weights, "A"), words, change);
+        }
+    }
+    type Vector = (
+        &'static str,
+        &'static str,
+        f32,
+        fn(&mut Scan) -> &mut Vec<f32>,
+    );
+    let vectors: [Vector; 2] = [
+        ("D", "D", own.d_scale, |s| &mut s.d),
+        ("dt_bias", "the bias of dt", own.dt_bias_scale, |s| {
+            &mut s.dt_bias
+        }),
+    ];
+    for (site, name, scale, of) in vectors {
+        let before = (of(&mut own.clone())[channel] / scale).round();
+        for (after, bit) in turned_bits(before) {
+            let words =
+                format!("{name} of channel {channel} is code {after} and not {before}{bit}");
+            let change = on(move |s| of(s)[channel] = after * scale);
+            edits.formula(6, (Kind::Weights, site), words, change);
+        }
+    }
+    edits.all
 }
 
 /// An input of a scan.
@@ -82,6 +127,26 @@ impl Edits<'_, '_> {
             on(|s| {
                 s.dt_bias.iter_mut().for_each(|b| *b = -*b);
             }),
+        );
+        for factor in [0.5f32, 0.25, 4.0] {
+            let words = format!("D is times {factor}");
+            let change = on(move |s| s.d.iter_mut().for_each(|d| *d *= factor));
+            self.formula(4, (Kind::Factor, "D"), words, change);
+            let words = format!("the bias of dt is times {factor}");
+            let change = on(move |s| s.dt_bias.iter_mut().for_each(|b| *b *= factor));
+            self.formula(4, (Kind::Factor, "dt_bias"), words, change);
+        }
+        self.formula(
+            2,
+            (Kind::Order, "dt_bias"),
+            "the bias of dt is added after softplus",
+            on(|s| s.late_bias = true),
+        );
+        self.formula(
+            2,
+            (Kind::Order, "decay"),
+            "the token's input decays with the state",
+            on(|s| s.input_decays = true),
         );
         self.formula(
             1,
@@ -177,7 +242,24 @@ impl Edits<'_, '_> {
 
     fn inputs(&mut self, own: &Scan) {
         for (name, of) in INPUTS {
-            for by in moves([1, -1]) {
+            for narrowed in Narrowed::all() {
+                if narrowed.is_of_codes() && of(&mut own.clone()).scale == 1.0 {
+                    continue;
+                }
+                let words = narrowed.words(&format!("the values of {name}"));
+                let change = on(move |s| of(s).values.mapv_inplace(|v| narrowed.of(v)));
+                self.formula(narrowed.rank(), (narrowed.kind(), name), words, change);
+            }
+            let channels = of(&mut own.clone()).values.ncols();
+            for order in ChannelOrder::heads(channels) {
+                let words = format!("{name}'s {}", order.words());
+                let change = on(move |s| {
+                    let x = of(s);
+                    x.values = order.of(&x.values);
+                });
+                self.formula(5, (order.kind(), name), words, change);
+            }
+            for by in moves([1, -1, 2, -2]) {
                 let words = format!("{name} is that {}", by.words());
                 self.formula(
                     2,
@@ -235,20 +317,11 @@ impl Edits<'_, '_> {
                 words,
                 on(move |s| of(s).values.fill(0.0)),
             );
-            let words = format!("{name} has a zero point of 1");
-            self.formula(
-                5,
-                (Kind::ZeroPoint, name),
-                words,
-                on(move |s| of(s).values += 1.0),
-            );
-            let words = format!("{name} has a zero point of -1");
-            self.formula(
-                5,
-                (Kind::ZeroPoint, name),
-                words,
-                on(move |s| of(s).values -= 1.0),
-            );
+            for zero in [1.0f32, -1.0, 2.0, -2.0, 3.0, -3.0, 128.0, -128.0] {
+                let words = format!("{name} has a zero point of {zero}");
+                let change = on(move |s| of(s).values += zero);
+                self.formula(5, (Kind::ZeroPoint, name), words, change);
+            }
         }
         self.formula(
             1,
@@ -322,18 +395,16 @@ impl Edits<'_, '_> {
         }
     }
 
+    pub(super) fn scan_tile(&mut self, tile: usize) {
+        let words = format!("at every {tile}th token the state is empty again");
+        let change = on(move |s| s.tile = Some(tile));
+        self.formula(2, (Kind::History, "state"), words, change);
+    }
+
     fn states(&mut self, own: &Scan) {
         let n = own.states.len();
-        for tile in [
-            2usize, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 10, 12, 20, 24, 40, 48, 96,
-        ] {
-            let words = format!("at every {tile}th token the state is empty again");
-            self.formula(
-                2,
-                (Kind::History, "state"),
-                words,
-                on(move |s| s.tile = Some(tile)),
-            );
+        for tile in [2usize, 4, 8, 16, 32, 64, 128, 256, 512, 1024] {
+            self.scan_tile(tile);
         }
         self.formula(
             1,
@@ -355,6 +426,16 @@ impl Edits<'_, '_> {
                 Narrow::Codes(4, scale * 16.0),
                 Narrow::Codes(16, scale * 127.0 / 32767.0),
             ]);
+        }
+        if let Some(scale) = own.state_scale {
+            let codes = |bits: u8, step: f32, rounding| Narrow::Rounded(bits, step, rounding);
+            for bits in [5u8, 6, 7] {
+                let step = scale * f32::from(1u8 << (8 - bits));
+                formats.push(codes(bits, step, Rounding::NearestTiesToEven));
+            }
+            for rounding in [Rounding::Floor, Rounding::TowardZero, Rounding::Ceil] {
+                formats.push(codes(8, scale, rounding));
+            }
         }
         for narrow in formats {
             let words = format!("the state is kept in {}", narrow.name());
@@ -414,7 +495,12 @@ impl Edits<'_, '_> {
         }
         // What implementations of Mamba limit δ to.
         for (low, high) in [
+            (0.0, 0.01),
+            (0.0, 0.02),
+            (0.0, 0.05),
             (0.0, 0.1),
+            (0.0, 0.2),
+            (0.0, 0.5),
             (0.0, 1.0),
             (0.0, 10.0),
             (1e-4, f32::INFINITY),
@@ -450,6 +536,19 @@ impl Edits<'_, '_> {
                 on(move |s| s.states[range.clone()].fill(false)),
             );
         }
+        for state in 0..n {
+            let words = format!("state {state} of {n} is not summed");
+            let change = on(move |s| s.states[state] = false);
+            self.formula(4, (Kind::PartMissing, "states"), words, change);
+            let words = format!("state {state} of {n} alone is summed");
+            let change = on(move |s| (0..n).for_each(|i| s.states[i] = i == state));
+            self.formula(4, (Kind::PartMissing, "states"), words, change);
+        }
+        for odd in [0, 1] {
+            let words = format!("only states 2i+{odd} are summed");
+            let change = on(move |s| (0..n).for_each(|i| s.states[i] = i % 2 == odd));
+            self.formula(3, (Kind::PartMissing, "states"), words, change);
+        }
         let words = "the state of the sequence before is not reset";
         self.formula(1, (Kind::NotReset, "state"), words, |f, around| {
             let Formula::Scan(scan) = f else { return };
@@ -478,7 +577,19 @@ impl Edits<'_, '_> {
                     .collect()
             };
             let a = Operand::new(a.codes.mapv(f32::from), a.scale.get());
+            let (d_scale, bias_scale) = (d.scale.get(), bias.scale.get());
             let (d, bias) = (real(&d), real(&bias));
+            let (a_scale, of_d, of_bias) = (a.scale, own.d_scale, own.dt_bias_scale);
+            let words = format!("the scale of A_log is that of block {layer}");
+            let change = on(move |s| s.a_log.scale = a_scale);
+            self.formula(3, (Kind::Neighbour, "A scale"), words, change);
+            let words = format!("the scale of D is that of block {layer}");
+            let change = on(move |s| s.d.iter_mut().for_each(|v| *v *= d_scale / of_d));
+            self.formula(3, (Kind::Neighbour, "D scale"), words, change);
+            let words = format!("the scale of the bias of dt is that of block {layer}");
+            let by = bias_scale / of_bias;
+            let change = on(move |s| s.dt_bias.iter_mut().for_each(|v| *v *= by));
+            self.formula(3, (Kind::Neighbour, "dt_bias scale"), words, change);
             let words = format!("A is that of block {layer}");
             self.formula(
                 2,

@@ -1,6 +1,6 @@
 //! Edits of the norm, the rotation and the quantizers between steps.
 
-use super::{Around, Edits, halves, moves, replace, reversed};
+use super::{Around, ChannelOrder, Edits, halves, moves, replace, reversed};
 use crate::diagnosis::diagnose::formula::{Add, Formula, Hadamard, Narrow, Norm, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
@@ -58,6 +58,22 @@ impl Edits<'_, '_> {
                 a.hidden_times = 2.0;
             }),
         );
+        for factor in [0.5f32, 0.25, 4.0, std::f32::consts::FRAC_1_SQRT_2] {
+            let words = format!("the residual is times {factor:.4}");
+            let change = on_add(move |a| a.residual_times = factor);
+            self.formula(4, (Kind::Factor, "residual"), words, change);
+            let words = format!("the block before's output is times {factor:.4}");
+            let change = on_add(move |a| a.hidden_times = factor);
+            self.formula(4, (Kind::Factor, "hidden"), words, change);
+        }
+        self.formula(
+            2,
+            (Kind::Sign, "hidden"),
+            "the block before's output is taken away",
+            on_add(|a| {
+                a.hidden_times = -1.0;
+            }),
+        );
         self.formula(
             2,
             (Kind::Sign, "residual"),
@@ -104,7 +120,9 @@ impl Edits<'_, '_> {
     }
 
     pub(super) fn of_norm(&mut self, own: &Norm) {
-        for eps in [0.0f64, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2] {
+        let powers = (-12..=-1).map(|power| 10f64.powi(power));
+        let others = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|by| by * power));
+        for eps in [0.0].into_iter().chain(others) {
             if (eps - own.eps).abs() > 1e-3 * eps.max(own.eps) {
                 let words = format!("ε is {eps:e} and not {:e}", own.eps);
                 self.formula(
@@ -165,7 +183,26 @@ impl Edits<'_, '_> {
             "rows are divided by their mean square, without the root",
             on_norm(|n| n.rooted = false),
         );
-        let m = own.weight.len() as f64;
+        let count = own.weight.len();
+        let m = count as f64;
+        for (words, range) in [
+            ("the first half", 0..count / 2),
+            ("the second half", count / 2..count),
+            ("the first quarter", 0..count / 4),
+            ("all but the last quarter", 0..count - count / 4),
+        ] {
+            for whole in [false, true] {
+                let by = if whole { "all" } else { "these" };
+                let words = format!("the mean is that of the squares of {words} over {by}");
+                let length = range.len();
+                let range = range.clone();
+                let change = on_norm(move |n| {
+                    n.squares = range.clone();
+                    n.mean_of = if whole { 1.0 } else { m / length as f64 };
+                });
+                self.formula(3, (Kind::PartMissing, "mean"), words, change);
+            }
+        }
         self.formula(
             2,
             (Kind::Constant, "mean"),
@@ -329,6 +366,21 @@ impl Edits<'_, '_> {
             words,
             on_hadamard(|h| h.y.values = halves(&h.y.values)),
         );
+        let e = size.n();
+        for order in ChannelOrder::heads(e) {
+            let words = format!("the input's {}", order.words());
+            let change = on_hadamard(move |h| h.y.values = order.of(&h.y.values));
+            self.formula(4, (order.kind(), "input"), words, change);
+        }
+        for tile in [8usize, 16, 32, 64, 128, e / 2, e / 3, e / 4] {
+            for first in (0..e).step_by(tile.max(1)) {
+                let last = (first + tile).min(e);
+                let words = format!("inputs {first} to {} are missing", last - 1);
+                let change =
+                    on_hadamard(move |h| h.y.values.slice_mut(s![.., first..last]).fill(0.0));
+                self.formula(4, (Kind::PartMissing, "input"), words, change);
+            }
+        }
         for (first, name) in [(true, "first"), (false, "second")] {
             let words = format!("the {name} half of the inputs has the other sign");
             let change = on_hadamard(move |h| {
@@ -353,7 +405,7 @@ impl Edits<'_, '_> {
                 }),
             );
         }
-        for by in moves([1, -1]) {
+        for by in moves([1, -1, 2, -2, 3, 4]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 3,

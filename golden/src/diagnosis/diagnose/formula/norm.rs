@@ -1,9 +1,10 @@
 //! The residual stream and its norm.
 
 use super::{Narrow, Operand, Output, Scene};
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Row;
 use scalescope_sim::trace::TracePoint;
+use std::ops::Range;
 
 /// `residual ⊕ hidden`.
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub struct Norm {
     pub eps_outside: bool,
     /// Whether the mean is taken away first, as LayerNorm does.
     pub centred: bool,
+    /// Whose squares are summed.
+    pub squares: Range<usize>,
     /// What squares are divided by, over M.
     pub mean_of: f64,
     /// Whether the root of the mean square is drawn.
@@ -79,6 +82,7 @@ impl Norm {
         let residual = scene.operand(row.reads.first()?)?;
         Some(Self {
             residual,
+            squares: 0..scene.path.norm_weight(scene.layer).len(),
             weight: scene.path.norm_weight(scene.layer).to_vec(),
             eps: scene.path.config().eps.into(),
             eps_outside: false,
@@ -102,7 +106,8 @@ impl Norm {
                 false => 0.0,
             };
             let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
-            let mean_square = row.iter().map(square).sum::<f64>() / m * self.mean_of;
+            let squares = row.slice(s![self.squares.clone()]);
+            let mean_square = squares.iter().map(square).sum::<f64>() / m * self.mean_of;
             let root = match (self.rooted, self.eps_outside) {
                 (false, _) => mean_square + self.eps,
                 (true, true) => mean_square.sqrt() + self.eps,

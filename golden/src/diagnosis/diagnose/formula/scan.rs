@@ -112,6 +112,10 @@ pub struct Scan {
     pub linear_decay: bool,
     /// The logarithm of what decays are powers of, 1 for e.
     pub decay_base: f32,
+    /// Whether the bias of dt is added after softplus.
+    pub late_bias: bool,
+    /// Whether the token's input decays with the state.
+    pub input_decays: bool,
     /// Whether D·u is added after the gate.
     pub skip_ungated: bool,
     /// A table that decays come from.
@@ -210,6 +214,8 @@ impl Scan {
             a_is_log: true,
             linear_decay: false,
             decay_base: 1.0,
+            late_bias: false,
+            input_decays: false,
             skip_ungated: false,
             decay: None,
             input_delta: true,
@@ -269,6 +275,8 @@ impl Scan {
             || !self.a_is_log
             || self.linear_decay
             || self.decay_base != 1.0
+            || self.late_bias
+            || self.input_decays
             || self.skip_ungated
             || self.decay.is_some()
             || !self.input_delta
@@ -351,11 +359,18 @@ impl Scan {
                 x.fill(0.0);
             }
             let u = self.u.real(m, (t, c));
+            let (early, late) = match self.late_bias {
+                true => (0.0, self.dt_bias[c]),
+                false => (self.dt_bias[c], 0.0),
+            };
             let dt = match fused {
-                true => (m.fma)(self.dt.scale, self.dt.values[(t, c)], self.dt_bias[c]),
-                false => (m.add)(self.dt.real(m, (t, c)), self.dt_bias[c]),
+                true => (m.fma)(self.dt.scale, self.dt.values[(t, c)], early),
+                false => (m.add)(self.dt.real(m, (t, c)), early),
             };
             let mut delta = self.delta.of(m, dt);
+            if self.late_bias {
+                delta += late;
+            }
             if let Some(narrow) = self.narrow_delta {
                 delta = narrow.of(delta);
             }
@@ -376,6 +391,9 @@ impl Scan {
                 let cs = self.c.real(m, (t, n));
                 let before = *x * self.carry;
                 let next = match fused {
+                    _ if self.input_decays => {
+                        (m.mul)(decay, (m.add)(before, (m.mul)(b, (m.mul)(drive, u))))
+                    }
                     true => (m.fma)(decay, before, (m.mul)(b, (m.mul)(drive, u))),
                     false => {
                         let input = (m.mul)((m.mul)(drive, b), u);

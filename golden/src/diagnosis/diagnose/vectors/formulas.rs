@@ -233,6 +233,8 @@ fn scan(p: &ScanParameters, rules: &StepRules) -> Scan {
         a_is_log: true,
         linear_decay: false,
         decay_base: 1.0,
+        late_bias: false,
+        input_decays: false,
         skip_ungated: false,
         decay: None,
         input_delta: true,
@@ -327,6 +329,7 @@ fn norm(c: &RmsNormQuant, key: &str, rules: &StepRules) -> Vec<Formula> {
     }
     vec![Formula::Norm(Norm {
         residual: Operand::new(add.run(), 1.0),
+        squares: 0..c.weight.len(),
         weight: c.weight.iter().map(|w| w.to_f32()).collect(),
         eps: c.eps.into(),
         eps_outside: false,
