@@ -254,7 +254,7 @@ fn report_tells_every_mode_from_the_reference() {
     for words in [
         "Verdict\n  Mode 0 costs ",
         "too few to say how sure this is",
-        "Next\n  scalescope attribute --mode 0 --text ",
+        "Next\n  scalescope attribute --mode 0 ",
         "normalized_l2",
         "clipped",
         "perplexity",

@@ -229,7 +229,7 @@ fn the_ways_in_are_walked() {
     let tokenizer = "mamba-130m/tokenizer.json";
     fs::copy(at.join(tokenizer), at.join("quamba-130m/tokenizer.json")).unwrap();
     run(
-        "run --model quamba-130m --mode 0 --text \"It was a dark night\" --fault stale-scale@layer=3,site=x_proj_input,factor=1.7 --trace dump.npz",
+        "run --model quamba-130m --mode 0 --profile deployed --text \"It was a dark night\" --fault stale-scale@layer=3,site=x_proj_input,factor=1.7 --trace dump.npz",
     );
     let quick = |line: &str| match line.split(' ').next() {
         Some("report" | "attribute" | "headroom" | "sweep") if !line.contains("--dump") => {

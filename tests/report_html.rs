@@ -3,6 +3,7 @@
 
 use crate::common::{arg, json, refusal, stdout};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -262,4 +263,48 @@ fn the_reference_has_a_row_though_nobody_asked_for_it() {
             .any(|line| line.split_whitespace().take(2).eq(["1", "0.00000"])),
         "{text}"
     );
+}
+
+/// Costs on the page are those of `attribute` within their errors, though they are measured on less.
+#[test]
+fn the_page_ranks_as_attribute_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let html = dir.path().join("page.html");
+    let asked = ["--length", "64", "--json"];
+    let report = json(
+        &[
+            &["report", "--modes", "2-4", "--html", arg(&html)][..],
+            &asked,
+        ]
+        .concat(),
+    );
+    let page = &report["details"][0]["attribution"];
+    let found = json(&[&["attribute", "--mode", "2-4"][..], &asked].concat());
+    assert!(page["positions"].as_u64() < found["positions"].as_u64());
+    let sites = |of: &Value| -> BTreeMap<(u64, String), (f64, f64)> {
+        let all = of["sites"].as_array().unwrap().iter();
+        let key = |s: &Value| (s["layer"].as_u64().unwrap(), s["site"].to_string());
+        let number = |s: &Value, name: &str| s["cost_kl"][name].as_f64().unwrap();
+        all.map(|s| (key(s), (number(s, "mean"), number(s, "se"))))
+            .collect()
+    };
+    let (on_page, measured) = (sites(page), sites(&found));
+    assert_eq!(on_page.len(), measured.len());
+    let mut told = 0;
+    for (key, (mean, se)) in on_page {
+        let (other, others) = measured[&key];
+        let apart = (mean - other).abs() / se.hypot(others);
+        assert!(apart < 3.0, "{key:?}: {mean} ± {se}, {other} ± {others}");
+        told += usize::from(mean > 3.0 * se);
+    }
+    assert!(told > 20, "{told}");
+}
+
+/// The commands to go on with have the text and the profile that were asked for.
+#[test]
+fn the_next_command_asks_of_the_same() {
+    let words = ["--text", "The old sea", "--profile", "deployed"];
+    let text = stdout(&[&["report", "--modes", "2-1"][..], &words].concat());
+    let next = "scalescope attribute --mode 2-1 --text 'The old sea' --profile deployed";
+    assert!(text.contains(next), "{text}");
 }

@@ -8,7 +8,7 @@ use crate::input::{
     with_faults_unless_float,
 };
 use crate::output::{
-    by_parts, counted, note, print, print_json, progress, table, table_text, wrapped,
+    WIDTH, by_parts, counted, note, print, print_json, progress, table, table_text, wrapped,
 };
 use crate::report::depth::{Depth, sampled};
 use crate::report::measure::{LayerResult, ModeResult, POINT, Run, runs};
@@ -279,13 +279,25 @@ fn next(args: &ReportArgs, verdict: &Verdict) -> String {
         true => value.to_owned(),
         false => format!("'{}'", value.replace('\'', r"'\''")),
     };
-    let same: String = (given.iter())
-        .map(|(option, value)| format!(" {option} {}", quoted(value)))
-        .collect();
+    let command = |name: &str| {
+        let options = (given.iter()).map(|(option, value)| format!("{option} {}", quoted(value)));
+        let mut line = format!("  scalescope {name} --mode {}", parts.mode);
+        let mut lines = String::new();
+        for option in options {
+            // A shell reads on behind a backslash.
+            if line.chars().count() + option.chars().count() + 3 > WIDTH {
+                lines += &format!("{line} \\\n");
+                line = format!("    {option}");
+            } else {
+                line += &format!(" {option}");
+            }
+        }
+        lines + &line
+    };
     format!(
-        "\nNext\n  scalescope attribute --mode {mode}{same}\n      which block and which scale\n  \
-         scalescope recommend --mode {mode}{same}\n      which small changes help, measured\n\n",
-        mode = parts.mode
+        "\nNext\n{}\n      which block and which scale\n{}\n      which small changes help, measured\n\n",
+        command("attribute"),
+        command("recommend")
     )
 }
 
