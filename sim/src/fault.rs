@@ -2,8 +2,7 @@
 //! an edit of the data that one block's steps read (its scales, its rules, its layouts); no step
 //! knows of faults. `Datapath::inject` makes the edit.
 //!
-//! Source: the modes specification, "Known defects of the published kernels"; `docs/attribution.md`
-//! shows the table, checked by a test.
+//! `docs/attribution.md` shows the table, checked by a test.
 
 mod parse;
 

@@ -7,7 +7,7 @@
 //! | `mode/rows` | the built-in modes, a row each |
 //! | `mode/table` | the modes a run can name, and modes in TOML |
 //!
-//! Source: the mode table of the specification; `docs/modes.md` shows the table, checked by a test.
+//! `docs/modes.md` shows the table of modes, checked by a test.
 
 mod rows;
 mod table;

@@ -128,7 +128,7 @@ const TORCH_RULES: StepRules = StepRules {
 };
 
 /// What PyTorch computes on an NVIDIA GPU. Linears and Hadamard are never PyTorch steps; their rules here are
-/// `exact`'s. Source: PyTorch scalars and PyTorch scan specifications.
+/// `exact`'s. Source: `docs/arithmetic.md`.
 pub const TORCH: Arithmetic = Arithmetic {
     name: Cow::Borrowed("torch"),
     prefill: TORCH_RULES,

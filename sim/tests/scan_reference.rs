@@ -1,5 +1,5 @@
 //! The block scan against a second implementation: one channel at a time, scalar, written straight
-//! from the specification (section 4 step 5), with no lanes, tiles or threads. Every length at which
+//! from `docs/arithmetic.md`, with no lanes, tiles or threads. Every length at which
 //! the plan of threads and items or the number of chunks changes, and every kind of N.
 
 use ndarray::{Array2, Axis, s};

@@ -1,5 +1,5 @@
 //! Convolution and Hadamard transform against second implementations: scalar, one output at a time,
-//! written straight from the specification (sections 2 and 4).
+//! written straight from `docs/arithmetic.md`.
 
 use ndarray::{Array2, concatenate, s};
 use scalescope_sim::arith::hadamard::HadamardSize;

@@ -163,7 +163,7 @@ mod tests {
             assert_relative_eq!(found.low, low, epsilon = 5e-5);
             assert_relative_eq!(found.high, high, epsilon = 5e-5);
         }
-        // The figure of the specification: almost five points at 100 samples.
+        // Almost five points at 100 samples.
         assert_relative_eq!(proportion(36, 100).stderr, 0.04824, epsilon = 5e-5);
     }
 

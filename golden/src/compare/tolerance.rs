@@ -58,7 +58,7 @@ impl Serialize for Tolerance {
     }
 }
 
-/// The tolerance of every point: the specification's, unless set otherwise.
+/// The tolerance of every point: what the reference leaves open, unless set otherwise.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tolerances {
     points: BTreeMap<TracePoint, Tolerance>,

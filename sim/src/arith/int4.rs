@@ -1,6 +1,5 @@
 //! Four-bit weights: from codes with a scale for each group to the INT8 weights of a product, from its
-//! sums to outputs, and from real weights to codes. Source: the file specification, "Arithmetic of a W4A8
-//! linear" and "Quantizing as Quamba does".
+//! sums to outputs, and from real weights to codes. Source: `docs/arithmetic.md`, four-bit weights.
 
 use super::requant::{AbsmaxDivision, to_f16};
 use super::round::Rounding;

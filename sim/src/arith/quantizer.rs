@@ -1,6 +1,6 @@
 //! Quantizers of one tensor with more than one grid, as data: segments of |v|, each with a step, a range of
 //! codes and an offset, and a rule for what lies beyond. All lengths are in units of the tensor's scale s.
-//! Source: specification of the modes 4, 5-x and 6-x.
+//! Source: `docs/modes.md`.
 //!
 //! | file | what it has |
 //! |---|---|

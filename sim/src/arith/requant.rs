@@ -79,7 +79,7 @@ pub enum Quotient {
     /// `diva(v ⊗ 100, s ⊗ 100)`: the decode kernel's scaled approximate division.
     ScaledApproxDivision,
     /// `v ⊗ f32(1/s)`, the reciprocal taken in f64 and rounded once: an f32 tensor over a Python number in
-    /// PyTorch on a GPU. Source: PyTorch scalars specification.
+    /// PyTorch on a GPU. Source: `docs/arithmetic.md`.
     RoundedReciprocal,
     /// `f16(v / s)`: a binary16 tensor over a Python number in PyTorch on a CPU.
     DivideInHalf,

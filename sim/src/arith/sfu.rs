@@ -239,7 +239,7 @@ pub(crate) const TO_EXPONENT: f32 = 12_582_913.0;
 pub(crate) const LOG2_E_LOW: f32 = f32::from_bits(0x32A5_7060);
 
 /// CUDA's `expf` without fast math: 2^n·ex2(x·log2 e − n) with n the floor of the exponent plus a half, in
-/// [−126, 126]. For every f32, within 2 ulp, subnormal results kept. Source: PyTorch scan specification.
+/// [−126, 126]. For every f32, within 2 ulp, subnormal results kept. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn exp_libm(x: f32) -> f32 {
     let t = x.mul_add(LOG2_E_252ND, 0.5);
@@ -279,7 +279,7 @@ pub fn log1p_fast(a: f32) -> f32 {
 }
 
 /// CUDA's `log1pf` without fast math, for a ≥ 0 and NaN, monotone, within 0.9 ulp: [`log1p_fast`] with
-/// subnormals kept. Source: PyTorch scan specification.
+/// subnormals kept. Source: `docs/arithmetic.md`.
 #[inline(always)]
 pub fn log1p_libm(a: f32) -> f32 {
     // a + 1 rounded toward zero: the nearest sum, one lower where it lies above the exact one.

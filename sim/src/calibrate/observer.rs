@@ -21,7 +21,7 @@ pub enum Observer {
 }
 
 impl Observer {
-    /// The percentile observer of the specification.
+    /// The percentile observer of the reference.
     pub const PERCENTILE: Observer = Observer::Percentile { alpha: 0.9995 };
 
     /// The share of the values it sees that its scale clips: none, or what lies above the quantile.

@@ -1,6 +1,5 @@
 //! Reads a float checkpoint: a folder with `config.json` of `transformers` or `mamba_ssm` and the weights in
-//! `model.safetensors` or `pytorch_model.bin`, in one file or in shards with an index. Source: datapath
-//! specification, section 2.
+//! `model.safetensors` or `pytorch_model.bin`, in one file or in shards with an index: `docs/models.md`.
 
 use super::config::{self, HfConfig};
 use super::container::Container;

@@ -1,5 +1,4 @@
-//! The layout of four-bit weights in Quamba's files and in the memory of its kernels. Source: the file
-//! specification, "Packing of `weight`".
+//! The layout of four-bit weights in Quamba's files and in the memory of its kernels.
 //!
 //! | array | dtype | shape |
 //! |---|---|---|

@@ -1,5 +1,4 @@
-//! The built-in modes, a row each. Source: the mode table of the specification, and that of the modes 4, 5-x and
-//! 6-x.
+//! The built-in modes, a row each: `docs/modes.md`.
 
 use super::*;
 use crate::arith::quantizer;

@@ -1,5 +1,5 @@
 //! Dynamic quantization: the scale comes from the data at run time.
-//! Source: the modes specification, mode 3.
+//! Source: `docs/modes.md`, mode 3.
 
 use crate::arith::requant::{AbsmaxDivision, Divisor, QuantRule};
 use crate::arith::round::up_to_power_of_two;

@@ -376,7 +376,7 @@ fn integer_linear(
     }
 }
 
-/// Codes times a four-bit weight. Source: the file specification, "Arithmetic of a W4A8 linear".
+/// Codes times a four-bit weight. Source: `docs/arithmetic.md`, four-bit weights.
 ///
 /// # Errors
 ///

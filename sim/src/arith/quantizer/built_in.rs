@@ -1,4 +1,4 @@
-//! The published quantizers. Source: specification of the modes 4, 5-x and 6-x.
+//! The published quantizers. Source: `docs/modes.md`.
 
 use super::{Beyond, Quantizer, Segment, Until};
 use crate::arith::round::Rounding;

@@ -70,7 +70,7 @@ impl<const FLUSHED: bool> RealMath for Fast<FLUSHED> {
 }
 
 /// The arithmetic of PyTorch on a GPU: IEEE operations with subnormals kept, and CUDA's own exp and log1p
-/// without fast math. Source: PyTorch scan specification.
+/// without fast math. Source: `docs/arithmetic.md`.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaLibm;
 
