@@ -202,7 +202,8 @@ fn draw(kind: &str, dice: &mut Dice, (uses, four_bits): (bool, bool), layers: us
 fn case(kind: &str, seed: u64, points: Points, uses: bool) -> (Case, usize) {
     let mut dice = Dice(seed);
     // Scales of weights are stale in one case of five.
-    let of_weights = kind == "stale-scale" && !uses && seed % 5 == 4 && grid_model().float.is_some();
+    let of_weights =
+        kind == "stale-scale" && !uses && seed % 5 == 4 && grid_model().float.is_some();
     let model = match kind {
         "permuted-scales" | "nibble-order" => four_bits(),
         _ if of_weights => four_bits(),

@@ -650,7 +650,9 @@ impl Fresh {
             ("hadamard", &[P::SsmY]),
             ("0", "asic-int8"),
             (ALL, &[("order", "input")]),
-            whole(|v| Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c / 64 ^ 1) * 64 + c % 64)])),
+            whole(|v| {
+                Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, ((c / 64) ^ 1) * 64 + c % 64)])
+            }),
         );
     }
 

@@ -404,7 +404,7 @@ impl ChannelOrder {
         match self {
             ChannelOrder::On(by) => turned(values, -by),
             ChannelOrder::Exchanged(run) => Array2::from_shape_fn(values.dim(), |(t, c)| {
-                let other = (c / run ^ 1) * run + c % run;
+                let other = ((c / run) ^ 1) * run + c % run;
                 values[(t, if other < values.ncols() { other } else { c })]
             }),
         }
