@@ -7,6 +7,7 @@
 //! cargo test --release -p scalescope-golden --test all attribution::grid -- --ignored --nocapture
 //! ```
 
+use crate::diagnosis::grid_model;
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_golden::check::{CheckOptions, check};
@@ -116,7 +117,7 @@ const FOUR_BIT: [Step; 2] = [Step::XProj, Step::OutProj];
 
 /// The sample model with weights of four bits where it can have them.
 fn four_bits() -> Model {
-    let mut model = sample::model();
+    let mut model = grid_model();
     let mut quantized = model.quantized.as_deref().unwrap().clone();
     let float = model.float.as_deref().unwrap();
     to_int4(
@@ -139,7 +140,7 @@ fn strength(dice: &mut Dice) -> f32 {
 }
 
 /// A random fault of a model: another mode, profile, block, site and strength each time.
-fn draw(kind: &str, dice: &mut Dice, uses: bool, four_bits: bool) -> Fault {
+fn draw(kind: &str, dice: &mut Dice, (uses, four_bits): (bool, bool), layers: usize) -> Fault {
     let defect = match kind {
         "conv-double-input-scale" => Defect::ConvDoubleInputScale,
         "conv-history-loss" => Defect::ConvHistoryLoss,
@@ -192,7 +193,7 @@ fn draw(kind: &str, dice: &mut Dice, uses: bool, four_bits: bool) -> Fault {
         other => panic!("a fault model without a draw: {other}"),
     };
     Fault {
-        layer: Some(dice.below(12)),
+        layer: Some(dice.below(layers)),
         defect,
     }
 }
@@ -201,22 +202,26 @@ fn draw(kind: &str, dice: &mut Dice, uses: bool, four_bits: bool) -> Fault {
 fn case(kind: &str, seed: u64, points: Points, uses: bool) -> (Case, usize) {
     let mut dice = Dice(seed);
     // Scales of weights are stale in one case of five.
-    let of_weights = kind == "stale-scale" && !uses && seed % 5 == 4;
+    let of_weights =
+        kind == "stale-scale" && !uses && seed % 5 == 4 && grid_model().float.is_some();
     let model = match kind {
         "permuted-scales" | "nibble-order" => four_bits(),
         _ if of_weights => four_bits(),
         // The calibrated scales hold every value of random tokens; tighter ones overflow.
         "hadamard-wrap" => tight(0.2 + 0.3 * dice.unit() as f32),
-        _ => sample::model(),
+        _ => grid_model(),
     };
+    let config = model.config().unwrap();
+    let (layers, words) = (config.n_layers, config.vocab_size);
     // Ties, and quotients a last bit off, are rare.
     let length = if kind == "rounding" { 256 } else { 64 };
     let modes: Vec<&ModeSpec> = MODES.iter().filter(|m| m.needs_quantized()).collect();
     for silent in 0..1000 {
         let mode = dice.of(&modes).clone();
         let profile = PROFILES[dice.below(PROFILES.len())].clone();
-        let mut fault = draw(kind, &mut dice, uses, of_weights);
-        let tokens = tokens(length, dice.next());
+        let mut fault = draw(kind, &mut dice, (uses, of_weights), layers);
+        let mut tokens = tokens(length, dice.next());
+        tokens.iter_mut().for_each(|t| *t %= words as u32);
         let clean = Datapath::new(&model, &mode, &profile).unwrap();
         if kind == "rounding" {
             let Some(layer) = block_that_shows(&model, &clean, &fault, &tokens, &mut dice) else {
@@ -251,7 +256,7 @@ fn case(kind: &str, seed: u64, points: Points, uses: bool) -> (Case, usize) {
 
 /// The sample model with tighter scales of the Hadamard quantizers.
 fn tight(factor: f32) -> Model {
-    let mut model = sample::model();
+    let mut model = grid_model();
     let mut quantized = model.quantized.as_deref().unwrap().clone();
     for layer in &mut quantized.layers {
         let scale = &mut layer.scales.out_proj_input;
@@ -358,7 +363,7 @@ fn clean_dumps_are_not_blamed() {
 }
 
 /// 30 random faults of every model (or `SCALESCOPE_GRID` of them), for each sort of dumps whose words contain
-/// `SCALESCOPE_DUMPS`.
+/// `SCALESCOPE_DUMPS`; of another model with `SCALESCOPE_MODEL=quantized.safetensors`.
 #[test]
 #[ignore = "minutes: the whole grid; cargo test --release -p scalescope-golden --test all attribution::grid -- --ignored --nocapture"]
 fn grid() {
@@ -377,7 +382,13 @@ fn grid() {
         if !words.contains(&wanted) {
             continue;
         }
-        let kinds = FAULTS.iter().filter(|f| !uses || f.name == "stale-scale");
+        // Weights of four bits are made of the float model.
+        let of_floats = ["permuted-scales", "nibble-order"];
+        let without = grid_model().float.is_none();
+        let kinds = FAULTS
+            .iter()
+            .filter(|f| !uses || f.name == "stale-scale")
+            .filter(|f| !without || !of_floats.contains(&f.name));
         println!(
             "\n{words}\n| fault | cases | first | first three | without effect | named instead |\n|---|---|---|---|---|---|"
         );

@@ -13,6 +13,7 @@ mod more;
 
 use cases::{Case, Into, cases};
 use emulation::{Faulty, Seen};
+pub use grid::grid_model;
 use half::f16;
 use ndarray::Array2;
 use scalescope_golden::diagnosis::diagnose::identify::identify;

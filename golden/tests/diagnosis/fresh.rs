@@ -504,7 +504,7 @@ impl Fresh {
             "fresh: unknown: y rises with the token",
             ("scan", &[P::SsmY]),
             ("2-4", "exact"),
-            (ALL, &[]),
+            (TOKENS, &[]),
             each(|t, _, v| v * (1.0 + 0.003 * t as f64)),
         );
         self.made(

@@ -45,7 +45,7 @@ impl Rates {
 }
 
 /// The sample model, or the quantized one of the file `SCALESCOPE_MODEL`.
-fn grid_model() -> Model {
+pub fn grid_model() -> Model {
     match std::env::var("SCALESCOPE_MODEL") {
         Err(_) => sample::model(),
         Ok(path) => Model {

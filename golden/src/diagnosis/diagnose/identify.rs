@@ -428,7 +428,7 @@ fn nearest(group: &Group, keys: &Keys, judge: &(dyn Fn(&Keys) -> Option<Off> + S
 }
 
 /// Keys in an order of their own.
-fn sorted(keys: &Keys) -> String {
+fn sorted(keys: &[(String, Value)]) -> String {
     let mut all: Vec<String> = keys.iter().map(|(n, v)| format!("{n}={v}")).collect();
     all.sort();
     all.join(",")

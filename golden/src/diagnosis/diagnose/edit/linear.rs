@@ -146,7 +146,7 @@ impl Edits<'_, '_> {
         }
         let words = "the input has the other sign";
         self.formula(
-            3,
+            5,
             (Kind::Sign, "input"),
             words,
             on(|l| l.operands(|x, _, _| x.values.mapv_inplace(|v| -v))),
@@ -430,13 +430,15 @@ pub fn solve_entries(
         Some(q) => row.x.scale * row.w_scales[0] / q.scale,
         None => row.x.scale * row.w_scales[0],
     };
+    // How many deviate, and how far they are off: of several entries, the right one may turn no code yet.
     let left = |row: &Linear| {
         let made = row.run();
-        let pairs = made.iter().zip(dumped);
-        pairs.filter(|(a, b)| differs(**a, **b)).count()
+        let pairs = made.iter().zip(dumped).filter(|(a, b)| differs(**a, **b));
+        let off = pairs.map(|(a, b)| f64::from(a - b) * f64::from(a - b));
+        off.fold((0usize, 0.0), |(n, sum), off| (n + 1, sum + off))
     };
-    let mut fewest = left(&row);
-    while fewest > 0 && found.len() < ENTRIES {
+    let (mut count, mut off) = left(&row);
+    while count > 0 && found.len() < ENTRIES {
         let made = row.run();
         let of = |(made, dumped): (&f32, &f32)| f64::from(dumped - made) / f64::from(unit);
         let difference: Vec<f64> = made.iter().zip(dumped).map(of).collect();
@@ -451,7 +453,7 @@ pub fn solve_entries(
             .collect();
         gains.sort_by(|a, b| b.0.total_cmp(&a.0));
         gains.truncate(NEAREST);
-        let mut best: Option<(usize, u32, usize, f32)> = None;
+        let mut best: Option<((usize, f64), u32, usize, f32)> = None;
         for (_, k, by) in gains {
             let before = row.w[(0, k)];
             // Coarse codes of outputs tell the difference only roughly.
@@ -460,19 +462,25 @@ pub fn solve_entries(
                 let mut tried = row.clone();
                 tried.operands(|_, w, _| w[(0, k)] = after);
                 let bits = (before as i8 as u8 ^ after as i8 as u8).count_ones();
-                let key = (left(&tried), bits);
-                if best.is_none_or(|(fewest, bits, ..)| key < (fewest, bits)) {
-                    best = Some((key.0, key.1, k, after));
+                let now = left(&tried);
+                let better = best.is_none_or(|((_, off), fewest, ..)| {
+                    now.1 < off || now.1 == off && bits < fewest
+                });
+                if better {
+                    best = Some((now, bits, k, after));
                 }
             }
         }
-        let (now, _, k, after) = best.filter(|b| b.0 < fewest)?;
+        let (now, _, k, after) = best.filter(|b| b.0.1 < off)?;
         row.operands(|_, w, _| w[(0, k)] = after);
         found.retain(|(other, _)| *other != k);
         found.push((k, after));
-        fewest = now;
+        (count, off) = now;
     }
-    (!found.is_empty()).then_some(found)
+    // More entries than these.
+    (count == 0 || found.len() < ENTRIES)
+        .then_some(found)
+        .filter(|found| !found.is_empty())
 }
 
 /// Entries of one output's weight that are solved at most.
@@ -550,7 +558,9 @@ pub fn solve_times(own: &Linear, dumped: &Array2<f32>) -> Option<Vec<f32>> {
         .zip(&times)
         .filter(|(m, t)| (**m - f64::from(**t)).abs() < 0.25);
     let others = times.iter().filter(|t| **t != 0.0).count();
-    let small = times.iter().all(|t| (-2.0..=1.0).contains(t));
+    // All alike is a factor, and no part of the sum.
+    let part = times.iter().any(|t| *t != times[0]);
+    let small = part && times.iter().all(|t| (-2.0..=1.0).contains(t));
     // Inputs that are nearly always zero have no say.
     (near.count() * 20 >= 19 * k && others > 0 && small)
         .then(|| times.iter().map(|t| 1.0 + t).collect())

@@ -83,7 +83,7 @@ impl Narrowed {
 
     pub(super) fn rank(self) -> usize {
         match self {
-            Self::Negated => 3,
+            Self::Negated => 5,
             _ => 6,
         }
     }
