@@ -139,18 +139,16 @@ pub fn diagnose_telling(
     let mut all: Vec<(Search, State)> = profiles.iter().map(begin).collect::<Result<_>>()?;
     // The profile that the most blocks follow, to the last bit.
     all.sort_by_key(|(_, state)| follows(state));
-    // Where the choice is ours and hardly a block follows, it may be a chip's.
-    let blocks: BTreeSet<_> = sequences
-        .iter()
-        .flatten()
-        .map(|(place, _)| place.layer)
-        .collect();
-    let few = |(_, state): &(Search, State)| 2 * follows(state).0 > blocks.len();
-    if profiles.len() > 1 && blocks.len() > 2 && all.first().is_some_and(few) {
+    // Where the choice is ours and hardly a block follows, it may be a chip's, which most blocks follow then.
+    let places = sequences.iter().flatten().map(|(place, _)| place.layer);
+    let blocks = places.collect::<BTreeSet<_>>().len();
+    let off = all.first().map_or(0, |(_, state)| follows(state).0);
+    if profiles.len() > 1 && blocks > 2 && 2 * off > blocks {
         let known = |name: &&str| profiles.iter().any(|p| p.name == *name);
         let others = Profile::names().into_iter().filter(|name| !known(name));
         // Some need a float model beside the quantized one.
-        all.extend(others.filter_map(|name| begin(&Profile::get(name).ok()?).ok()));
+        let others = others.filter_map(|name| begin(&Profile::get(name).ok()?).ok());
+        all.extend(others.filter(|(_, state)| 2 * follows(state).0 <= off));
         all.sort_by_key(|(_, state)| follows(state));
     }
     // Others that follow as many blocks may be the dump's as well.
