@@ -38,8 +38,8 @@ use crate::diagnosis::attribute::{Finding, Severity};
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use candidate::Candidate;
 use findings::{
-    alternatives, cause, device, everywhere_of, in_every_block, in_order, no_cause, noise, rivals,
-    undecided_between,
+    alternatives, cause, device, everywhere_of, in_every_block, in_order, is_unplaced, no_cause,
+    noise, rival_words, rivals, undecided_by,
 };
 use judge::Hint;
 use pattern::How;
@@ -303,13 +303,21 @@ impl Search<'_> {
                     .map(|(_, j)| j)
                     .collect();
                 let mut found = cause(best, &rest, &scene, &block, of_total(best.left));
-                if let Some(other) = rest
+                let rival = rest
                     .iter()
-                    .find(|other| rivals(best, other, &scene, &block))
-                {
+                    .find(|other| rivals(best, other, &scene, &block));
+                let why = match rival {
+                    Some(other) => Some(rival_words(best, other, &block)),
+                    None if is_unplaced(best, &block, &score) => Some(
+                        "nothing that goes into the step is in the dump: one before may be the one"
+                            .to_owned(),
+                    ),
+                    None => None,
+                };
+                if let Some(why) = why {
                     // Something is wrong, but not surely this.
                     found.severity = Severity::Warning;
-                    undecided.push(undecided_between(best, other, &scene, &block, total));
+                    undecided.push(undecided_by(&scene, &block, total, &why));
                 }
                 if others.is_empty() {
                     others = alternatives(&rest, Some(best), &scene, &block, of_total);
