@@ -38,8 +38,8 @@ use crate::diagnosis::finding::{Finding, Severity};
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use candidate::Candidate;
 use findings::{
-    alternatives, cause, device, everywhere_of, in_every_block, in_order, no_cause, noise, rivals,
-    undecided_between,
+    alternatives, cause, device, everywhere_of, in_every_block, in_order, is_unplaced, no_cause,
+    noise, rival_words, rivals, undecided_by,
 };
 use judge::Hint;
 use pattern::How;
@@ -139,18 +139,16 @@ pub fn diagnose_telling(
     let mut all: Vec<(Search, State)> = profiles.iter().map(begin).collect::<Result<_>>()?;
     // The profile that the most blocks follow, to the last bit.
     all.sort_by_key(|(_, state)| follows(state));
-    // Where the choice is ours and hardly a block follows, it may be a chip's.
-    let blocks: BTreeSet<_> = sequences
-        .iter()
-        .flatten()
-        .map(|(place, _)| place.layer)
-        .collect();
-    let few = |(_, state): &(Search, State)| 2 * follows(state).0 > blocks.len();
-    if profiles.len() > 1 && blocks.len() > 2 && all.first().is_some_and(few) {
+    // Where the choice is ours and hardly a block follows, it may be a chip's, which most blocks follow then.
+    let places = sequences.iter().flatten().map(|(place, _)| place.layer);
+    let blocks = places.collect::<BTreeSet<_>>().len();
+    let off = all.first().map_or(0, |(_, state)| follows(state).0);
+    if profiles.len() > 1 && blocks > 2 && 2 * off > blocks {
         let known = |name: &&str| profiles.iter().any(|p| p.name == *name);
         let others = Profile::names().into_iter().filter(|name| !known(name));
         // Some need a float model beside the quantized one.
-        all.extend(others.filter_map(|name| begin(&Profile::get(name).ok()?).ok()));
+        let others = others.filter_map(|name| begin(&Profile::get(name).ok()?).ok());
+        all.extend(others.filter(|(_, state)| 2 * follows(state).0 <= off));
         all.sort_by_key(|(_, state)| follows(state));
     }
     // Others that follow as many blocks may be the dump's as well.
@@ -305,13 +303,21 @@ impl Search<'_> {
                     .map(|(_, j)| j)
                     .collect();
                 let mut found = cause(best, &rest, &scene, &block, of_total(best.left));
-                if let Some(other) = rest
+                let rival = rest
                     .iter()
-                    .find(|other| rivals(best, other, &scene, &block))
-                {
+                    .find(|other| rivals(best, other, &scene, &block));
+                let why = match rival {
+                    Some(other) => Some(rival_words(best, other, &block)),
+                    None if is_unplaced(best, &block, &score) => Some(
+                        "nothing that goes into the step is in the dump: one before may be the one"
+                            .to_owned(),
+                    ),
+                    None => None,
+                };
+                if let Some(why) = why {
                     // Something is wrong, but not surely this.
                     found.severity = Severity::Warning;
-                    undecided.push(undecided_between(best, other, &scene, &block, total));
+                    undecided.push(undecided_by(&scene, &block, total, &why));
                 }
                 if others.is_empty() {
                     others = alternatives(&rest, Some(best), &scene, &block, of_total);

@@ -3,6 +3,7 @@
 use super::OTHERS;
 use super::candidate::{Candidate, LINEARS, QUANTIZERS};
 use super::judge::{EXPLAINS, ScoredCandidate};
+use super::kind::Kind;
 use super::pattern::{How, Pattern};
 use super::replay::{PointScore, Score};
 use super::search::Scene;
@@ -178,35 +179,52 @@ pub(super) fn rivals(
 /// The rank of what needs no number to be found.
 const SIMPLE: usize = 3;
 
-/// A deviation that more than one edit explains.
-pub(super) fn undecided_between(
+/// What else two rivals say.
+pub(super) fn rival_words(
     best: &ScoredCandidate,
     other: &ScoredCandidate,
-    scene: &Scene,
     block: &Block,
-    total: usize,
-) -> Finding {
+) -> String {
     let of = |j: &ScoredCandidate| {
         let c = &j.candidate;
-        format!(
-            "{}: {}",
-            where_words(c.layer(), c.step(block).name()),
-            c.words()
-        )
+        let place = where_words(c.layer(), c.step(block).name());
+        format!("{place}: {}", c.words())
     };
-    let evidence = format!(
-        "{}; more than one edit explains it, and these data do not tell which: {}; or {}",
-        deviation(scene),
+    format!(
+        "more than one edit explains it, and these data do not tell which: {}; or {}",
         of(best),
         of(other)
-    );
+    )
+}
+
+/// Whether a step before may as well be the one: the edit does to a whole tensor what that step could do to its own,
+/// and nothing that goes into this one is in the dump.
+pub(super) fn is_unplaced(best: &ScoredCandidate, block: &Block, score: &Score) -> bool {
+    let Candidate::Edit(edit) = &best.candidate else {
+        return false;
+    };
+    let whole = ["input", "inputs", "output", "tokens"].contains(&edit.site.as_str());
+    let passes = match edit.kind {
+        Kind::Sign | Kind::Factor | Kind::Shifted | Kind::Constant => true,
+        Kind::Neighbour | Kind::Order | Kind::LeftOut => whole,
+        _ => false,
+    };
+    let Some(row) = block.row(edit.point) else {
+        return false;
+    };
+    let mut reads = row.reads.iter().filter_map(|read| read.point());
+    passes && !reads.any(|point| score.contains_key(&Place::layer(edit.layer, point)))
+}
+
+/// A deviation whose edit or place these data do not tell, and why.
+pub(super) fn undecided_by(scene: &Scene, block: &Block, total: usize, why: &str) -> Finding {
     Finding {
         kind: "none",
         layer: scene.first.layer,
         site: scene.first.point.name().to_owned(),
         severity: Severity::Error,
         share: scene.at_first.mismatched as f64 / total as f64,
-        evidence,
+        evidence: format!("{}; {why}", deviation(scene)),
         step: block.row(scene.first.point).map(|row| row.step.name()),
         pattern: scene.pattern.clone(),
         ..Finding::default()
