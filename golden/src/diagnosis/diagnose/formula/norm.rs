@@ -3,7 +3,6 @@
 use super::{Narrow, Operand, Output, Scene};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Row;
-use scalescope_sim::trace::TracePoint;
 use std::ops::Range;
 
 /// `residual ⊕ hidden`.
@@ -23,16 +22,13 @@ pub struct Add {
 
 impl Add {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
-        let read = |point| {
-            let read = row.reads.iter().find(|read| read.point() == Some(point))?;
-            scene.operand(read)
-        };
+        let mut reads = row.reads.iter().map(|read| scene.operand(read));
         Some(Self {
-            hidden: read(TracePoint::HiddenIn)?,
+            hidden: reads.next()??,
             hidden_times: 1.0,
-            residual: read(TracePoint::ResidualIn),
+            residual: reads.next()?,
             residual_times: 1.0,
-            output: Output::real(false),
+            output: scene.output(row, false)?,
         })
     }
 
@@ -78,7 +74,6 @@ pub struct Norm {
 
 impl Norm {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
-        let rule = scene.rules(row)?.norm_out;
         let residual = scene.operand(row.reads.first()?)?;
         Some(Self {
             residual,
@@ -91,7 +86,7 @@ impl Norm {
             rooted: true,
             normalizes: true,
             rstd: None,
-            output: scene.output(row, Some(rule), false)?,
+            output: scene.output(row, false)?,
         })
     }
 
