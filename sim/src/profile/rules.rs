@@ -379,8 +379,8 @@ impl QuantizerRule {
 
     /// Its rule.
     pub fn of(self, rules: &StepRules) -> QuantRule {
-        let mut own = QuantRule::NEAREST_EVEN;
-        self.edit(&mut rules.clone(), |rule| own = *rule);
+        let (mut rules, mut own) = (*rules, QuantRule::NEAREST_EVEN);
+        self.edit(&mut rules, |rule| own = *rule);
         own
     }
 
