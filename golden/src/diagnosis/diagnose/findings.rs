@@ -1,12 +1,11 @@
 //! What a search found, in words.
 
-use super::OTHERS;
 use super::candidate::{Candidate, LINEARS, QUANTIZERS};
-use super::judge::{EXPLAINS, ScoredCandidate};
 use super::kind::Kind;
+use super::locate::Scene;
+use super::locate::replay::{PointScore, Score};
 use super::pattern::{How, Pattern};
-use super::replay::{PointScore, Score};
-use super::search::Scene;
+use super::search::{EXPLAINS, OTHERS, ScoredCandidate};
 use crate::diagnosis::finding::{Explained, Finding, Severity};
 use crate::trace_file::Points;
 use scalescope_sim::dataflow::Block;
