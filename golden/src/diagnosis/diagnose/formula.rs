@@ -32,7 +32,7 @@ pub use linear::{Linear, Meet, weight as linear_weight};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
 pub use output::{Dynamic, Narrow, Output, Quantize};
-pub use scan::Scan;
+pub use scan::{Scan, dequantized};
 pub use scene::{Scene, Seen};
 
 use ndarray::Array2;

@@ -3,7 +3,7 @@
 use super::result::{Narrowed, turned_bits};
 use super::{ChannelOrder, Edit, Edits, moves, replace, reversed, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, Delta, Formula, Narrow, Operand, Scan, Scene, Table,
+    Activation, Delta, Formula, Narrow, Operand, Scan, Scene, Table, dequantized,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::Array2;
@@ -557,15 +557,9 @@ impl Edits<'_, '_> {
         let m = own.math;
         for (layer, scene) in self.other_layers() {
             let (a, d, bias) = scene.path.scan_weight(layer).tensors();
-            let real = move |q: &scalescope_sim::quant::QVector| -> Vec<f32> {
-                q.codes
-                    .iter()
-                    .map(|c| (m.mul)(q.scale.get(), f32::from(*c)))
-                    .collect()
-            };
             let a = Operand::new(a.codes.mapv(f32::from), a.scale.get());
             let (d_scale, bias_scale) = (d.scale.get(), bias.scale.get());
-            let (d, bias) = (real(&d), real(&bias));
+            let (d, bias) = (dequantized(m, &d), dequantized(m, &bias));
             let (a_scale, of_d, of_bias) = (a.scale, own.d_scale, own.dt_bias_scale);
             let words = format!("the scale of A_log is that of block {layer}");
             let change = on(move |s| s.a_log.scale = a_scale);

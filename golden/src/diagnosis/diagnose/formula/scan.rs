@@ -110,32 +110,49 @@ impl Scan {
         };
         // A state that is real in this mode has a calibrated scale too, for an edit that keeps it in codes.
         let calibrated = last.grid().and_then(|by| scene.path.scale(scene.layer, by));
-        let math = Math::of(rules.real);
-        let dequantized = |q: &scalescope_sim::quant::QVector| -> Vec<f32> {
-            let codes = q.codes.iter();
-            codes
-                .map(|c| (math.mul)(q.scale.get(), f32::from(*c)))
-                .collect()
-        };
         if d.codes.is_empty() || scene.path.mode().needs_float() {
             return None;
         }
+        let reads = [
+            scene.operand(u)?,
+            scene.operand(dt)?,
+            scene.operand(b)?,
+            scene.operand(c)?,
+            scene.operand(z)?,
+        ];
         Some(Self {
-            math,
             formula: rules.formula,
-            states: vec![true; a_log.codes.ncols()],
-            u: scene.operand(u)?,
-            dt: scene.operand(dt)?,
-            b: scene.operand(b)?,
-            c: scene.operand(c)?,
-            z: scene.operand(z)?,
-            a_log: Operand::new(a_log.codes.mapv(f32::from), a_log.scale.get()),
             unit: rules.unit.map(|unit| Chip { unit, calibrated }),
-            d: dequantized(&d),
-            d_scale: d.scale.get(),
-            dt_bias: dequantized(&dt_bias),
-            dt_bias_scale: dt_bias.scale.get(),
             state_scale: calibrated.map(Scale::get),
+            output: scene.output(row, false)?,
+            last: scene.output(last, false)?,
+            ..Self::new(Math::of(rules.real), reads, &a_log, [&d, &dt_bias])
+        })
+    }
+
+    /// The scan of what it reads (u, dt, B, C, z) and its parameters (D, the bias of dt), as the prefill kernel has it.
+    pub fn new(
+        math: Math,
+        [u, dt, b, c, z]: [Operand; 5],
+        a_log: &QTensor,
+        [d, dt_bias]: [&QVector; 2],
+    ) -> Self {
+        Self {
+            math,
+            formula: ScanFormula::Fused,
+            states: vec![true; a_log.codes.ncols()],
+            u,
+            dt,
+            b,
+            c,
+            z,
+            a_log: Operand::new(a_log.codes.mapv(f32::from), a_log.scale.get()),
+            unit: None,
+            d: dequantized(math, d),
+            d_scale: d.scale.get(),
+            dt_bias: dequantized(math, dt_bias),
+            dt_bias_scale: dt_bias.scale.get(),
+            state_scale: None,
             delta: Delta::Softplus,
             a_is_log: true,
             linear_decay: false,
@@ -155,9 +172,9 @@ impl Scan {
             carry: 1.0,
             late: false,
             channels: None,
-            output: scene.output(row, false)?,
-            last: scene.output(last, false)?,
-        })
+            output: Output::real(true),
+            last: Output::real(false),
+        }
     }
 
     /// Outputs `[L, E]` and the last state `[E, N]`.
@@ -357,6 +374,13 @@ impl Scan {
             put(t, self.output.of(y));
         }
     }
+}
+
+/// The values of codes.
+pub fn dequantized(math: Math, codes: &QVector) -> Vec<f32> {
+    let scale = codes.scale.get();
+    let all = codes.codes.iter();
+    all.map(|q| (math.mul)(scale, f32::from(*q))).collect()
 }
 
 /// Some rows of an operand, as the step takes them.
