@@ -44,7 +44,7 @@ use crate::trace_file::{Points, TraceFile, in_data_order};
 use candidate::Candidate;
 use findings::{
     alternatives, cause, device, everywhere_of, in_every_block, in_order, is_unplaced, no_cause,
-    noise, rival_words, rivals, undecided_by,
+    noise, rival_words, rivals, undecided_by, unexplained_words,
 };
 use locate::replay::{self, Closeness, Score};
 use locate::{Scene, Search, State, first_deviation};
@@ -313,7 +313,7 @@ impl Search<'_> {
                         "nothing that goes into the step is in the dump: one before may be the one"
                             .to_owned(),
                     ),
-                    None => None,
+                    None => unexplained_words(best, &scene),
                 };
                 if let Some(why) = why {
                     // Something is wrong, but not surely this.

@@ -197,7 +197,7 @@ fn absmax(reference: &Datapath, text: &Text) -> Result<BTreeMap<At, f64>> {
         for (Place { layer, point }, tensor) in &recorder.tensors {
             let Some(layer) = layer else { continue };
             let top = tensor.to_real().iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            let entry = all.entry((layer, *point)).or_default();
+            let entry = all.entry((*layer, *point)).or_default();
             *entry = entry.max(f64::from(top));
         }
     }

@@ -222,7 +222,13 @@ pub fn diagnose_steps(
     let mut findings = Vec::new();
     match told.iter().find(is_cause) {
         Some(best) => {
-            let mut found = finding(best, Severity::Error, "");
+            let whole = best.1.first == 0;
+            let severity = if whole {
+                Severity::Error
+            } else {
+                Severity::Warning
+            };
+            let mut found = finding(best, severity, "");
             found.pattern = pattern;
             findings.push(found);
         }

@@ -196,6 +196,19 @@ pub(super) fn rival_words(
     )
 }
 
+/// What a cause leaves that nothing explains, if it leaves any.
+pub(super) fn unexplained_words(best: &ScoredCandidate, scene: &Scene) -> Option<String> {
+    let left = best.unexplained(scene);
+    let elements = if left == 1 { "element" } else { "elements" };
+    let words = best.candidate.words();
+    (left > 0).then(|| {
+        format!(
+            "{} {elements} deviate also with the edit that explains most ({words})",
+            thousands(left)
+        )
+    })
+}
+
 /// Whether a step before may as well be the one: the edit does to a whole tensor what that step could do to its own,
 /// and nothing that goes into this one is in the dump.
 pub(super) fn is_unplaced(best: &ScoredCandidate, block: &Block, score: &Score) -> bool {

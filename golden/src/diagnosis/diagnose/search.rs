@@ -53,16 +53,27 @@ impl ScoredCandidate {
     /// Whether it explains so much that it is named a cause.
     pub(super) fn is_cause(&self, scene: &Scene) -> bool {
         let (explained, of) = self.explained(scene);
-        let all = explains(explained, of);
-        // An edit that another device's floats keep from being exact leaves what their noise makes.
+        (explains(explained, of) || self.leaves_noise(scene)) && self.gains(scene)
+    }
+
+    /// Elements of the first tensor that it does not explain, but for what noise makes.
+    pub(super) fn unexplained(&self, scene: &Scene) -> usize {
+        let (explained, of) = self.explained(scene);
+        match self.leaves_noise(scene) {
+            true => 0,
+            false => of - explained,
+        }
+    }
+
+    /// Whether what it leaves is what the floats of another device make: these keep a right edit from being exact.
+    fn leaves_noise(&self, scene: &Scene) -> bool {
         let base = &scene.at_first;
-        let but_noise = scene.noise.is_some_and(|n| {
+        scene.noise.is_some_and(|n| {
             n.far > 0
                 && self.first.far <= 2 * n.far
                 && self.first.distance <= 2.0 * n.distance
                 && self.first.distance <= 0.05 * base.distance
-        });
-        (all || but_noise) && self.gains(scene)
+        })
     }
 
     /// Whether it leaves less: fewer elements, or floats that no more than the last place keeps apart.

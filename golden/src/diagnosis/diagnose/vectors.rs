@@ -149,7 +149,13 @@ impl Output<'_> {
                 let mut words: Vec<String> = alike.map(|t| t.words.clone()).collect();
                 words.dedup();
                 words.truncate(OTHERS);
-                let mut found = finding(best, Severity::Error, "");
+                let whole = best.left == 0;
+                let severity = if whole {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                };
+                let mut found = finding(best, severity, "");
                 found.evidence += &alike_words(&words);
                 found.alike = words;
                 (found, &told[..0])

@@ -6,7 +6,6 @@ use crate::diagnosis::diagnose::formula::{Activation, Conv, Formula, Scene, Tabl
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Row, Step};
-use scalescope_sim::trace::TracePoint;
 
 /// Factors that a parameter may have by mistake.
 const FACTORS: [f32; 6] = [

@@ -7,7 +7,7 @@ use crate::trace_file::Points;
 use crate::ulp::ulp_f16;
 use crate::value::{Elements, Value};
 use half::f16;
-use ndarray::{Array2, s};
+use ndarray::s;
 use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};

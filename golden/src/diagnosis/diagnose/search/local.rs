@@ -38,7 +38,7 @@ struct Sequence {
 }
 
 /// The step.
-pub(super) struct Local<'a, 'm> {
+pub struct Local<'a, 'm> {
     row: &'a Row,
     /// The block of each sequence; none where the step stands by itself.
     scenes: Vec<formula::Scene<'a, 'm>>,
@@ -59,7 +59,7 @@ struct Left {
 
 impl<'a, 'm> Local<'a, 'm> {
     /// The step of a scene's first tensor; `None` where the dump's tensor has another shape.
-    pub(super) fn of(
+    pub fn of(
         search: &'a Search,
         state: &'a State<'m>,
         scene: &'a Scene,
@@ -113,7 +113,7 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// A step that stands by itself: of each sequence its formula, what it makes, and what a file has.
-    pub(super) fn alone(
+    pub fn alone(
         row: &'a Row,
         formulas: Vec<Option<Formula>>,
         made: Vec<Array2<f32>>,
@@ -144,17 +144,17 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// Mismatches without an edit.
-    pub(super) fn base(&self) -> usize {
+    pub fn base(&self) -> usize {
         self.base
     }
 
     /// What deviates.
-    pub(super) fn pattern(&self) -> Option<&Pattern> {
+    pub fn pattern(&self) -> Option<&Pattern> {
         self.pattern.as_deref()
     }
 
     /// Mismatches that an edit leaves.
-    pub(super) fn leaves(&self, edit: &Edit) -> usize {
+    pub fn leaves(&self, edit: &Edit) -> usize {
         let left = self.left(edit, None);
         left.map_or(self.base, |left| match edit.only {
             Some(_) => left.restricted,
@@ -246,7 +246,7 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer.
-    pub(super) fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
+    pub fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
         let here = self.scenes.first();
         let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
         let mut edits = edit::of_row(here, self.row, self.width, formula);
