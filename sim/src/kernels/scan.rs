@@ -279,26 +279,16 @@ pub(crate) unsafe fn grouped<const FLUSHED: bool>(
     out
 }
 
-/// The maps `x → a·x + b` of consecutive tokens as one, for each state: the first as it is, then
-/// `a ← decay ⊗ a`, `b ← fma(decay, b, B ⊗ drive)`.
+/// The maps `x → a·x + b` of consecutive tokens as one, for each state, to the first of each `row` of maps.
 ///
 /// # Safety
 ///
 /// The machine has [`crate::isa::Isa::Avx512`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn fold<const FLUSHED: bool>(
-    tokens: Tokens,
-    a: &mut [[f32; N]; N],
-    b: &mut [[f32; N]; N],
-) {
+pub(crate) unsafe fn fold<const FLUSHED: bool>(tokens: Tokens, maps: &mut [Map], row: usize) {
     let table = tokens.table();
-    let maps = a
-        .as_chunks_mut::<TOGETHER>()
-        .0
-        .iter_mut()
-        .zip(b.as_chunks_mut::<TOGETHER>().0);
-    for (part, (a, b)) in maps.enumerate() {
-        let mut maps = [(_mm512_set1_ps(1.0), _mm512_setzero_ps()); TOGETHER];
+    for part in 0..N / TOGETHER {
+        let mut folds = [[_mm512_setzero_ps(); 2]; TOGETHER];
         for (t, token) in tokens.each().enumerate() {
             let drive = load(token.drive);
             for q in 0..TOGETHER / 4 {
@@ -306,20 +296,16 @@ pub(crate) unsafe fn fold<const FLUSHED: bool>(
                 for i in 0..4 {
                     let m = 4 * q + i;
                     let factor = _mm512_set1_ps(token.b[part * TOGETHER + m]);
-                    let input = mul::<FLUSHED>(factor, drive);
-                    maps[m] = match t {
-                        0 => (decay[i], input),
-                        _ => (
-                            mul::<FLUSHED>(decay[i], maps[m].0),
-                            fma::<FLUSHED>(decay[i], maps[m].1, input),
-                        ),
+                    let map = [decay[i], mul::<FLUSHED>(factor, drive)];
+                    folds[m] = match t {
+                        0 => map,
+                        _ => then::<FLUSHED>(folds[m], map),
                     };
                 }
             }
         }
-        for ((a, b), map) in a.iter_mut().zip(b).zip(maps) {
-            store(a, map.0);
-            store(b, map.1);
+        for (m, fold) in folds.into_iter().enumerate() {
+            store_map(&mut maps[(part * TOGETHER + m) * row], fold);
         }
     }
 }
@@ -475,13 +461,10 @@ mod tests {
         }
         let mut stream = (0..).map(|i| Stream(9).uniform(i));
         for i in 1..=126u32 {
-            for sum in 123..=131 {
-                let Some(j) = (sum + 0u32)
-                    .checked_sub(i)
-                    .filter(|j| (1..=127).contains(j))
-                else {
+            for j in (123..=131u32).filter_map(|sum| sum.checked_sub(i)) {
+                if !(1..=127).contains(&j) {
                     continue;
-                };
+                }
                 for _ in 0..200 {
                     let mut lanes = [[0.0; N]; 2];
                     for e in 0..N {

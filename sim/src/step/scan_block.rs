@@ -85,16 +85,16 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
         let row = threads + 1;
         let mut maps = std::mem::take(&mut scratch.maps);
         maps.resize(states * row, Map::IDENTITY);
-        let mut folds = vec![Map::IDENTITY; states];
         for thread in 0..threads {
             let there = items_of(thread);
-            let count = there.len();
-            fold_items::<R, F>(tile, scratch, there, first, kept, &mut folds);
-            for (fold, maps) in folds.iter_mut().zip(maps.chunks_exact_mut(row)) {
-                for _ in count.max(1)..items {
-                    *fold = fold.then::<R>(&Map::IDENTITY);
+            let missing = items - there.len().max(1);
+            fold_items::<R, F>(tile, scratch, there, first, kept, (&mut maps, thread, row));
+            if missing > 0 {
+                for map in maps[thread..].iter_mut().step_by(row) {
+                    for _ in 0..missing {
+                        *map = map.then::<R>(&Map::IDENTITY);
+                    }
                 }
-                maps[thread] = *fold;
             }
         }
         for (state, maps) in scratch.state.iter().zip(maps.chunks_exact_mut(row)) {
@@ -139,8 +139,8 @@ fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map]) {
     end.b = state_after(&before.expect("a chunk has at least one warp"));
 }
 
-/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state. `kept` as in
-/// [`Tile::advance`].
+/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state: to map `thread` of
+/// each `row` of maps. `kept` as in [`Tile::advance`].
 #[inline(always)]
 fn fold_items<R: RealMath, F: Formula<R>>(
     tile: &Tile,
@@ -148,17 +148,19 @@ fn fold_items<R: RealMath, F: Formula<R>>(
     items: Range<usize>,
     first: usize,
     kept: bool,
-    folds: &mut [Map],
+    (maps, thread, row): (&mut [Map], usize, usize),
 ) {
     /// States side by side, so that none waits for the token before.
     const SIDE_BY_SIDE: usize = 4;
+    let states = scratch.state.len();
+    let maps = &mut maps[thread..];
     if items.is_empty() {
-        return folds.fill(Map::IDENTITY);
-    }
-    if let Some([a, b]) = tile.folded_by_table::<R>(scratch, first, items.clone()) {
-        for (fold, (a, b)) in folds.iter_mut().zip(a.into_iter().zip(b)) {
-            *fold = Map { a, b };
+        for map in maps.iter_mut().step_by(row) {
+            *map = Map::IDENTITY;
         }
+        return;
+    }
+    if tile.folded_by_table::<R>(scratch, first, items.clone(), maps, row) {
         return;
     }
     let mut at = items.start;
@@ -166,14 +168,15 @@ fn fold_items<R: RealMath, F: Formula<R>>(
         tile.decays::<R>(scratch, first, items.clone());
         at = 0;
     }
-    let (together, left) = folds.as_chunks_mut::<SIDE_BY_SIDE>();
-    let count = together.len() * SIDE_BY_SIDE;
-    for (i, folds) in together.iter_mut().enumerate() {
-        let n = i * SIDE_BY_SIDE;
-        *folds = fold_states::<R, F, SIDE_BY_SIDE>(tile, scratch, items.clone(), first, at, n);
+    let together = states / SIDE_BY_SIDE * SIDE_BY_SIDE;
+    for n in (0..together).step_by(SIDE_BY_SIDE) {
+        let folds = fold_states::<R, F, SIDE_BY_SIDE>(tile, scratch, items.clone(), first, at, n);
+        for (i, fold) in folds.into_iter().enumerate() {
+            maps[(n + i) * row] = fold;
+        }
     }
-    for (i, fold) in left.iter_mut().enumerate() {
-        [*fold] = fold_states::<R, F, 1>(tile, scratch, items.clone(), first, at, count + i);
+    for n in together..states {
+        [maps[n * row]] = fold_states::<R, F, 1>(tile, scratch, items.clone(), first, at, n);
     }
 }
 
