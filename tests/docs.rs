@@ -625,3 +625,38 @@ fn where_the_lines_are() {
         assert!(close, "{room} has {counted} lines, not {said}");
     }
 }
+
+/// The parts of a diagnosis know those above them in the table of docs/architecture.md, and no others.
+#[test]
+fn parts_of_a_diagnosis_know_those_above() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let table = text.split("| part | what it does |\n").nth(1).unwrap();
+    let table = table.lines().skip(1).take_while(|l| l.starts_with('|'));
+    let names = table.map(|row| row.split(" | ").next().unwrap().trim_start_matches("| "));
+    let ranks: Vec<(usize, String)> = names
+        .enumerate()
+        .flat_map(|(i, cell)| cell.split(", ").map(move |n| (i, n.replace('`', ""))))
+        .collect();
+    let folder = root.join("golden/src/diagnosis/diagnose");
+    let mut files = Vec::new();
+    files_with_lines(&folder, &mut files);
+    let mut seen = 0;
+    for (path, _) in files {
+        let inside = path.strip_prefix(&folder).unwrap().with_extension("");
+        let of = |name: &str| ranks.iter().find(|(_, n)| n == name).map(|(rank, _)| *rank);
+        let own = of(inside.iter().next().unwrap().to_str().unwrap());
+        let own = own.unwrap_or_else(|| panic!("{}: in no part", path.display()));
+        let direct = inside.iter().count() == 1;
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            let whole = line.split("diagnosis::diagnose::").nth(1);
+            let used = whole.or_else(|| line.strip_prefix("use super::").filter(|_| direct));
+            let name = used.and_then(|used| used.split([':', ';', '{']).next());
+            if let Some(other) = name.and_then(of) {
+                assert!(other <= own, "{}: {line}", path.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 30, "{seen}");
+}

@@ -7,12 +7,12 @@
 //! | which scale meets what, and who reads with another | [`lineage`] |
 //! | what error is made at a step, what arrives there | [`propagate`] |
 //! | are two modes one computation | [`equiv`] |
+//! | what each step and scale of a mode costs | [`cost`] |
 //! | what is wrong with a dump | [`diagnose`] |
-//! | which step or scale of a mode is to blame | [`attribute`] |
 //!
 //! What they find, and how much it matters, is a [`finding`].
 
-pub mod attribute;
+pub mod cost;
 pub mod diagnose;
 pub mod equiv;
 pub mod finding;

@@ -8,9 +8,9 @@ use crate::output::{note, print, print_json, progress, table, table_text, wrappe
 use clap::Args;
 use comfy_table::CellAlignment;
 use scalescope_golden::check::Recognised;
-use scalescope_golden::diagnosis::attribute::causes;
-use scalescope_golden::diagnosis::attribute::loss::{Mean, Text};
-use scalescope_golden::diagnosis::attribute::sites::{Costs, Options, SiteCost, attribute};
+use scalescope_golden::diagnosis::cost::causes;
+use scalescope_golden::diagnosis::cost::loss::{Mean, Text};
+use scalescope_golden::diagnosis::cost::sites::{Costs, Options, SiteCost, attribute};
 use scalescope_golden::diagnosis::diagnose::{Diagnosis, diagnose_telling};
 use scalescope_golden::diagnosis::finding::{Finding, Severity};
 use scalescope_sim::datapath::Datapath;

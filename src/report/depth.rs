@@ -1,6 +1,6 @@
 //! How much of a text a report takes, so that it ends in about a minute of two cores and keeps within its memory.
 
-use scalescope_golden::diagnosis::attribute::sites::sites;
+use scalescope_golden::diagnosis::cost::sites::sites;
 use scalescope_sim::bench::linear_work;
 use scalescope_sim::datapath::Datapath;
 

@@ -4,7 +4,7 @@
 
 use crate::output::progress;
 use rayon::prelude::*;
-use scalescope_golden::diagnosis::attribute::loss::Losses;
+use scalescope_golden::diagnosis::cost::loss::Losses;
 use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::Result;

@@ -6,7 +6,7 @@ use crate::eval::bootstrap::{Resampled, resample};
 use crate::eval::stats::{ALPHA, Estimate, holm, ratio};
 use crate::eval::ties;
 use crate::output::{number, wrapped};
-use scalescope_golden::diagnosis::attribute::sites::parts;
+use scalescope_golden::diagnosis::cost::sites::parts;
 use scalescope_sim::datapath::{Datapath, Part};
 use scalescope_sim::model::ScaleKey;
 use serde::Serialize;
@@ -432,7 +432,7 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scalescope_golden::diagnosis::attribute::loss::Losses;
+    use scalescope_golden::diagnosis::cost::loss::Losses;
     use scalescope_sim::random::SplitMix64;
 
     fn run(kl: Vec<f64>, nll: Vec<f64>) -> Run {

@@ -3,7 +3,7 @@
 use super::grid::Values;
 use ndarray::Array2;
 use rayon::prelude::*;
-use scalescope_golden::diagnosis::attribute::loss::Mean;
+use scalescope_golden::diagnosis::cost::loss::Mean;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
 use scalescope_sim::mode::ModeSpec;

@@ -1,37 +1,42 @@
 //! What is wrong with a dump: it sees the model, the mode and the dump's tensors, nothing else. The
 //! metadata and the scales that a file may carry are not read.
 //!
-//! 1. **Locate** (`search`): every block runs with the dump's tensors in place, as in a local check. What
+//! Before any of it, the file as a whole may be wrong (`file`): late, in reverse, under other names.
+//!
+//! 1. **Locate** ([`locate`]): every block runs with the dump's tensors in place, as in a local check. What
 //!    is made before the first tensor that deviates is in order; the cause lies between the dumped tensor
 //!    before it and that one.
 //! 2. **Describe** ([`pattern`]): which sequences, tokens, channels and values deviate, and how.
-//! 3. **Search**: every fault model and rule at every site in between, run by the datapath ([`candidate`]);
-//!    every edit of the step's formula ([`edit`], [`formula`]); every way in which a buffer can be misread.
-//!    A stale scale's factor is fitted (`fit`).
-//! 4. **Judge** (`judge`): the candidate that leaves the fewest mismatches is a cause if it explains all but
-//!    one in a hundred of what deviates in the first tensor; else it is a lead. What floats of another device
-//!    would do, flowing on, is no deviation.
-//! 5. A cause is put into the simulation, and the search goes on with what still deviates.
+//! 3. **List** what could be wrong ([`candidate`]): every fault model, rule and misread buffer at every site in between,
+//!    run by the datapath, and every edit ([`edit`]) of the step's [`formula`].
+//! 4. **Search** (`search`): the candidate that leaves the fewest mismatches is a cause if it explains all but
+//!    one in a hundred of what deviates in the first tensor; else it is a lead. A stale scale's factor is fitted. What
+//!    floats of another device would do, flowing on, is no deviation.
+//! 5. **Say** (`findings`). A cause is put into the simulation, and the search goes on with what still deviates.
+//!
+//! Where it is the device's rules that are asked for, they are read off ([`identify`]). The same questions of decode
+//! steps (`decode`) and of the vectors of one operation (`vectors`) have the same answers in the same words.
 
 mod file;
-mod findings;
-mod judge;
+pub mod locate;
+pub mod pattern;
+
 mod kind;
-mod local;
-mod search;
+mod rule;
 
 pub mod candidate;
 pub mod edit;
-mod fit;
 pub mod formula;
+
+mod findings;
+mod search;
+
 pub mod identify;
-pub mod pattern;
-pub mod replay;
-mod rule;
-mod steps;
+
+mod decode;
 mod vectors;
 
-pub use steps::diagnose_steps;
+pub use decode::diagnose_steps;
 pub use vectors::diagnose_vectors;
 
 use crate::diagnosis::finding::{Finding, Severity};
@@ -39,11 +44,11 @@ use crate::trace_file::{Points, TraceFile, in_data_order};
 use candidate::Candidate;
 use findings::{
     alternatives, cause, device, everywhere_of, in_every_block, in_order, is_unplaced, no_cause,
-    noise, rival_words, rivals, undecided_by,
+    noise, rival_words, rivals, undecided_by, unexplained_words,
 };
-use judge::Hint;
+use locate::replay::{self, Closeness, Score};
+use locate::{Scene, Search, State, first_deviation};
 use pattern::How;
-use replay::{Closeness, Score};
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
@@ -51,14 +56,10 @@ use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::model::Model;
 use scalescope_sim::profile::Profile;
 use scalescope_sim::trace::Place;
-use search::{Scene, Search, State, first_deviation};
+use search::{EXPLAINS, Hint, ScoredCandidate, TIE};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// Other explanations that are named beside the best.
-const OTHERS: usize = 4;
-/// Shares closer than this are equally good.
-const TIE: f64 = 0.002;
 /// Elements of a tensor of floats that may be an ulp off.
 const NOISE: f64 = 0.03;
 /// Times that the noise of another device is drawn where most elements deviate by it.
@@ -292,11 +293,11 @@ impl Search<'_> {
             let of_total = |left: usize| {
                 (scene.base.saturating_sub(left) as f64 / total as f64).clamp(0.0, 1.0)
             };
-            let exact = |j: &&judge::ScoredCandidate| quiet.is_none() || j.first.mismatched == 0;
+            let exact = |j: &&ScoredCandidate| quiet.is_none() || j.first.mismatched == 0;
             let best = judged.iter().position(|j| j.is_cause(&scene) && exact(&j));
             if let Some(at) = best {
                 let best = &judged[at];
-                let rest: Vec<&judge::ScoredCandidate> = judged
+                let rest: Vec<&ScoredCandidate> = judged
                     .iter()
                     .enumerate()
                     .filter(|(i, _)| *i != at)
@@ -312,7 +313,7 @@ impl Search<'_> {
                         "nothing that goes into the step is in the dump: one before may be the one"
                             .to_owned(),
                     ),
-                    None => None,
+                    None => unexplained_words(best, &scene),
                 };
                 if let Some(why) = why {
                     // Something is wrong, but not surely this.
@@ -362,7 +363,7 @@ impl Search<'_> {
                 passed.extend(all);
             }
             causes.push(found);
-            let rest: Vec<&judge::ScoredCandidate> = judged.iter().collect();
+            let rest: Vec<&ScoredCandidate> = judged.iter().collect();
             if others.is_empty() {
                 others = alternatives(&rest, None, &scene, &block, of_total);
             }
@@ -416,7 +417,7 @@ impl Search<'_> {
         let with = self.with(state.clone(), &all, scene)?;
         let after = with.score();
         let holds = |place: &Place| {
-            let explains = 1.0 - judge::EXPLAINS;
+            let explains = 1.0 - EXPLAINS;
             after[place].mismatched as f64 <= explains * before[place].mismatched as f64
         };
         let holds = before.keys().filter(here).all(holds);

@@ -22,6 +22,7 @@ use scalescope_sim::arith::int4::{GROUP, LOWEST};
 use scalescope_sim::checkpoint::w4a8;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::quant::Acc;
+use scalescope_sim::quant::Scale;
 
 /// A four-bit weight as a case has it. Its scales may be anything: a kernel makes something of each.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +43,7 @@ pub struct Int4Linear {
     /// Input codes `[L, I]`, or sums `[L, 1]`; none where only the weight is turned to INT8.
     pub x: Option<Array2<i8>>,
     /// The input's scale.
-    pub s_act: f32,
+    pub s_act: Scale,
     /// The outputs' scales; divided by the output's where that is INT8.
     pub channels: Vec<f32>,
     /// Expected outputs by their keys.
@@ -108,8 +109,8 @@ impl Int4Linear {
             name: group.name(),
             weight,
             s_act: match x.is_some() {
-                true => group.number("s_act")?,
-                false => 1.0,
+                true => group.scale("s_act")?,
+                false => Scale::new(1.0)?,
             },
             x,
             channels,

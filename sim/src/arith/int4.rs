@@ -4,6 +4,7 @@
 use super::requant::{AbsmaxDivision, to_f16};
 use super::round::Rounding;
 use super::saturate::Overflow;
+use crate::quant::Scale;
 use half::f16;
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
@@ -98,8 +99,8 @@ pub fn table_without_groups() -> &'static [[i8; 16]; 1] {
 /// The real value of a sum of INT8 weights, or its value in units of the output's scale where
 /// `s_channel` was divided by that, in f32: `(f32(acc) ⊗ s_channel) ⊗ s_in`.
 #[inline(always)]
-pub fn real(acc: i32, s_channel: f32, s_in: f32) -> f32 {
-    (acc as f32 * s_channel) * s_in
+pub fn real(acc: i32, s_channel: f32, s_in: Scale) -> f32 {
+    (acc as f32 * s_channel) * s_in.get()
 }
 
 /// A row of real weights in four bits.

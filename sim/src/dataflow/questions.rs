@@ -30,6 +30,14 @@ impl Row {
         let mut all = QuantizerRule::ALL.into_iter();
         all.find(|rule| rule.path() == path)
     }
+
+    /// The quantizer of a static scale that makes this tensor INT8, whether it does in this mode or not.
+    pub fn grid(&self) -> Option<ScaleUse> {
+        let site = self.point.site(Columns::All);
+        let mut fields = self.fields.iter();
+        let decides = fields.find(|field| field.point() == Some(site))?;
+        decides.quantizer()
+    }
 }
 
 impl Row {

@@ -5,7 +5,9 @@
 //! and never written anywhere.
 
 use super::transpose::turned_quarters;
+use crate::isa::Isa;
 use crate::profile::SumOrder;
+use crate::step::scan_block::{Map, WARP};
 use crate::step::scan_codes::STRIDE;
 use std::arch::x86_64::*;
 
@@ -277,26 +279,16 @@ pub(crate) unsafe fn grouped<const FLUSHED: bool>(
     out
 }
 
-/// The maps `x → a·x + b` of consecutive tokens as one, for each state: the first as it is, then
-/// `a ← decay ⊗ a`, `b ← fma(decay, b, B ⊗ drive)`.
+/// The maps `x → a·x + b` of consecutive tokens as one, for each state, to the first of each `row` of maps.
 ///
 /// # Safety
 ///
 /// The machine has [`crate::isa::Isa::Avx512`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn fold<const FLUSHED: bool>(
-    tokens: Tokens,
-    a: &mut [[f32; N]; N],
-    b: &mut [[f32; N]; N],
-) {
+pub(crate) unsafe fn fold<const FLUSHED: bool>(tokens: Tokens, maps: &mut [Map], row: usize) {
     let table = tokens.table();
-    let maps = a
-        .as_chunks_mut::<TOGETHER>()
-        .0
-        .iter_mut()
-        .zip(b.as_chunks_mut::<TOGETHER>().0);
-    for (part, (a, b)) in maps.enumerate() {
-        let mut maps = [(_mm512_set1_ps(1.0), _mm512_setzero_ps()); TOGETHER];
+    for part in 0..N / TOGETHER {
+        let mut folds = [[_mm512_setzero_ps(); 2]; TOGETHER];
         for (t, token) in tokens.each().enumerate() {
             let drive = load(token.drive);
             for q in 0..TOGETHER / 4 {
@@ -304,20 +296,210 @@ pub(crate) unsafe fn fold<const FLUSHED: bool>(
                 for i in 0..4 {
                     let m = 4 * q + i;
                     let factor = _mm512_set1_ps(token.b[part * TOGETHER + m]);
-                    let input = mul::<FLUSHED>(factor, drive);
-                    maps[m] = match t {
-                        0 => (decay[i], input),
-                        _ => (
-                            mul::<FLUSHED>(decay[i], maps[m].0),
-                            fma::<FLUSHED>(decay[i], maps[m].1, input),
-                        ),
+                    let map = [decay[i], mul::<FLUSHED>(factor, drive)];
+                    folds[m] = match t {
+                        0 => map,
+                        _ => then::<FLUSHED>(folds[m], map),
                     };
                 }
             }
         }
-        for ((a, b), map) in a.iter_mut().zip(b).zip(maps) {
-            store(a, map.0);
-            store(b, map.1);
+        for (m, fold) in folds.into_iter().enumerate() {
+            store_map(&mut maps[(part * TOGETHER + m) * row], fold);
+        }
+    }
+}
+
+/// Inclusive scan of the maps of a warp's threads, if the machine can: offsets 1, 2, 4, 8, 16, each at all threads at
+/// once. `flushes`: subnormal results become zeros.
+pub(crate) fn kogge_stone(flushes: bool, warp: &mut [Map; WARP]) -> bool {
+    if Isa::current() < Isa::Avx512 {
+        return false;
+    }
+    // SAFETY: the instruction set was found.
+    unsafe {
+        match flushes {
+            true => kogge_stone_in::<true>(warp),
+            false => kogge_stone_in::<false>(warp),
+        }
+    }
+    true
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn kogge_stone_in<const FLUSHED: bool>(warp: &mut [Map; WARP]) {
+    // Offsets 1 and 2 in one pass: the maps before, before any offset, and the two after offset 1.
+    let mut before = load_map(&warp[0]);
+    let [mut second, mut first] = [before; 2];
+    for (thread, map) in warp.iter_mut().enumerate().skip(1) {
+        let own = load_map(map);
+        let after_one = then::<FLUSHED>(before, own);
+        let after_two = match thread {
+            1 => after_one,
+            _ => then::<FLUSHED>(second, after_one),
+        };
+        store_map(map, after_two);
+        (before, second, first) = (own, first, after_one);
+    }
+    // What remains joins threads whose numbers differ by multiples of 4, few enough for registers.
+    for apart in 0..4 {
+        let mut maps: [_; WARP / 4] = std::array::from_fn(|i| load_map(&warp[apart + 4 * i]));
+        for offset in [1, 2, 4] {
+            for i in (offset..maps.len()).rev() {
+                maps[i] = then::<FLUSHED>(maps[i - offset], maps[i]);
+            }
+        }
+        for (i, map) in maps.into_iter().enumerate() {
+            store_map(&mut warp[apart + 4 * i], map);
+        }
+    }
+}
+
+kernels! {
+    fn load_map(map: &Map) -> [__m512; 2] {
+        [load(&map.a), load(&map.b)]
+    }
+
+    fn store_map(to: &mut Map, [a, b]: [__m512; 2]) {
+        store(&mut to.a, a);
+        store(&mut to.b, b);
+    }
+
+    /// The map of a stretch, then that of the next one.
+    fn then<const FLUSHED: bool>(before: [__m512; 2], after: [__m512; 2]) -> [__m512; 2] {
+        let a = match FLUSHED {
+            true => product_of_decays(after[0], before[0]),
+            false => mul::<false>(after[0], before[0]),
+        };
+        [a, fma::<FLUSHED>(after[0], before[1], after[1])]
+    }
+
+    /// The product of two factors that are not negative, a subnormal one a zero.
+    ///
+    /// Decays of many tokens have such products all the time, and an Intel core takes fifty times as long for one. What
+    /// is certain to become zero is therefore not multiplied: of 2^i·(1 + m) and 2^j·(1 + n), which as
+    /// words are 127 + i + m and 127 + j + n in units of 2^23, the product is below 2^-126 where i + j + m + n < -126.1875.
+    fn product_of_decays(a: __m512, b: __m512) -> __m512 {
+        const SMALLEST: i32 = (127 << 23) + (13 << 19);
+        // Without the sign that NaN may have.
+        let size = |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+        let sum = _mm512_add_epi32(size(a), size(b));
+        let remains = _mm512_cmpge_epu32_mask(sum, _mm512_set1_epi32(SMALLEST));
+        // Not a product under the mask: of that the compiler makes a product, and then a mask.
+        result::<true>(_mm512_mul_ps(a, _mm512_maskz_mov_ps(remains, b)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arith::real::{Ieee, RealMath};
+    use crate::arith::sfu::CudaFast;
+    use crate::random::Stream;
+    use crate::step::scan_block::kogge_stone_by_definition;
+
+    fn compare<R: RealMath>(warp: [Map; WARP], what: &str) {
+        let (mut want, mut got) = (warp, warp);
+        kogge_stone_by_definition::<R>(&mut want);
+        assert!(kogge_stone(R::FLUSHES, &mut got));
+        for (thread, (want, got)) in want.iter().zip(&got).enumerate() {
+            for e in 0..N {
+                let pairs = [(want.a[e], got.a[e]), (want.b[e], got.b[e])];
+                for (want, got) in pairs {
+                    let same = want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan();
+                    assert!(
+                        same,
+                        "{what}, thread {thread}, channel {e}: {want:e}, not {got:e}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Maps whose decays are about 2^-range and less, some of them zero or one.
+    fn maps(seed: u64, range: f64) -> [Map; WARP] {
+        let stream = Stream(seed);
+        std::array::from_fn(|thread| {
+            let mut map = Map::IDENTITY;
+            for e in 0..N {
+                let v = |i: usize| stream.uniform((thread * N + e) * 3 + i);
+                map.a[e] = match v(2) {
+                    ..0.02 => 0.0,
+                    ..0.04 => 1.0,
+                    _ => CudaFast::operand((-range * v(0)).exp2() as f32),
+                };
+                map.b[e] = CudaFast::operand((v(1) - 0.5) as f32 * map.a[e]);
+            }
+            map
+        })
+    }
+
+    #[test]
+    fn a_warp_is_scanned_as_it_is_defined() {
+        if !Isa::available().contains(&Isa::Avx512) {
+            eprintln!("not run: no AVX-512");
+            return;
+        }
+        for seed in 0..200 {
+            for range in [0.1, 2.0, 8.0, 30.0, 126.0] {
+                let mut warp = maps(seed, range);
+                compare::<Ieee>(warp, "exact");
+                compare::<CudaFast>(warp, "flushed");
+                warp[3].a[5] = f32::NAN;
+                warp[4].a[6] = -f32::NAN;
+                warp[7].b[8] = f32::INFINITY;
+                compare::<CudaFast>(warp, "with NaN");
+            }
+        }
+    }
+
+    /// Every pair of exponents about the smallest normal product, with mantissas about where it is one.
+    #[test]
+    fn products_about_the_smallest_normal_number_are_flushed_as_defined() {
+        if !Isa::available().contains(&Isa::Avx512) {
+            return;
+        }
+        let mut stream = (0..).map(|i| Stream(9).uniform(i));
+        for i in 1..=126u32 {
+            for j in (123..=131u32).filter_map(|sum| sum.checked_sub(i)) {
+                if !(1..=127).contains(&j) {
+                    continue;
+                }
+                for _ in 0..200 {
+                    let mut lanes = [[0.0; N]; 2];
+                    for e in 0..N {
+                        let m = (stream.next().unwrap() * f64::from(1 << 23)) as u32;
+                        let a = f32::from_bits(i << 23 | m);
+                        // Half of them about 2^-126 / a.
+                        let near = (f32::MIN_POSITIVE / a)
+                            .to_bits()
+                            .wrapping_add((e as u32) / 2)
+                            .wrapping_sub(2);
+                        let n = (stream.next().unwrap() * f64::from(1 << 23)) as u32;
+                        let b = match e % 2 {
+                            0 if f32::from_bits(near) >= f32::MIN_POSITIVE => f32::from_bits(near),
+                            _ => f32::from_bits(j << 23 | n),
+                        };
+                        (lanes[0][e], lanes[1][e]) = (a, b);
+                    }
+                    let mut got = [0.0; N];
+                    // SAFETY: the instruction set was found.
+                    unsafe {
+                        store(
+                            &mut got,
+                            product_of_decays(load(&lanes[0]), load(&lanes[1])),
+                        )
+                    };
+                    for e in 0..N {
+                        let [a, b] = lanes.map(|lanes| lanes[e]);
+                        assert_eq!(
+                            got[e].to_bits(),
+                            CudaFast::mul(a, b).to_bits(),
+                            "{a:e} {b:e}"
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -377,6 +377,13 @@ impl QuantizerRule {
         }
     }
 
+    /// Its rule.
+    pub fn of(self, rules: &StepRules) -> QuantRule {
+        let (mut rules, mut own) = (*rules, QuantRule::NEAREST_EVEN);
+        self.edit(&mut rules, |rule| own = *rule);
+        own
+    }
+
     /// Changes its rule.
     pub fn edit(self, rules: &mut StepRules, edit: impl FnOnce(&mut QuantRule)) {
         let linear = &mut rules.linear;

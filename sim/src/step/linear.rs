@@ -394,10 +394,7 @@ fn int4_linear(
         weight: Weight::Int4(weight),
         accumulator: rule.accumulator,
     };
-    let real = |scales| ChannelScales {
-        s_in: s_in.get(),
-        scales,
-    };
+    let real = |scales| ChannelScales { s_in, scales };
     let own = || weight.channels().iter().map(|s| s.get()).collect();
     Ok(match output {
         LinearOutput::Int8(scale) => {

@@ -21,7 +21,7 @@ pub mod linear_unit;
 pub mod next_token;
 pub mod norm;
 pub mod scan;
-mod scan_block;
+pub(crate) mod scan_block;
 pub(crate) mod scan_codes;
 mod scan_formula;
 mod scan_sequential;

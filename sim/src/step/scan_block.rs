@@ -9,12 +9,12 @@
 use super::scan_formula::Formula;
 use super::scan_tile::{Recurrence, Scratch, Tile, cached_tokens};
 use crate::arith::real::{LANES, Lanes, RealMath, lanes};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels;
 use std::ops::Range;
 
 /// Threads of a warp.
-const WARP: usize = 32;
-/// Threads of the longest plan.
-const MAX_THREADS: usize = 128;
+pub(crate) const WARP: usize = 32;
 
 /// Threads T and items a thread I for a sequence length: T·I tokens make a chunk.
 pub(crate) fn plan(length: usize) -> (usize, usize) {
@@ -30,13 +30,14 @@ pub(crate) fn plan(length: usize) -> (usize, usize) {
 /// The affine map x → a·x + b of a stretch of tokens.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Map {
-    a: Lanes,
-    b: Lanes,
+pub(crate) struct Map {
+    /// Decays, or their product: never negative.
+    pub a: Lanes,
+    pub b: Lanes,
 }
 
 impl Map {
-    const IDENTITY: Map = Map {
+    pub const IDENTITY: Map = Map {
         a: [1.0; LANES],
         b: [0.0; LANES],
     };
@@ -84,16 +85,16 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
         let row = threads + 1;
         let mut maps = std::mem::take(&mut scratch.maps);
         maps.resize(states * row, Map::IDENTITY);
-        let mut folds = vec![Map::IDENTITY; states];
         for thread in 0..threads {
             let there = items_of(thread);
-            let count = there.len();
-            fold_items::<R, F>(tile, scratch, there, first, kept, &mut folds);
-            for (fold, maps) in folds.iter_mut().zip(maps.chunks_exact_mut(row)) {
-                for _ in count.max(1)..items {
-                    *fold = fold.then::<R>(&Map::IDENTITY);
+            let missing = items - there.len().max(1);
+            fold_items::<R, F>(tile, scratch, there, first, kept, (&mut maps, thread, row));
+            if missing > 0 {
+                for map in maps[thread..].iter_mut().step_by(row) {
+                    for _ in 0..missing {
+                        *map = map.then::<R>(&Map::IDENTITY);
+                    }
                 }
-                maps[thread] = *fold;
             }
         }
         for (state, maps) in scratch.state.iter().zip(maps.chunks_exact_mut(row)) {
@@ -114,43 +115,32 @@ impl<R: RealMath, F: Formula<R>> Recurrence<R, F> for BlockScan {
     }
 }
 
-/// Puts the states before each thread's items, and after the last, in the place of a state's folds.
+/// Puts the states before each thread's items, and after the last, in the place of b of a state's folds.
 #[inline(always)]
 fn prefixes<R: RealMath>(state: Lanes, maps: &mut [Map]) {
-    let mut folds = [Map::IDENTITY; MAX_THREADS];
-    let folds = &mut folds[..maps.len() - 1];
-    folds.copy_from_slice(&maps[..folds.len()]);
-    for warp in folds.chunks_exact_mut(WARP) {
-        kogge_stone::<R>(warp);
-    }
-    let running = Map {
-        a: [1.0; LANES],
-        b: state,
-    };
+    let (end, folds) = maps.split_last_mut().expect("a map more than threads");
+    let state_after = |map: &Map| lanes(|e| R::fma(map.a[e], state[e], map.b[e]));
     let mut before: Option<Map> = None; // fold of the warps before this one
-    for (w, warp) in folds.chunks_exact(WARP).enumerate() {
-        for lane in 0..WARP {
-            let exclusive = match (&before, lane) {
-                (None, 0) => None,
-                (None, _) => Some(warp[lane - 1]),
-                (Some(before), 0) => Some(*before),
-                (Some(before), _) => Some(before.then::<R>(&warp[lane - 1])),
-            };
-            maps[w * WARP + lane] = match exclusive {
-                Some(exclusive) => running.then::<R>(&exclusive),
-                None => running,
-            };
-        }
-        before = Some(match before {
+    for warp in folds.as_chunks_mut::<WARP>().0 {
+        kogge_stone::<R>(warp);
+        let whole = match &before {
             Some(before) => before.then::<R>(&warp[WARP - 1]),
             None => warp[WARP - 1],
-        });
+        };
+        for lane in (1..WARP).rev() {
+            warp[lane].b = match &before {
+                Some(before) => state_after(&before.then::<R>(&warp[lane - 1])),
+                None => state_after(&warp[lane - 1]),
+            };
+        }
+        warp[0].b = before.as_ref().map_or(state, state_after);
+        before = Some(whole);
     }
-    maps[folds.len()] = running.then::<R>(&before.expect("a chunk has at least one warp"));
+    end.b = state_after(&before.expect("a chunk has at least one warp"));
 }
 
-/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state. `kept` as in
-/// [`Tile::advance`].
+/// The folds of one thread's items, tokens of a chunk that begins with token `first`, for each state: to map `thread` of
+/// each `row` of maps. `kept` as in [`Tile::advance`].
 #[inline(always)]
 fn fold_items<R: RealMath, F: Formula<R>>(
     tile: &Tile,
@@ -158,17 +148,19 @@ fn fold_items<R: RealMath, F: Formula<R>>(
     items: Range<usize>,
     first: usize,
     kept: bool,
-    folds: &mut [Map],
+    (maps, thread, row): (&mut [Map], usize, usize),
 ) {
     /// States side by side, so that none waits for the token before.
     const SIDE_BY_SIDE: usize = 4;
+    let states = scratch.state.len();
+    let maps = &mut maps[thread..];
     if items.is_empty() {
-        return folds.fill(Map::IDENTITY);
-    }
-    if let Some([a, b]) = tile.folded_by_table::<R>(scratch, first, items.clone()) {
-        for (fold, (a, b)) in folds.iter_mut().zip(a.into_iter().zip(b)) {
-            *fold = Map { a, b };
+        for map in maps.iter_mut().step_by(row) {
+            *map = Map::IDENTITY;
         }
+        return;
+    }
+    if tile.folded_by_table::<R>(scratch, first, items.clone(), maps, row) {
         return;
     }
     let mut at = items.start;
@@ -176,14 +168,15 @@ fn fold_items<R: RealMath, F: Formula<R>>(
         tile.decays::<R>(scratch, first, items.clone());
         at = 0;
     }
-    let (together, left) = folds.as_chunks_mut::<SIDE_BY_SIDE>();
-    let count = together.len() * SIDE_BY_SIDE;
-    for (i, folds) in together.iter_mut().enumerate() {
-        let n = i * SIDE_BY_SIDE;
-        *folds = fold_states::<R, F, SIDE_BY_SIDE>(tile, scratch, items.clone(), first, at, n);
+    let together = states / SIDE_BY_SIDE * SIDE_BY_SIDE;
+    for n in (0..together).step_by(SIDE_BY_SIDE) {
+        let folds = fold_states::<R, F, SIDE_BY_SIDE>(tile, scratch, items.clone(), first, at, n);
+        for (i, fold) in folds.into_iter().enumerate() {
+            maps[(n + i) * row] = fold;
+        }
     }
-    for (i, fold) in left.iter_mut().enumerate() {
-        [*fold] = fold_states::<R, F, 1>(tile, scratch, items.clone(), first, at, count + i);
+    for n in together..states {
+        [maps[n * row]] = fold_states::<R, F, 1>(tile, scratch, items.clone(), first, at, n);
     }
 }
 
@@ -221,7 +214,17 @@ fn fold_states<R: RealMath, F: Formula<R>, const G: usize>(
 
 /// Inclusive scan of a warp: offsets 1, 2, 4, 8, 16, all lanes at once.
 #[inline(always)]
-fn kogge_stone<R: RealMath>(warp: &mut [Map]) {
+fn kogge_stone<R: RealMath>(warp: &mut [Map; WARP]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernels::scan::kogge_stone(R::FLUSHES, warp) {
+        return;
+    }
+    kogge_stone_by_definition::<R>(warp);
+}
+
+/// [`kogge_stone`], the specification.
+#[inline(always)]
+pub(crate) fn kogge_stone_by_definition<R: RealMath>(warp: &mut [Map; WARP]) {
     for offset in [1, 2, 4, 8, 16] {
         for lane in (offset..WARP).rev() {
             warp[lane] = warp[lane - offset].then::<R>(&warp[lane]);

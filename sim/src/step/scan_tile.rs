@@ -454,7 +454,8 @@ impl Tile<'_> {
         None
     }
 
-    /// The maps of some of the chunk's tokens as one for each state, by a kernel, if there is one.
+    /// The maps of some of the chunk's tokens as one for each state, to the first of each `row` of maps, by a kernel, if
+    /// there is one.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub fn folded_by_table<R: RealMath>(
@@ -462,25 +463,26 @@ impl Tile<'_> {
         scratch: &Scratch,
         first: usize,
         tokens: Range<usize>,
-    ) -> Option<[[Lanes; LANES]; 2]> {
+        maps: &mut [Map],
+        row: usize,
+    ) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
             let Scratch {
                 table, drive, u, ..
             } = scratch;
-            let inputs = self.for_kernels(table, drive, u, first, tokens)?;
-            let [mut a, mut b] = [[[0.0; LANES]; LANES]; 2];
-            // SAFETY: the instruction set was found.
-            unsafe {
-                match R::FLUSHES {
-                    true => kernels::scan::fold::<true>(inputs, &mut a, &mut b),
-                    false => kernels::scan::fold::<false>(inputs, &mut a, &mut b),
+            if let Some(inputs) = self.for_kernels(table, drive, u, first, tokens) {
+                // SAFETY: the instruction set was found.
+                unsafe {
+                    match R::FLUSHES {
+                        true => kernels::scan::fold::<true>(inputs, maps, row),
+                        false => kernels::scan::fold::<false>(inputs, maps, row),
+                    }
                 }
+                return true;
             }
-            Some([a, b])
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        None
+        false
     }
 
     /// What enters a state, given its B.

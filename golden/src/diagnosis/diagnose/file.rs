@@ -4,7 +4,7 @@
 //! under one map of the whole file, the map is what is wrong.
 
 use super::formula::{self, Activation, Formula, Seen};
-use super::local::values;
+use super::locate::elements::values;
 use crate::diagnosis::finding::{Finding, Severity};
 use crate::trace_file::{Points, TraceFile, in_data_order};
 use crate::value::Value;

@@ -1,12 +1,11 @@
 //! What a search found, in words.
 
-use super::OTHERS;
 use super::candidate::{Candidate, LINEARS, QUANTIZERS};
-use super::judge::{EXPLAINS, ScoredCandidate};
 use super::kind::Kind;
+use super::locate::Scene;
+use super::locate::replay::{PointScore, Score};
 use super::pattern::{How, Pattern};
-use super::replay::{PointScore, Score};
-use super::search::Scene;
+use super::search::{EXPLAINS, OTHERS, ScoredCandidate};
 use crate::diagnosis::finding::{Explained, Finding, Severity};
 use crate::trace_file::Points;
 use scalescope_sim::dataflow::Block;
@@ -195,6 +194,19 @@ pub(super) fn rival_words(
         of(best),
         of(other)
     )
+}
+
+/// What a cause leaves that nothing explains, if it leaves any.
+pub(super) fn unexplained_words(best: &ScoredCandidate, scene: &Scene) -> Option<String> {
+    let left = best.unexplained(scene);
+    let elements = if left == 1 { "element" } else { "elements" };
+    let words = best.candidate.words();
+    (left > 0).then(|| {
+        format!(
+            "{} {elements} deviate also with the edit that explains most ({words})",
+            thousands(left)
+        )
+    })
 }
 
 /// Whether a step before may as well be the one: the edit does to a whole tensor what that step could do to its own,

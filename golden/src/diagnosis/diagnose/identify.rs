@@ -7,7 +7,7 @@
 
 mod keys;
 
-use super::replay::{self, Closeness, Replay, Window};
+use super::locate::replay::{self, Closeness, Replay, Window};
 use crate::trace_file::{Points, TraceFile};
 use keys::{Group, Keys, groups};
 use rayon::prelude::*;

@@ -1,512 +1,437 @@
-//! A dump, the simulation with the causes found so far, and the part of it that a search looks at.
+//! Which candidate leaves the fewest mismatches.
 
-use super::candidate::{Candidate, Misread};
-use super::edit::Edit;
-use super::formula::Seen;
-use super::pattern::Pattern;
-use super::replay::{self, Closeness, PointScore, Replay, Score, Window, between};
-use crate::trace_file::{Points, in_data_order};
+pub(super) mod factor;
+pub(super) mod local;
+
+use super::candidate::{self, Candidate};
+use super::edit::{self, Edit};
+use super::formula::{self, Seen};
+use super::locate::replay::PointScore;
+use super::locate::{Left, Scene, Search, State};
+use local::Local;
 use rayon::prelude::*;
-use scalescope_sim::arith::quantizer::Beyond;
-use scalescope_sim::dataflow::{Block, Origin, Phase, Quantizer, Row};
-use scalescope_sim::datapath::{BlockInput, Datapath};
+use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::error::Result;
-use scalescope_sim::trace::{Place, Tensor, TracePoint};
-use std::collections::{BTreeMap, BTreeSet};
+use scalescope_sim::trace::{Place, TracePoint};
 
-/// Tokens of a first fit.
-const FIRST_ROWS: usize = 32;
+/// Other explanations that are named beside the best.
+pub(super) const OTHERS: usize = 4;
+/// Shares closer than this are equally good.
+pub(super) const TIE: f64 = 0.002;
+/// Stale scales whose factor is fitted finely.
+const FINE: usize = 6;
+/// Edits that are run through the window.
+const RUN: usize = 8;
+/// An edit that removes less of the first rows' mismatches is not run on all.
+const HOPE: f64 = 0.3;
+/// A cause explains this share of what deviates in the first tensor.
+pub(super) const EXPLAINS: f64 = 0.99;
 
-/// A dump and how to look at it.
-pub(super) struct Search<'a> {
-    pub(super) tokens: Vec<Vec<u32>>,
-    pub(super) sequences: &'a [Points],
-    pub(super) closeness: Closeness,
-    pub(super) profile: String,
-}
-
-/// The simulation with the causes found so far, and how it compares.
-#[derive(Clone)]
-pub(super) struct State<'m> {
-    pub(super) path: Datapath<'m>,
-    pub(super) misread: Vec<Misread>,
-    pub(super) edits: Vec<Edit>,
-    /// Of each sequence, the tensors of blocks that edits look at.
-    around: Vec<BTreeMap<usize, Seen>>,
-    /// What each block gets, sequence by sequence.
-    starts: Vec<Vec<BlockInput>>,
-    /// Sequence by sequence.
-    pub(super) scores: Vec<Score>,
-}
-
-impl State<'_> {
-    pub(super) fn score(&self) -> Score {
-        let mut total = Score::new();
-        for score in &self.scores {
-            replay::add(&mut total, score.clone());
-        }
-        total
-    }
-}
-
-/// Where a search looks.
-pub(super) struct Scene {
-    pub(super) first: Place,
-    pub(super) blocks: std::ops::Range<usize>,
-    pub(super) window: Window,
-    /// The sequence and the rows that first fits run on.
-    pub(super) sequence: usize,
-    pub(super) rows: Option<usize>,
-    /// Mismatches in the window.
-    pub(super) base: usize,
-    /// How the first tensor compares.
-    pub(super) at_first: PointScore,
-    /// Of each sequence, by block: the tensors that went on.
-    pub(super) seen: Vec<BTreeMap<usize, Seen>>,
-    /// Of each sequence: what the steps made.
-    pub(super) made: Vec<BTreeMap<Place, Tensor>>,
-    /// How far the first tensor would be off by the floats of another device, where they are not known.
-    pub(super) noise: Option<PointScore>,
-    /// What deviates in the first tensor; `None` where its shape is another.
-    pub(super) pattern: Option<Pattern>,
-}
-
-/// What is left with a candidate.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Left {
-    /// Mismatches in the window.
+/// A candidate and the mismatches that are left with it.
+pub(super) struct ScoredCandidate {
+    pub(super) candidate: Candidate,
+    /// In the window.
     pub(super) left: usize,
-    /// Those that are not near.
+    /// Of these, the ones that are not near: other codes, floats that are more than about an ulp apart.
     pub(super) far: usize,
-    /// How the first tensor compares.
+    /// In the first tensor.
     pub(super) first: PointScore,
 }
 
-/// A run of a scene's window.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Look<'c> {
-    pub(super) candidate: Option<&'c Candidate>,
-    /// On the scene's first rows.
-    pub(super) short: bool,
-    /// Until the first tensor that deviates.
-    pub(super) to_first: bool,
-    /// All tensors of the scene's blocks are kept.
-    pub(super) keeps: bool,
-    /// Floats but those of these places get the noise of another device.
-    pub(super) noise: Option<&'c BTreeSet<Place>>,
-    /// Which noise it is, of many.
-    pub(super) draw: u64,
-}
-
-impl Search<'_> {
-    /// Runs every block with the dump's tensors in place.
-    pub(super) fn begin<'m>(&self, path: Datapath<'m>) -> Result<State<'m>> {
-        self.advance(
-            path,
-            Vec::new(),
-            Vec::new(),
-            vec![BTreeMap::new(); self.tokens.len()],
-        )
+impl ScoredCandidate {
+    /// How many of the elements of the first tensor that deviate it explains. Where floats deviate by more than
+    /// an ulp, one within an ulp of what an edit makes is explained.
+    pub(super) fn explained(&self, scene: &Scene) -> (usize, usize) {
+        let base = &scene.at_first;
+        let (left, of) = match base.far {
+            0 => (self.first.mismatched, base.mismatched),
+            far => (self.first.far, far),
+        };
+        (of.saturating_sub(left), of)
     }
 
-    fn advance<'m>(
-        &self,
-        path: Datapath<'m>,
-        misread: Vec<Misread>,
-        edits: Vec<Edit>,
-        around: Vec<BTreeMap<usize, Seen>>,
-    ) -> Result<State<'m>> {
-        let blocks = path.config().n_layers;
-        let runs: Vec<(Vec<BlockInput>, Score)> = (0..self.tokens.len())
-            .into_par_iter()
-            .map(|sequence| {
-                let mut starts = Vec::with_capacity(blocks + 1);
-                let mut passing = path.start(&self.tokens[sequence])?;
-                let points = &self.sequences[sequence];
-                let mut replay = Replay::new(points, None, self.closeness, &misread);
-                replay.edits = &edits;
-                replay.sequence = sequence;
-                replay.before = sequence.checked_sub(1).map(|s| &around[s]);
-                for block in 0..blocks {
-                    starts.push(passing.clone());
-                    let next = replay.run(&path, Window::blocks(block..block + 1), passing)?;
-                    passing = next.expect("it has no end");
-                }
-                starts.push(passing.clone());
-                let head = Window {
-                    first: blocks,
-                    end: blocks,
-                    head: true,
-                };
-                replay.run(&path, head, passing)?;
-                Ok((starts, replay.score))
-            })
-            .collect::<Result<_>>()?;
-        let (starts, scores) = runs.into_iter().unzip();
-        Ok(State {
-            path,
-            misread,
-            edits,
-            around,
-            starts,
-            scores,
+    /// Whether it explains so much that it is named a cause.
+    pub(super) fn is_cause(&self, scene: &Scene) -> bool {
+        let (explained, of) = self.explained(scene);
+        (explains(explained, of) || self.leaves_noise(scene)) && self.gains(scene)
+    }
+
+    /// Elements of the first tensor that it does not explain, but for what noise makes.
+    pub(super) fn unexplained(&self, scene: &Scene) -> usize {
+        let (explained, of) = self.explained(scene);
+        match self.leaves_noise(scene) {
+            true => 0,
+            false => of - explained,
+        }
+    }
+
+    /// Whether what it leaves is what the floats of another device make: these keep a right edit from being exact.
+    fn leaves_noise(&self, scene: &Scene) -> bool {
+        let base = &scene.at_first;
+        scene.noise.is_some_and(|n| {
+            n.far > 0
+                && self.first.far <= 2 * n.far
+                && self.first.distance <= 2.0 * n.distance
+                && self.first.distance <= 0.05 * base.distance
         })
     }
 
-    /// Whether floats are a hair off in several blocks whose codes are in order: functions of another
-    /// device.
-    pub(super) fn is_another_implementation(&self, state: &State) -> bool {
-        let near = match self.closeness {
-            Closeness::Near => return true,
-            Closeness::Bits => Search {
-                tokens: self.tokens.clone(),
-                closeness: Closeness::Near,
-                profile: self.profile.clone(),
-                ..*self
-            },
-        };
-        let Ok(near) = near.begin(state.path.clone()) else {
-            return false;
-        };
-        let near = near.score();
-        let close: BTreeSet<_> = near
-            .iter()
-            .filter(|(_, s)| s.bits > 0 && s.mismatched == 0)
-            .map(|(place, _)| place.layer)
-            .collect();
-        let all: BTreeSet<_> = near.keys().map(|place| place.layer).collect();
-        close.len() >= 2 && 4 * close.len() >= all.len()
+    /// Whether it leaves less: fewer elements, or floats that no more than the last place keeps apart.
+    fn gains(&self, scene: &Scene) -> bool {
+        self.left < scene.base || self.first.far < scene.at_first.far
     }
+}
 
-    /// Whether a dumped tensor has a row for each channel instead of each token.
-    pub(super) fn is_turned(&self, place: Place) -> bool {
-        let whole = !place.point.is_state() && !place.point.is_scale();
-        whole && self.sequences[0][&place].dim().0 != self.tokens[0].len()
+/// Whether so many of the elements that deviate are enough for a cause.
+pub(super) fn explains(explained: usize, of: usize) -> bool {
+    match of < 100 {
+        true => explained == of,
+        false => explained as f64 >= EXPLAINS * of as f64,
     }
+}
 
-    /// Puts a cause into the simulation.
-    pub(super) fn with<'m>(
+/// Sorts by what is left; of those that leave equally little, all of which are `of`, the simpler first.
+pub(super) fn simplest_first<T>(all: &mut [T], of: usize, key: impl Fn(&T) -> (usize, usize)) {
+    all.sort_by_key(&key);
+    if let Some(fewest) = all.first().map(|t| key(t).0) {
+        let alike = all.partition_point(|t| key(t).0 <= fewest + (TIE * of as f64) as usize);
+        all[..alike].sort_by_key(|t| (key(t).1, key(t).0));
+    }
+}
+
+/// What an earlier cause was: the first guess for the next one.
+pub(super) type Hint = (&'static str, String);
+
+impl Search<'_> {
+    /// Every candidate of a scene with what it leaves, the best first.
+    pub(super) fn judge(
         &self,
-        state: State<'m>,
-        candidate: &Candidate,
+        state: &State,
         scene: &Scene,
-    ) -> Result<State<'m>> {
-        let State {
-            mut path,
-            mut misread,
-            mut edits,
-            mut around,
-            ..
-        } = state;
-        match candidate {
-            Candidate::Faults(faults) => {
-                for fault in faults {
-                    path.inject(fault)?;
-                }
+        hints: &[Hint],
+    ) -> Result<Vec<ScoredCandidate>> {
+        let (config, score) = (state.path.config(), state.score());
+        let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        let fits = |c: &Candidate| c.fits(&block, scene.first, &dumped);
+        let (mut discrete, mut scales, mut registers) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in scene.blocks.clone() {
+            discrete.extend(candidate::discrete(layer).into_iter().filter(fits));
+            discrete.extend(candidate::rules(layer, &block).into_iter().filter(fits));
+            scales.extend(candidate::scales(layer).into_iter().filter(fits));
+            for site in Step::SUMS {
+                registers.extend(candidate::registers(layer, site).into_iter().filter(fits));
             }
-            Candidate::Misread(m) => misread.push(*m),
-            Candidate::Rule(rule) => rule.put_into(&mut path),
-            Candidate::Edit(edit) => {
-                edits.push(edit.clone());
-                for (around, seen) in around.iter_mut().zip(&scene.seen) {
-                    if let Some(seen) = seen.get(&edit.layer) {
-                        around.insert(edit.layer, seen.clone());
+            for place in score.keys().filter(|p| p.layer == Some(layer)) {
+                let misreads = candidate::misreads(config, *place, self.is_turned(*place));
+                discrete.extend(misreads.into_iter().filter(fits));
+            }
+        }
+        let off = self.far(state, scene, None)?;
+        if !hints.is_empty() {
+            let hinted = |kind: &str, site: &str| hints.iter().any(|h| h.0 == kind && h.1 == site);
+            let of = |c: &Candidate| hinted(c.kind(), c.site());
+            let first: Vec<Candidate> = discrete.iter().filter(|c| of(c)).cloned().collect();
+            let mut judged = self.judge_all(state, scene, first)?;
+            let first: Vec<Candidate> = scales.iter().filter(|c| of(c)).cloned().collect();
+            judged.extend(self.judge_scales(state, scene, first, off)?);
+            judged.extend(self.judge_edits(state, scene, &block, &|e| {
+                let site = Candidate::Edit(e.clone());
+                hinted(e.kind.name(), site.site())
+            })?);
+            if judged.iter().any(|j| j.is_cause(scene)) {
+                return Ok(ranked(judged, scene));
+            }
+        }
+        let near = self.hopeful(state, scene, discrete, off)?;
+        let mut judged = self.judge_all(state, scene, near)?;
+        judged.extend(self.judge_edits(state, scene, &block, &|_| true)?);
+        // What is explained to the last element needs no number to be fitted.
+        let whole =
+            |j: &ScoredCandidate| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
+        if !judged.iter().any(whole) {
+            let fitted = self.judge_scales(state, scene, scales, off)?;
+            let hidden = fitted.iter().map(|j| &j.candidate);
+            let hidden: Vec<Candidate> = hidden.filter(|c| c.hides(&block)).cloned().collect();
+            judged.extend(fitted);
+            if !judged.iter().any(|j| j.is_cause(scene)) {
+                judged.extend(self.fitted(state, scene, hidden, off, factor::dense)?);
+            }
+        }
+        if !judged.iter().any(|j| j.is_cause(scene)) {
+            let narrow = self.nearest(state, scene, registers, off, OTHERS)?;
+            judged.extend(self.judge_all(state, scene, narrow)?);
+        }
+        Ok(ranked(judged, scene))
+    }
+
+    /// Faults and rules alone, for what may be noise.
+    pub(super) fn judge_discrete(
+        &self,
+        state: &State,
+        scene: &Scene,
+    ) -> Result<Vec<ScoredCandidate>> {
+        let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
+        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
+        let mut all = Vec::new();
+        let Some(layer) = scene.first.layer else {
+            return Ok(all);
+        };
+        let candidates = candidate::discrete(layer)
+            .into_iter()
+            .chain(candidate::rules(layer, &block))
+            .filter(|c| c.fits(&block, scene.first, &dumped))
+            .collect();
+        let off = self.far(state, scene, None)?;
+        let near = self.hopeful(state, scene, candidates, off)?;
+        all.extend(self.judge_all(state, scene, near)?);
+        Ok(ranked(all, scene))
+    }
+
+    fn judge_all(
+        &self,
+        state: &State,
+        scene: &Scene,
+        candidates: Vec<Candidate>,
+    ) -> Result<Vec<ScoredCandidate>> {
+        candidates
+            .into_par_iter()
+            .map(|candidate| {
+                let Left { left, far, first } = self.left(state, scene, &candidate)?;
+                Ok(ScoredCandidate {
+                    candidate,
+                    left,
+                    far,
+                    first,
+                })
+            })
+            .collect()
+    }
+
+    /// Candidates that bring the first rows nearer.
+    fn hopeful(
+        &self,
+        state: &State,
+        scene: &Scene,
+        candidates: Vec<Candidate>,
+        off: f64,
+    ) -> Result<Vec<Candidate>> {
+        if scene.rows.is_none() {
+            return Ok(candidates);
+        }
+        let kept: Vec<Option<Candidate>> = candidates
+            .into_par_iter()
+            .map(|c| {
+                let near = || Ok(self.far(state, scene, Some(&c))? < 0.8 * off);
+                Ok((c.needs_all_tokens() || near()?).then_some(c))
+            })
+            .collect::<Result<_>>()?;
+        Ok(kept.into_iter().flatten().collect())
+    }
+
+    /// Edits of the step that makes the first tensor, and of those before it that the dump does not show.
+    fn judge_edits(
+        &self,
+        state: &State,
+        scene: &Scene,
+        block: &Block,
+        wanted: &(dyn Fn(&Edit) -> bool + Sync),
+    ) -> Result<Vec<ScoredCandidate>> {
+        let mut candidates: Vec<Edit> = Vec::new();
+        if let Some(local) = Local::of(self, state, scene, block) {
+            candidates.extend(local.best(wanted, RUN));
+        }
+        candidates.extend(self.edits_before(state, scene, block, wanted)?);
+        let alone: Vec<Edit> = candidates
+            .iter()
+            .filter(|e| e.point == scene.first.point)
+            .map(|e| Edit {
+                alone: true,
+                ..e.clone()
+            })
+            .collect();
+        candidates.extend(alone);
+        self.judge_all(
+            state,
+            scene,
+            candidates.into_iter().map(Candidate::Edit).collect(),
+        )
+    }
+
+    /// Edits of steps between the last tensor that the dump has and the first that deviates.
+    fn edits_before(
+        &self,
+        state: &State,
+        scene: &Scene,
+        block: &Block,
+        wanted: &(dyn Fn(&Edit) -> bool + Sync),
+    ) -> Result<Vec<Edit>> {
+        let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
+        let mut all: Vec<Edit> = Vec::new();
+        let nothing = Seen::new();
+        for layer in scene.blocks.clone() {
+            let seen = scene.seen[scene.sequence].get(&layer).unwrap_or(&nothing);
+            let here = formula::Scene {
+                path: &state.path,
+                layer,
+                block,
+                seen,
+            };
+            for row in block.rows() {
+                let place = Place::layer(layer, row.point);
+                let before = (place.layer, place.point) < (scene.first.layer, scene.first.point);
+                if !row.point.in_layer()
+                    || !before
+                    || dumped(place)
+                    || row.point == TracePoint::SsmState
+                {
+                    continue;
+                }
+                let formula = here.formula(row);
+                all.extend(
+                    edit::of_row(Some(&here), row, here.width(row), formula.as_ref())
+                        .into_iter()
+                        .filter(|e| wanted(e)),
+                );
+            }
+        }
+        if all.is_empty() {
+            return Ok(all);
+        }
+        let off = self.far(state, scene, None)?;
+        let mut near: Vec<(f64, Edit)> = all
+            .into_par_iter()
+            .map(|e| {
+                let candidate = Candidate::Edit(e);
+                let far = self.far(state, scene, Some(&candidate))?;
+                let Candidate::Edit(e) = candidate else {
+                    unreachable!("made above")
+                };
+                Ok((far, e))
+            })
+            .collect::<Result<_>>()?;
+        near.retain(|(far, _)| *far < (1.0 - HOPE) * off);
+        near.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.rank.cmp(&b.1.rank)));
+        near.truncate(RUN);
+        Ok(near.into_iter().map(|(_, e)| e).collect())
+    }
+
+    /// Fits the factors of stale scales and judges the best of them.
+    fn judge_scales(
+        &self,
+        state: &State,
+        scene: &Scene,
+        scales: Vec<Candidate>,
+        off: f64,
+    ) -> Result<Vec<ScoredCandidate>> {
+        self.fitted(state, scene, scales, off, factor::coarse)
+    }
+
+    fn fitted(
+        &self,
+        state: &State,
+        scene: &Scene,
+        scales: Vec<Candidate>,
+        off: f64,
+        grid: fn(&mut dyn FnMut(f32) -> Result<f64>) -> Result<factor::Bracket>,
+    ) -> Result<Vec<ScoredCandidate>> {
+        let far = |c: &Candidate, factor: f32| self.far(state, scene, Some(&c.with_factor(factor)));
+        let mut rough: Vec<(Candidate, factor::Bracket)> = scales
+            .into_par_iter()
+            .map(|c| {
+                let bracket = grid(&mut |factor| far(&c, factor))?;
+                Ok((c, bracket))
+            })
+            .collect::<Result<_>>()?;
+        rough.retain(|(_, bracket)| bracket.value < 0.97 * off);
+        rough.sort_by(|a, b| a.1.value.total_cmp(&b.1.value));
+        rough.truncate(FINE);
+        // Codes tell a factor as far as their steps, floats to its last place.
+        let real = scene.made[scene.sequence].get(&scene.first);
+        let real = real.is_some_and(|made| made.dtype() == "f32");
+        let (rounds, places) = if real { (30, 3) } else { (18, 0) };
+        rough
+            .into_par_iter()
+            .map(|(c, bracket)| {
+                let (factor, _) =
+                    factor::refine(bracket.factor, bracket.width, rounds, |factor| {
+                        far(&c, factor)
+                    })?;
+                let left = |factor: f32| self.left(state, scene, &c.with_factor(factor));
+                // Of equally good ones the number of the fewest digits.
+                let mut best = (factor, Left::default());
+                best.1.left = usize::MAX;
+                let beside = factor::neighbours(factor, places);
+                for number in factor::round_numbers(factor).into_iter().chain(beside) {
+                    let now = left(number)?;
+                    if now.left < best.1.left {
+                        best = (number, now);
                     }
                 }
-            }
-        }
-        self.advance(path, misread, edits, around)
+                let hopeful = best.1.first.mismatched * 3 < scene.at_first.mismatched;
+                if best.1.left > 0 && best.1.left < scene.base && hopeful {
+                    let all = |factor: f32| left(factor).map(|now| now.left as f64);
+                    let (factor, now) = factor::refine(best.0, 1e-3, 16, all)?;
+                    if (now as usize) < best.1.left {
+                        best = (factor, left(factor)?);
+                    }
+                }
+                let Left { left, far, first } = best.1;
+                Ok(ScoredCandidate {
+                    candidate: c.with_factor(best.0),
+                    left,
+                    far,
+                    first,
+                })
+            })
+            .collect()
     }
 
-    pub(super) fn scene(&self, state: &State, score: &Score, first: Place) -> Result<Scene> {
-        let layers = state.path.config().n_layers;
-        let places = in_data_order(score.keys().copied());
-        let from = self.known_from(state, score, first);
-        let last = first.layer.unwrap_or(layers - 1);
-        // As far as the next tensor that the block hands on.
-        let handed_on = Place::layer(last, TracePoint::OutProjOut);
-        let beyond = match first.layer {
-            None => None,
-            Some(_) if score.contains_key(&handed_on) => Some(last),
-            Some(_) => places.iter().filter_map(|p| p.layer).find(|l| *l > last),
-        };
-        let end = places.iter().any(|p| p.layer.is_none());
-        let window = match beyond {
-            Some(block) => Window::blocks(from..block + 1),
-            None => Window {
-                first: from,
-                end: layers,
-                head: end,
-            },
-        };
-        let inside = |place: &Place| match place.layer {
-            Some(layer) => (window.first..window.end).contains(&layer),
-            None => window.head,
-        };
-        let base = score
-            .iter()
-            .filter(|(place, _)| inside(place))
-            .map(|(_, s)| s.mismatched)
-            .sum();
-        let deviates = |s: &&Score| s.get(&first).is_some_and(|s| s.mismatched > 0);
-        let sequence = state.scores.iter().position(|s| deviates(&s)).unwrap_or(0);
-        let length = self.tokens[sequence].len();
-        let row = state.scores[sequence][&first].first_row.unwrap_or(0);
-        // Whole tiles of what runs in tiles.
-        let rows = (row + FIRST_ROWS / 2).max(FIRST_ROWS).next_multiple_of(8);
-        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
-        // A scale that is found at run time is found from all rows.
-        let found = |row: &Row| matches!(row.quantizer, Some(Quantizer::Tensor(_)));
-        let quantizer = state.path.mode().u_quantizer.as_ref();
-        let outliers = quantizer.is_some_and(|q| q.beyond == Beyond::FoundScale);
-        let whole = first.point.is_state()
-            || first.point.is_scale()
-            || rows >= length
-            || outliers
-            || block.rows().iter().any(found);
-        let mut scene = Scene {
-            first,
-            blocks: from..last + 1,
-            window,
-            sequence,
-            rows: (!whole).then_some(rows),
-            base,
-            at_first: score[&first],
-            seen: Vec::new(),
-            made: Vec::new(),
-            noise: None,
-            pattern: None,
-        };
-        let look = Look {
-            keeps: true,
-            ..Look::default()
-        };
-        let runs: Vec<_> = (0..self.tokens.len())
+    /// The candidates that come nearest on a few tokens.
+    fn nearest(
+        &self,
+        state: &State,
+        scene: &Scene,
+        candidates: Vec<Candidate>,
+        off: f64,
+        count: usize,
+    ) -> Result<Vec<Candidate>> {
+        let mut near: Vec<(f64, Candidate)> = candidates
             .into_par_iter()
-            .map(|s| self.look(state, &scene, s, look))
+            .map(|c| Ok((self.far(state, scene, Some(&c))?, c)))
             .collect::<Result<_>>()?;
-        for run in runs {
-            let run = run.expect("no candidate");
-            scene.seen.push(run.seen);
-            scene.made.push(run.made);
-        }
-        scene.pattern = self.pattern(&scene);
-        scene.noise = self.noise(state, &scene, 0)?;
-        Ok(scene)
+        near.retain(|(value, _)| *value < off);
+        near.sort_by(|a, b| a.0.total_cmp(&b.0));
+        near.truncate(count);
+        Ok(near.into_iter().map(|(_, c)| c).collect())
     }
 
-    /// The first block whose steps have a part in a tensor: what goes into the ones before is in the dump.
-    fn known_from(&self, state: &State, score: &Score, first: Place) -> usize {
-        let layers = state.path.config().n_layers;
-        let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
-        let layer = first.layer.unwrap_or(layers);
-        let dumped = |layer: usize, point| score.contains_key(&Place::layer(layer, point));
-        // Whether anything that the block before hands on goes in, with no tensor of the dump in between.
-        let mut points = vec![first.point];
-        let mut from_before = first.layer.is_none();
-        while let (Some(point), false) = (points.pop(), from_before) {
-            let Some(row) = block.row(point) else {
-                continue;
-            };
-            for read in &row.reads {
-                match read.from {
-                    Origin::BlockBefore(_) => from_before = true,
-                    Origin::Here(point) if !dumped(layer, point) => points.push(point),
-                    Origin::Here(_) | Origin::TokenBefore(_) => {}
-                }
-            }
-        }
-        if !from_before {
-            return layer.min(layers - 1);
-        }
-        // The stream is the sum of what all blocks handed on since it was last known.
-        let stream = [TracePoint::ResidualIn, TracePoint::ResidualOut];
-        let known = (0..layer)
-            .rev()
-            .find(|l| stream.iter().any(|p| dumped(*l, *p)));
-        let missing = (known.unwrap_or(0)..layer).find(|l| !dumped(*l, TracePoint::OutProjOut));
-        missing.unwrap_or(layer).min(layers - 1)
-    }
-
-    /// What is left in the window with a candidate; nothing is gained by one that cannot be.
-    pub(super) fn left(&self, state: &State, scene: &Scene, candidate: &Candidate) -> Result<Left> {
-        let look = Look {
-            candidate: Some(candidate),
-            ..Look::default()
-        };
-        let mut all = Left::default();
-        for sequence in 0..self.tokens.len() {
-            let Some(replay) = self.look(state, scene, sequence, look)? else {
-                return Ok(Left {
-                    left: scene.base,
-                    far: scene.base,
-                    first: scene.at_first,
-                });
-            };
-            all.left += replay::mismatched(&replay.score);
-            all.far += replay.score.values().map(|s| s.far).sum::<usize>();
-            let mut both = Score::from([(scene.first, all.first)]);
-            replay::add(&mut both, replay.score);
-            all.first = both[&scene.first];
-        }
-        Ok(all)
-    }
-
-    /// How far the window is off with a candidate, on the scene's first rows.
-    pub(super) fn far(
-        &self,
-        state: &State,
-        scene: &Scene,
-        candidate: Option<&Candidate>,
-    ) -> Result<f64> {
-        let look = Look {
-            candidate,
-            short: true,
-            // A state comes after the output that deviates first, and both count.
-            to_first: scene.first.point != TracePoint::SsmY || scene.rows.is_some(),
-            ..Look::default()
-        };
-        let replay = self.look(state, scene, scene.sequence, look)?;
-        Ok(replay.map_or(f64::INFINITY, |r| replay::distance(&r.score)))
-    }
-
-    /// Runs the window; `None` if the candidate takes a scale or a factor out of its range.
-    pub(super) fn look<'s>(
-        &'s self,
-        state: &'s State,
-        scene: &'s Scene,
-        sequence: usize,
-        look: Look<'s>,
-    ) -> Result<Option<Seeing>> {
-        let mut misread = state.misread.clone();
-        let mut edits = state.edits.clone();
-        let mut window = scene.window;
-        let mut changed = None;
-        match look.candidate {
-            None => {}
-            Some(Candidate::Misread(m)) => misread.push(*m),
-            Some(Candidate::Faults(faults)) => {
-                let path = changed.insert(state.path.clone());
-                if faults.iter().any(|fault| path.inject(fault).is_err()) {
-                    return Ok(None);
-                }
-            }
-            Some(Candidate::Rule(rule)) => {
-                rule.put_into(changed.insert(state.path.clone()));
-            }
-            Some(Candidate::Edit(edit)) => edits.push(edit.clone()),
-        }
-        if let Some(layer) = look.candidate.and_then(Candidate::layer) {
-            window.first = window.first.max(layer);
-        }
-        let path = changed.as_ref().unwrap_or(&state.path);
-        let start = state.starts[sequence][window.first].clone();
-        let rows = scene.rows.filter(|_| look.short);
-        let mut replay = Replay::new(&self.sequences[sequence], rows, self.closeness, &misread);
-        replay.edits = &edits;
-        replay.sequence = sequence;
-        let around = match sequence.checked_sub(1) {
-            Some(before) if !scene.seen.is_empty() => Some(&scene.seen[before]),
-            Some(before) => Some(&state.around[before]),
-            None => None,
-        };
-        replay.before = around;
-        if look.to_first {
-            replay.stop = Some(scene.first);
-        }
-        if look.keeps {
-            replay.keeps = scene.blocks.clone();
-        }
-        replay.noise = look.noise;
-        replay.draw = look.draw;
-        match replay.run(path, window, start) {
-            // It takes a scale that is found at run time out of its range.
-            Err(_) if look.candidate.is_some() => return Ok(None),
-            done => done?,
-        };
-        Ok(Some(Seeing {
-            score: replay.score,
-            seen: replay.seen,
-            made: replay.made,
-        }))
-    }
-
-    /// How far the first tensor would be off if floats before it were those of another device: an ulp in
-    /// one of fifty, where they are not known to the last bit. `None` if all are.
-    pub(super) fn noise(
-        &self,
-        state: &State,
-        scene: &Scene,
-        draw: u64,
-    ) -> Result<Option<PointScore>> {
-        let score = state.score();
-        let known: BTreeSet<Place> = score
-            .iter()
-            .filter(|(_, s)| s.bits == 0)
-            .map(|(place, _)| *place)
-            .collect();
-        let layers = scene.blocks.clone();
-        let layer = scene.first.layer.unwrap_or(usize::MAX);
-        let noisy = [TracePoint::SsmY, TracePoint::ConvOutF32, TracePoint::SsmU];
-        let made = |place: &Place| scene.made[0].contains_key(place);
-        let before = layers
-            .flat_map(|l| noisy.map(|point| Place::layer(l, point)))
-            .filter(|place| (place.layer, place.point) < (Some(layer), scene.first.point));
-        let unknown =
-            before.filter(|p| made(p) && !known.contains(p) && is_float(&scene.made[0][p]));
-        if unknown.count() == 0 {
-            return Ok(None);
-        }
-        let mut total = PointScore::default();
-        for sequence in 0..self.tokens.len() {
-            let look = Look {
-                to_first: true,
-                keeps: true,
-                noise: Some(&known),
-                draw,
-                ..Look::default()
-            };
-            let shaken = self.look(state, scene, sequence, look)?;
-            let shaken = shaken.expect("no candidate");
-            let (Some(a), Some(b)) = (
-                scene.made[sequence].get(&scene.first),
-                shaken.made.get(&scene.first),
-            ) else {
-                return Ok(None);
-            };
-            let mut both = Score::from([(scene.first, total)]);
-            let now = between(a, b, self.closeness);
-            replay::add(&mut both, Score::from([(scene.first, now)]));
-            total = both[&scene.first];
-        }
-        Ok(Some(total))
+    /// The number of sequences.
+    pub(super) fn batch(&self) -> usize {
+        self.tokens.len()
     }
 }
 
-fn is_float(tensor: &Tensor) -> bool {
-    matches!(tensor, Tensor::F16(_) | Tensor::F32(_))
-}
-
-/// What a replay saw.
-pub(super) struct Seeing {
-    pub(super) score: Score,
-    pub(super) seen: BTreeMap<usize, Seen>,
-    pub(super) made: BTreeMap<Place, Tensor>,
-}
-
-impl Window {
-    /// Some blocks, and no logits.
-    pub fn blocks(range: std::ops::Range<usize>) -> Self {
-        Self {
-            first: range.start,
-            end: range.end,
-            head: false,
-        }
+/// The best first; of equally good ones the simpler.
+fn ranked(mut judged: Vec<ScoredCandidate>, scene: &Scene) -> Vec<ScoredCandidate> {
+    judged.retain(|j| j.gains(scene));
+    // Floats that an ulp keeps apart do not decide, but where nothing else deviates.
+    let near = scene.at_first.far > 0;
+    let left = |j: &ScoredCandidate| match near {
+        true => (j.first.far, j.far),
+        false => (j.first.mismatched, j.left),
+    };
+    let of = match near {
+        true => scene.at_first.far,
+        false => scene.at_first.mismatched,
+    };
+    let slack = |of: usize| (TIE * of as f64) as usize;
+    judged.sort_by_key(|j| (left(j), j.candidate.rank(), j.left));
+    if let Some((first, _)) = judged.first().map(left) {
+        let alike = judged.partition_point(|j| left(j).0 <= first + slack(of));
+        let fewest = judged[..alike].iter().map(|j| left(j).1).min().unwrap_or(0);
+        let tied = |j: &ScoredCandidate| left(j).1 <= fewest + slack(scene.base);
+        judged[..alike].sort_by_key(|j| (!tied(j), j.candidate.rank(), j.left));
     }
-}
-
-/// The first tensor in the order of the data that deviates, of places not passed over.
-pub(super) fn first_deviation(score: &Score, passed: &BTreeSet<Place>) -> Option<Place> {
-    let bad = |place: &Place| score[place].mismatched > 0 && !passed.contains(place);
-    in_data_order(score.keys().copied()).into_iter().find(bad)
+    judged
 }

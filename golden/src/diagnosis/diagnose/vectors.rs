@@ -6,11 +6,10 @@ mod formulas;
 
 use super::candidate::{self, Candidate};
 use super::findings::{alike_words, claim, deviates, not_explained};
-use super::fit;
-use super::judge::{explains, simplest_first};
-use super::local::Local;
-use super::replay::{Closeness, PointScore, between_values};
-use super::{OTHERS, pattern::Pattern};
+use super::locate::replay::{Closeness, PointScore, between_values};
+use super::pattern::Pattern;
+use super::search::local::Local;
+use super::search::{OTHERS, explains, factor, simplest_first};
 use crate::check_op::{Case, ScaleOf, Vectors, scales};
 use crate::compare::Summary;
 use crate::diagnosis::finding::{Explained, Finding, Severity};
@@ -150,7 +149,13 @@ impl Output<'_> {
                 let mut words: Vec<String> = alike.map(|t| t.words.clone()).collect();
                 words.dedup();
                 words.truncate(OTHERS);
-                let mut found = finding(best, Severity::Error, "");
+                let whole = best.left == 0;
+                let severity = if whole {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                };
+                let mut found = finding(best, severity, "");
                 found.evidence += &alike_words(&words);
                 found.alike = words;
                 (found, &told[..0])
@@ -251,12 +256,12 @@ impl Output<'_> {
                 };
                 let twice = of(None);
                 let mut all = vec![told(twice, ("twice", 4), left(twice)?)];
-                let rough = fit::coarse(&mut |factor| far(factor))?;
+                let rough = factor::coarse(&mut |factor| far(factor))?;
                 if rough.value < off {
-                    let (factor, _) = fit::refine(rough.factor, rough.width, 18, far)?;
+                    let (factor, _) = factor::refine(rough.factor, rough.width, 18, far)?;
                     // Of equally good ones the number of the fewest digits.
                     let mut best: Option<(usize, ScaleOf)> = None;
-                    for number in fit::round_numbers(factor).into_iter().chain([factor]) {
+                    for number in factor::round_numbers(factor).into_iter().chain([factor]) {
                         let scale = of(Some(number));
                         let left = left(scale)?;
                         if best.is_none_or(|(fewest, _)| left < fewest) {

@@ -74,7 +74,7 @@ impl Epilogue for ToF32 {
 
 /// The real value of the sums of a four-bit weight: `(f32(acc) ⊗ s_channel) ⊗ s_in`.
 pub(super) struct ChannelScales {
-    pub s_in: f32,
+    pub s_in: Scale,
     /// One for each output, in units of the output's where it is INT8.
     pub scales: Vec<f32>,
 }

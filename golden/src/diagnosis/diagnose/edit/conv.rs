@@ -5,8 +5,7 @@ use super::{Around, ChannelOrder, Edit, Edits, moves, replace, turned};
 use crate::diagnosis::diagnose::formula::{Activation, Conv, Formula, Scene, Table, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
-use scalescope_sim::dataflow::Row;
-use scalescope_sim::trace::TracePoint;
+use scalescope_sim::dataflow::{Row, Step};
 
 /// Factors that a parameter may have by mistake.
 const FACTORS: [f32; 6] = [
@@ -335,23 +334,19 @@ impl Edits<'_, '_> {
                 }),
             );
         }
-        // z in the place of x.
-        if let Some(tensor) = self
-            .seen(TracePoint::InProjOut)
-            .or(self.seen(TracePoint::InProjZ))
-        {
-            let all = numbers(tensor);
-            let range = match all.ncols() {
-                c if c == 2 * e => e..c,
-                c => 0..c,
-            };
-            let z = all.slice(s![.., range]).to_owned();
+        // z in the place of x: the scan reads it last.
+        let z = self.scene.and_then(|scene| {
+            let mut rows = scene.block.of_step(Step::Scan);
+            let row = rows.find(|row| !row.weights.is_empty() && !row.point.is_state())?;
+            scene.operand(row.reads.last()?)
+        });
+        if let Some(z) = z {
             self.formula(
                 2,
                 (Kind::Neighbour, "input"),
                 "the input is z and not x",
                 on_conv(move |c| {
-                    replace(&mut c.x.values, &z);
+                    replace(&mut c.x.values, &z.values);
                 }),
             );
         }

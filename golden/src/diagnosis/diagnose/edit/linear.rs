@@ -1,6 +1,6 @@
 //! Edits of a product with a weight matrix.
 
-use super::result::stuck;
+use super::result::{Narrowed, stuck};
 use super::{ChannelOrder, Edits, halves, moves, replace, reversed, turned};
 use crate::diagnosis::diagnose::formula::{Formula, Linear, Meet, Scene, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
@@ -170,10 +170,7 @@ impl Edits<'_, '_> {
                     (Kind::Width, "input"),
                     words,
                     on(move |l| {
-                        l.operands(|x, _, _| {
-                            x.values
-                                .mapv_inplace(|v| f32::from((v as i8 as u8 & !mask) as i8));
-                        });
+                        l.operands(|x, _, _| x.values.mapv_inplace(|v| stuck(v, mask, false)));
                     }),
                 );
                 let words = format!("the low {bits} bits of the weight's codes are lost");
@@ -182,9 +179,7 @@ impl Edits<'_, '_> {
                     (Kind::Width, "weight"),
                     words,
                     on(move |l| {
-                        l.operands(|_, w, _| {
-                            w.mapv_inplace(|v| f32::from((v as i8 as u8 & !mask) as i8));
-                        });
+                        l.operands(|_, w, _| w.mapv_inplace(|v| stuck(v, mask, false)));
                     }),
                 );
             }
@@ -244,23 +239,10 @@ impl Edits<'_, '_> {
             }),
         ];
         for (site, name, each) in operands {
-            for bits in [4, 5, 6] {
-                let step = f32::from(1u8 << (8 - bits));
-                let top = f32::from(1u8 << (bits - 1));
-                let words = format!("{name} are rounded to {bits} bits");
-                let of = move |v: f32| (v / step).round_ties_even().clamp(-top, top - 1.0) * step;
-                let change = on(move |l| each(l, &of));
-                self.formula(6, (Kind::Width, site), words, change);
-                let words = format!("{name} end at those of {bits} bits");
-                let of = move |v: f32| v.clamp(-top, top - 1.0);
-                let change = on(move |l| each(l, &of));
-                self.formula(6, (Kind::Overflow, site), words, change);
-            }
-            for (bit, set) in (0..8u8).flat_map(|bit| [(bit, false), (bit, true)]) {
-                let words = format!("bit {bit} of {name} is stuck at {}", u8::from(set));
-                let of = move |v: f32| stuck(v, 1 << bit, set);
-                let change = on(move |l| each(l, &of));
-                self.formula(5, (Kind::StuckBit, site), words, change);
+            for narrowed in Narrowed::all().into_iter().filter(|n| n.is_of_codes()) {
+                let words = narrowed.words(name);
+                let change = on(move |l| each(l, &|v| narrowed.of(v)));
+                self.formula(narrowed.rank(), (narrowed.kind(), site), words, change);
             }
         }
     }

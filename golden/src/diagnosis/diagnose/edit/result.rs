@@ -280,7 +280,7 @@ impl Edits<'_, '_> {
             for mask in [1u8, 3, 7, 15] {
                 let words = format!("the low {} bits are 0", mask.count_ones());
                 self.result(8, (Kind::Width, "output"), words, move |made| {
-                    each(made, |v| f32::from((v as i8 as u8 & !mask) as i8));
+                    each(made, |v| stuck(v, mask, false));
                 });
             }
         }

@@ -3,13 +3,12 @@
 use super::result::{Narrowed, turned_bits};
 use super::{ChannelOrder, Edit, Edits, moves, replace, reversed, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, Delta, Formula, Narrow, Operand, Scan, Scene, Table, numbers,
+    Activation, Delta, Formula, Narrow, Operand, Scan, Scene, Table, dequantized,
 };
 use crate::diagnosis::diagnose::kind::Kind;
-use ndarray::{Array2, s};
+use ndarray::Array2;
 use scalescope_sim::arith::round::Rounding;
-use scalescope_sim::dataflow::Row;
-use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::dataflow::{Row, Step};
 use scalescope_sim::trace::TracePoint;
 
 fn on(
@@ -355,23 +354,11 @@ impl Edits<'_, '_> {
                 on(|s| s.u = s.dt.clone()),
             );
         }
-        // x before the convolution.
-        let e = own.u.values.ncols();
-        let x = self
-            .seen(TracePoint::InProjOut)
-            .or(self.seen(TracePoint::InProjX));
-        let x = x.map(|tensor| {
-            let all = numbers(tensor);
-            let codes = matches!(tensor, scalescope_sim::trace::Tensor::I8(_));
-            let range = match all.ncols() {
-                c if c == 2 * e => 0..e,
-                c => 0..c,
-            };
-            let scale = match (codes, self.scene) {
-                (true, Some(scene)) => scene.scale(ScaleUse::ConvIn),
-                _ => None,
-            };
-            Operand::new(all.slice(s![.., range]).to_owned(), scale.unwrap_or(1.0))
+        // x before the convolution, as the first row of that step reads it.
+        let x = self.scene.and_then(|scene| {
+            let mut rows = scene.block.of_step(Step::Conv);
+            let row = rows.find(|row| !row.point.is_state())?;
+            scene.operand(row.reads.first()?)
         });
         if let Some(x) = x.filter(|x| x.values.dim() == own.u.values.dim()) {
             let as_z = x.clone();
@@ -570,15 +557,9 @@ impl Edits<'_, '_> {
         let m = own.math;
         for (layer, scene) in self.other_layers() {
             let (a, d, bias) = scene.path.scan_weight(layer).tensors();
-            let real = move |q: &scalescope_sim::quant::QVector| -> Vec<f32> {
-                q.codes
-                    .iter()
-                    .map(|c| (m.mul)(q.scale.get(), f32::from(*c)))
-                    .collect()
-            };
             let a = Operand::new(a.codes.mapv(f32::from), a.scale.get());
             let (d_scale, bias_scale) = (d.scale.get(), bias.scale.get());
-            let (d, bias) = (real(&d), real(&bias));
+            let (d, bias) = (dequantized(m, &d), dequantized(m, &bias));
             let (a_scale, of_d, of_bias) = (a.scale, own.d_scale, own.dt_bias_scale);
             let words = format!("the scale of A_log is that of block {layer}");
             let change = on(move |s| s.a_log.scale = a_scale);

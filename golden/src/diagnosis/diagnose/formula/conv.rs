@@ -119,7 +119,7 @@ impl Conv {
                 TapHistory::LostEvery8 if rows.is_multiple_of(8) => Some(8),
                 _ => None,
             },
-            output: scene.output(row, Some(rules.output), false)?,
+            output: scene.output(row, false)?,
             x,
         })
     }

@@ -32,7 +32,6 @@ impl Hadamard {
         let rules = scene.rules(row)?.hadamard;
         let size = scene.path.rotation(scene.layer);
         let rotation = size.and_then(|size| IntegerRotation::of(size, rules.form));
-        let fixed = !row.quantizer.is_some_and(|q| q.is_dynamic());
         let integer = match (rotation, row.quantizer) {
             (Some(rotation), Some(Quantizer::Static(by))) => {
                 Some((rotation, scene.path.scale(scene.layer, by)?))
@@ -41,7 +40,6 @@ impl Hadamard {
             (Some(_), Some(_)) => return None,
             _ => None,
         };
-        let in_units = size.is_some() && fixed;
         let stages = size.map_or(0, |size| (size.n() / size.base()).ilog2() as usize + 1);
         Some(Self {
             y: scene.operand(row.reads.first()?)?,
@@ -49,7 +47,7 @@ impl Hadamard {
             stages: vec![true; stages],
             norm: 1.0,
             integer,
-            output: scene.output(row, Some(rules.quantizer()), in_units)?,
+            output: scene.output(row, size.is_some())?,
         })
     }
 

@@ -7,13 +7,13 @@ use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::{Requantizer, Scaling};
 use scalescope_sim::arith::real::RealRules;
 use scalescope_sim::arith::requant::{QuantRule, ScaleOrder};
-use scalescope_sim::dataflow::{Columns, Row};
+use scalescope_sim::dataflow::Row;
 use scalescope_sim::mode::Implementation;
 use scalescope_sim::profile::unit::GROUP;
 use scalescope_sim::quant::{Acc, Multiplier, Scale};
 use scalescope_sim::step::linear::LinearWeight;
 use scalescope_sim::step::linear_unit::ScaledWeight;
-use scalescope_sim::trace::{Tensor, TracePoint};
+use scalescope_sim::trace::Tensor;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -64,12 +64,15 @@ pub struct Weight {
 
 /// The codes of a step's weight and their scales; `None` where they are real.
 pub fn weight(scene: &Scene, layer: usize, row: &Row) -> Option<Weight> {
-    let parts = scene.path.linear_weights(layer, row.step);
-    let parts: Vec<_> = match (row.point, &parts[..]) {
-        (TracePoint::InProjX, [x, _]) => vec![*x],
-        (TracePoint::InProjZ, [_, z]) => vec![*z],
-        (_, all) => all.to_vec(),
-    };
+    let mut parts = scene.path.linear_weights(layer, row.step);
+    // A part of a tensor that has a row of its own has a part of the weight.
+    let part = row.point.stand_ins().iter().find_map(|(whole, columns)| {
+        let mut all = whole.parts().iter();
+        all.position(|part| part == columns)
+    });
+    if let Some(part) = part.filter(|part| *part < parts.len()) {
+        parts = vec![parts[part]];
+    }
     let stored: Vec<ScaledWeight> = parts.iter().map(|p| p.stored()).collect::<Option<_>>()?;
     let whole = ScaledWeight::stacked(&stored);
     let mut codes = whole.codes.mapv(f32::from);
@@ -97,14 +100,13 @@ pub fn weight(scene: &Scene, layer: usize, row: &Row) -> Option<Weight> {
 impl Linear {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
         let profile = scene.path.layer_profile(scene.layer);
-        let rules = |by| &profile.arithmetic(by).prefill;
-        let rule = *rules(Implementation::Cuda).linear.get(row.step)?;
+        let rules = &profile.arithmetic(Implementation::Cuda).prefill;
+        let rule = *rules.linear.get(row.step)?;
         if rule.output.rounding.lfsr().is_some() {
             return None;
         }
-        let read = row.reads.iter().find(|read| {
-            read.columns != Columns::B && read.point().is_some_and(|p| !p.is_scale())
-        })?;
+        // The scales of a dynamic quantizer come after its codes.
+        let read = row.reads.first()?;
         let x = scene.operand(read)?;
         let codes = matches!(
             scene.seen.get(&read.point()?)?,
@@ -122,15 +124,6 @@ impl Linear {
             (_, Scaling::F32, None) => Meet::Order(rule.order),
             (_, scaling, _) => Meet::Unit(scaling),
         };
-        // A product of reals is PyTorch's, and so is the quantizer of one that stays real.
-        let grid = row.quantizer.is_some() && row.format.dtype() == "f32";
-        let quant = match codes && !grid {
-            true => rule.output,
-            false => {
-                let torch = rules(Implementation::Torch).requantize;
-                scene.path.mode().requantize(torch)
-            }
-        };
         let mut linear = Self {
             times: vec![1.0; x.values.ncols()],
             w: Arc::new(w.codes),
@@ -139,7 +132,7 @@ impl Linear {
             bias: Vec::new(),
             accumulator: rule.accumulator,
             sums: None,
-            output: scene.output(row, Some(quant), codes && !grid)?,
+            output: scene.output(row, codes)?,
             x,
         };
         if codes {

@@ -3,7 +3,6 @@
 use super::{Narrow, Operand, Output, Scene};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Row;
-use scalescope_sim::trace::TracePoint;
 use std::ops::Range;
 
 /// `residual ⊕ hidden`.
@@ -23,17 +22,22 @@ pub struct Add {
 
 impl Add {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
-        let read = |point| {
-            let read = row.reads.iter().find(|read| read.point() == Some(point))?;
-            scene.operand(read)
-        };
+        let mut reads = row.reads.iter().map(|read| scene.operand(read));
         Some(Self {
-            hidden: read(TracePoint::HiddenIn)?,
+            output: scene.output(row, false)?,
+            ..Self::new(reads.next()??, reads.next()?)
+        })
+    }
+
+    /// The sum of two.
+    pub fn new(hidden: Operand, residual: Option<Operand>) -> Self {
+        Self {
+            hidden,
             hidden_times: 1.0,
-            residual: read(TracePoint::ResidualIn),
+            residual,
             residual_times: 1.0,
             output: Output::real(false),
-        })
+        }
     }
 
     /// `[L, M]`.
@@ -78,21 +82,27 @@ pub struct Norm {
 
 impl Norm {
     pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
-        let rule = scene.rules(row)?.norm_out;
         let residual = scene.operand(row.reads.first()?)?;
-        Some(Self {
+        let weight = scene.path.norm_weight(scene.layer).to_vec();
+        let (eps, output) = (scene.path.config().eps.into(), scene.output(row, false)?);
+        Some(Self::new(residual, weight, eps, output))
+    }
+
+    /// The norm of rows.
+    pub fn new(residual: Operand, weight: Vec<f32>, eps: f64, output: Output) -> Self {
+        Self {
             residual,
-            squares: 0..scene.path.norm_weight(scene.layer).len(),
-            weight: scene.path.norm_weight(scene.layer).to_vec(),
-            eps: scene.path.config().eps.into(),
+            squares: 0..weight.len(),
+            weight,
+            eps,
             eps_outside: false,
             centred: false,
             mean_of: 1.0,
             rooted: true,
             normalizes: true,
             rstd: None,
-            output: scene.output(row, Some(rule), false)?,
-        })
+            output,
+        }
     }
 
     /// Codes or reals, `[L, M]`.

@@ -1,70 +1,14 @@
 //! The selective scan.
 
-use super::{Activation, Made, Math, Narrow, Operand, Output, Quantize, Scene, Table};
+use super::{Activation, Delta, Made, Math, Narrow, Operand, Output, Scene, Table};
 use ndarray::{Array2, s};
 use rayon::prelude::*;
-use scalescope_sim::dataflow::{Columns, Format, Row};
-use scalescope_sim::plan::ScaleUse;
+use scalescope_sim::dataflow::Step;
 use scalescope_sim::profile::ScanFormula;
 use scalescope_sim::profile::unit::ScanUnit;
 use scalescope_sim::quant::{QTensor, QVector, Scale};
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source};
 use scalescope_sim::step::scan_unit::unit_scan;
-use scalescope_sim::trace::TracePoint;
-
-/// What makes δ of dt.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs)] // `name` says what each is
-pub enum Delta {
-    Softplus,
-    SoftplusTwice,
-    Exp,
-    Relu,
-    Identity,
-    Sigmoid,
-    Magnitude,
-    Tabled(Table),
-}
-
-impl Delta {
-    /// Those that are not softplus.
-    pub const OTHERS: [Delta; 6] = [
-        Delta::SoftplusTwice,
-        Delta::Exp,
-        Delta::Relu,
-        Delta::Identity,
-        Delta::Sigmoid,
-        Delta::Magnitude,
-    ];
-
-    /// In words.
-    pub fn name(self) -> String {
-        let name = match self {
-            Delta::Tabled(table) => return table.name(),
-            Delta::Softplus => "softplus",
-            Delta::SoftplusTwice => "softplus twice",
-            Delta::Exp => "exp",
-            Delta::Relu => "ReLU",
-            Delta::Identity => "no function",
-            Delta::Sigmoid => "the sigmoid",
-            Delta::Magnitude => "the magnitude",
-        };
-        name.to_owned()
-    }
-
-    fn of(self, m: Math, v: f32) -> f32 {
-        match self {
-            Delta::Softplus => (m.softplus)(v),
-            Delta::SoftplusTwice => (m.softplus)((m.softplus)(v)),
-            Delta::Exp => (m.exp)(v),
-            Delta::Relu => v.max(0.0),
-            Delta::Identity => v,
-            Delta::Sigmoid => Activation::Sigmoid.of(m, v),
-            Delta::Magnitude => v.abs(),
-            Delta::Tabled(table) => table.of(m.softplus, v),
-        }
-    }
-}
 
 /// A scan in a chip's unit: what it needs beside the operands.
 #[derive(Clone, Debug)]
@@ -151,65 +95,64 @@ pub struct Scan {
 }
 
 impl Scan {
-    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+    /// The scan of a block makes outputs and a state; both are this formula's.
+    pub(super) fn of(scene: &Scene) -> Option<Self> {
+        let made = |state: bool| {
+            let mut rows = scene.block.of_step(Step::Scan);
+            rows.find(|row| !row.weights.is_empty() && row.point.is_state() == state)
+        };
+        let (row, last) = (made(false)?, made(true)?);
         let rules = scene.rules(row)?.scan;
         let weight = scene.path.scan_weight(scene.layer);
         let (a_log, d, dt_bias) = weight.tensors();
-        let at = |by: Option<ScaleUse>, columns: Columns, points: &[TracePoint]| {
-            let read = row.reads.iter().find(|read| {
-                read.point().is_some_and(|p| points.contains(&p))
-                    && (read.columns == columns)
-                    && (by.is_none() || read.scale.is_none() || read.scale == by)
-            })?;
-            scene.operand(read)
+        let [u, dt, b, c, z] = &row.reads[..] else {
+            return None;
         };
-        use TracePoint as P;
-        let u = at(
-            Some(ScaleUse::ScanU),
-            Columns::All,
-            &[P::SsmU, P::ConvOut, P::ConvOutF32],
-        )?;
-        let dt = at(None, Columns::All, &[P::DtProjOut])?;
-        let bc = [P::XProjOut, P::SsmBc];
-        let z = at(None, Columns::Z, &[P::InProjOut])
-            .or_else(|| at(None, Columns::All, &[P::InProjZ]))?;
-        let state_row = scene.block.row(P::SsmState)?;
-        let last = match state_row.format {
-            Format::Int8(by) => Output {
-                quantizer: Some(Quantize::of(scene.scale(by)?, rules.state)),
-                ..Output::real(false)
-            },
-            _ => Output::real(false),
-        };
-        let math = Math::of(rules.real);
-        let dequantized = |q: &scalescope_sim::quant::QVector| -> Vec<f32> {
-            let codes = q.codes.iter();
-            codes
-                .map(|c| (math.mul)(q.scale.get(), f32::from(*c)))
-                .collect()
-        };
+        // A state that is real in this mode has a calibrated scale too, for an edit that keeps it in codes.
+        let calibrated = last.grid().and_then(|by| scene.path.scale(scene.layer, by));
         if d.codes.is_empty() || scene.path.mode().needs_float() {
             return None;
         }
+        let reads = [
+            scene.operand(u)?,
+            scene.operand(dt)?,
+            scene.operand(b)?,
+            scene.operand(c)?,
+            scene.operand(z)?,
+        ];
         Some(Self {
-            math,
             formula: rules.formula,
+            unit: rules.unit.map(|unit| Chip { unit, calibrated }),
+            state_scale: calibrated.map(Scale::get),
+            output: scene.output(row, false)?,
+            last: scene.output(last, false)?,
+            ..Self::new(Math::of(rules.real), reads, &a_log, [&d, &dt_bias])
+        })
+    }
+
+    /// The scan of what it reads (u, dt, B, C, z) and its parameters (D, the bias of dt), as the prefill kernel has it.
+    pub fn new(
+        math: Math,
+        [u, dt, b, c, z]: [Operand; 5],
+        a_log: &QTensor,
+        [d, dt_bias]: [&QVector; 2],
+    ) -> Self {
+        Self {
+            math,
+            formula: ScanFormula::Fused,
             states: vec![true; a_log.codes.ncols()],
             u,
             dt,
-            b: at(None, Columns::B, &bc)?,
-            c: at(None, Columns::C, &bc)?,
+            b,
+            c,
             z,
             a_log: Operand::new(a_log.codes.mapv(f32::from), a_log.scale.get()),
-            unit: rules.unit.map(|unit| Chip {
-                unit,
-                calibrated: scene.path.scale(scene.layer, ScaleUse::StateOut),
-            }),
-            d: dequantized(&d),
+            unit: None,
+            d: dequantized(math, d),
             d_scale: d.scale.get(),
-            dt_bias: dequantized(&dt_bias),
+            dt_bias: dequantized(math, dt_bias),
             dt_bias_scale: dt_bias.scale.get(),
-            state_scale: scene.scale(ScaleUse::StateOut),
+            state_scale: None,
             delta: Delta::Softplus,
             a_is_log: true,
             linear_decay: false,
@@ -229,9 +172,9 @@ impl Scan {
             carry: 1.0,
             late: false,
             channels: None,
-            output: Output::real(row.format == Format::F16),
-            last,
-        })
+            output: Output::real(true),
+            last: Output::real(false),
+        }
     }
 
     /// Outputs `[L, E]` and the last state `[E, N]`.
@@ -431,6 +374,13 @@ impl Scan {
             put(t, self.output.of(y));
         }
     }
+}
+
+/// The values of codes.
+pub fn dequantized(math: Math, codes: &QVector) -> Vec<f32> {
+    let scale = codes.scale.get();
+    let all = codes.codes.iter();
+    all.map(|q| (math.mul)(scale, f32::from(*q))).collect()
 }
 
 /// Some rows of an operand, as the step takes them.

@@ -2,8 +2,8 @@
 
 use crate::check_op::{Case, Inputs};
 use crate::diagnosis::diagnose::formula::{
-    Activation, Add, Conv, Delta, Formula, Hadamard, Linear, Math, Meet, Norm, Operand, Output,
-    Quantize, Scan,
+    Activation, Add, Conv, Formula, Hadamard, Linear, Math, Meet, Norm, Operand, Output, Quantize,
+    Scan,
 };
 use crate::npz::Array;
 use crate::ops::{
@@ -205,52 +205,22 @@ fn conv_update(c: &Conv1dUpdate, rules: &StepRules) -> Vec<Formula> {
 
 /// All but the inputs' values.
 fn scan(p: &ScanParameters, rules: &StepRules) -> Scan {
-    let math = Math::of(rules.scan.real);
-    let none =
-        |scale: scalescope_sim::quant::Scale| Operand::new(Array2::zeros((0, 0)), scale.get());
-    let real = |codes: &ndarray::Array1<i8>, scale: f32| -> Vec<f32> {
-        codes
-            .iter()
-            .map(|q| (math.mul)(scale, f32::from(*q)))
-            .collect()
+    let scales = [p.scale_u, p.scale_dt, p.scale_b, p.scale_c, p.scale_z];
+    let reads = scales.map(|scale| Operand::new(Array2::zeros((0, 0)), scale.get()));
+    let vector = |codes: &ndarray::Array1<i8>, scale| QVector {
+        codes: codes.to_vec(),
+        scale,
     };
+    let a_log = QTensor {
+        codes: p.a_log.clone(),
+        scale: p.scale_a_log,
+    };
+    let (d, dt_bias) = (vector(&p.d, p.scale_d), vector(&p.dt_bias, p.scale_dt_bias));
     Scan {
-        math,
         formula: rules.scan.formula,
-        u: none(p.scale_u),
-        dt: none(p.scale_dt),
-        b: none(p.scale_b),
-        c: none(p.scale_c),
-        z: none(p.scale_z),
-        a_log: Operand::new(p.a_log.mapv(f32::from), p.scale_a_log.get()),
-        unit: None,
-        d: real(&p.d, p.scale_d.get()),
-        d_scale: p.scale_d.get(),
-        dt_bias: real(&p.dt_bias, p.scale_dt_bias.get()),
-        dt_bias_scale: p.scale_dt_bias.get(),
         state_scale: Some(p.scale_state.get()),
-        delta: Delta::Softplus,
-        a_is_log: true,
-        linear_decay: false,
-        decay_base: 1.0,
-        late_bias: false,
-        input_decays: false,
-        skip_ungated: false,
-        decay: None,
-        input_delta: true,
-        gate: Some(Activation::Silu),
-        before: None,
-        tile: None,
-        state: None,
-        narrow_delta: None,
-        narrow_gate: None,
-        narrow_sum: None,
-        states: vec![true; p.a_log.ncols()],
-        carry: 1.0,
-        late: false,
-        channels: None,
-        output: Output::real(true),
         last: quantized(p.scale_state.get(), rules.scan.state),
+        ..Scan::new(Math::of(rules.scan.real), reads, &a_log, [&d, &dt_bias])
     }
 }
 
@@ -317,27 +287,19 @@ fn norm(c: &RmsNormQuant, key: &str, rules: &StepRules) -> Vec<Formula> {
         .residual
         .as_ref()
         .filter(|_| !key.ends_with("no_residual"));
-    let add = Add {
-        hidden: Operand::new(c.x.mapv(f16::to_f32), 1.0),
-        hidden_times: 1.0,
-        residual: residual.map(|r| Operand::new(r.clone(), 1.0)),
-        residual_times: 1.0,
-        output: Output::real(false),
-    };
+    let hidden = Operand::new(c.x.mapv(f16::to_f32), 1.0);
+    let residual = residual.map(|r| Operand::new(r.clone(), 1.0));
+    let add = Add::new(hidden, residual);
     if key.starts_with("residual") {
         return vec![Formula::Add(add)];
     }
-    vec![Formula::Norm(Norm {
-        residual: Operand::new(add.run(), 1.0),
-        squares: 0..c.weight.len(),
-        weight: c.weight.iter().map(|w| w.to_f32()).collect(),
-        eps: c.eps.into(),
-        eps_outside: false,
-        centred: false,
-        mean_of: 1.0,
-        rooted: true,
-        normalizes: true,
-        rstd: None,
-        output: quantized(c.scale.get(), rules.norm_out),
-    })]
+    let residual = Operand::new(add.run(), 1.0);
+    let weight = c.weight.iter().map(|w| w.to_f32()).collect();
+    let output = quantized(c.scale.get(), rules.norm_out);
+    vec![Formula::Norm(Norm::new(
+        residual,
+        weight,
+        c.eps.into(),
+        output,
+    ))]
 }

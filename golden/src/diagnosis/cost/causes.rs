@@ -9,7 +9,6 @@ use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
-use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::trace::{Place, Recorder, Selection, TracePoint};
 use std::collections::BTreeMap;
 
@@ -76,14 +75,32 @@ fn applied_twice(
     own: &BTreeMap<At, (Status, f64)>,
     clean: &BTreeMap<At, f64>,
 ) -> Vec<Finding> {
+    let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
+    // The convolution's output, and the calibrated scale of its codes' input, which a dynamic one stands in for.
+    let mut rows = block
+        .of_step(Step::Conv)
+        .filter(|row| !row.weights.is_empty());
+    let conv = rows.next().and_then(|row| {
+        let read = row.reads.first()?;
+        let made = || block.row(read.point()?)?.quantizer;
+        let input = read.scale.or_else(|| Some(made()?.scale_use()))?;
+        Some((row.point, input))
+    });
     let in_block = |layer: usize| {
-        let input = f64::from(path.scales(layer)?.get(ScaleUse::ConvIn).get());
-        let points = [TracePoint::ConvOut, TracePoint::XProjIn];
-        let point = points
-            .into_iter()
-            .find(|p| own.contains_key(&(layer, *p)))?;
+        let (out, input) = conv?;
+        let input = f64::from(path.scales(layer)?.get(input).get());
+        // Its own codes, or those that are made of it.
+        let readers = block.readers(out).map(|(row, _)| row);
+        let readers = readers.filter(|row| row.is_between_steps());
+        let readers = readers.map(|row| row.point);
+        let mut points = [out].into_iter().chain(readers);
+        let point = points.find(|p| own.contains_key(&(layer, *p)))?;
         let (status, scale) = own[&(layer, point)];
-        let shrunk = f64::from(status.peak) * scale / clean.get(&(layer, point))?;
+        let mut names = [point]
+            .into_iter()
+            .chain(point.stand_ins().iter().map(|(p, _)| *p));
+        let clean = names.find_map(|name| clean.get(&(layer, name)))?;
+        let shrunk = f64::from(status.peak) * scale / clean;
         let twice = shrunk < 0.5 && (0.5..=4.0).contains(&(shrunk / input));
         let near =
             |s: &&SiteCost| s.layer == layer && (s.site == "x" || s.step == Step::Conv.name());
@@ -180,15 +197,8 @@ fn absmax(reference: &Datapath, text: &Text) -> Result<BTreeMap<At, f64>> {
         for (Place { layer, point }, tensor) in &recorder.tensors {
             let Some(layer) = layer else { continue };
             let top = tensor.to_real().iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            // One tensor under several names.
-            let names: &[TracePoint] = match *point == TracePoint::ConvOutF32 {
-                true => &[TracePoint::ConvOut, TracePoint::XProjIn, TracePoint::SsmU],
-                false => std::slice::from_ref(point),
-            };
-            for name in names {
-                let entry = all.entry((*layer, *name)).or_default();
-                *entry = entry.max(f64::from(top));
-            }
+            let entry = all.entry((*layer, *point)).or_default();
+            *entry = entry.max(f64::from(top));
         }
     }
     Ok(all)

@@ -1,4 +1,4 @@
-//! Which step or scale of a mode is to blame for its loss.
+//! What each step and scale of a mode costs, as loss of accuracy.
 //!
 //! | what | module |
 //! |---|---|

@@ -3,10 +3,9 @@
 
 use super::candidate::{self, Candidate};
 use super::findings::{claim, deviates, not_explained};
-use super::judge::{explains, simplest_first};
-use super::local::{Compared, pattern_of, values};
-use super::replay::{Closeness, PointScore, between_values};
-use super::{OTHERS, fit};
+use super::locate::elements::{Compared, pattern_of, values};
+use super::locate::replay::{Closeness, PointScore, between_values};
+use super::search::{OTHERS, explains, factor, simplest_first};
 use crate::check::{CheckOptions, CheckReport, check};
 use crate::compare::PointResult;
 use crate::diagnosis::finding::{Explained, Finding, Severity};
@@ -146,11 +145,11 @@ pub fn diagnose_steps(
             .into_iter()
             .filter(fits)
             .flat_map(both);
-        let mut rough: Vec<(Candidate, fit::Bracket)> = scales
+        let mut rough: Vec<(Candidate, factor::Bracket)> = scales
             .collect::<Vec<_>>()
             .into_par_iter()
             .map(|c| {
-                let bracket = fit::coarse(&mut |factor| far(&c, factor))?;
+                let bracket = factor::coarse(&mut |factor| far(&c, factor))?;
                 Ok((c, bracket))
             })
             .collect::<Result<_>>()?;
@@ -158,13 +157,13 @@ pub fn diagnose_steps(
         rough.sort_by(|a, b| a.1.value.total_cmp(&b.1.value));
         rough.truncate(FINE);
         for (c, bracket) in rough {
-            let (factor, _) = fit::refine(bracket.factor, bracket.width, 12, |f| far(&c, f))?;
+            let (factor, _) = factor::refine(bracket.factor, bracket.width, 12, |f| far(&c, f))?;
             // The codes of one token are stairs: what lies beside may leave less. Of equally good ones the
             // number of the fewest digits.
             let beside = (-20..=20).map(|i| factor * (1.0 + 5e-4 * i as f32));
             let mut best: Option<(Candidate, Left)> = None;
-            let numbers = beside.flat_map(fit::round_numbers);
-            for number in fit::round_numbers(factor).into_iter().chain(numbers) {
+            let numbers = beside.flat_map(factor::round_numbers);
+            for number in factor::round_numbers(factor).into_iter().chain(numbers) {
                 let c = c.with_factor(number);
                 let fewest = best.as_ref().map_or(usize::MAX, |(_, b)| b.all);
                 if fewest > 0
@@ -223,7 +222,13 @@ pub fn diagnose_steps(
     let mut findings = Vec::new();
     match told.iter().find(is_cause) {
         Some(best) => {
-            let mut found = finding(best, Severity::Error, "");
+            let whole = best.1.first == 0;
+            let severity = if whole {
+                Severity::Error
+            } else {
+                Severity::Warning
+            };
+            let mut found = finding(best, severity, "");
             found.pattern = pattern;
             findings.push(found);
         }

@@ -1,13 +1,13 @@
 //! Runs blocks with a dump's tensors in place, and says how far what is made there is from the dump.
 
-use super::candidate::{Misread, Reading};
-use super::edit::{Around, Edit};
-use super::formula::{Scene, Seen};
+use crate::diagnosis::diagnose::candidate::{Misread, Reading};
+use crate::diagnosis::diagnose::edit::{Around, Edit};
+use crate::diagnosis::diagnose::formula::{Scene, Seen};
 use crate::trace_file::Points;
 use crate::ulp::ulp_f16;
 use crate::value::{Elements, Value};
 use half::f16;
-use ndarray::{Array2, s};
+use ndarray::s;
 use scalescope_sim::dataflow::{Block, Phase};
 use scalescope_sim::datapath::{BlockInput, Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
@@ -487,58 +487,5 @@ fn rms(values: impl Iterator<Item = f64>) -> f64 {
     match sum > 0.0 {
         true => (sum / count as f64).sqrt(),
         false => 1.0,
-    }
-}
-
-/// A tensor `[rows, columns]` whose buffer holds it column by column, read right.
-pub fn from_columns(value: &Value) -> Value {
-    let (rows, columns) = value.dim();
-    // Element (r, c) lies at c · rows + r.
-    picked(value, |i| i % columns * rows + i / columns)
-}
-
-/// A tensor `[rows, columns]` written column by column into a buffer of that shape.
-pub fn to_columns(value: &Value) -> Value {
-    let (rows, columns) = value.dim();
-    picked(value, |i| i % rows * columns + i / rows)
-}
-
-/// A tensor of the other shape, turned.
-pub fn turned(value: &Value) -> Value {
-    match value {
-        Value::I8(a) => Value::I8(a.t().as_standard_layout().into_owned()),
-        Value::F16(a) => Value::F16(a.t().as_standard_layout().into_owned()),
-        Value::F32(a) => Value::F32(a.t().as_standard_layout().into_owned()),
-    }
-}
-
-/// A tensor of the same shape whose element i is element `from(i)` of the buffer.
-fn picked(value: &Value, from: impl Fn(usize) -> usize) -> Value {
-    fn pick<T: Copy>(values: &Array2<T>, from: impl Fn(usize) -> usize) -> Array2<T> {
-        let buffer = values.as_slice().expect("values are kept row-major");
-        let order = (0..buffer.len()).map(|i| buffer[from(i)]).collect();
-        Array2::from_shape_vec(values.dim(), order).expect("as many elements")
-    }
-    match value {
-        Value::I8(a) => Value::I8(pick(a, from)),
-        Value::F16(a) => Value::F16(pick(a, from)),
-        Value::F32(a) => Value::F32(pick(a, from)),
-    }
-}
-
-/// A dumped tensor with two blocks of columns in each other's place.
-pub fn swapped(value: &Value, first: usize, width: usize) -> Value {
-    fn swap<T: Copy>(values: &Array2<T>, first: usize, width: usize) -> Array2<T> {
-        let mut out = values.clone();
-        let (a, b) = (first..first + width, first + width..first + 2 * width);
-        out.slice_mut(s![.., a.clone()])
-            .assign(&values.slice(s![.., b.clone()]));
-        out.slice_mut(s![.., b]).assign(&values.slice(s![.., a]));
-        out
-    }
-    match value {
-        Value::I8(a) => Value::I8(swap(a, first, width)),
-        Value::F16(a) => Value::F16(swap(a, first, width)),
-        Value::F32(a) => Value::F32(swap(a, first, width)),
     }
 }

@@ -1,13 +1,12 @@
 //! The step that makes the first tensor that deviates, by itself: edits of its formula, tried without running
 //! the block.
 
-use super::edit::{self, Around, Edit};
-use super::formula::{self, Formula, Made, numbers};
-use super::pattern::{Indices, Pair, Pattern, describe};
-use super::search::{Scene, Search, State};
-use crate::ulp::ulp_f16;
+use crate::diagnosis::diagnose::edit::{self, Around, Edit};
+use crate::diagnosis::diagnose::formula::{self, Formula, Made, numbers};
+use crate::diagnosis::diagnose::locate::elements::{Compared, Judge, pattern_of, values};
+use crate::diagnosis::diagnose::locate::{Scene, Search, State};
+use crate::diagnosis::diagnose::pattern::{Indices, Pattern};
 use crate::value::Value;
-use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Row};
@@ -22,96 +21,6 @@ const HOPE: f64 = 0.25;
 const LEADS: usize = 4;
 /// Edits that are combined with each other where there is no lead.
 const SIMPLE: usize = 48;
-
-/// A tensor of a dump as numbers.
-pub(super) fn values(value: &Value) -> Array2<f32> {
-    match value {
-        Value::I8(a) => a.mapv(f32::from),
-        Value::F16(a) => a.mapv(f16::to_f32),
-        Value::F32(a) => a.clone(),
-    }
-}
-
-/// When an element of a type counts as another.
-#[derive(Clone, Copy)]
-struct Judge {
-    dtype: &'static str,
-    unit: f32,
-}
-
-impl Judge {
-    fn of(dtype: &'static str, numbers: &Array2<f32>) -> Self {
-        let finite = numbers.iter().filter(|v| v.is_finite());
-        let (sum, count) = finite.fold((0.0f64, 0usize), |(sum, n), v| {
-            (sum + f64::from(*v) * f64::from(*v), n + 1)
-        });
-        Self {
-            dtype,
-            unit: (sum / count.max(1) as f64).sqrt() as f32,
-        }
-    }
-
-    fn differs(&self, a: f32, b: f32) -> bool {
-        if a == b {
-            return false;
-        }
-        let error = (a - b).abs();
-        match self.dtype {
-            "i8" => true,
-            "f16" => {
-                let near = ulp_f16(f16::from_f32(a), f16::from_f32(b)).is_some_and(|ulp| ulp <= 1);
-                !(near || error <= 1e-4 * self.unit)
-            }
-            _ => !(error <= 1e-5 * a.abs().max(b.abs()) || error <= 1e-6 * self.unit),
-        }
-    }
-}
-
-/// What a step makes of one sequence, and what a file has of it.
-pub(super) struct Compared {
-    dtype: &'static str,
-    made: Array2<f32>,
-    dumped: Array2<f32>,
-    /// Whether floats that the last place keeps apart are equal.
-    near: bool,
-}
-
-impl Compared {
-    pub(super) fn of(dtype: &'static str, made: Array2<f32>, dumped: Array2<f32>) -> Self {
-        Self {
-            dtype,
-            made,
-            dumped,
-            near: true,
-        }
-    }
-}
-
-/// What deviates in the sequences of a tensor.
-pub(super) fn pattern_of(all: &[Compared], state: bool) -> Pattern {
-    let deviates: Vec<Vec<bool>> = all
-        .iter()
-        .map(|c| {
-            let judge = Judge::of(c.dtype, &c.made);
-            let differs = |(a, b): (&f32, &f32)| match c.near {
-                true => judge.differs(*a, *b),
-                false => a.to_bits() != b.to_bits(),
-            };
-            c.made.iter().zip(&c.dumped).map(differs).collect()
-        })
-        .collect();
-    let pairs: Vec<Pair> = all
-        .iter()
-        .zip(&deviates)
-        .map(|(c, deviates)| Pair {
-            made: c.made.as_slice().expect("row-major"),
-            dumped: c.dumped.as_slice().expect("row-major"),
-            deviates,
-            columns: c.made.ncols(),
-        })
-        .collect();
-    describe(&pairs, all.iter().any(|c| c.dtype == "i8"), state)
-}
 
 /// One tensor of one sequence that is judged.
 struct Target {
@@ -129,7 +38,7 @@ struct Sequence {
 }
 
 /// The step.
-pub(super) struct Local<'a, 'm> {
+pub struct Local<'a, 'm> {
     row: &'a Row,
     /// The block of each sequence; none where the step stands by itself.
     scenes: Vec<formula::Scene<'a, 'm>>,
@@ -148,34 +57,9 @@ struct Left {
     restricted: usize,
 }
 
-impl Search<'_> {
-    /// What deviates in a scene's first tensor; `None` where it has another shape.
-    pub(super) fn pattern(&self, scene: &Scene) -> Option<Pattern> {
-        let mut all = Vec::new();
-        for (s, made) in scene.made.iter().enumerate() {
-            let dumped = self.sequences[s].get(&scene.first)?;
-            let made = match made.get(&scene.first) {
-                Some(made) => made.clone(),
-                None => return None,
-            };
-            let (found, _) = Value::from_tensor(made);
-            if found.dim() != dumped.dim() || found.dtype() != dumped.dtype() {
-                return None;
-            }
-            let (made, dumped) = (values(&found), values(dumped));
-            let mut compared = Compared::of(found.dtype(), made, dumped);
-            // Where half of them are more than an ulp off, the others may be noise.
-            compared.near = self.closeness == super::replay::Closeness::Near
-                || 2 * scene.at_first.far > scene.at_first.mismatched;
-            all.push(compared);
-        }
-        Some(pattern_of(&all, scene.first.point.is_state()))
-    }
-}
-
 impl<'a, 'm> Local<'a, 'm> {
     /// The step of a scene's first tensor; `None` where the dump's tensor has another shape.
-    pub(super) fn of(
+    pub fn of(
         search: &'a Search,
         state: &'a State<'m>,
         scene: &'a Scene,
@@ -229,7 +113,7 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// A step that stands by itself: of each sequence its formula, what it makes, and what a file has.
-    pub(super) fn alone(
+    pub fn alone(
         row: &'a Row,
         formulas: Vec<Option<Formula>>,
         made: Vec<Array2<f32>>,
@@ -260,17 +144,17 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// Mismatches without an edit.
-    pub(super) fn base(&self) -> usize {
+    pub fn base(&self) -> usize {
         self.base
     }
 
     /// What deviates.
-    pub(super) fn pattern(&self) -> Option<&Pattern> {
+    pub fn pattern(&self) -> Option<&Pattern> {
         self.pattern.as_deref()
     }
 
     /// Mismatches that an edit leaves.
-    pub(super) fn leaves(&self, edit: &Edit) -> usize {
+    pub fn leaves(&self, edit: &Edit) -> usize {
         let left = self.left(edit, None);
         left.map_or(self.base, |left| match edit.only {
             Some(_) => left.restricted,
@@ -362,7 +246,7 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer.
-    pub(super) fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
+    pub fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
         let here = self.scenes.first();
         let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
         let mut edits = edit::of_row(here, self.row, self.width, formula);

@@ -1,0 +1,273 @@
+//! The operations of an arithmetic, and functions made of them: those of the steps, and others in their place.
+
+use scalescope_sim::arith::real::{Ieee, RealMath, RealRules};
+use scalescope_sim::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
+
+/// The operations of an arithmetic.
+#[derive(Clone, Copy, Debug)]
+pub struct Math {
+    /// `a ⊗ b`.
+    pub mul: fn(f32, f32) -> f32,
+    /// `a ⊕ b`.
+    pub add: fn(f32, f32) -> f32,
+    /// `a·b + c`.
+    pub fma: fn(f32, f32, f32) -> f32,
+    /// `n / d`.
+    pub div: fn(f32, f32) -> f32,
+    /// `exp(x)`.
+    pub exp: fn(f32) -> f32,
+    /// `exp(-x)`.
+    pub exp_neg: fn(f32) -> f32,
+    /// `log(1 + exp(x))`.
+    pub softplus: fn(f32) -> f32,
+}
+
+impl Math {
+    /// The operations of a set.
+    pub fn of(rules: RealRules) -> Self {
+        fn new<R: RealMath>() -> Math {
+            Math {
+                mul: R::mul,
+                add: R::add,
+                fma: R::fma,
+                div: R::div,
+                exp: R::exp,
+                exp_neg: R::exp_neg,
+                softplus: R::softplus,
+            }
+        }
+        match rules {
+            RealRules::CorrectlyRounded => new::<Ieee>(),
+            RealRules::SpecialFunctionUnit => new::<CudaFast>(),
+            RealRules::CudaLibm => new::<CudaLibm>(),
+            RealRules::SpecialFunctionUnitSubnormal => new::<CudaSubnormal>(),
+        }
+    }
+}
+
+/// A table of a function's values in the function's place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Table {
+    /// Values.
+    pub entries: u16,
+    /// Where it begins; inputs before are taken for this one.
+    pub low: f32,
+    /// Where it ends; inputs beyond are taken for this one.
+    pub high: f32,
+    /// What lies between.
+    pub between: Between,
+}
+
+/// What a table gives between its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// A straight line; the last entry lies at the end.
+    Line,
+    /// The nearest entry; the last one lies at the end.
+    Nearest,
+    /// The entry before; the last one lies a step before the end.
+    Before,
+    /// The function at the middle of the step.
+    Middle,
+}
+
+impl Table {
+    /// Every table that is tried over some ranges.
+    pub fn all(ranges: &[(f32, f32)]) -> Vec<Self> {
+        use Between::{Before, Line, Middle, Nearest};
+        let mut all = Vec::new();
+        for (low, high) in ranges.iter().copied() {
+            for entries in [16, 32, 64, 128, 256, 1024] {
+                all.extend([Line, Nearest, Before, Middle].map(|between| Self {
+                    entries,
+                    low,
+                    high,
+                    between,
+                }));
+            }
+        }
+        all
+    }
+
+    /// In words.
+    pub fn name(self) -> String {
+        let between = match self.between {
+            Between::Line => "straight lines between them",
+            Between::Nearest => "the nearest one",
+            Between::Before => "the one before",
+            Between::Middle => "one for each step, of its middle",
+        };
+        let Self {
+            entries, low, high, ..
+        } = self;
+        format!("a table of {entries} entries from {low} to {high}, {between}")
+    }
+
+    /// A function by this table.
+    pub fn of(self, function: impl Fn(f32) -> f32, v: f32) -> f32 {
+        let steps = match self.between {
+            Between::Line | Between::Nearest => f32::from(self.entries) - 1.0,
+            Between::Before | Between::Middle => f32::from(self.entries),
+        };
+        let step = (self.high - self.low) / steps;
+        let at = ((v - self.low) / step).clamp(0.0, steps);
+        let last = f32::from(self.entries) - 1.0;
+        let entry = |i: f32| function(self.low + i.min(last) * step);
+        match self.between {
+            Between::Nearest => entry(at.round()),
+            Between::Before => entry(at.floor()),
+            Between::Middle => function(self.low + (at.floor().min(last) + 0.5) * step),
+            Between::Line => {
+                let (before, rest) = (at.floor(), at.fract());
+                let first = entry(before);
+                first + rest * (entry(before + 1.0) - first)
+            }
+        }
+    }
+}
+
+/// A function in the place of SiLU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // `name` says what each is
+pub enum Activation {
+    Silu,
+    SiluTwice,
+    Sigmoid,
+    Relu,
+    Identity,
+    Tanh,
+    Gelu,
+    QuickGelu,
+    HardSilu,
+    Softplus,
+    LeakyRelu,
+    Elu,
+    Mish,
+    SiluOfNegative,
+    Tabled(Table),
+}
+
+impl Activation {
+    /// Those that are not SiLU.
+    pub const OTHERS: [Activation; 13] = [
+        Activation::QuickGelu,
+        Activation::Softplus,
+        Activation::SiluTwice,
+        Activation::Sigmoid,
+        Activation::Relu,
+        Activation::Identity,
+        Activation::Tanh,
+        Activation::Gelu,
+        Activation::HardSilu,
+        Activation::LeakyRelu,
+        Activation::Elu,
+        Activation::Mish,
+        Activation::SiluOfNegative,
+    ];
+
+    /// In words.
+    pub fn name(self) -> String {
+        let name = match self {
+            Activation::Tabled(table) => return table.name(),
+            Activation::Silu => "SiLU",
+            Activation::SiluTwice => "SiLU twice",
+            Activation::Sigmoid => "the sigmoid",
+            Activation::Relu => "ReLU",
+            Activation::Identity => "no function",
+            Activation::Tanh => "tanh",
+            Activation::Gelu => "GELU",
+            Activation::QuickGelu => "v times the sigmoid of 1.702 v",
+            Activation::HardSilu => "hard SiLU",
+            Activation::Softplus => "softplus",
+            Activation::LeakyRelu => "leaky ReLU (0.01)",
+            Activation::Elu => "ELU",
+            Activation::Mish => "Mish",
+            Activation::SiluOfNegative => "SiLU of the negative",
+        };
+        name.to_owned()
+    }
+
+    /// Of `v`.
+    pub fn of(self, math: Math, v: f32) -> f32 {
+        let sigmoid = |n: f32, z: f32| (math.div)(n, (math.add)(1.0, (math.exp_neg)(z)));
+        match self {
+            Activation::Silu => sigmoid(v, v),
+            Activation::SiluTwice => {
+                let once = sigmoid(v, v);
+                sigmoid(once, once)
+            }
+            Activation::Sigmoid => sigmoid(1.0, v),
+            Activation::Relu => v.max(0.0),
+            Activation::Identity => v,
+            Activation::Tanh => f64::from(v).tanh() as f32,
+            Activation::Gelu => {
+                let v = f64::from(v);
+                let inner = 0.7978845608028654 * (v + 0.044715 * v * v * v);
+                (0.5 * v * (1.0 + inner.tanh())) as f32
+            }
+            Activation::Tabled(table) => table.of(|v| sigmoid(v, v), v),
+            Activation::QuickGelu => sigmoid(v, 1.702 * v),
+            Activation::Softplus => (math.softplus)(v),
+            Activation::LeakyRelu => v.max(0.01 * v),
+            Activation::Elu => v.max(0.0) + v.min(0.0).exp_m1(),
+            Activation::Mish => v * (math.softplus)(v).tanh(),
+            Activation::SiluOfNegative => sigmoid(-v, -v),
+            Activation::HardSilu => v * ((v + 3.0).clamp(0.0, 6.0) / 6.0),
+        }
+    }
+}
+
+/// What makes δ of dt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // `name` says what each is
+pub enum Delta {
+    Softplus,
+    SoftplusTwice,
+    Exp,
+    Relu,
+    Identity,
+    Sigmoid,
+    Magnitude,
+    Tabled(Table),
+}
+
+impl Delta {
+    /// Those that are not softplus.
+    pub const OTHERS: [Delta; 6] = [
+        Delta::SoftplusTwice,
+        Delta::Exp,
+        Delta::Relu,
+        Delta::Identity,
+        Delta::Sigmoid,
+        Delta::Magnitude,
+    ];
+
+    /// In words.
+    pub fn name(self) -> String {
+        let name = match self {
+            Delta::Tabled(table) => return table.name(),
+            Delta::Softplus => "softplus",
+            Delta::SoftplusTwice => "softplus twice",
+            Delta::Exp => "exp",
+            Delta::Relu => "ReLU",
+            Delta::Identity => "no function",
+            Delta::Sigmoid => "the sigmoid",
+            Delta::Magnitude => "the magnitude",
+        };
+        name.to_owned()
+    }
+
+    /// Of `v`.
+    pub(super) fn of(self, m: Math, v: f32) -> f32 {
+        match self {
+            Delta::Softplus => (m.softplus)(v),
+            Delta::SoftplusTwice => (m.softplus)((m.softplus)(v)),
+            Delta::Exp => (m.exp)(v),
+            Delta::Relu => v.max(0.0),
+            Delta::Identity => v,
+            Delta::Sigmoid => Activation::Sigmoid.of(m, v),
+            Delta::Magnitude => v.abs(),
+            Delta::Tabled(table) => table.of(m.softplus, v),
+        }
+    }
+}

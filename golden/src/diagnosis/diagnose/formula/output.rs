@@ -1,0 +1,198 @@
+//! How results are stored: as reals of a type, or as codes by a quantizer.
+
+use crate::diagnosis::diagnose::rule::QuantizerPart;
+use half::{bf16, f16};
+use ndarray::Array2;
+use scalescope_sim::arith::fixed::Requantizer;
+use scalescope_sim::arith::requant::QuantRule;
+use scalescope_sim::arith::round::Rounding;
+use scalescope_sim::profile::unit::ScaleGrid;
+use scalescope_sim::quant::Scale;
+use scalescope_sim::step::dynamic;
+
+/// A narrower type, or a range, that a value passes through.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // `name` says what each is
+pub enum Narrow {
+    F16,
+    Bf16,
+    /// Codes of so many bits with this step.
+    Codes(u8, f32),
+    /// Codes of so many bits and this step, rounded so.
+    Rounded(u8, f32, Rounding),
+    /// From the lowest to the highest value.
+    Range(f32, f32),
+}
+
+impl Narrow {
+    /// In words.
+    pub fn name(self) -> String {
+        match self {
+            Narrow::F16 => "f16".to_owned(),
+            Narrow::Bf16 => "bf16".to_owned(),
+            Narrow::Codes(bits, _) => format!("INT{bits}"),
+            Narrow::Rounded(bits, _, by) => format!("INT{bits} ({})", QuantizerPart::Rounding(by)),
+            Narrow::Range(low, high) if high == f32::INFINITY => format!("{low} and more"),
+            Narrow::Range(low, high) => format!("{low} to {high}"),
+        }
+    }
+
+    /// Of `v`.
+    #[inline]
+    pub fn of(self, v: f32) -> f32 {
+        match self {
+            Narrow::F16 => f16::from_f32(v).to_f32(),
+            Narrow::Bf16 => bf16::from_f32(v).to_f32(),
+            Narrow::Codes(bits, step) => {
+                let top = ((1i32 << (bits - 1)) - 1) as f32;
+                step * (v / step).round_ties_even().clamp(-top - 1.0, top)
+            }
+            Narrow::Rounded(bits, step, by) => {
+                let top = ((1i32 << (bits - 1)) - 1) as f32;
+                step * by.round(v / step).clamp(-top - 1.0, top)
+            }
+            Narrow::Range(low, high) => v.clamp(low, high),
+        }
+    }
+}
+
+/// How results are stored.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Codes, by this quantizer.
+    pub quantizer: Option<Quantize>,
+    /// Whether reals are rounded to binary16.
+    pub half: bool,
+    /// A type that reals pass through before they are stored.
+    pub through: Option<Narrow>,
+    /// What is added to a real before it is stored, in units of the grid for codes.
+    pub offset: f32,
+    /// What it is multiplied with.
+    pub factor: f32,
+}
+
+/// A quantizer.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantize {
+    /// The step of its grid; values are divided by it. Of a dynamic one the values say.
+    pub scale: f32,
+    /// Which values have a scale of their own, if it is found at run time.
+    pub dynamic: Option<Dynamic>,
+    /// Its rule.
+    pub rule: QuantRule,
+    /// Whether values come in units of the grid.
+    pub in_units: bool,
+    /// Whether what is stored is the code's real value.
+    pub dequantized: bool,
+    /// Added to the rounded value.
+    pub zero_point: f32,
+    /// The range of codes is that of this many bits.
+    pub bits: u8,
+}
+
+/// The values that share a scale which is found at run time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Dynamic {
+    /// All of the tensor, as PyTorch divides.
+    Tensor,
+    /// Those of a token, as PyTorch divides.
+    TorchToken,
+    /// Those of a token, with a scale on a grid.
+    Token(ScaleGrid),
+}
+
+impl Quantize {
+    /// A grid of its own.
+    pub fn of(scale: f32, rule: QuantRule) -> Self {
+        Self {
+            scale,
+            dynamic: None,
+            rule,
+            in_units: false,
+            dequantized: false,
+            zero_point: 0.0,
+            bits: 8,
+        }
+    }
+
+    /// The code of an integer of the grid.
+    #[inline]
+    pub(super) fn fit(&self, integer: i128) -> f32 {
+        let integer = integer + self.zero_point as i128;
+        if self.bits < 8 {
+            let top = (1i128 << (self.bits - 1)) - 1;
+            return integer.clamp(-top - 1, top) as f32;
+        }
+        f32::from(self.rule.overflow.fit(integer).0)
+    }
+}
+
+impl Output {
+    /// As reals.
+    pub fn real(half: bool) -> Self {
+        Self {
+            quantizer: None,
+            half,
+            through: None,
+            offset: 0.0,
+            factor: 1.0,
+        }
+    }
+
+    /// What is stored of `v`: a code or a real.
+    #[inline]
+    pub fn of(&self, v: f32) -> f32 {
+        let mut v = v;
+        if let Some(narrow) = self.through {
+            v = narrow.of(v);
+        }
+        let Some(q) = self.quantizer.as_ref().filter(|q| q.dynamic.is_none()) else {
+            let v = v * self.factor + self.offset;
+            return match self.half {
+                true => f16::from_f32(v).to_f32(),
+                false => v,
+            };
+        };
+        let scale = || Scale::new(q.scale).unwrap_or_else(|_| Scale::new(1.0).expect("one"));
+        let units = match q.in_units {
+            true => v,
+            false => q.rule.in_units(v, scale()),
+        };
+        let units = match (self.factor, self.offset) {
+            (1.0, 0.0) => units,
+            (factor, offset) => units * factor + offset,
+        };
+        let integer = q.rule.rounding.round(units) + q.zero_point;
+        let code = match q.bits {
+            8.. => f32::from(q.rule.overflow.to_i8(integer)),
+            bits => {
+                let top = f32::from((1i16 << (bits - 1)) - 1);
+                integer.clamp(-top - 1.0, top)
+            }
+        };
+        if q.dequantized { q.scale * code } else { code }
+    }
+
+    /// What is stored of an integer sum that a chip brings to the output's grid.
+    #[inline]
+    pub(super) fn of_sum(&self, sum: i64, by: &Requantizer) -> f32 {
+        let plain = (self.factor, self.offset, self.through) == (1.0, 0.0, None);
+        match self.quantizer.as_ref().filter(|q| plain && q.in_units) {
+            Some(q) => q.fit(by.integer(sum, 0)),
+            None => self.of((sum as f64 * by.real()) as f32),
+        }
+    }
+
+    /// All values, where a quantizer looks at many of them at once.
+    pub(super) fn finish(&self, values: Array2<f32>) -> Array2<f32> {
+        let Some((q, dynamic)) = self.quantizer.as_ref().and_then(|q| Some((q, q.dynamic?))) else {
+            return values;
+        };
+        let (tensor, _) = match dynamic {
+            Dynamic::Tensor => dynamic::per_tensor(&values, q.rule),
+            Dynamic::TorchToken => dynamic::per_token(&values, q.rule),
+            Dynamic::Token(grid) => dynamic::tokens(&values, grid, q.rule),
+        };
+        tensor.codes.mapv(|code| q.fit(code.into()))
+    }
+}
