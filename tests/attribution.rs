@@ -447,3 +447,27 @@ fn a_mode_has_one_kl() {
         "{said}"
     );
 }
+
+/// A chip's dump is recognised in the chip's profile, though nothing names it.
+#[test]
+fn a_chips_dump_is_recognised_in_its_profile() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dir.path().join("dump.npz");
+    let made = [
+        "run",
+        "--mode",
+        "2-4",
+        "--profile",
+        "asic-int8",
+        "--text",
+        TEXT,
+    ];
+    stdout(&[&made[..], &["--layers", "0,1,2", "--trace", arg(&dump)]].concat());
+    let found = json(&["attribute", "--dump", arg(&dump), "--json"]);
+    let told = &found["recognised"];
+    assert_eq!(
+        (&told["mode"], &told["profile"]),
+        (&"2-4".into(), &"asic-int8".into())
+    );
+    assert_eq!(told["differs"], 0.0, "{told}");
+}

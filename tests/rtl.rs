@@ -317,29 +317,29 @@ fn generated_testbenches_judge_a_device() {
             let (good, found) = judge(&folder);
             assert!(!good && found.contains("more than"), "{found}");
             assert_eq!(checked(), 1, "{step}");
-            // The last word is not marked; what is not yet taken is not held.
-            for (kept, broken, said) in [
-                (
-                    format!("{0}_last <= {0}_at == ", outputs[0]),
-                    format!("{0}_last <= 0 == ", outputs[0]),
-                    "_last is 0",
-                ),
-                (
-                    format!("!{0}_valid || {0}_ready", outputs[0]),
-                    "1".into(),
-                    "changed in cycle",
-                ),
-            ] {
-                let faulty = sound.replace(&kept, &broken);
-                assert_ne!(sound, faulty);
-                std::fs::write(folder.join("device.sv"), faulty).unwrap();
-                let (good, found) = judge(&folder);
-                assert!(!good && found.contains(said), "{step}, {said}: {found}");
-            }
-            // A device that cannot wait passes where it need not.
-            let (good, found) = judge_with(&folder, &["+pause=0"]);
-            assert!(good, "{step}: {found}");
             if step == "dt_proj" {
+                // The last word is not marked; what is not yet taken is not held, and so is lost and waited for.
+                for (kept, broken, said) in [
+                    (
+                        format!("{0}_last <= {0}_at == ", outputs[0]),
+                        format!("{0}_last <= 0 == ", outputs[0]),
+                        "_last is 0",
+                    ),
+                    (
+                        format!("!{0}_valid || {0}_ready", outputs[0]),
+                        "1".into(),
+                        "changed in cycle",
+                    ),
+                ] {
+                    let faulty = sound.replace(&kept, &broken);
+                    assert_ne!(sound, faulty);
+                    std::fs::write(folder.join("device.sv"), faulty).unwrap();
+                    let (good, found) = judge(&folder);
+                    assert!(!good && found.contains(said), "{step}, {said}: {found}");
+                }
+                // A device that cannot wait passes where it need not.
+                let (good, found) = judge_with(&folder, &["+pause=0"]);
+                assert!(good, "{step}: {found}");
                 let silent = sound.replace(&limit, "0");
                 std::fs::write(folder.join("device.sv"), silent).unwrap();
                 let (good, found) = judge(&folder);
