@@ -13,15 +13,20 @@ module hadamard_device #(
     input             clk,
     input             rst,
     input             y_valid,
+    output            y_ready,
+    input             y_last,
     input      [15:0] y_data,
     output reg        out_valid,
-    output reg [7:0]  out_data
+    input             out_ready,
+    output reg        out_last,
+    output reg [7:0] out_data
 );
 `include "float.svh"
     localparam BLOCK = SIZE / BASE;
     reg [31:0] shift_of [0:STAGES-1];
     reg [7:0] signs [0:BASE*BASE-1];
-    reg [31:0] multiplier [0:0], shift [0:0];
+    reg [15:0] multiplier [0:0];
+    reg [6:0] shift [0:0];
     initial begin
         $readmemh({DIR, "stage_shift.hex"}, shift_of);
         $readmemh({DIR, "base.hex"}, signs);
@@ -33,13 +38,15 @@ module hadamard_device #(
     reg [7:0] codes [0:ROWS*SIZE-1];
     reg signed [31:0] a, b, total;
     integer at = 0, done = 0, out = 0, i, j, k, stride, stage;
+    reg closed = 0;
+    assign y_ready = !closed;
     function automatic signed [31:0] halved(input signed [31:0] v, input [31:0] by);
         halved = (by == 0) ? v : (v + (32'sd1 <<< (by - 1))) >>> by;
     endfunction
     function automatic signed [7:0] code(input signed [31:0] v);
         reg signed [63:0] rounded;
         begin
-            rounded = $signed({{32{v[31]}}, v}) * $signed({{32{multiplier[0][31]}}, multiplier[0]});
+            rounded = $signed({{32{v[31]}}, v}) * $signed({48'd0, multiplier[0]});
             if (shift[0] != 0) rounded = (rounded + (64'sd1 <<< (shift[0] - 1))) >>> shift[0];
             code = (rounded > 127) ? 8'sd127 : (rounded < -128) ? -8'sd128 : rounded[7:0];
         end
@@ -59,12 +66,12 @@ module hadamard_device #(
         end
     endfunction
     always @(posedge clk) begin
-        out_valid <= 0;
         if (rst) begin
-            at <= 0; done <= 0; out <= 0;
+            at <= 0; done <= 0; out <= 0; closed <= 0; out_valid <= 0;
         end else begin
-            if (y_valid) begin
+            if (y_valid && y_ready) begin
                 row[at] = on_grid(y_data);
+                closed <= y_last;
                 at <= (at == SIZE - 1) ? 0 : at + 1;
                 if (at == SIZE - 1) begin
                     stage = 0;
@@ -93,10 +100,11 @@ module hadamard_device #(
                     done <= done + 1;
                 end
             end
-            if (out < done*SIZE) begin
-                out_valid <= 1;
+            if (!out_valid || out_ready) begin
+                out_valid <= out < done*SIZE;
+                out_last <= closed && out == done*SIZE - 1;
                 out_data <= codes[out];
-                out <= out + 1;
+                if (out < done*SIZE) out <= out + 1;
             end
         end
     end

@@ -18,7 +18,8 @@ module scan_lane #(
     wire signed [15:0] fitted = (exponent < -64'sd32768) ? -16'sd32768
                               : (exponent > 64'sd32767) ? 16'sd32767 : exponent[15:0];
     wire signed [31:0] a;
-    function_table #(.FILE(EXP_FILE), .LOW(-32768), .HIGH(0), .WIDTH(7), .EXP(1), .OUTPUT_FRACTION(16), .SHIFT(5))
+    function_table #(.FILE(EXP_FILE), .LOW(-32768), .HIGH(0), .WIDTH(7), .EXP(1), .OUTPUT_FRACTION(16), .SHIFT(5),
+        .WORD(17))
         decay (.x(fitted), .y(a));
     wire signed [47:0] driven = b * (delta * u);
     wire signed [63:0] drive;

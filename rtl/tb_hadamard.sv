@@ -7,8 +7,10 @@ module tb_hadamard;
     parameter BASE = 1;
     parameter STAGES = 1;
     localparam BLOCK = SIZE / BASE;
-    reg [31:0] in [0:ROWS*SIZE-1];
-    reg [31:0] rotated [0:ROWS*SIZE-1];
+    parameter BITS = 16;    // of the input
+    parameter REGISTER = 25;
+    reg signed [BITS-1:0] in [0:ROWS*SIZE-1];
+    reg signed [REGISTER-1:0] rotated [0:ROWS*SIZE-1];
     reg [31:0] shift [0:STAGES-1];
     reg [7:0] signs [0:BASE*BASE-1];
     reg signed [31:0] row [0:SIZE-1];

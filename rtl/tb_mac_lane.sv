@@ -7,11 +7,10 @@ module tb_mac_lane;
     parameter ACC = 28;
     reg [7:0] x [0:ROWS*LENGTH-1];
     reg [7:0] weight [0:OUTPUTS*LENGTH-1];
-    reg [31:0] sum [0:ROWS*OUTPUTS-1];
+    reg signed [ACC-1:0] sum [0:ROWS*OUTPUTS-1];
     reg clk = 0, clear = 0, valid = 0;
     reg signed [7:0] a, b;
     wire signed [ACC-1:0] acc;
-    wire signed [31:0] wide = acc;
     integer t, n, k, errors;
     mac_lane #(.ACC(ACC)) dut (.clk(clk), .clear(clear), .valid(valid), .a(a), .b(b), .acc(acc));
     task tick; begin #1 clk = 1; #1 clk = 0; end endtask
@@ -26,8 +25,8 @@ module tb_mac_lane;
                 for (k = 0; k < LENGTH; k = k + 1) begin
                     a = x[t*LENGTH + k]; b = weight[n*LENGTH + k]; tick;
                 end
-                if ((wide ^ wide) !== 0 || wide !== sum[t*OUTPUTS + n]) begin
-                    if (errors < 10) $display("sum[%0d]: expected %h, found %h", t*OUTPUTS + n, sum[t*OUTPUTS + n], wide);
+                if ((acc ^ acc) !== 0 || acc !== sum[t*OUTPUTS + n]) begin
+                    if (errors < 10) $display("sum[%0d]: expected %h, found %h", t*OUTPUTS + n, sum[t*OUTPUTS + n], acc);
                     errors = errors + 1;
                 end
             end

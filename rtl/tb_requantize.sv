@@ -4,15 +4,17 @@ module tb_requantize;
     parameter DEPTH = 1;    // words of sum and out
     parameter COLUMNS = 1;  // outputs of a row
     parameter FACTORS = 1;  // 1, or one for each column
-    reg [31:0] sum [0:DEPTH-1];
+    parameter ACC = 28;
+    reg signed [ACC-1:0] sum [0:DEPTH-1];
     reg [7:0] out [0:DEPTH-1];
-    reg [31:0] multiplier [0:FACTORS-1];
-    reg [31:0] shift [0:FACTORS-1];
-    reg signed [31:0] acc, m;
+    reg [15:0] multiplier [0:FACTORS-1];
+    reg [6:0] shift [0:FACTORS-1];
+    reg signed [ACC-1:0] acc;
+    reg signed [31:0] m;
     reg [5:0] s;
     wire signed [7:0] q;
     integer i, f, errors;
-    requantize #(.ACC(32)) dut (.acc(acc), .multiplier(m), .shift(s), .q(q));
+    requantize #(.ACC(ACC)) dut (.acc(acc), .multiplier(m), .shift(s), .q(q));
     initial begin
         $readmemh("sum.hex", sum);
         $readmemh("out.hex", out);

@@ -401,4 +401,49 @@ fn a_mode_has_one_kl() {
     assert!(kl > 0.0);
     same(&attribute["kl"]);
     same(&sweep["designs"][0]["kl"]);
+    // `recommend` measures every second sequence.
+    let dir = tempfile::tempdir().unwrap();
+    let (both, second) = (
+        dir.path().join("both.jsonl"),
+        dir.path().join("second.jsonl"),
+    );
+    let rows = [
+        TEXT,
+        "The captain looked at the sea, and did not like what he saw there.",
+    ]
+    .map(|text| serde_json::json!({ "text": text }).to_string() + "\n");
+    std::fs::write(&both, rows.concat()).unwrap();
+    std::fs::write(&second, &rows[1]).unwrap();
+    let of = |command: &str, file: &Path| {
+        let file = ["--file", arg(file), "--length", "12"];
+        json(
+            &[
+                &[command, "--mode", "2-4", "--every", "1", "--json"],
+                &file[..],
+            ]
+            .concat(),
+        )
+    };
+    let (recommend, attribute) = (of("recommend", &both), of("attribute", &second));
+    let (kl, own) = (&attribute["kl"], &recommend["kl"]);
+    assert!(kl.as_f64().unwrap() > 0.0 && kl == own, "{kl} {own}");
+    // `eval` measures target tokens, and says so beside profile and reference.
+    let eval = [
+        "eval",
+        "--file",
+        arg(&both),
+        "--task",
+        "perplexity",
+        "--modes",
+        "0,1",
+    ];
+    let said = stdout(&eval);
+    assert!(
+        said.contains("profile exact: 2 windows of text, every token"),
+        "{said}"
+    );
+    assert!(
+        said.contains("KL, agreement: of the target tokens, against mode 1"),
+        "{said}"
+    );
 }

@@ -362,6 +362,105 @@ fn selftest_passes_and_prints_its_table() {
     }
 }
 
+/// An array that lies otherwise than the operation takes it is named, with what to give: where shapes and types do not
+/// fit together, and where they do and the outputs differ.
+#[test]
+fn vectors_that_lie_otherwise_are_told_how_to_be_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = dir.path().join("golden.npz");
+    let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/data/ops");
+    std::fs::copy(ops.join("conv1d_silu.npz"), &golden).unwrap();
+    let first = |key: &str| key.strip_prefix("case_0/").map(str::to_owned);
+    let lying = |name: &str, lie: &dyn Fn(&str, Array) -> Array| {
+        edited(&golden, name, |key, array| {
+            Some(match first(key) {
+                Some(key) => lie(&key, array),
+                None => array,
+            })
+        })
+    };
+    let turned = |array: Array| match array {
+        Array::I8(a) => {
+            let mut order: Vec<usize> = (0..a.ndim()).collect();
+            let last = order.len() - 1;
+            order.swap(last - 1, last);
+            Array::I8(a.permuted_axes(order).as_standard_layout().into_owned())
+        }
+        other => other,
+    };
+    type Told<'a> = (&'a dyn Fn(&str, Array) -> Array, &'a str);
+    let told: [Told; 4] = [
+        (
+            &|key, array| {
+                if key == "weight" {
+                    turned(array)
+                } else {
+                    array
+                }
+            },
+            "fit with weight.transpose(1, 0)",
+        ),
+        (
+            &|key, array| match (key, array) {
+                ("x", Array::I8(a)) => Array::F32(a.mapv(f32::from)),
+                (_, array) => array,
+            },
+            "fit with x.astype(np.int8)",
+        ),
+        (
+            &|key, array| match (key, array) {
+                ("weight", Array::I8(a)) => Array::U8(a.mapv(|v| v as u8)),
+                (_, array) => array,
+            },
+            "fit with weight.view(np.int8)",
+        ),
+        (
+            &|key, array| match (key, array) {
+                ("bias", Array::I8(a)) => Array::I8(a.insert_axis(ndarray::Axis(0))),
+                (_, array) => array,
+            },
+            "fit with bias.squeeze(0)",
+        ),
+    ];
+    for (lie, how) in told {
+        let file = lying("lying.npz", lie);
+        let line = refusal(&["check", "op", "conv1d_silu", arg(&file)]);
+        assert!(line.contains(how), "{how}: {line}");
+    }
+    // As many inputs as outputs: nothing but the result tells.
+    let file = dir.path().join("square.npz");
+    let n = 4;
+    let codes = |seed: usize| {
+        let code = |(i, j)| ((seed + 31 * i + 57 * j) % 200) as i32 as i8;
+        ndarray::Array2::from_shape_fn((n, n), code).into_dyn()
+    };
+    let number = |v: f32| Array::F32(ndarray::ArrayD::from_elem(vec![], v));
+    let inputs = [
+        ("x", Array::I8(codes(3))),
+        ("weight", Array::I8(codes(11))),
+        ("a", number(0.002)),
+        ("b", number(1.0)),
+    ];
+    write(
+        &file,
+        &inputs.map(|(key, array)| (key.to_owned(), array)).into(),
+    );
+    let made = dir.path().join("made.npz");
+    stdout(&["check", "op", "linear", arg(&file), "-o", arg(&made)]);
+    let lying = edited(&made, "lying.npz", |key, array| {
+        Some(if key == "weight" {
+            turned(array)
+        } else {
+            array
+        })
+    });
+    let said = mismatch(&["check", "op", "linear", arg(&lying)]);
+    assert!(
+        said.contains("layout: linear is equal with weight.transpose(1, 0)"),
+        "{said}"
+    );
+}
+
 /// What a real kernel made of some inputs is what `check op -o` writes from them alone.
 #[test]
 fn outputs_are_written_from_inputs_alone() {

@@ -156,39 +156,56 @@ fn exported_vectors_are_what_rtl_computes() {
     passes_and_notices(rotate, "hadamard", &hadamard.join("rotated.hex"));
 }
 
-/// A device with the ports of a step's testbench, which gives the words of `NAME.device.hex` once its
-/// inputs begin.
+/// A device with the ports of a step's testbench: it takes its inputs in two of three clocks, says so if they are
+/// not the words of the export, and then gives the words of `NAME.device.hex`.
 fn device(manifest: &Manifest) -> String {
     let of = |role: Role| manifest.arrays.iter().filter(move |a| a.role == role);
-    let ports: Vec<String> = (of(Role::Input).map(|a| (a, "input")))
-        .chain(of(Role::Expected).map(|a| (a, "output reg")))
-        .map(|(a, kind)| {
-            format!(
-                "{kind} {0}_valid, {kind} [{1}:0] {0}_data",
-                a.name,
-                a.bits - 1
-            )
+    let streams = (of(Role::Input).map(|a| (a, "input", "output")))
+        .chain(of(Role::Expected).map(|a| (a, "output reg", "input")));
+    let ports: Vec<String> = streams
+        .map(|(a, from, back)| {
+            let (name, high) = (&a.name, a.bits - 1);
+            format!("{from} {name}_valid, {back} {name}_ready, {from} {name}_last, {from} [{high}:0] {name}_data")
         })
         .collect();
-    let first = &of(Role::Input).next().expect("a step has inputs").name;
+    let closed: Vec<String> = of(Role::Input)
+        .map(|a| format!("{}_closed", a.name))
+        .collect();
     let mut sv = format!(
-        "`timescale 1ns/1ps\nmodule scalescope_{}(input clk, input rst, {});\n",
+        "`timescale 1ns/1ps\nmodule scalescope_{}(input clk, input rst, {});\n\
+         integer clocks = 0;\nalways @(posedge clk) clocks <= clocks + 1;\n",
         manifest.step,
         ports.join(", ")
     );
-    for a in of(Role::Expected) {
+    for a in of(Role::Input) {
+        let (name, high, last) = (&a.name, a.bits - 1, a.depth - 1);
         sv += &format!(
-            "reg [{1}:0] {0}_words [0:{2}]; integer {0}_at = 0;\n\
-             initial $readmemh(\"{0}.device.hex\", {0}_words);\n\
-             initial {0}_valid = 0;\n\
-             always @(posedge clk) begin\n\
-               {0}_valid <= !rst && {first}_valid !== 1'bx && {0}_at < {3};\n\
-               if (!rst && {0}_at < {3}) begin {0}_data <= {0}_words[{0}_at]; {0}_at <= {0}_at + 1; end\n\
+            "reg [{high}:0] {name}_words [0:{last}]; integer {name}_at = 0; reg {name}_closed = 0;\n\
+             initial $readmemh(\"{name}.hex\", {name}_words);\n\
+             assign {name}_ready = !{name}_closed && clocks % 3 != 0;\n\
+             always @(posedge clk) if (!rst && {name}_valid && {name}_ready) begin\n\
+               if ({name}_data !== {name}_words[{name}_at] || {name}_last !== ({name}_at == {last}))\n\
+                 $display(\"wrong input {name}[%0d]\", {name}_at);\n\
+               {name}_at <= {name}_at + 1;\n\
+               {name}_closed <= {name}_last;\n\
              end\n",
-            a.name,
-            a.bits - 1,
-            a.depth - 1,
-            a.depth
+        );
+    }
+    for a in of(Role::Expected) {
+        let (name, high, last, depth) = (&a.name, a.bits - 1, a.depth - 1, a.depth);
+        sv += &format!(
+            "reg [{high}:0] {name}_words [0:{last}]; integer {name}_at = 0;\n\
+             initial $readmemh(\"{name}.device.hex\", {name}_words);\n\
+             initial {name}_valid = 0;\n\
+             always @(posedge clk) if (!rst && {0}) begin\n\
+               if (!{name}_valid || {name}_ready) begin\n\
+                 {name}_valid <= {name}_at < {depth};\n\
+                 if ({name}_at < {depth}) begin\n\
+                   {name}_data <= {name}_words[{name}_at]; {name}_last <= {name}_at == {last}; {name}_at <= {name}_at + 1;\n\
+                 end\n\
+               end\n\
+             end\n",
+            closed.join(" && "),
         );
     }
     sv + "endmodule\n"
@@ -231,7 +248,7 @@ fn generated_testbenches_judge_a_device() {
                 let words = folder.join(format!("{name}.hex"));
                 std::fs::copy(words, folder.join(format!("{name}.device.hex"))).unwrap();
             }
-            let judge = |started_in: &Path| {
+            let judge_with = |started_in: &Path, options: &[&str]| {
                 let mut compile = Command::new("iverilog");
                 compile.current_dir(&folder);
                 compile.args(["-g2012", "-Wall", "-o", "tb.vvp"]);
@@ -239,9 +256,10 @@ fn generated_testbenches_judge_a_device() {
                 let said = run(&mut compile);
                 assert!(!said.contains("warning"), "{step}: {said}");
                 let mut simulate = Command::new("vvp");
-                simulate.arg(folder.join("tb.vvp"));
+                simulate.arg(folder.join("tb.vvp")).args(options);
                 end(simulate.current_dir(started_in))
             };
+            let judge = |started_in: &Path| judge_with(started_in, &[]);
             let checked = || {
                 let mut check = Command::new(env!("CARGO_BIN_EXE_scalescope"));
                 let output = check
@@ -257,6 +275,7 @@ fn generated_testbenches_judge_a_device() {
                 good && found.contains(&format!("PASS {step}: {} ", outputs[0])),
                 "{found}"
             );
+            assert!(!found.contains("wrong input"), "{found}");
             assert!(folder.join(format!("{}.dump.hex", outputs[0])).is_file());
             assert_eq!(checked(), 0, "{step}");
             let first = folder.join(format!("{}.device.hex", outputs[0]));
@@ -298,6 +317,28 @@ fn generated_testbenches_judge_a_device() {
             let (good, found) = judge(&folder);
             assert!(!good && found.contains("more than"), "{found}");
             assert_eq!(checked(), 1, "{step}");
+            // The last word is not marked; what is not yet taken is not held.
+            for (kept, broken, said) in [
+                (
+                    format!("{0}_last <= {0}_at == ", outputs[0]),
+                    format!("{0}_last <= 0 == ", outputs[0]),
+                    "_last is 0",
+                ),
+                (
+                    format!("!{0}_valid || {0}_ready", outputs[0]),
+                    "1".into(),
+                    "changed in cycle",
+                ),
+            ] {
+                let faulty = sound.replace(&kept, &broken);
+                assert_ne!(sound, faulty);
+                std::fs::write(folder.join("device.sv"), faulty).unwrap();
+                let (good, found) = judge(&folder);
+                assert!(!good && found.contains(said), "{step}, {said}: {found}");
+            }
+            // A device that cannot wait passes where it need not.
+            let (good, found) = judge_with(&folder, &["+pause=0"]);
+            assert!(good, "{step}: {found}");
             if step == "dt_proj" {
                 let silent = sound.replace(&limit, "0");
                 std::fs::write(folder.join("device.sv"), silent).unwrap();
@@ -379,20 +420,17 @@ fn reference(manifest: &Manifest, name: &str, dir: &str) -> String {
         .collect();
     let (mut ports, mut wires) = (Vec::new(), Vec::new());
     for a in &manifest.arrays {
-        let way = match a.role {
-            Role::Input => "input",
-            Role::Expected => "output",
-            _ => continue,
+        let (way, back) = match a.role {
+            Role::Input => ("input", "output"),
+            Role::Expected => ("output", "input"),
+            Role::Constant | Role::Internal => continue,
         };
+        let (name, high) = (&a.name, a.bits - 1);
         ports.push(format!(
-            "{way} {0}_valid, {way} [{1}:0] {0}_data",
-            a.name,
-            a.bits - 1
+            "{way} {name}_valid, {back} {name}_ready, {way} {name}_last, {way} [{high}:0] {name}_data"
         ));
-        wires.push(format!(
-            ".{0}_valid({0}_valid), .{0}_data({0}_data)",
-            a.name
-        ));
+        let wire = |part| format!(".{name}_{part}({name}_{part})");
+        wires.extend(["valid", "ready", "last", "data"].map(wire));
     }
     format!(
         "module {name}(input clk, input rst,\n  {});\n  {kind}_device #(.DIR(\"{dir}\"), {}) device (.clk(clk), .rst(rst),\n    {});\nendmodule\n",

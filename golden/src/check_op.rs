@@ -10,9 +10,10 @@ pub use write::write_expected;
 
 use crate::compare::{PointResult, Summary, Tolerance};
 use crate::npz::{Array, NpzReader};
+use crate::ops::lies::ways;
 use crate::ops::{
     Conv1dSilu, Conv1dUpdate, HadamardQuant, LinearCase, LinearInput, Op, OpCase, RmsNormQuant,
-    SelectiveScan, SelectiveScanUpdate, read, read_inputs,
+    SelectiveScan, SelectiveScanUpdate, arrays_of, case_of, read, read_inputs,
 };
 use crate::value::Elements;
 use half::f16;
@@ -20,6 +21,7 @@ use ndarray::ArrayD;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::profile::Arithmetic;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The inputs of a case.
@@ -127,17 +129,7 @@ impl Vectors {
                 expected: vec![(name, matrix)],
             });
         }
-        for case in vectors.cases {
-            let expected = case.expected();
-            let expected = expected
-                .iter()
-                .map(|o| (o.key.to_owned(), array_of(o.elements, o.shape)));
-            cases.push(Case {
-                name: case.name().to_owned(),
-                expected: expected.collect(),
-                inputs: inputs(case),
-            });
-        }
+        cases.extend(vectors.cases.into_iter().map(|case| Case::of(case, inputs)));
         Ok(Self {
             op: T::OP,
             cases,
@@ -147,6 +139,33 @@ impl Vectors {
 }
 
 impl Case {
+    fn of<T: OpCase>(case: T, inputs: fn(T) -> Inputs) -> Self {
+        let expected = case.expected();
+        let expected = expected
+            .iter()
+            .map(|o| (o.key.to_owned(), array_of(o.elements, o.shape)));
+        Self {
+            name: case.name().to_owned(),
+            expected: expected.collect(),
+            inputs: inputs(case),
+        }
+    }
+
+    /// A case from arrays by their keys.
+    fn from_arrays(op: Op, name: &str, arrays: &BTreeMap<String, Array>) -> Result<Self> {
+        Ok(match op {
+            Op::Conv1dSilu => Self::of(case_of(name, arrays)?, Inputs::Conv1dSilu),
+            Op::Conv1dUpdate => Self::of(case_of(name, arrays)?, Inputs::Conv1dUpdate),
+            Op::SelectiveScan => Self::of(case_of(name, arrays)?, Inputs::SelectiveScan),
+            Op::SelectiveScanUpdate => {
+                Self::of(case_of(name, arrays)?, Inputs::SelectiveScanUpdate)
+            }
+            Op::HadamardQuant => Self::of(case_of(name, arrays)?, Inputs::HadamardQuant),
+            Op::Linear => Self::of(case_of(name, arrays)?, Inputs::Linear),
+            Op::RmsNormQuant => Self::of(case_of(name, arrays)?, Inputs::RmsNormQuant),
+        })
+    }
+
     /// The key of an output as the file has it.
     pub fn key(&self, output: &str) -> String {
         match self.name.as_str() {
@@ -232,6 +251,41 @@ pub fn check_op(vectors: &Vectors, rules: &Arithmetic) -> Result<Summary> {
     }
     summary.missing.extend(vectors.unknown.iter().cloned());
     Ok(summary)
+}
+
+/// How the arrays of the first case that mismatches may lie so that it is equal: a sentence, or none.
+///
+/// # Errors
+///
+/// A file that can no longer be read.
+pub fn layout(
+    op: Op,
+    path: &Path,
+    vectors: &Vectors,
+    rules: &Arithmetic,
+    summary: &Summary,
+) -> Result<Option<String>> {
+    let wrong = |case: &&Case| {
+        let keys = case.expected.iter().map(|(key, _)| case.key(key));
+        let mut mismatched = summary.points.iter().filter(|p| p.mismatched > 0);
+        let keys: Vec<String> = keys.collect();
+        mismatched.any(|point| keys.contains(&point.point))
+    };
+    let Some(case) = vectors.cases.iter().find(wrong) else {
+        return Ok(None);
+    };
+    let arrays = arrays_of(&mut NpzReader::open(path)?, &case.name)?;
+    let ways = ways(&arrays, |arrays| {
+        let mut summary = Summary::default();
+        let checked = Case::from_arrays(op, &case.name, arrays)
+            .and_then(|case| case.check(rules, &mut summary));
+        checked.is_ok() && summary.compared() > 0 && summary.mismatched() == 0
+    });
+    let name = match case.name.as_str() {
+        "" => op.name(),
+        name => name,
+    };
+    Ok((!ways.is_empty()).then(|| format!("{name} is equal with {}", ways.join(" or "))))
 }
 
 /// The elements of an array of an output.

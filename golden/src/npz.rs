@@ -12,6 +12,7 @@ mod read;
 mod tests;
 mod write;
 
+pub(crate) use array::with_array;
 pub use array::{Array, DType, Element};
 pub(crate) use header::shown;
 pub use header::{Header, MAX_DIMS};

@@ -5,6 +5,7 @@
 
 mod cases;
 mod group;
+pub(crate) mod lies;
 mod linear;
 mod linear_int4;
 #[cfg(test)]
@@ -181,7 +182,13 @@ pub fn read_inputs<T: OpCase>(npz: &mut NpzReader) -> Result<OpVectors<T>> {
             .insert(key, array);
     }
     for (_, mut group) in groups {
-        let case = T::parse(&mut group)?;
+        let case = match T::parse(&mut group) {
+            Ok(case) => case,
+            Err(error) => {
+                let arrays = arrays_of(npz, &group.name())?;
+                return Err(fitting::<T>(error, &group.name(), &arrays));
+            }
+        };
         vectors.unknown.extend(group.leftover());
         vectors.cases.push(case);
     }
@@ -189,6 +196,51 @@ pub fn read_inputs<T: OpCase>(npz: &mut NpzReader) -> Result<OpVectors<T>> {
         return Err(SimError::value(T::OP.name(), "at least one case", "none"));
     }
     Ok(vectors)
+}
+
+/// The arrays of a case as the file has them.
+pub(crate) fn arrays_of(npz: &mut NpzReader, case: &str) -> Result<BTreeMap<String, Array>> {
+    let names: Vec<String> = npz.names().map(str::to_owned).collect();
+    let mut arrays = BTreeMap::new();
+    for name in names {
+        let (own, key) = name.split_once('/').unwrap_or(("", &name));
+        if own == case {
+            arrays.insert(key.to_owned(), npz.read(&name)?);
+        }
+    }
+    Ok(arrays)
+}
+
+/// A case from arrays of its own.
+pub(crate) fn case_of<T: OpCase>(case: &str, arrays: &BTreeMap<String, Array>) -> Result<T> {
+    let mut group = Group::new(case);
+    for (key, array) in arrays {
+        group.insert(key, array.clone());
+    }
+    T::parse(&mut group)
+}
+
+/// The error of a case whose arrays do not fit together, with the way in which they would.
+fn fitting<T: OpCase>(error: SimError, case: &str, arrays: &BTreeMap<String, Array>) -> SimError {
+    let ways = lies::ways(arrays, |arrays| case_of::<T>(case, arrays).is_ok());
+    match (error, ways.is_empty()) {
+        (
+            SimError::Value {
+                item,
+                expected,
+                found,
+            },
+            false,
+        ) => {
+            let ways = ways.join(" or ");
+            SimError::value(
+                item,
+                expected,
+                format_args!("{found}; the shapes and types fit with {ways}"),
+            )
+        }
+        (error, _) => error,
+    }
 }
 
 /// `case_2` before `case_10`.

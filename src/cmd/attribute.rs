@@ -47,7 +47,7 @@ pub struct AttributeArgs {
     /// A dump to diagnose: tokens and any tensors of a prefill, see docs/trace-points.md
     #[arg(long = "dump", alias = "trace", value_name = "FILE", conflicts_with_all = ["against", "text", "tokens", "file", "shapley", "fault"])]
     pub trace: Option<PathBuf>,
-    /// How the dump lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
+    /// How the dump is laid out, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE", requires = "trace")]
     pub map: Option<PathBuf>,
     /// Arithmetic: a built-in profile (exact, torch, deployed, asic-int8, …) or a .toml file (docs/asic.md)
@@ -136,7 +136,7 @@ fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome>
         );
         let told = dumped.recognised.as_ref();
         let told = told.map_or(String::new(), |t| {
-            wrapped(&format!("told from the tensors: {t}"), 0)
+            wrapped(&format!("recognised from the tensors: {t}"), 0)
         });
         let mut text = format!("{heading}\n{told}\n{}", diagnosis_text(&found));
         let everywhere = |f: &Finding| f.device || f.severity > Severity::Info && f.layer.is_none();

@@ -58,7 +58,7 @@ pub struct CheckArgs {
     /// The trace: tokens and any tensors, see docs/trace-points.md
     #[arg(long, value_name = "FILE", required = true)]
     pub golden: Option<PathBuf>,
-    /// How the trace lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
+    /// How the trace is laid out, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
     /// The mode (see `scalescope modes`); auto tells it from the tensors [default: the file's own, else auto]
@@ -254,7 +254,7 @@ fn trace(args: &CheckArgs, golden: &Path) -> Result<Outcome> {
             false => of_prefill.unwrap_or_default() + "\n" + &findings_text(&of_steps),
         };
         let told = told.map_or(String::new(), |found| {
-            wrapped(&format!("told from the tensors: {found}"), 0)
+            wrapped(&format!("recognised from the tensors: {found}"), 0)
         });
         print(&format!(
             "{heading}\n{told}\n{}{explained}",

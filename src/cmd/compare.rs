@@ -34,7 +34,7 @@ pub struct CompareArgs {
     /// The trace to compare with it
     #[arg(value_name = "B.npz")]
     pub b: PathBuf,
-    /// How B lies, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
+    /// How B is laid out, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
     /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5);

@@ -6,7 +6,7 @@ use crate::input::{load_subject, mode_table};
 use crate::output::{number, print, print_json, progress, table, table_text, wrapped};
 use clap::Args;
 use scalescope_sim::arith::function::{Function, FunctionRule};
-use scalescope_sim::bench::energy::{AREAS, Energy, energy};
+use scalescope_sim::bench::energy::{Energy, energy};
 use scalescope_sim::bench::linear_work;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::Result;
@@ -286,15 +286,12 @@ fn energy_text(steps: &[Energy]) -> String {
         total(|s| s.weights_dram),
     ];
     rows.add_row(first.into_iter().chain(cells(energies)));
-    let (int8, fp32) = AREAS;
-    let words = format!(
-        "A proxy that ranks designs, at 45 nm and 0.9 V (Horowitz, ISSCC 2014); scan, convolution, registers and wires \
-         are not in it. A multiplier with its adder takes {int8} µm² in INT8 and {fp32} µm² in FP32 (Dally, NIPS 2015)."
-    );
+    let words = "A proxy that ranks designs, at 45 nm and 0.9 V (Horowitz, ISSCC 2014); scan, convolution, registers \
+                 and wires are not in it.";
     format!(
         "\nenergy of a token's linear steps, µJ; weights are read once\n{}{}",
         table_text(&rows),
-        wrapped(&words, 0)
+        wrapped(words, 0)
     )
 }
 

@@ -29,7 +29,7 @@ use costs::Attribution;
 use depth::Depth;
 use measure::ModeResult;
 use remarks::Remark;
-use scalescope_golden::diagnosis::lineage::{Lineage, lineage};
+use scalescope_golden::diagnosis::lineage::Lineage;
 use scalescope_golden::diagnosis::propagate::{Propagation, TimeError};
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
@@ -97,12 +97,11 @@ pub fn detail<'m>(
     path: &Datapath<'m>,
     reference: &Datapath<'m>,
     depth: &Depth,
-    (propagation, time): (Propagation, TimeError),
+    ((propagation, lineage), time): ((Propagation, Lineage), TimeError),
     sites: bool,
     earlier: &[ModeDetail],
     done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<ModeDetail> {
-    let lineage = lineage(path, &depth.sequences, || {})?;
     let same = earlier.iter().find(|other| {
         let sites = other.propagation.sites.iter().zip(&propagation.sites);
         other.propagation.sites.len() == propagation.sites.len()

@@ -11,7 +11,7 @@ use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::mode::ModeSpec;
 use scalescope_sim::model::Model;
-use scalescope_sim::profile::Profile;
+use scalescope_sim::profile::{CHIP_PROFILES, Profile};
 use scalescope_sim::trace::{Place, Probe, Tensor};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -125,6 +125,13 @@ pub fn recognise(
     let Some((first, others)) = profiles.split_first() else {
         return Err(SimError::value("profile", "at least one", "none"));
     };
+    // Some need a float model beside the quantized one; those are refused where they are tried.
+    let chips: Vec<Profile> = match others.is_empty() {
+        true => Vec::new(),
+        false => (CHIP_PROFILES.iter())
+            .map(|(name, _)| Profile::get(name))
+            .collect::<Result<_>>()?,
+    };
     let all = dump.blocks(usize::MAX);
     let mut blocks = dump.blocks(BLOCKS);
     let mut tried = dump.try_modes(model, modes, first, &blocks, asked)?;
@@ -133,7 +140,7 @@ pub fn recognise(
         tried = dump.try_modes(model, modes, first, &blocks, asked)?;
     }
     let close: Vec<&ModeSpec> = tried.iter().take(CLOSEST).map(|t| t.mode).collect();
-    for mode in close {
+    for mode in &close {
         for profile in others {
             let differs = dump.differs(model, mode, profile, &blocks)?;
             let own = tried.iter_mut().find(|t| t.mode.name == mode.name);
@@ -145,6 +152,27 @@ pub fn recognise(
         }
     }
     sort(&mut tried);
+    // What no device's arithmetic makes may be a chip's, which is clearly nearer then: it is found on the best mode, and
+    // the others are tried in it.
+    if let Some(best) = tried.first().filter(|t| t.differs > 0.0) {
+        let (mode, near) = (best.mode, best.differs / 2.0);
+        let differs = |mode, chip| Some(dump.differs(model, mode, chip, &blocks).ok()??.0);
+        let found = (chips.iter())
+            .filter_map(|chip| Some((differs(mode, chip)?, chip)))
+            .min_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((_, chip)) = found.filter(|(differs, _)| *differs < near) {
+            for t in tried
+                .iter_mut()
+                .filter(|t| close.iter().any(|mode| mode.name == t.mode.name))
+            {
+                let differs = differs(t.mode, chip).filter(|differs| *differs < t.differs);
+                if let Some(differs) = differs {
+                    (t.profile, t.differs) = (chip, differs);
+                }
+            }
+            sort(&mut tried);
+        }
+    }
     // Modes that part in later blocks alone.
     let tied = |tried: &[Tried]| {
         let best = tried.first().map(|t| t.differs);

@@ -18,7 +18,8 @@ use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::quant::Scale;
 use scalescope_sim::trace::TracePoint;
 use serde::Serialize;
-use watch::{Grid, Watch};
+use watch::Grid;
+pub(super) use watch::Watch;
 
 /// The lineage of a mode on some text.
 #[derive(Clone, Debug, Serialize)]
@@ -204,15 +205,20 @@ pub fn lineage(path: &Datapath, sequences: &[Vec<u32>], done: impl Fn() + Sync) 
     for watch in watches {
         seen.add(watch);
     }
+    Ok(of_watched(path, &seen, sequences))
+}
+
+/// The lineage of a mode whose prefills of sequences were watched.
+pub(super) fn of_watched(path: &Datapath, seen: &Watch, sequences: &[Vec<u32>]) -> Lineage {
     let layers = 0..path.config().n_layers;
     let tokens = sequences.iter().map(Vec::len).sum();
-    Ok(Lineage {
+    Lineage {
         mode: path.mode().name.to_string(),
         profile: path.profile().name.to_string(),
         quantizers: layers
-            .flat_map(|layer| of_layer(path, layer, &seen, tokens))
+            .flat_map(|layer| of_layer(path, layer, seen, tokens))
             .collect(),
-    })
+    }
 }
 
 fn of_layer(path: &Datapath, layer: usize, seen: &Watch, tokens: usize) -> Vec<Quantizer> {

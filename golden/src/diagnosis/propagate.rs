@@ -20,15 +20,17 @@ mod time;
 
 pub use time::{TimeError, Window, error_over_time, errors_over_time};
 
+use super::lineage::{Lineage, Watch, of_watched};
 use crate::metrics::{Accumulator, Metric, Metrics};
 use crate::trace_file::counterpart::{find, standing_for};
 use crate::value::Elements;
 use feed::{Fed, Feeder, real_of};
 use rayon::prelude::*;
+use scalescope_sim::arith::saturate::Status;
 use scalescope_sim::dataflow::{Block, Columns, Phase};
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::error::{Result, SimError};
-use scalescope_sim::trace::{Place, Recorder, Selection, Tensor, TracePoint};
+use scalescope_sim::trace::{Place, Probe, Recorder, Selection, Tensor, TracePoint};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -131,11 +133,11 @@ pub fn propagate(
         Ok(())
     };
     let mut one = propagate_all(std::slice::from_ref(path), reference, sequences, done)?;
-    Ok(one.remove(0))
+    Ok(one.remove(0).0)
 }
 
-/// As [`propagate`], of several modes, which share the clean run. `done` is called after every mode of every
-/// sequence and may end the work.
+/// As [`propagate`], of several modes, which share the clean run, and what the free runs met at every scale
+/// ([`lineage`](super::lineage::lineage)). `done` is called after every mode of every sequence and may end the work.
 ///
 /// # Errors
 ///
@@ -145,12 +147,14 @@ pub fn propagate_all(
     reference: &Datapath,
     sequences: &[Vec<u32>],
     mut done: impl FnMut() -> Result<()>,
-) -> Result<Vec<Propagation>> {
-    let mut sums: Vec<BTreeMap<Place, Sums>> = vec![BTreeMap::new(); paths.len()];
+) -> Result<Vec<(Propagation, Lineage)>> {
+    let mut all: Vec<(BTreeMap<Place, Sums>, Watch)> = (paths.iter())
+        .map(|path| (BTreeMap::new(), Watch::new(path)))
+        .collect();
     for tokens in sequences {
-        let clean = prefilled(reference, tokens)?;
-        for (path, sums) in paths.iter().zip(&mut sums) {
-            for (place, one) in of_sequence(path, reference, &clean, tokens)? {
+        let clean = prefilled(reference, tokens, None)?;
+        for (path, (sums, watch)) in paths.iter().zip(&mut all) {
+            for (place, one) in of_sequence(path, reference, &clean, tokens, watch)? {
                 match sums.get_mut(&place) {
                     None => {
                         sums.insert(place, one);
@@ -164,22 +168,55 @@ pub fn propagate_all(
             done()?;
         }
     }
-    let propagation = |(path, sums): (&Datapath, BTreeMap<Place, Sums>)| {
-        Ok(Propagation {
+    let both = |(path, (sums, watch)): (&Datapath, (BTreeMap<Place, Sums>, Watch))| {
+        let propagation = Propagation {
             mode: path.mode().name.to_string(),
             against: reference.mode().name.to_string(),
             profile: path.profile().name.to_string(),
             sites: finish(sums, &prefill(path))?,
-        })
+        };
+        Ok((propagation, of_watched(path, &watch, sequences)))
     };
-    paths.iter().zip(sums).map(propagation).collect()
+    paths.iter().zip(all).map(both).collect()
 }
 
-/// Every tensor of a prefill.
-fn prefilled(path: &Datapath, tokens: &[u32]) -> Result<BTreeMap<Place, Tensor>> {
-    let mut recorder = Recorder::new(Selection::default());
-    path.prefill(tokens, LogitRows::All, &mut recorder)?;
-    Ok(recorder.tensors)
+/// Every tensor of a prefill, whose scales are watched.
+fn prefilled(
+    path: &Datapath,
+    tokens: &[u32],
+    watch: Option<&mut Watch>,
+) -> Result<BTreeMap<Place, Tensor>> {
+    let mut watched = Watched {
+        recorder: Recorder::new(Selection::default()),
+        watch,
+    };
+    path.prefill(tokens, LogitRows::All, &mut watched)?;
+    Ok(watched.recorder.tensors)
+}
+
+/// Records every tensor, and watches scales beside.
+struct Watched<'a> {
+    recorder: Recorder,
+    watch: Option<&'a mut Watch>,
+}
+
+impl Probe for Watched<'_> {
+    fn wants(&self, _place: Place) -> bool {
+        true
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        if let Some(watch) = self.watch.as_mut().filter(|watch| watch.wants(place)) {
+            watch.visit(place, value)?;
+        }
+        self.recorder.visit(place, value)
+    }
+
+    fn count(&mut self, place: Place, status: Status) {
+        if let Some(watch) = &mut self.watch {
+            watch.count(place, status);
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -229,10 +266,11 @@ fn of_sequence(
     reference: &Datapath,
     clean: &BTreeMap<Place, Tensor>,
     tokens: &[u32],
+    watch: &mut Watch,
 ) -> Result<Vec<(Place, Sums)>> {
     let block = prefill(path);
     let clean_block = prefill(reference);
-    let free = prefilled(path, tokens)?;
+    let free = prefilled(path, tokens, Some(watch))?;
     let places = |run: &BTreeMap<Place, Tensor>| run.keys().copied().collect::<BTreeSet<Place>>();
     let sites = sites_of(&free);
     let propagated: Vec<(Place, Accumulator)> = (sites.par_iter())

@@ -39,6 +39,54 @@ struct Pair {
     ulp: Option<u64>,
 }
 
+impl Pair {
+    #[inline(always)]
+    fn is_finite(&self) -> bool {
+        self.x.is_finite() && self.y.is_finite()
+    }
+
+    /// A finite f32 beyond binary16 has no neighbour there: as far as it gets.
+    #[inline(always)]
+    fn ulp(&self) -> u64 {
+        self.ulp.unwrap_or(u64::from(u16::MAX))
+    }
+}
+
+/// Sums are taken in so many lanes, which need not wait for each other.
+const LANES: usize = 8;
+
+/// Sums of finite pairs.
+#[derive(Default)]
+struct Lanes {
+    error: [f64; LANES],
+    error2: [f64; LANES],
+    x2: [f64; LANES],
+    y2: [f64; LANES],
+    xy: [f64; LANES],
+    max_error: [f64; LANES],
+    max_x: [f64; LANES],
+    ulp: [u64; LANES],
+}
+
+impl Lanes {
+    #[inline(always)]
+    fn add(&mut self, pairs: &[Pair; LANES]) {
+        let larger = |a: f64, b: f64| if a > b { a } else { b };
+        for (i, pair) in pairs.iter().enumerate() {
+            let Pair { x, y, .. } = *pair;
+            let error = y - x;
+            self.error[i] += error;
+            self.error2[i] += error * error;
+            self.x2[i] += x * x;
+            self.y2[i] += y * y;
+            self.xy[i] += x * y;
+            self.max_error[i] = larger(self.max_error[i], error.abs());
+            self.max_x[i] = larger(self.max_x[i], x.abs());
+            self.ulp[i] = self.ulp[i].max(pair.ulp());
+        }
+    }
+}
+
 impl Accumulator {
     /// Starts with the scales of codes, if known. Unless both are, two tensors of codes are
     /// compared as integers.
@@ -224,31 +272,70 @@ impl Accumulator {
     #[inline(always)]
     fn each<X: Copy, Y: Copy>(&mut self, x: &[X], y: &[Y], pair: impl Fn(X, Y) -> Pair) {
         let allowed = self.allowed();
-        for (x, y) in x.iter().zip(y) {
-            let Pair { x, y, differ, ulp } = pair(*x, *y);
-            self.compared += 1;
-            let error = y - x;
-            let finite = x.is_finite() && y.is_finite();
-            if !finite || differ && allowed.is_none_or(|allowed| error.abs() > allowed) {
-                self.beyond += 1;
-                self.first.get_or_insert(self.compared - 1);
+        let mut lanes = Lanes::default();
+        let (parts, rest) = x.as_chunks::<LANES>();
+        let (other_parts, other_rest) = y.as_chunks::<LANES>();
+        for (x, y) in parts.iter().zip(other_parts) {
+            let pairs: [Pair; LANES] = std::array::from_fn(|i| pair(x[i], y[i]));
+            let known = pairs.iter().all(|p| p.is_finite() && !p.differ);
+            match known || pairs.iter().all(Pair::is_finite) {
+                true => lanes.add(&pairs),
+                // Nothing of these enters the sums.
+                false => {
+                    for pair in pairs.iter().filter(|p| p.is_finite()) {
+                        self.sum(pair);
+                    }
+                }
             }
-            if !finite {
-                self.non_finite += 1;
-                self.mismatched += 1;
-                continue;
+            if !known {
+                self.count(&pairs, allowed);
             }
-            self.mismatched += usize::from(differ);
-            self.max_error = self.max_error.max(error.abs());
-            self.sum_error += error;
-            self.sum_error2 += error * error;
-            self.sum_x2 += x * x;
-            self.sum_y2 += y * y;
-            self.sum_xy += x * y;
-            self.max_x = self.max_x.max(x.abs());
-            // A finite f32 beyond binary16 has no neighbour there: as far as it gets.
-            self.ulp_max = self.ulp_max.max(ulp.unwrap_or(u64::from(u16::MAX)));
+            self.compared += LANES;
         }
+        for (x, y) in rest.iter().zip(other_rest) {
+            let pair = pair(*x, *y);
+            if pair.is_finite() {
+                self.sum(&pair);
+            }
+            self.count(std::slice::from_ref(&pair), allowed);
+            self.compared += 1;
+        }
+        self.sum_error += lanes.error.iter().sum::<f64>();
+        self.sum_error2 += lanes.error2.iter().sum::<f64>();
+        self.sum_x2 += lanes.x2.iter().sum::<f64>();
+        self.sum_y2 += lanes.y2.iter().sum::<f64>();
+        self.sum_xy += lanes.xy.iter().sum::<f64>();
+        self.max_error = lanes.max_error.into_iter().fold(self.max_error, f64::max);
+        self.max_x = lanes.max_x.into_iter().fold(self.max_x, f64::max);
+        self.ulp_max = lanes.ulp.into_iter().fold(self.ulp_max, u64::max);
+    }
+
+    /// Counts the next pairs that differ, and those beyond what is forgiven.
+    fn count(&mut self, pairs: &[Pair], allowed: Option<f64>) {
+        for (i, pair) in pairs.iter().enumerate() {
+            let finite = pair.is_finite();
+            let far = || allowed.is_none_or(|allowed| (pair.y - pair.x).abs() > allowed);
+            if !finite || pair.differ && far() {
+                self.beyond += 1;
+                self.first.get_or_insert(self.compared + i);
+            }
+            self.non_finite += usize::from(!finite);
+            self.mismatched += usize::from(!finite || pair.differ);
+        }
+    }
+
+    /// Sums a finite pair.
+    fn sum(&mut self, pair: &Pair) {
+        let Pair { x, y, .. } = *pair;
+        let error = y - x;
+        self.max_error = self.max_error.max(error.abs());
+        self.sum_error += error;
+        self.sum_error2 += error * error;
+        self.sum_x2 += x * x;
+        self.sum_y2 += y * y;
+        self.sum_xy += x * y;
+        self.max_x = self.max_x.max(x.abs());
+        self.ulp_max = self.ulp_max.max(pair.ulp());
     }
 
     /// Every metric; an error if nothing was compared.

@@ -44,7 +44,7 @@ impl Dumps {
                 dumps.strays.push(path);
                 continue;
             };
-            match Dump::read(&path, vector.array.dtype(), vector.array.len()) {
+            match Dump::read(&path, vector.array.dtype(), vector.bits, vector.array.len()) {
                 Ok(dump) => dumps.compared.push((path, against_dump(vector, &dump))),
                 Err(error) => dumps.unreadable.push((vector.name.clone(), error)),
             }
@@ -91,13 +91,8 @@ mod tests {
 
     #[test]
     fn a_dump_is_known_by_every_name_of_its_array() {
-        let vector = |name: &str| Vector {
-            name: name.into(),
-            role: Role::Expected,
-            key: None,
-            scale: None,
-            array: i8::wrap(ArrayD::zeros(IxDyn(&[1]))),
-        };
+        let one = || i8::wrap(ArrayD::zeros(IxDyn(&[1])));
+        let vector = |name: &str| Vector::new(name, Role::Expected, one());
         let vectors = [vector("out"), vector("out_scale")];
         let of = |name: &str| array_of(name, &vectors).map(|v| v.name.as_str());
         for name in [

@@ -70,11 +70,8 @@ pub fn export(
     let ids = tokens.iter().map(|id| *id as i32).collect();
     let ids = ArrayD::from_shape_vec(vec![1, tokens.len()], ids).expect("one row");
     out.vectors.push(Vector {
-        name: "tokens".into(),
-        role: Role::Internal,
         key: Some("tokens".into()),
-        scale: None,
-        array: i32::wrap(ids),
+        ..Vector::new("tokens", Role::Internal, i32::wrap(ids))
     });
     let found = simulate(&out)?;
     // The step by itself gives what the run gave; the folder holds the run's.
@@ -223,11 +220,9 @@ impl<'a> Made<'a, '_> {
     ) {
         let array = T::wrap(array.as_standard_layout().into_owned());
         self.out.vectors.push(Vector {
-            name: name.into(),
-            role,
             key,
             scale,
-            array,
+            ..Vector::new(name, role, array)
         });
     }
 

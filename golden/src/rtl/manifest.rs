@@ -44,7 +44,7 @@ pub struct Entry {
     pub file: String,
     /// Element type: i8, u8, i16, i32, u32, i64, f16, f32.
     pub dtype: String,
-    /// Bits of a word.
+    /// Bits of a word in hardware: of a register, a factor or a table they may be fewer than its type has.
     pub bits: usize,
     /// Axes, outermost first.
     pub shape: Vec<usize>,
@@ -109,8 +109,24 @@ pub struct Vector {
     pub key: Option<String>,
     /// The scale of codes.
     pub scale: Option<f32>,
+    /// Bits of a word in hardware, those of the elements' type at most.
+    pub bits: usize,
     /// The elements.
     pub array: Array,
+}
+
+impl Vector {
+    /// Words as wide as their type, without a key and a scale.
+    pub fn new(name: &str, role: Role, array: Array) -> Self {
+        Self {
+            name: name.into(),
+            role,
+            key: None,
+            scale: None,
+            bits: 8 * array.dtype().item_size(),
+            array,
+        }
+    }
 }
 
 /// The vectors of a step.
@@ -164,14 +180,14 @@ impl StepVectors {
         let arrays = self.vectors.iter().map(|vector| {
             let file = format!("{}.{}", vector.name, format.name());
             let path = folder.join(&file);
-            write(&path, &vector.array, format)?;
+            write(&path, &vector.array, vector.bits, format)?;
             let array = &vector.array;
             Ok(Entry {
                 name: vector.name.clone(),
                 role: vector.role,
                 key: vector.key.clone(),
                 dtype: array.dtype().name().to_owned(),
-                bits: 8 * array.dtype().item_size(),
+                bits: vector.bits,
                 shape: array.shape().to_vec(),
                 layout: "row-major".into(),
                 depth: array.len(),
@@ -216,6 +232,7 @@ impl StepVectors {
                 role: entry.role,
                 key: entry.key.clone(),
                 scale: entry.scale,
+                bits: entry.bits,
                 array: entry.array(&folder, manifest.format)?,
             });
         }
@@ -323,16 +340,22 @@ impl Manifest {
                     format!("{:?}", entry.shape),
                 );
             }
-            if depth != Some(entry.depth) || entry.bits != 8 * dtype.item_size() {
-                let expected = format!(
-                    "the words of shape {:?}, {} bits each",
-                    entry.shape,
-                    8 * dtype.item_size()
-                );
+            if depth != Some(entry.depth) {
                 return bad(
                     item("depth"),
-                    expected,
-                    format!("{} of {} bits", entry.depth, entry.bits),
+                    format!("the words of shape {:?}", entry.shape),
+                    entry.depth.to_string(),
+                );
+            }
+            let (fewest, most) = match dtype {
+                DType::F16 | DType::F32 => (8 * dtype.item_size(), 8 * dtype.item_size()),
+                _ => (1, 8 * dtype.item_size()),
+            };
+            if !(fewest..=most).contains(&entry.bits) {
+                return bad(
+                    item("bits"),
+                    format!("{fewest} to {most}, as {} has them", dtype.name()),
+                    entry.bits.to_string(),
                 );
             }
             if entry.layout != "row-major" {
@@ -371,6 +394,12 @@ impl Entry {
     /// The array, from its file.
     pub fn array(&self, folder: &Path, format: Format) -> Result<Array> {
         let dtype = self.element().expect("checked when the manifest was read");
-        read(&folder.join(&self.file), format, dtype, &self.shape)
+        read(
+            &folder.join(&self.file),
+            format,
+            dtype,
+            self.bits,
+            &self.shape,
+        )
     }
 }

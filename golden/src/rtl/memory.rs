@@ -81,15 +81,20 @@ fn word(token: &str, bits: usize) -> Option<Option<u64>> {
     if digits.is_empty() || !digits.chars().all(good) {
         return None;
     }
-    let (wider, kept) = digits.split_at(digits.len().saturating_sub(bits / 4));
+    let kept_digits = bits.div_ceil(4);
+    let (wider, kept) = digits.split_at(digits.len().saturating_sub(kept_digits));
     let zeros = wider.chars().all(|d| d == '0');
     let ones = wider.chars().all(|d| d.eq_ignore_ascii_case(&'f'));
     if digits.contains(is_unknown) {
         return (zeros || ones || wider.chars().all(is_unknown)).then_some(None);
     }
-    let value = u64::from_str_radix(kept, 16).ok()?;
+    let word = u64::from_str_radix(kept, 16).ok()?;
+    // The first of the kept digits has bits before the word's where the width is no multiple of four.
+    let value = word & (u64::MAX >> (64 - bits));
+    let (before, all) = (word >> (bits - 1) >> 1, (1 << (4 * kept_digits - bits)) - 1);
     let negative = value >> (bits - 1) == 1;
-    (zeros || ones && negative).then_some(Some(value))
+    let extended = negative && ones && before == all;
+    (zeros && before == 0 || extended).then_some(Some(value))
 }
 
 /// What is neither white space nor a comment, with its place. A comment that does not end is one too.
@@ -157,14 +162,18 @@ mod tests {
 
     /// A word in one of the ways in which simulators and scripts write it.
     fn spelled(value: u64, bits: usize, way: usize) -> String {
-        let plain = format!("{value:0width$x}", width = bits / 4);
-        let sign = if value >> (bits - 1) == 1 { "f" } else { "0" };
+        let width = bits.div_ceil(4);
+        let plain = format!("{value:0width$x}");
+        let (sign, ones) = match value >> (bits - 1) == 1 {
+            true => ("f", u64::MAX << (bits - 1) & (u64::MAX >> (64 - 4 * width))),
+            false => ("0", 0),
+        };
         match way % 6 {
             0 => plain,
             1 => plain.to_uppercase(),
             2 => format!("{}_{}", &plain[..1], &plain[1..]),
             3 => format!("{value:x}"),
-            4 => format!("{}{plain}", sign.repeat(8)),
+            4 => format!("{}{:0width$x}", sign.repeat(8), value | ones),
             _ => format!("000{plain}"),
         }
     }
@@ -174,7 +183,7 @@ mod tests {
         #[test]
         fn the_grammar_is_read_whole(
             words in proptest::collection::vec((any::<u64>(), 0usize..6, 0usize..6, any::<bool>()), 1..30),
-            bits in prop::sample::select(vec![8usize, 16, 32, 64]),
+            bits in prop::sample::select(vec![7usize, 8, 13, 16, 28, 32, 64]),
             backwards in any::<bool>(),
         ) {
             let mask = u64::MAX >> (64 - bits);
@@ -183,7 +192,7 @@ mod tests {
             for (i, (value, way, blank, known)) in words.iter().enumerate() {
                 let word = match known {
                     true => spelled(value & mask, bits, *way),
-                    false => "xZ?_0z1X"[..bits / 8].to_owned(),
+                    false => "xZ?_0z1X"[..bits.div_ceil(8)].to_owned(),
                 };
                 let separator = between[*blank];
                 pieces.push((i as u64, format!("@{i:x}{separator}{word}{separator}\n")));

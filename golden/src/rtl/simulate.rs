@@ -7,14 +7,14 @@ use crate::npz::Element;
 use half::f16;
 use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2};
 use scalescope_sim::arith::accumulate::Accumulator;
-use scalescope_sim::arith::fixed::FixedFactor;
+use scalescope_sim::arith::fixed::{FixedFactor, Scaling};
 use scalescope_sim::arith::function::{Function, FunctionRule};
 use scalescope_sim::arith::hadamard::HadamardSize;
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::error::{Result, SimError};
 use scalescope_sim::headroom::bits_for;
 use scalescope_sim::mode::Implementation;
-use scalescope_sim::profile::unit::{ActivationGranularity, GROUP};
+use scalescope_sim::profile::unit::{ActivationGranularity, GROUP, HadamardForm};
 use scalescope_sim::profile::{Profile, StepRules};
 use scalescope_sim::quant::{Acc, Int4Tensor, QTensor, QVector, QWeight, Scale};
 use scalescope_sim::step::conv::{ConvWeight, ConvWindow, conv_silu};
@@ -62,30 +62,23 @@ struct Find<'a> {
     profile: &'a Profile,
 }
 
-fn internal<T: Element>(name: &str, array: ArrayD<T>) -> Vector {
-    made(name, Role::Internal, array)
-}
-
 fn expected<T: Element>(name: &str, array: ArrayD<T>) -> Vector {
     made(name, Role::Expected, array)
 }
 
 fn made<T: Element>(name: &str, role: Role, array: ArrayD<T>) -> Vector {
-    let array = T::wrap(array.as_standard_layout().into_owned());
-    Vector {
-        name: name.into(),
-        role,
-        key: None,
-        scale: None,
-        array,
-    }
+    Vector::new(name, role, T::wrap(array.as_standard_layout().into_owned()))
 }
 
-/// Integers of so many bits, in words of 32 bits or, where they need them, 64.
+/// Integers of so many bits, of 32 bits or, where they need them, 64 as a type.
 fn integers(name: &str, role: Role, values: ArrayD<i64>, bits: u32) -> Vector {
-    match bits <= 32 {
+    let vector = match bits <= 32 {
         true => made(name, role, values.mapv(|v| v as i32)),
         false => made(name, role, values),
+    };
+    Vector {
+        bits: bits as usize,
+        ..vector
     }
 }
 
@@ -109,39 +102,40 @@ fn token_codes(q: DynamicTensor) -> Vec<Vector> {
 }
 
 /// Multiplier and shift as arrays, where a step has integer factors.
-fn factors(name: &str, role: Role, fixed: Option<&[FixedFactor]>) -> Vec<Vector> {
+fn factors(name: &str, role: Role, fixed: Option<&[FixedFactor]>, scaling: Scaling) -> Vec<Vector> {
     let Some(fixed) = fixed else {
         return Vec::new();
     };
-    let of = |value: fn(&FixedFactor) -> i32| {
-        ArrayD::from_shape_vec(vec![fixed.len()], fixed.iter().map(value).collect())
-            .expect("one value each")
+    let of = |part: &str, value: fn(&FixedFactor) -> i64, bits: u32| {
+        let values = fixed.iter().map(value).collect();
+        let values = ArrayD::from_shape_vec(vec![fixed.len()], values).expect("one value each");
+        integers(&format!("{name}{part}"), role, values, bits)
+    };
+    let multiplier_bits = match scaling {
+        Scaling::Fixed { bits, .. } => bits.into(),
+        // The multiplier of a shift alone is 1.
+        Scaling::PowerOfTwo | Scaling::F32 => bits_for(0, 1),
     };
     vec![
-        made(
-            &format!("{name}multiplier"),
-            role,
-            of(|f| f.multiplier as i32),
-        ),
-        made(&format!("{name}shift"), role, of(|f| f.shift)),
+        of("multiplier", |f| f.multiplier, multiplier_bits),
+        of("shift", |f| f.shift.into(), FixedFactor::SHIFT_BITS),
     ]
 }
 
 /// The table of a function, where it has one.
 fn table(name: &str, rule: FunctionRule, function: Function) -> Option<Vector> {
     let unit = rule.unit(function)?;
-    let words = unit.words().to_vec();
+    let (words, bits) = (unit.words().to_vec(), unit.word_bits().max(1));
     let words = ArrayD::from_shape_vec(vec![words.len()], words).expect("one axis");
-    let (low, high) = words
-        .iter()
-        .fold((0, 0), |(l, h), w| (*w.min(&l), *w.max(&h)));
-    let bits = bits_for(low.into(), high.into());
-    Some(integers(
-        &format!("{name}_table"),
-        Role::Constant,
-        words,
-        bits,
-    ))
+    let name = format!("{name}_table");
+    let signed = words.iter().any(|w| *w < 0);
+    Some(match signed || bits > 32 {
+        true => integers(&name, Role::Constant, words, bits + u32::from(!signed)),
+        false => Vector {
+            bits: bits as usize,
+            ..made(&name, Role::Constant, words.mapv(|w| w as u32))
+        },
+    })
 }
 
 impl Find<'_> {
@@ -292,7 +286,7 @@ impl Find<'_> {
             false => Role::Constant,
         };
         let fixed = linear_unit::factors(&x.scales, &stored.scales, rule, output)?;
-        let mut out = factors("", role, fixed.as_deref());
+        let mut out = factors("", role, fixed.as_deref(), rule.scaling);
         let first = stored.scales[0];
         let int4 = match self.has("weight_packed") {
             true => Some(self.int4(&stored)?),
@@ -399,11 +393,12 @@ impl Find<'_> {
             let (low, high) = terms
                 .iter()
                 .fold((0, 0), |(l, h), v| (*v.min(&l), *v.max(&h)));
-            let bits = bits_for(low.into(), high.into());
+            let register = rules.accumulator.bits().into();
+            let bits = bits_for(low.into(), high.into()).max(register);
             out.push(integers("bias_sum", Role::Constant, terms, bits));
         }
         for (name, fixed) in conv_unit::factors(&rules, &weight, s_x, s_out)? {
-            out.extend(factors(name, Role::Constant, Some(&fixed)));
+            out.extend(factors(name, Role::Constant, Some(&fixed), rules.scaling));
         }
         let q = match conv_unit::is_unit(&rules, &weight, &window) {
             true => {
@@ -475,7 +470,12 @@ impl Find<'_> {
                 }
                 if let Some(kept) = constants(unit, &weight, &inputs, Some(s_state))? {
                     for (name, factor) in &kept.factors {
-                        out.extend(factors(name, Role::Constant, Some(&[*factor])));
+                        out.extend(factors(
+                            name,
+                            Role::Constant,
+                            Some(&[*factor]),
+                            unit.scaling,
+                        ));
                     }
                     let alpha = kept.alpha.mapv(|v| v as i32).into_dyn();
                     out.push(made("alpha", Role::Constant, alpha));
@@ -507,7 +507,9 @@ impl Find<'_> {
         let size = HadamardSize::of(y.ncols())?;
         let s_out = Scale::new(self.parameter("output_scale")?)?;
         let grid = self.profile.storage.activation_scales;
-        let Some(rotation) = IntegerRotation::of(size, rules.form) else {
+        let (Some(rotation), HadamardForm::Integer { bits, scaling, .. }) =
+            (IntegerRotation::of(size, rules.form), rules.form)
+        else {
             if self.by_token() {
                 let rotated = rotate(y.mapv(f32::from), size);
                 let (q, _) = dynamic::tokens(&rotated, grid, rules.quantizer());
@@ -534,10 +536,12 @@ impl Find<'_> {
             .map(|scale| rotation.to_grid(s_out, *scale, rules))
             .map(|requantizer| requantizer.map(|r| r.fixed()))
             .collect::<Result<_>>()?;
-        let mut out = factors("", role, fixed.as_deref());
-        let shifts: Vec<i32> = rotation.stage_shifts().iter().map(|s| *s as i32).collect();
+        let mut out = factors("", role, fixed.as_deref(), scaling);
+        let shifts: Vec<i64> = rotation.stage_shifts().iter().map(|s| *s as i64).collect();
+        let most = shifts.iter().copied().max().unwrap_or(0);
         let shifts = ArrayD::from_shape_vec(vec![shifts.len()], shifts).expect("one axis");
-        out.push(made("stage_shift", Role::Constant, shifts));
+        let shift_bits = bits_for(0, most.into());
+        out.push(integers("stage_shift", Role::Constant, shifts, shift_bits));
         let (base, block) = (size.base(), size.n() / size.base());
         let signs = Array2::from_shape_fn((base, base), |(i, j)| {
             size.entry(i * block, j * block) as i8
@@ -549,7 +553,8 @@ impl Find<'_> {
         for mut row in rotated.rows_mut() {
             rotation.transform(row.as_slice_mut().expect("rows are contiguous"), &mut seen);
         }
-        out.push(internal("input", input.mapv(|v| v as i32).into_dyn()));
+        let input = input.into_dyn();
+        out.push(integers("input", Role::Internal, input, bits.into()));
         out.push(sums("rotated", rotated, rotation.register()));
         out.extend(outputs);
         Ok(out)

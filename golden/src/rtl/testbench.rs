@@ -1,18 +1,116 @@
 //! The self-checking SystemVerilog testbench of a step: streams every input into the device under
-//! test, one word a clock, compares every word that comes out, and writes them to dumps that
+//! test, one word a clock at most, compares every word that comes out, and writes them to dumps that
 //! `scalescope check export` reads.
 //!
-//! It passes only if its own words are those of the export, every output gave every word, equal, and nothing
-//! came after the last one; otherwise it ends with `$fatal`, so that the simulator's exit code says so. Its
-//! words have no unknown bits once their checksum is right, so that unknown bits differ from them.
+//! Each array is a stream with `valid`, `ready` and `last`. It passes only if its own words are those of the export,
+//! every output gave every word, equal, marked the last one, held what was not yet taken, and gave nothing after
+//! the last one; otherwise it ends with `$fatal`, so that the simulator's exit code says so. Its words have no
+//! unknown bits once their checksum is right, so that unknown bits differ from them.
 
 use super::manifest::{Entry, Manifest, Role, StepVectors};
 use super::words::words_of;
 use scalescope_sim::error::Result;
-use std::fmt::Write;
 
 /// Clocks after the last word in which nothing more may come.
 const QUIET: usize = 1000;
+
+/// What a stream has on both sides, by its NAME: the words of the export and how many are done.
+const DECLARED: &str = "
+  reg [HIGH:0] NAME_mem [0:DEPTH-1];
+  integer NAME_at = 0;";
+
+/// An input, which the testbench drives.
+const DRIVEN: &str = "
+  reg NAME_valid = 0, NAME_last = 0;
+  reg [HIGH:0] NAME_data = 0;
+  wire NAME_ready;";
+
+/// An output, which the device drives.
+const TAKEN: &str = "
+  wire NAME_valid, NAME_last;
+  wire [HIGH:0] NAME_data;
+  reg NAME_ready = 0;
+  // A word that was given and not yet taken.
+  reg NAME_held = 0, NAME_held_last = 0;
+  reg [HIGH:0] NAME_held_data = 0;
+  integer NAME_dump;";
+
+const LOADED: &str = "
+    $readmemh(\"FILE\", NAME_mem);
+    sum = 0;
+    for (i = 0; i < DEPTH; i = i + 1) sum = sum * 64'd31 + {ZEROSNAME_mem[i]};
+    if (sum !== 64'hCHECKSUM) begin
+      $display(\"FAIL STEP: FILE does not hold the words of the export: not found, shortened or altered\");
+      $fatal(1);
+    end";
+
+/// One clock of an input: the next word, or a pause, once the one before is taken.
+const DRIVE: &str = "
+    if (NAME_ready !== 1'b0 && NAME_ready !== 1'b1) begin
+      if (errors < 20) $display(\"NAME_ready is unknown in cycle %0d\", cycles);
+      errors = errors + 1;
+    end
+    if (!NAME_valid || NAME_ready) begin
+      NAME_valid <= NAME_at < DEPTH && draw[DRAW] >= pause;
+      if (NAME_at < DEPTH && draw[DRAW] >= pause) begin
+        NAME_data <= NAME_mem[NAME_at];
+        NAME_last <= NAME_at == DEPTH - 1;
+        NAME_at <= NAME_at + 1;
+      end
+    end";
+
+/// One clock of an output.
+const TAKE: &str = "
+    NAME_ready <= draw[DRAW] >= pause;
+    if (NAME_valid !== 1'b0 && NAME_valid !== 1'b1) begin
+      if (errors < 20) $display(\"NAME_valid is unknown in cycle %0d\", cycles);
+      errors = errors + 1;
+    end
+    if (NAME_held && {NAME_valid, NAME_last, NAME_data} !== {1'b1, NAME_held_last, NAME_held_data}) begin
+      if (errors < 20) $display(\"NAME[%0d]: changed in cycle %0d, before NAME_ready\", NAME_at, cycles);
+      errors = errors + 1;
+    end
+    NAME_held <= NAME_valid && !NAME_ready;
+    NAME_held_last <= NAME_last;
+    NAME_held_data <= NAME_data;
+    if (NAME_valid && NAME_ready) begin
+      $fwrite(NAME_dump, \"%0DIGITSh\\n\", NAME_data);
+      quiet = 0;
+      if (NAME_at >= DEPTH) begin
+        if (errors < 20) $display(\"NAME: more than DEPTH words\");
+        errors = errors + 1;
+      end else if (NAME_data !== NAME_mem[NAME_at]) begin
+        if (errors < 20) $display(\"NAME[%0d]: expected %h, found %h\", NAME_at, NAME_mem[NAME_at], NAME_data);
+        errors = errors + 1;
+      end else if (NAME_last !== (NAME_at == DEPTH - 1)) begin
+        if (errors < 20) $display(\"NAME[%0d]: NAME_last is %b\", NAME_at, NAME_last);
+        errors = errors + 1;
+      end
+      NAME_at = NAME_at + 1;
+    end";
+
+const ENDED: &str = "
+    if (DONE) begin
+      quiet = quiet + 1;
+      if (quiet > QUIET) begin
+        CLOSE
+        if (errors == 0) begin
+          $display(\"PASS STEP: COUNTED\", COUNTS);
+          $finish;
+        end else begin
+          $display(\"FAIL STEP: %0d mismatches: COUNTED\", errors, COUNTS);
+          $fatal(1);
+        end
+      end
+    end
+    if (cycles > LIMIT) begin
+      CLOSE
+      $display(\"FAIL STEP: no more output after %0d cycles: COUNTED\", cycles, COUNTS);
+      $fatal(1);
+    end
+  end
+endmodule
+";
 
 /// The testbench's file name.
 pub fn file_name(manifest: &Manifest) -> String {
@@ -26,112 +124,107 @@ pub fn file_name(manifest: &Manifest) -> String {
 ///
 /// A manifest of other arrays than the vectors.
 pub fn testbench(manifest: &Manifest, vectors: &StepVectors) -> Result<String> {
-    let of = |role| {
+    let of = |role| -> Vec<&Entry> {
         let arrays = manifest.arrays.iter();
-        arrays.filter(move |a: &&Entry| a.role == role)
+        arrays.filter(|a| a.role == role).collect()
     };
-    let (inputs, outputs): (Vec<&Entry>, Vec<&Entry>) =
-        (of(Role::Input).collect(), of(Role::Expected).collect());
-    let both = || inputs.iter().chain(&outputs);
+    let (inputs, outputs) = (of(Role::Input), of(Role::Expected));
+    let streams: Vec<&Entry> = inputs.iter().chain(&outputs).copied().collect();
     let step = &manifest.step;
-    let constants: Vec<&str> = of(Role::Constant).map(|a| a.name.as_str()).collect();
+    let constants: Vec<&str> = (of(Role::Constant).iter()).map(|a| &*a.name).collect();
+    let port = |a: &&Entry| {
+        ["valid", "ready", "last", "data"]
+            .map(|p| format!(".{0}_{p}({0}_{p})", a.name))
+            .join(", ")
+    };
+    let ports: Vec<String> = streams.iter().map(port).collect();
     let mut sv = format!(
-        "// {step} of block {}, mode {}, profile {} ({}).\n\
-         // Made by scalescope; docs/export.md says what every array is.\n//\n\
-         // The device under test, `module scalescope_{step}`, gets each input word by word, row-major,\n\
-         // while NAME_valid is high, and gives each output the same way. Constants ({}) are its own to\n\
-         // load from the memory files.\n`timescale 1ns/1ps\n\nmodule tb_{step};\n",
-        manifest.layer,
-        manifest.mode,
-        manifest.profile.name,
-        &manifest.profile.hash[..12],
-        constants.join(", "),
+        "// {step} of block {layer}, mode {mode}, profile {profile} ({hash}).
+// Made by scalescope; docs/export.md says what every array is.
+//
+// The device under test, `module scalescope_{step}`, takes and gives each array as a stream, row-major: a word is
+// taken at a rising edge at which NAME_valid and NAME_ready are high, and NAME_last is high with the last one. Constants
+// ({constants}) are its own to load from the memory files.
+// The testbench pauses every stream at random; `+pause=N` sets in how many of 16 clocks (0 to 15, otherwise 4).
+`timescale 1ns/1ps
+
+module tb_{step};
+  reg clk = 0;
+  reg rst = 1;
+  always #5 clk = ~clk;
+  integer errors = 0;
+  integer cycles = 0;
+  integer quiet = 0;
+  integer pause = 4;
+  integer i;
+  reg [31:0] draw = 32'd1;
+  reg [63:0] sum;
+",
+        layer = manifest.layer,
+        mode = manifest.mode,
+        profile = manifest.profile.name,
+        hash = &manifest.profile.hash[..12],
+        constants = constants.join(", "),
     );
-    sv += "  reg clk = 0;\n  reg rst = 1;\n  always #5 clk = ~clk;\n  \
-           integer errors = 0;\n  integer cycles = 0;\n  integer quiet = 0;\n  integer i;\n  \
-           reg [63:0] sum;\n\n";
-    for a in both() {
-        let (name, high) = (&a.name, a.bits - 1);
-        let _ = writeln!(sv, "  reg [{high}:0] {name}_mem [0:{}];", a.depth - 1);
-        let _ = writeln!(sv, "  integer {name}_at = 0;");
-    }
-    for a in &inputs {
-        let (name, high) = (&a.name, a.bits - 1);
-        let _ = writeln!(
-            sv,
-            "  reg {name}_valid = 0;\n  reg [{high}:0] {name}_data = 0;"
-        );
-    }
-    for a in &outputs {
-        let (name, high) = (&a.name, a.bits - 1);
-        let _ = writeln!(sv, "  wire {name}_valid;\n  wire [{high}:0] {name}_data;");
-        let _ = writeln!(sv, "  integer {name}_dump;");
-    }
-    let port = |a: &&Entry| format!(".{0}_valid({0}_valid), .{0}_data({0}_data)", a.name);
-    let ports: Vec<String> = both().map(port).collect();
-    let ports = ports.join(",\n    ");
-    let _ = write!(
-        sv,
-        "\n  scalescope_{step} dut (.clk(clk), .rst(rst),\n    {ports});\n\n  initial begin\n"
+    let each = |arrays: &[&Entry], template: &str| -> String {
+        arrays.iter().map(|a| filled(template, a)).collect()
+    };
+    sv += &each(&streams, DECLARED);
+    sv += &each(&inputs, DRIVEN);
+    sv += &each(&outputs, TAKEN);
+    sv += &format!(
+        "\n\n  scalescope_{step} dut (.clk(clk), .rst(rst),\n    {});\n\n  initial begin\n    \
+         i = $value$plusargs(\"pause=%d\", pause);",
+        ports.join(",\n    ")
     );
-    for a in both() {
-        let array = &vectors.get(&a.name)?.array;
-        let _ = write!(
-            sv,
-            "    $readmemh(\"{file}\", {name}_mem);\n    sum = 0;\n    \
-             for (i = 0; i < {depth}; i = i + 1) sum = sum * 64'd31 + {{{zeros}{name}_mem[i]}};\n    \
-             if (sum !== 64'h{sum:016x}) begin\n      \
-             $display(\"FAIL {step}: {file} does not hold the words of the export: not found, \
-             shortened or altered\");\n      \
-             $fatal(1);\n    end\n",
-            file = a.file,
-            name = a.name,
-            depth = a.depth,
-            zeros = zeros(64 - a.bits),
-            sum = checksum(&words_of(array)),
-        );
+    for a in &streams {
+        let words = words_of(&vectors.get(&a.name)?.array);
+        let loaded = LOADED
+            .replace("ZEROS", &zeros(64 - a.bits))
+            .replace("CHECKSUM", &format!("{:016x}", checksum(&words)))
+            .replace("STEP", step);
+        sv += &filled(&loaded, a);
     }
-    for a in &outputs {
-        let name = &a.name;
-        let _ = writeln!(sv, "    {name}_dump = $fopen(\"{name}.dump.hex\", \"w\");");
+    sv += &each(
+        &outputs,
+        "\n    NAME_dump = $fopen(\"NAME.dump.hex\", \"w\");",
+    );
+    sv += "\n    repeat (4) @(negedge clk);\n    rst = 0;\n  end\n\n  \
+           always @(posedge clk) if (!rst) begin\n    cycles <= cycles + 1;\n    \
+           draw = draw ^ (draw << 13);\n    draw = draw ^ (draw >> 17);\n    draw = draw ^ (draw << 5);";
+    for (i, a) in streams.iter().enumerate() {
+        let template = match a.role {
+            Role::Input => DRIVE,
+            Role::Constant | Role::Internal | Role::Expected => TAKE,
+        };
+        // Each stream has four bits of the draw; eight have different ones.
+        let bits = format!("{}:{}", 4 * (i % 8) + 3, 4 * (i % 8));
+        sv += &filled(&template.replace("DRAW", &bits), a);
     }
-    sv += "    repeat (4) @(negedge clk);\n    rst = 0;\n  end\n\n  \
-           always @(posedge clk) if (!rst) begin\n    cycles <= cycles + 1;\n";
-    for a in &inputs {
-        let _ = writeln!(
-            sv,
-            "    {0}_valid <= {0}_at < {1};\n    if ({0}_at < {1}) begin\n      {0}_data <= {0}_mem[{0}_at];\n      {0}_at <= {0}_at + 1;\n    end",
-            a.name, a.depth
-        );
-    }
-    for a in &outputs {
-        let digits = a.bits / 4;
-        let _ = writeln!(
-            sv,
-            "    if ({0}_valid !== 1'b0 && {0}_valid !== 1'b1) begin\n      errors = errors + 1;\n      if (errors < 20) $display(\"{0}_valid is unknown in cycle %0d\", cycles);\n    end\n    if ({0}_valid) begin\n      $fwrite({0}_dump, \"%0{digits}h\\n\", {0}_data);\n      quiet = 0;\n      if ({0}_at >= {1}) begin\n        errors = errors + 1;\n        if (errors < 20) $display(\"{0}: more than {1} words\");\n      end else if ({0}_data !== {0}_mem[{0}_at]) begin\n        if (errors < 20) $display(\"{0}[%0d]: expected %h, found %h\", {0}_at, {0}_mem[{0}_at], {0}_data);\n        errors = errors + 1;\n      end\n      {0}_at = {0}_at + 1;\n    end",
-            a.name, a.depth
-        );
-    }
-    let every = |of: &dyn Fn(&Entry) -> String, between: &str| {
-        let parts: Vec<String> = outputs.iter().map(|a| of(a)).collect();
+    let every = |template: &str, between: &str| {
+        let parts: Vec<String> = outputs.iter().map(|a| filled(template, a)).collect();
         parts.join(between)
     };
-    let done = every(&|a| format!("{}_at >= {}", a.name, a.depth), " && ");
-    let format = every(&|a| format!("{} %0d of {} words", a.name, a.depth), ", ");
-    let counts = every(&|a| format!("{}_at", a.name), ", ");
-    let close = every(&|a| format!("$fclose({}_dump);", a.name), " ");
     let words: usize = manifest.arrays.iter().map(|a| a.depth).sum();
-    let limit = 1000 * words.max(1000);
-    let _ = write!(
-        sv,
-        "    if ({done}) begin\n      quiet = quiet + 1;\n      if (quiet > {QUIET}) begin\n        {close}\n        \
-         if (errors == 0) begin\n          $display(\"PASS {step}: {format}\", {counts});\n          $finish;\n        \
-         end else begin\n          $display(\"FAIL {step}: %0d mismatches: {format}\", errors, {counts});\n          \
-         $fatal(1);\n        end\n      end\n    end\n    if (cycles > {limit}) begin\n      {close}\n      \
-         $display(\"FAIL {step}: no more output after %0d cycles: {format}\", cycles, {counts});\n      \
-         $fatal(1);\n    end\n  end\nendmodule\n"
-    );
+    sv += &ENDED
+        .replace("DONE", &every("NAME_at >= DEPTH", " && "))
+        .replace("CLOSE", &every("$fclose(NAME_dump);", " "))
+        .replace("COUNTED", &every("NAME %0d of DEPTH words", ", "))
+        .replace("COUNTS", &every("NAME_at", ", "))
+        .replace("QUIET", &QUIET.to_string())
+        .replace("LIMIT", &(1000 * words.max(1000)).to_string())
+        .replace("STEP", step);
     Ok(sv)
+}
+
+/// A template with an array's name, file, depth and width.
+fn filled(template: &str, a: &Entry) -> String {
+    template
+        .replace("NAME", &a.name)
+        .replace("FILE", &a.file)
+        .replace("DEPTH", &a.depth.to_string())
+        .replace("HIGH", &(a.bits - 1).to_string())
+        .replace("DIGITS", &a.bits.div_ceil(4).to_string())
 }
 
 /// So many zero bits before a word, in SystemVerilog.

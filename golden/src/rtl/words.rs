@@ -1,5 +1,5 @@
-//! Arrays as words: two's complement or IEEE bits, of the width of their type, one element a word,
-//! row-major.
+//! Arrays as words: two's complement or IEEE bits, one element a word, row-major. In a memory file a word is as
+//! wide as in hardware; elsewhere as its type.
 
 use super::memory;
 use crate::npz::{Array, DType, Element, read_npy, write_npy};
@@ -91,26 +91,23 @@ fn from_bytes(dtype: DType, shape: &[usize], bytes: &[u8]) -> Option<Array> {
     }
 }
 
-/// The contents of a memory file.
-pub fn hex(array: &Array, format: Format) -> String {
-    let size = array.dtype().item_size();
+/// The contents of a memory file of words of `bits` bits, the lowest of their type's.
+pub fn hex(array: &Array, bits: usize, format: Format) -> String {
+    let (mask, digits) = (u64::MAX >> (64 - bits), bits.div_ceil(4));
     let mut text = String::new();
     if format == Format::Mem {
         text.push_str("@0\n");
     }
-    for word in bytes(array).chunks_exact(size) {
-        for byte in word.iter().rev() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        text.push('\n');
+    for word in words_of(array) {
+        let _ = writeln!(text, "{:0digits$x}", word & mask);
     }
     text
 }
 
-/// Writes an array.
-pub fn write(path: &Path, array: &Array, format: Format) -> Result<()> {
+/// Writes an array whose words have `bits` bits in hardware.
+pub fn write(path: &Path, array: &Array, bits: usize, format: Format) -> Result<()> {
     let contents = match format {
-        Format::Hex | Format::Mem => hex(array, format).into_bytes(),
+        Format::Hex | Format::Mem => hex(array, bits, format).into_bytes(),
         Format::Bin => bytes(array),
         Format::Npy => return write_npy(path, array),
     };
@@ -119,7 +116,13 @@ pub fn write(path: &Path, array: &Array, format: Format) -> Result<()> {
 
 /// Reads an array that a manifest describes. What simulators write is read whole ([`memory`]); an array of
 /// the export has every word, known and once.
-pub fn read(path: &Path, format: Format, dtype: DType, shape: &[usize]) -> Result<Array> {
+pub fn read(
+    path: &Path,
+    format: Format,
+    dtype: DType,
+    bits: usize,
+    shape: &[usize],
+) -> Result<Array> {
     let depth: usize = shape.iter().product();
     let data = match format {
         Format::Npy => {
@@ -141,12 +144,12 @@ pub fn read(path: &Path, format: Format, dtype: DType, shape: &[usize]) -> Resul
                     path,
                     depth,
                     dtype,
-                    Dump::read(path, dtype, 0)?.extra,
+                    Dump::read(path, dtype, bits, 0)?.extra,
                 ));
             }
-            let dump = Dump::read(path, dtype, depth)?;
+            let dump = Dump::read(path, dtype, bits, depth)?;
             if let Some(at) = dump.first_unknown {
-                let expected = format!("a known word of {} bits", 8 * dtype.item_size());
+                let expected = format!("a known word of {bits} bits");
                 return Err(SimError::file(path, at, expected, "x or z"));
             }
             if dump.missing + dump.extra > 0 {
@@ -188,13 +191,13 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Reads a dump of an array of `depth` words of a type. What the file holds decides how it is read:
+    /// Reads a dump of an array of `depth` words of a type, of which hardware has `bits` bits. What the file holds decides how it is read:
     /// NumPy, a memory file, or (named `.bin`) little-endian bytes.
     ///
     /// # Errors
     ///
     /// What no simulator writes, by line and column; a NumPy array of another kind of numbers.
-    pub fn read(path: &Path, dtype: DType, depth: usize) -> Result<Self> {
+    pub fn read(path: &Path, dtype: DType, bits: usize, depth: usize) -> Result<Self> {
         let data = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
         let size = dtype.item_size();
         if data.starts_with(b"\x93NUMPY") {
@@ -217,7 +220,7 @@ impl Dump {
             return Ok(Self::of(words, depth));
         }
         let text = text::decode(path, data)?;
-        let words = memory::parse(&text, 8 * size)
+        let words = memory::parse(&text, bits)
             .map_err(|e| SimError::file(path, e.at, e.expected, e.found))?;
         let mut dump = Self::of([], depth);
         let mut given = vec![false; depth];
@@ -228,7 +231,7 @@ impl Dump {
                 continue;
             };
             // A word given again replaces the one before, as when a simulator loads the file.
-            *slot = word.value;
+            *slot = word.value.map(|value| extended(value, dtype, bits));
             given[place] = true;
             if word.value.is_none() {
                 dump.first_unknown.get_or_insert(word.at);
@@ -279,6 +282,15 @@ fn array_words(array: &Array, dtype: DType) -> Option<Vec<u64>> {
     words.collect()
 }
 
+/// A word of `bits` bits in the width of its type: integers with a sign keep their value.
+fn extended(word: u64, dtype: DType, bits: usize) -> u64 {
+    let signed = matches!(dtype, DType::I8 | DType::I16 | DType::I32 | DType::I64);
+    match signed && word >> (bits - 1) == 1 {
+        true => word | (u64::MAX << (bits - 1)) & (u64::MAX >> (64 - 8 * dtype.item_size())),
+        false => word,
+    }
+}
+
 fn little_endian_word(bytes: &[u8]) -> u64 {
     let byte = |word, byte: &u8| word << 8 | u64::from(*byte);
     bytes.iter().rev().fold(0, byte)
@@ -316,8 +328,9 @@ mod tests {
         ] {
             for format in Format::ALL {
                 let path = folder.path().join(format!("a.{}", format.name()));
-                write(&path, &array, format).unwrap();
-                let again = read(&path, format, array.dtype(), array.shape()).unwrap();
+                let bits = 8 * array.dtype().item_size();
+                write(&path, &array, bits, format).unwrap();
+                let again = read(&path, format, array.dtype(), bits, array.shape()).unwrap();
                 assert_eq!(
                     bytes(&again),
                     bytes(&array),
@@ -326,7 +339,40 @@ mod tests {
                 );
             }
         }
-        assert_eq!(hex(&array(&[-2i16, 10]), Format::Mem), "@0\nfffe\n000a\n");
+        assert_eq!(
+            hex(&array(&[-2i16, 10]), 16, Format::Mem),
+            "@0\nfffe\n000a\n"
+        );
+    }
+
+    /// A register of 13 bits has words of four digits, whose sign comes back; what it cannot hold is refused.
+    #[test]
+    fn words_are_as_wide_as_in_hardware() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.hex");
+        for (array, text) in [
+            (array(&[-4096i32, -1, 4095]), "1000\n1fff\n0fff\n"),
+            (array(&[0u32, 8191, 4096]), "0000\n1fff\n1000\n"),
+        ] {
+            write(&path, &array, 13, Format::Hex).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            let again = read(&path, Format::Hex, array.dtype(), 13, array.shape()).unwrap();
+            assert_eq!(bytes(&again), bytes(&array));
+        }
+        for (word, good) in [
+            ("fffff000", true),
+            ("f000", true),
+            ("2fff", false),
+            ("effff000", false),
+        ] {
+            std::fs::write(&path, word).unwrap();
+            let found = Dump::read(&path, DType::I32, 13, 1);
+            let found = found.map(|dump| dump.words).map_err(|e| e.to_string());
+            match good {
+                true => assert_eq!(found, Ok(vec![Some(0xffff_f000)]), "{word}"),
+                false => assert!(found.unwrap_err().contains("word of 13 bits"), "{word}"),
+            }
+        }
     }
 
     #[test]
@@ -335,7 +381,7 @@ mod tests {
         let path = folder.path().join("a.hex");
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            read(&path, Format::Hex, DType::I8, &[3]).map_err(|e| e.to_string())
+            read(&path, Format::Hex, DType::I8, 8, &[3]).map_err(|e| e.to_string())
         };
         let whole = array(&[-1i8, 1, 127]);
         assert_eq!(
@@ -365,7 +411,7 @@ mod tests {
         let dump = |name: &str, contents: &[u8]| {
             let path = folder.path().join(name);
             std::fs::write(&path, contents).unwrap();
-            let dump = Dump::read(&path, DType::I16, 3).unwrap();
+            let dump = Dump::read(&path, DType::I16, 16, 3).unwrap();
             (dump.words, dump.unknown, dump.missing, dump.extra)
         };
         assert_eq!(
@@ -382,12 +428,12 @@ mod tests {
         );
         let path = folder.path().join("d.npy");
         write_npy(&path, &array(&[-1i64, 2, 3, 4])).unwrap();
-        let read = Dump::read(&path, DType::I16, 3).unwrap();
+        let read = Dump::read(&path, DType::I16, 16, 3).unwrap();
         assert_eq!(
             (read.words, read.extra),
             (vec![Some(65535), Some(2), Some(3)], 1)
         );
         write_npy(&path, &array(&[40000i64])).unwrap();
-        assert!(Dump::read(&path, DType::I16, 3).is_err());
+        assert!(Dump::read(&path, DType::I16, 16, 3).is_err());
     }
 }

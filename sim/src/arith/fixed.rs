@@ -61,6 +61,9 @@ pub const LONGEST_LEFT_SHIFT: i32 = 30;
 const SHIFTS: std::ops::RangeInclusive<i32> = -LONGEST_LEFT_SHIFT..=62;
 
 impl FixedFactor {
+    /// Bits of a shift, sign included.
+    pub const SHIFT_BITS: u32 = 7;
+
     /// The integer form of a real factor; `None` for [`Scaling::F32`].
     ///
     /// # Errors

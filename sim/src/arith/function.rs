@@ -214,14 +214,7 @@ impl FunctionUnitRule {
     /// Bits of memory: words times their width.
     pub fn memory_bits(&self, function: Function) -> u64 {
         let unit = FunctionUnit::new(function, *self);
-        let widest = unit
-            .words()
-            .iter()
-            .map(|w| w.unsigned_abs())
-            .max()
-            .unwrap_or(0);
-        let sign = u32::from(unit.words().iter().any(|w| *w < 0));
-        unit.words().len() as u64 * u64::from(64 - widest.leading_zeros() + sign)
+        unit.words().len() as u64 * u64::from(unit.word_bits())
     }
 }
 

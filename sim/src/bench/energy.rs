@@ -6,9 +6,8 @@
 //! | multiply FP32 / add FP32 | 3.7 / 0.9 |
 //! | read 64 bits of an SRAM of 8 KB / of DRAM | 10 / 1,300 to 2,600 (1,300 is taken) |
 //!
-//! 45 nm, 0.9 V: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014. Areas, for the
-//! same process: 282 and 137 µm² for INT8 multiplier and INT32 adder, 7,700 and 4,184 µm² for FP32, W. Dally,
-//! "High-performance hardware for machine learning", tutorial at NIPS 2015.
+//! 45 nm, 0.9 V: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, pages 10 to 14;
+//! docs/asic.md names where its table is quoted.
 //!
 //! It ranks designs. It leaves out registers, wires, control, the scan and the convolution, and no process of today
 //! has these numbers.
@@ -23,8 +22,6 @@ const FP32: f64 = 3.7 + 0.9;
 /// pJ a byte.
 const SRAM: f64 = 10.0 / 8.0;
 const DRAM: f64 = 1300.0 / 8.0;
-/// µm² of a multiplier and an adder: INT8 by INT8 into INT32, FP32.
-pub const AREAS: (f64, f64) = (282.0 + 137.0, 7700.0 + 4184.0);
 
 /// Energy of a linear step over all blocks, for one token, in µJ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

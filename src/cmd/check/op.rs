@@ -6,7 +6,7 @@ use crate::cmd::attribute::finding_text;
 use crate::cmd::blocks::ShownArgs;
 use crate::output::{print, print_json, table, table_text};
 use clap::Args;
-use scalescope_golden::check_op::{Vectors, check_op, write_expected};
+use scalescope_golden::check_op::{Vectors, check_op, layout, write_expected};
 use scalescope_golden::diagnosis::diagnose::diagnose_vectors;
 use scalescope_golden::ops::Op;
 use scalescope_sim::error::{Result, SimError};
@@ -58,6 +58,10 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         true => diagnose_vectors(&vectors, &arithmetic, &summary)?,
         false => Vec::new(),
     };
+    let lies = match equal {
+        true => None,
+        false => layout(op, &args.vectors, &vectors, &arithmetic, &summary)?,
+    };
     if args.json {
         let mut json = json!({
             "op": op.name(),
@@ -65,6 +69,9 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
             "arithmetic": arithmetic.name,
         });
         merge(&mut json, json!(summary));
+        if let Some(lies) = &lies {
+            json["layout"] = json!(lies);
+        }
         if args.explain {
             json["findings"] = json!(findings);
         }
@@ -76,7 +83,10 @@ pub fn run(args: &CheckOpArgs) -> Result<Outcome> {
         let found = findings.iter().map(|f| finding_text(f, &f.site));
         let explained: String = found.collect();
         let gap = if explained.is_empty() { "" } else { "\n" };
-        print(&format!("{heading}\n\n{body}{verdict}{gap}{explained}"));
+        let lies = lies.map_or(String::new(), |lies| format!("\nlayout: {lies}\n"));
+        print(&format!(
+            "{heading}\n\n{body}{lies}{verdict}{gap}{explained}"
+        ));
     }
     Ok(match equal {
         true => Outcome::Success,

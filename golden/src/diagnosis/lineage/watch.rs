@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// How often each code occurs.
 #[derive(Clone)]
-pub(super) struct Grid {
+pub(in crate::diagnosis) struct Grid {
     /// Counts of codes −128 to 127.
     pub counts: [u64; 256],
 }
@@ -39,7 +39,7 @@ impl Grid {
 }
 
 /// What passed.
-pub(super) struct Watch {
+pub(in crate::diagnosis) struct Watch {
     /// What readers take of each tensor.
     parts: Vec<(TracePoint, Columns)>,
     config: Config,

@@ -78,6 +78,13 @@ impl FunctionUnit {
         &self.words
     }
 
+    /// Bits of a word: of the largest magnitude, and of a sign where one is negative.
+    pub fn word_bits(&self) -> u32 {
+        let magnitudes = self.words.iter().map(|w| w.unsigned_abs());
+        let widest = magnitudes.max().unwrap_or(0);
+        64 - widest.leading_zeros() + u32::from(self.words.iter().any(|w| *w < 0))
+    }
+
     /// An integer made to fit X.
     #[inline(always)]
     pub fn fit(&self, x: i128) -> i64 {
