@@ -16,14 +16,7 @@ pub struct Accumulator {
     compared: usize,
     mismatched: usize,
     non_finite: usize,
-    max_error: f64,
-    sum_error: f64,
-    sum_error2: f64,
-    sum_x2: f64,
-    sum_y2: f64,
-    sum_xy: f64,
-    max_x: f64,
-    ulp_max: u64,
+    lanes: Lanes,
     saturated: usize,
     used: [bool; 256],
     atol: Option<f64>,
@@ -52,11 +45,12 @@ impl Pair {
     }
 }
 
-/// Sums are taken in so many lanes, which need not wait for each other.
+/// Sums are taken in so many lanes, which need not wait for each other: an element's lane follows from its number among all
+/// pieces, so that pieces give what the whole gives.
 const LANES: usize = 8;
 
-/// Sums of finite pairs.
-#[derive(Default)]
+/// Sums and maxima over finite pairs.
+#[derive(Clone, Debug, Default)]
 struct Lanes {
     error: [f64; LANES],
     error2: [f64; LANES],
@@ -69,22 +63,43 @@ struct Lanes {
 }
 
 impl Lanes {
+    /// Adds a pair to a lane.
     #[inline(always)]
-    fn add(&mut self, pairs: &[Pair; LANES]) {
+    fn add(&mut self, i: usize, pair: &Pair) {
         let larger = |a: f64, b: f64| if a > b { a } else { b };
-        for (i, pair) in pairs.iter().enumerate() {
-            let Pair { x, y, .. } = *pair;
-            let error = y - x;
-            self.error[i] += error;
-            self.error2[i] += error * error;
-            self.x2[i] += x * x;
-            self.y2[i] += y * y;
-            self.xy[i] += x * y;
-            self.max_error[i] = larger(self.max_error[i], error.abs());
-            self.max_x[i] = larger(self.max_x[i], x.abs());
-            self.ulp[i] = self.ulp[i].max(pair.ulp());
+        let Pair { x, y, .. } = *pair;
+        let error = y - x;
+        self.error[i] += error;
+        self.error2[i] += error * error;
+        self.x2[i] += x * x;
+        self.y2[i] += y * y;
+        self.xy[i] += x * y;
+        self.max_error[i] = larger(self.max_error[i], error.abs());
+        self.max_x[i] = larger(self.max_x[i], x.abs());
+        self.ulp[i] = self.ulp[i].max(pair.ulp());
+    }
+
+    /// Adds those of other pieces.
+    fn merge(&mut self, other: &Self) {
+        for i in 0..LANES {
+            self.error[i] += other.error[i];
+            self.error2[i] += other.error2[i];
+            self.x2[i] += other.x2[i];
+            self.y2[i] += other.y2[i];
+            self.xy[i] += other.xy[i];
+            self.max_error[i] = self.max_error[i].max(other.max_error[i]);
+            self.max_x[i] = self.max_x[i].max(other.max_x[i]);
+            self.ulp[i] = self.ulp[i].max(other.ulp[i]);
         }
     }
+}
+
+fn sum(lanes: [f64; LANES]) -> f64 {
+    lanes.iter().sum()
+}
+
+fn largest(lanes: [f64; LANES]) -> f64 {
+    lanes.into_iter().fold(0.0, f64::max)
 }
 
 impl Accumulator {
@@ -98,14 +113,7 @@ impl Accumulator {
             compared: 0,
             mismatched: 0,
             non_finite: 0,
-            max_error: 0.0,
-            sum_error: 0.0,
-            sum_error2: 0.0,
-            sum_x2: 0.0,
-            sum_y2: 0.0,
-            sum_xy: 0.0,
-            max_x: 0.0,
-            ulp_max: 0,
+            lanes: Lanes::default(),
             saturated: 0,
             used: [false; 256],
             atol: None,
@@ -224,14 +232,7 @@ impl Accumulator {
         self.mismatched += other.mismatched;
         self.non_finite += other.non_finite;
         self.beyond += other.beyond;
-        self.max_error = self.max_error.max(other.max_error);
-        self.sum_error += other.sum_error;
-        self.sum_error2 += other.sum_error2;
-        self.sum_x2 += other.sum_x2;
-        self.sum_y2 += other.sum_y2;
-        self.sum_xy += other.sum_xy;
-        self.max_x = self.max_x.max(other.max_x);
-        self.ulp_max = self.ulp_max.max(other.ulp_max);
+        self.lanes.merge(&other.lanes);
         self.saturated += other.saturated;
         for (used, too) in self.used.iter_mut().zip(other.used) {
             *used |= too;
@@ -272,42 +273,46 @@ impl Accumulator {
     #[inline(always)]
     fn each<X: Copy, Y: Copy>(&mut self, x: &[X], y: &[Y], pair: impl Fn(X, Y) -> Pair) {
         let allowed = self.allowed();
-        let mut lanes = Lanes::default();
-        let (parts, rest) = x.as_chunks::<LANES>();
-        let (other_parts, other_rest) = y.as_chunks::<LANES>();
+        // Up to the first lane, then all lanes at once.
+        let head = (self.compared.next_multiple_of(LANES) - self.compared).min(x.len());
+        let ((x, next_x), (y, next_y)) = (x.split_at(head), y.split_at(head));
+        let (parts, rest) = next_x.as_chunks::<LANES>();
+        let (other_parts, other_rest) = next_y.as_chunks::<LANES>();
+        for (x, y) in x.iter().zip(y) {
+            self.one(&pair(*x, *y), allowed);
+        }
+        let mut lanes = std::mem::take(&mut self.lanes);
         for (x, y) in parts.iter().zip(other_parts) {
             let pairs: [Pair; LANES] = std::array::from_fn(|i| pair(x[i], y[i]));
-            let known = pairs.iter().all(|p| p.is_finite() && !p.differ);
-            match known || pairs.iter().all(Pair::is_finite) {
-                true => lanes.add(&pairs),
-                // Nothing of these enters the sums.
-                false => {
-                    for pair in pairs.iter().filter(|p| p.is_finite()) {
-                        self.sum(pair);
-                    }
+            let finite = pairs.iter().all(Pair::is_finite);
+            if finite {
+                for (i, pair) in pairs.iter().enumerate() {
+                    lanes.add(i, pair);
+                }
+            } else {
+                for (i, pair) in pairs.iter().enumerate().filter(|(_, p)| p.is_finite()) {
+                    lanes.add(i, pair);
                 }
             }
-            if !known {
+            if !finite || pairs.iter().any(|p| p.differ) {
                 self.count(&pairs, allowed);
             }
             self.compared += LANES;
         }
+        self.lanes = lanes;
         for (x, y) in rest.iter().zip(other_rest) {
-            let pair = pair(*x, *y);
-            if pair.is_finite() {
-                self.sum(&pair);
-            }
-            self.count(std::slice::from_ref(&pair), allowed);
-            self.compared += 1;
+            self.one(&pair(*x, *y), allowed);
         }
-        self.sum_error += lanes.error.iter().sum::<f64>();
-        self.sum_error2 += lanes.error2.iter().sum::<f64>();
-        self.sum_x2 += lanes.x2.iter().sum::<f64>();
-        self.sum_y2 += lanes.y2.iter().sum::<f64>();
-        self.sum_xy += lanes.xy.iter().sum::<f64>();
-        self.max_error = lanes.max_error.into_iter().fold(self.max_error, f64::max);
-        self.max_x = lanes.max_x.into_iter().fold(self.max_x, f64::max);
-        self.ulp_max = lanes.ulp.into_iter().fold(self.ulp_max, u64::max);
+    }
+
+    /// Adds the next pair.
+    #[inline(always)]
+    fn one(&mut self, pair: &Pair, allowed: Option<f64>) {
+        if pair.is_finite() {
+            self.lanes.add(self.compared % LANES, pair);
+        }
+        self.count(std::slice::from_ref(pair), allowed);
+        self.compared += 1;
     }
 
     /// Counts the next pairs that differ, and those beyond what is forgiven.
@@ -322,20 +327,6 @@ impl Accumulator {
             self.non_finite += usize::from(!finite);
             self.mismatched += usize::from(!finite || pair.differ);
         }
-    }
-
-    /// Sums a finite pair.
-    fn sum(&mut self, pair: &Pair) {
-        let Pair { x, y, .. } = *pair;
-        let error = y - x;
-        self.max_error = self.max_error.max(error.abs());
-        self.sum_error += error;
-        self.sum_error2 += error * error;
-        self.sum_x2 += x * x;
-        self.sum_y2 += y * y;
-        self.sum_xy += x * y;
-        self.max_x = self.max_x.max(x.abs());
-        self.ulp_max = self.ulp_max.max(pair.ulp());
     }
 
     /// Every metric; an error if nothing was compared.
@@ -353,7 +344,9 @@ impl Accumulator {
         // The grid that differences are counted on: the result's own, else the reference's.
         let step = if codes.1 { sy } else { sx };
         let n = self.compared as f64;
-        let mse = self.sum_error2 / n;
+        let [error, error2, x2] = [self.lanes.error, self.lanes.error2, self.lanes.x2].map(sum);
+        let [max_error, max_x] = [self.lanes.max_error, self.lanes.max_x].map(largest);
+        let mse = error2 / n;
         let reading = |metric| match metric {
             Metric::MismatchRate => Reading::Value(self.mismatched as f64 / n),
             // These count codes, which are always finite.
@@ -369,17 +362,17 @@ impl Accumulator {
             Metric::UlpMax if codes.0 || codes.1 => Reading::NotApplicable,
             _ if self.non_finite > 0 => Reading::NonFinite,
             // A whole number between codes on one grid: 32 bits hold a code's value, so f64 errs nowhere.
-            Metric::MaxAbsLsb => Reading::Value(self.max_error / step),
-            Metric::MaxAbsError => Reading::Value(self.max_error),
-            Metric::MeanError => Reading::Value(self.sum_error / n),
+            Metric::MaxAbsLsb => Reading::Value(max_error / step),
+            Metric::MaxAbsError => Reading::Value(max_error),
+            Metric::MeanError => Reading::Value(error / n),
             Metric::Mse => Reading::Value(mse),
             Metric::RmseOverScale => Reading::Value(mse.sqrt() / step),
-            Metric::NormalizedL2 => Reading::Value(ratio(self.sum_error2, self.sum_x2).sqrt()),
+            Metric::NormalizedL2 => Reading::Value(ratio(error2, x2).sqrt()),
             // 20 log10 of the norms is 10 log10 of their squares. No error at all: infinite.
-            Metric::SqnrDb => Reading::Value(-10.0 * ratio(self.sum_error2, self.sum_x2).log10()),
+            Metric::SqnrDb => Reading::Value(-10.0 * ratio(error2, x2).log10()),
             Metric::Cosine => Reading::Value(self.cosine()),
-            Metric::UlpMax => Reading::Value(self.ulp_max as f64),
-            Metric::ScaleRatio => Reading::Value(self.max_x / (127.0 * sy)),
+            Metric::UlpMax => Reading::Value(self.lanes.ulp.into_iter().fold(0, u64::max) as f64),
+            Metric::ScaleRatio => Reading::Value(max_x / (127.0 * sy)),
         };
         let readings = METRICS.map(|row| reading(row.metric));
         Ok(Metrics {
@@ -391,11 +384,12 @@ impl Accumulator {
     }
 
     fn cosine(&self) -> f64 {
-        match (self.sum_x2 == 0.0, self.sum_y2 == 0.0) {
+        let [x2, y2, xy] = [self.lanes.x2, self.lanes.y2, self.lanes.xy].map(sum);
+        match (x2 == 0.0, y2 == 0.0) {
             (true, true) => 1.0,
             (true, false) | (false, true) => 0.0,
             // One root of the product: exactly 1 for y = x. Squares of f32 fit f64 by far.
-            _ => (self.sum_xy / (self.sum_x2 * self.sum_y2).sqrt()).clamp(-1.0, 1.0),
+            _ => (xy / (x2 * y2).sqrt()).clamp(-1.0, 1.0),
         }
     }
 }
