@@ -84,7 +84,7 @@ fn flip(path: &Path, bit: u32) {
 }
 
 #[test]
-#[ignore = "needs iverilog"]
+#[ignore = "needs iverilog; cargo test --test all rtl:: -- --ignored"]
 fn exported_vectors_are_what_rtl_computes() {
     let folder = tempfile::tempdir().unwrap();
     run(Command::new(env!("CARGO_BIN_EXE_scalescope"))
@@ -214,7 +214,7 @@ fn device(manifest: &Manifest) -> String {
 /// Every generated testbench elaborates without a warning, passes a device that gives the expected
 /// words, writes dumps that `check export` finds equal, and fails one whose first word is a bit off.
 #[test]
-#[ignore = "needs iverilog"]
+#[ignore = "needs iverilog; cargo test --test all rtl:: -- --ignored"]
 fn generated_testbenches_judge_a_device() {
     let folder = tempfile::tempdir().unwrap();
     let profile = folder.path().join("tokens.toml");
@@ -556,13 +556,13 @@ fn every_step(simulator: &str) {
 }
 
 #[test]
-#[ignore = "needs iverilog"]
+#[ignore = "needs iverilog; cargo test --test all rtl:: -- --ignored"]
 fn reference_devices_pass_every_exported_testbench_in_icarus() {
     every_step("iverilog");
 }
 
 #[test]
-#[ignore = "needs verilator"]
+#[ignore = "needs verilator; cargo test --test all rtl:: -- --ignored"]
 fn reference_devices_pass_every_exported_testbench_in_verilator() {
     every_step("verilator");
 }
@@ -630,13 +630,13 @@ fn whole_block(simulator: &str) {
 }
 
 #[test]
-#[ignore = "needs iverilog"]
+#[ignore = "needs iverilog; cargo test --test all rtl:: -- --ignored"]
 fn a_block_of_reference_devices_is_the_simulators_in_icarus() {
     whole_block("iverilog");
 }
 
 #[test]
-#[ignore = "needs verilator"]
+#[ignore = "needs verilator; cargo test --test all rtl:: -- --ignored"]
 fn a_block_of_reference_devices_is_the_simulators_in_verilator() {
     whole_block("verilator");
 }

@@ -25,7 +25,7 @@ fn twin(model: &Path, trace: &Path) -> (String, Option<i32>) {
 }
 
 #[test]
-#[ignore = "needs Python with numpy"]
+#[ignore = "needs Python with numpy; SCALESCOPE_PYTHON=python3 cargo test --test all twin -- --ignored"]
 fn every_block_has_the_bits_of_the_twin() {
     // 12 blocks of 14 tensors and the stream after the last.
     agree("f16", 7_649_712);

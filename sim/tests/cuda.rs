@@ -128,7 +128,7 @@ fn assert_none(wrong: &[String]) {
 }
 
 #[test]
-#[ignore = "not run: needs a CUDA device"]
+#[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
 fn functions_give_the_bits_of_the_cpu() {
     /// Inputs at once, and their distance: a prime, so that every field of an f32 varies.
     const COUNT: u32 = 1 << 22;
@@ -160,7 +160,7 @@ fn functions_give_the_bits_of_the_cpu() {
 }
 
 #[test]
-#[ignore = "not run: needs a CUDA device"]
+#[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
 fn every_mode_and_profile_records_the_same_tensors_and_counters() {
     let mut table = ModeTable::default();
     let per_token = "[mode.\"2-4t\"]\nbase = \"2-4\"\nconv_in = \"dynamic-token\"\n";
@@ -208,7 +208,7 @@ fn every_mode_and_profile_records_the_same_tensors_and_counters() {
 }
 
 #[test]
-#[ignore = "not run: needs a CUDA device"]
+#[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
 fn sequences_of_a_batch_get_the_bits_they_get_alone() {
     let model = model(64);
     let mut wrong = Vec::new();
@@ -266,7 +266,7 @@ impl Probe for Meddler {
 }
 
 #[test]
-#[ignore = "not run: needs a CUDA device"]
+#[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
 fn what_a_probe_puts_in_place_goes_on() {
     let model = model(64);
     let profile = Profile::get("deployed").unwrap();
@@ -302,7 +302,7 @@ fn what_a_probe_puts_in_place_goes_on() {
 
 /// Ends in INT8, and a checkpoint in f32 as it is.
 #[test]
-#[ignore = "not run: needs a CUDA device"]
+#[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
 fn int8_ends_and_wide_checkpoints_give_the_bits_of_the_cpu() {
     let shape = Shape {
         name: "test",
@@ -377,7 +377,7 @@ fn wide(float: &FloatModel) -> FloatModel<f32> {
 }
 
 #[test]
-#[ignore = "not run: needs a CUDA device"]
+#[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
 fn a_recorded_token_gives_the_bits_of_the_cpu() {
     let model = model(64);
     let mut wrong = Vec::new();

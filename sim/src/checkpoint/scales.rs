@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "half a minute: every f32 from 2^-40 to 2^10"]
+    #[ignore = "half a minute: every f32 from 2^-40 to 2^10; cargo test --release -p scalescope-sim --lib every_number_reads_back -- --ignored"]
     fn every_number_reads_back_to_the_same_bits() {
         use rayon::prelude::*;
         let bits = |power: i32| 2f32.powi(power).to_bits();

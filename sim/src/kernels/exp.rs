@@ -232,7 +232,7 @@ mod tests {
 
     /// The proof.
     #[test]
-    #[ignore = "a minute: every f32"]
+    #[ignore = "a minute: every f32; cargo test --release -p scalescope-sim --lib every_input -- --ignored"]
     fn every_input() {
         assert!(has_lanes());
         let count: usize = (0..1u32 << 16).into_par_iter().map(wrong).sum();
