@@ -10,7 +10,7 @@ pub use write::write_expected;
 
 use crate::compare::{PointResult, Summary, Tolerance};
 use crate::npz::{Array, NpzReader};
-use crate::ops::lies::ways;
+use crate::ops::array_layout::ways;
 use crate::ops::{
     Conv1dSilu, Conv1dUpdate, HadamardQuant, LinearCase, LinearInput, Op, OpCase, RmsNormQuant,
     SelectiveScan, SelectiveScanUpdate, arrays_of, case_of, read, read_inputs,

@@ -76,11 +76,11 @@ struct TensorEntry {
 }
 
 impl TensorEntry {
-    fn lies(&self) -> Lies {
-        Lies {
+    fn layout(&self) -> DumpedLayout {
+        DumpedLayout {
             dtype: self.dtype,
             shape: self.shape.clone(),
-            layout: self.layout.clone(),
+            letters: self.layout.clone(),
             transpose: self.transpose,
         }
     }
@@ -88,10 +88,10 @@ impl TensorEntry {
 
 /// How an array lies in the dump.
 #[derive(Clone, Debug, Default)]
-struct Lies {
+struct DumpedLayout {
     dtype: Option<Dtype>,
     shape: Option<Vec<usize>>,
-    layout: Option<String>,
+    letters: Option<String>,
     transpose: bool,
 }
 
@@ -171,8 +171,8 @@ pub fn read(dump: &Path, mapping: &Path) -> Result<TraceFile> {
         let found = sources(tensor, point, file.first_layer, &arrays).map_err(in_mapping)?;
         for (layer, source) in found {
             let place = Place { layer, point };
-            let lies = tensor.lies();
-            let array = lay(arrays.read(&source, &lies)?, &source, &lies, point)
+            let layout = tensor.layout();
+            let array = lay(arrays.read(&source, &layout)?, &source, &layout, point)
                 .map_err(|e| e.in_file(dump))?;
             let key = match tensor.step {
                 None => place.key(),
@@ -288,7 +288,7 @@ fn scale_of(scale: &Scale, layer: Option<usize>, first: usize, arrays: &mut Dump
                 "no such array",
             )
         })?;
-    let array = arrays.read(&name, &Lies::default())?;
+    let array = arrays.read(&name, &DumpedLayout::default())?;
     let value = reals(&array)
         .filter(|values| values.len() == 1)
         .map(|values| values[0]);
@@ -321,12 +321,12 @@ fn tokens_of(tokens: &Tokens, arrays: &mut Dump) -> Result<Array> {
                     format_args!("none; near it: {near}"),
                 ));
             }
-            let lies = Lies {
+            let layout = DumpedLayout {
                 dtype: tokens.dtype,
                 shape: tokens.shape.clone(),
-                ..Lies::default()
+                ..DumpedLayout::default()
             };
-            let array = arrays.read(source, &lies)?;
+            let array = arrays.read(source, &layout)?;
             // Ids may lie in a float type, as in a dump of one type.
             let ids = match array.to_i64() {
                 Some(ids) => Some(ids),
@@ -363,8 +363,8 @@ fn reals(array: &Array) -> Option<Vec<f64>> {
 }
 
 /// An array with its axes in the order of traces and the type of its tensor.
-fn lay(array: Array, source: &str, lies: &Lies, point: TracePoint) -> Result<Array> {
-    let array = match lies.dtype {
+fn lay(array: Array, source: &str, layout: &DumpedLayout, point: TracePoint) -> Result<Array> {
+    let array = match layout.dtype {
         Some(Dtype::I8) => exactly(&array, source, "int8", |v| (v as i8, f64::from(v as i8)))?,
         Some(Dtype::F16) => exactly(&array, source, "float16", |v| {
             (f16::from_f64(v), f64::from(f16::from_f64(v)))
@@ -387,7 +387,7 @@ fn lay(array: Array, source: &str, lies: &Lies, point: TracePoint) -> Result<Arr
             other => other,
         },
     };
-    let axes = axes(lies, array.shape().len(), source, point)?;
+    let axes = axes(layout, array.shape().len(), source, point)?;
     Ok(match array {
         Array::I8(a) => Array::I8(turned(a, &axes)),
         Array::F16(a) => Array::F16(turned(a, &axes)),
@@ -400,9 +400,14 @@ fn lay(array: Array, source: &str, lies: &Lies, point: TracePoint) -> Result<Arr
 }
 
 /// Which axis comes first, second, third in a trace.
-fn axes(lies: &Lies, count: usize, source: &str, point: TracePoint) -> Result<Vec<usize>> {
+fn axes(
+    layout: &DumpedLayout,
+    count: usize,
+    source: &str,
+    point: TracePoint,
+) -> Result<Vec<usize>> {
     let order = if point.is_state() { "benk" } else { "bld" };
-    let mut axes: Vec<usize> = match &lies.layout {
+    let mut axes: Vec<usize> = match &layout.letters {
         None => (0..count).collect(),
         Some(layout) => {
             let mut letters: Vec<(usize, usize)> = Vec::new();
@@ -433,7 +438,7 @@ fn axes(lies: &Lies, count: usize, source: &str, point: TracePoint) -> Result<Ve
             letters.into_iter().map(|(_, at)| at).collect()
         }
     };
-    if lies.transpose {
+    if layout.transpose {
         if count < 2 {
             return Err(SimError::value(
                 format_args!("{source}: transpose"),

@@ -3,9 +3,9 @@
 //! A file holds cases, keys `case_0/x` and so on, or one case with bare keys. Axes: B sequences,
 //! L tokens, C channels, K taps, N states, I inputs, O outputs.
 
+pub(crate) mod array_layout;
 mod cases;
 mod group;
-pub(crate) mod lies;
 mod linear;
 mod linear_int4;
 #[cfg(test)]
@@ -222,7 +222,7 @@ pub(crate) fn case_of<T: OpCase>(case: &str, arrays: &BTreeMap<String, Array>) -
 
 /// The error of a case whose arrays do not fit together, with the way in which they would.
 fn fitting<T: OpCase>(error: SimError, case: &str, arrays: &BTreeMap<String, Array>) -> SimError {
-    let ways = lies::ways(arrays, |arrays| case_of::<T>(case, arrays).is_ok());
+    let ways = array_layout::ways(arrays, |arrays| case_of::<T>(case, arrays).is_ok());
     match (error, ways.is_empty()) {
         (
             SimError::Value {

@@ -361,7 +361,7 @@ fn formulas_make_what_steps_make() {
                     .iter()
                     .filter(|(p, _)| p.layer == Some(layer));
                 let seen: formula::Seen = here.map(|(p, t)| (p.point, t.clone())).collect();
-                let scene = formula::Scene {
+                let scene = formula::BlockInputs {
                     path: &path,
                     layer,
                     block: &block,

@@ -1,6 +1,6 @@
 //! The arrays of a dump, by the names that a mapping calls them.
 
-use super::{Dtype, Lies};
+use super::{Dtype, DumpedLayout};
 use crate::npz::{Array, Element, NpzReader, read_npy};
 use half::f16;
 use ndarray::{ArrayD, IxDyn};
@@ -146,7 +146,7 @@ impl Dump {
     }
 
     /// An array by its name, in the shape that the mapping gives it.
-    pub fn read(&mut self, name: &str, lies: &Lies) -> Result<Array> {
+    pub fn read(&mut self, name: &str, layout: &DumpedLayout) -> Result<Array> {
         let (store, inner) = self.names[name].clone();
         let array = match &mut self.stores[store] {
             Store::Npz(npz) => npz.read(&inner)?,
@@ -160,9 +160,9 @@ impl Dump {
                 Some(Found::Integer(value)) => Array::scalar(*value),
                 _ => typed(&torch.any_tensor(&inner)?, name)?,
             },
-            Store::Raw(path) => raw(path, name, lies)?,
+            Store::Raw(path) => raw(path, name, layout)?,
         };
-        match &lies.shape {
+        match &layout.shape {
             Some(shape) => shaped(array, shape, name).map_err(|e| e.in_file(&self.path)),
             None => Ok(array),
         }
@@ -216,8 +216,8 @@ fn typed(tensor: &FileTensor, name: &str) -> Result<Array> {
 }
 
 /// A raw file, little endian, of the type and shape that the mapping states.
-fn raw(path: &Path, name: &str, lies: &Lies) -> Result<Array> {
-    let (Some(dtype), Some(shape)) = (lies.dtype, &lies.shape) else {
+fn raw(path: &Path, name: &str, layout: &DumpedLayout) -> Result<Array> {
+    let (Some(dtype), Some(shape)) = (layout.dtype, &layout.shape) else {
         return Err(SimError::file(
             path,
             name,

@@ -1,6 +1,6 @@
 //! A mapping file to start from.
 
-use super::Lies;
+use super::DumpedLayout;
 use super::dump::Dump;
 use scalescope_sim::error::Result;
 use scalescope_sim::trace::{Place, TracePoint};
@@ -92,7 +92,7 @@ pub fn suggest(path: &Path) -> Result<String> {
     let mut others = Vec::new();
     for name in &names {
         let what = dump
-            .read(name, &Lies::default())
+            .read(name, &DumpedLayout::default())
             .map(|array| array.describe());
         let what = what.unwrap_or_else(|_| "raw: say its dtype and shape".into());
         match guess(name) {

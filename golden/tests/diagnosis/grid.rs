@@ -82,7 +82,8 @@ fn run(cases: &[Case], sort: Sort, modes: &[(&str, &str)], length: usize) -> Rat
             .pattern
             .as_ref()
             .is_some_and(|p| [p.tokens.is_part(), p.channels.is_part()] == case.part);
-        let named = first.severity == Severity::Error && first.kind != "none" && at != Some(0);
+        let names = !["none", "not-finite"].contains(&first.kind);
+        let named = first.severity == Severity::Error && names && at != Some(0);
         rates.cases += 1;
         rates.placed += usize::from(placed);
         rates.patterns += usize::from(pattern);

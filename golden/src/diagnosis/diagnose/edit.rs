@@ -8,7 +8,7 @@ mod result;
 mod scan;
 mod steps;
 
-use super::formula::{Formula, Made, Scene, Seen, like};
+use super::formula::{BlockInputs, Formula, Made, Seen, like};
 use super::kind::Kind;
 use super::pattern::Pattern;
 use ndarray::{Array2, Axis, concatenate, s};
@@ -154,7 +154,7 @@ impl Edit {
     /// stays.
     pub fn apply(
         &self,
-        scene: &Scene,
+        scene: &BlockInputs,
         row: &Row,
         own: &Tensor,
         (sequence, around): (usize, Around),
@@ -186,7 +186,7 @@ impl Edit {
 /// A list of edits of one row in the making.
 pub struct Edits<'a, 'm> {
     /// The block; `None` where the step stands by itself, as in vectors of an operation.
-    scene: Option<&'a Scene<'a, 'm>>,
+    scene: Option<&'a BlockInputs<'a, 'm>>,
     /// The row.
     row: &'a Row,
     /// Channels of what it makes.
@@ -242,7 +242,7 @@ impl<'a, 'm> Edits<'a, 'm> {
     }
 
     /// A list with nothing in it.
-    fn new(scene: Option<&'a Scene<'a, 'm>>, row: &'a Row, width: usize) -> Self {
+    fn new(scene: Option<&'a BlockInputs<'a, 'm>>, row: &'a Row, width: usize) -> Self {
         Self {
             scene,
             row,
@@ -252,7 +252,7 @@ impl<'a, 'm> Edits<'a, 'm> {
     }
 
     /// Other blocks, the neighbours first, each with where its weights are.
-    fn other_layers(&self) -> Vec<(usize, &'a Scene<'a, 'm>)> {
+    fn other_layers(&self) -> Vec<(usize, &'a BlockInputs<'a, 'm>)> {
         let Some(scene) = self.scene else {
             return Vec::new();
         };
@@ -270,7 +270,7 @@ impl<'a, 'm> Edits<'a, 'm> {
 
 /// Every edit that is searched of a row, whose tensor has `width` channels.
 pub fn of_row<'a, 'm>(
-    scene: Option<&'a Scene<'a, 'm>>,
+    scene: Option<&'a BlockInputs<'a, 'm>>,
     row: &'a Row,
     width: usize,
     formula: Option<&Formula>,
@@ -296,7 +296,7 @@ pub fn of_row<'a, 'm>(
 
 /// History that is lost at every so many tokens.
 pub fn of_tile<'a>(
-    scene: Option<&'a Scene<'a, '_>>,
+    scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a Row,
     formula: Option<&Formula>,
     tile: usize,

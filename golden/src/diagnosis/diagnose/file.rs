@@ -229,7 +229,7 @@ fn unfinished(path: &Datapath, made: &BTreeMap<Place, Tensor>, place: Place) -> 
     let block = Block::of(path.mode(), path.profile(), Phase::Prefill);
     let here = made.iter().filter(|(p, _)| p.layer == Some(layer));
     let seen: Seen = here.map(|(p, tensor)| (p.point, tensor.clone())).collect();
-    let scene = formula::Scene {
+    let scene = formula::BlockInputs {
         path,
         layer,
         block: &block,

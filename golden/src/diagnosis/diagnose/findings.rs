@@ -104,7 +104,7 @@ pub(super) fn cause(
     let step = c.step(block).name();
     let alike: Vec<String> = others
         .iter()
-        .filter(|j| j.is_cause(scene) && j.first.far <= best.first.far && j.far <= best.far)
+        .filter(|j| j.is_as_good_as(best, scene))
         .filter(|j| best.candidate.is_restricted() || !j.candidate.is_restricted())
         .map(|j| j.candidate.words())
         .filter(|words| *words != c.words())
@@ -153,11 +153,12 @@ pub(super) fn rivals(
     block: &Block,
 ) -> bool {
     let (a, b) = (&best.candidate, &other.candidate);
-    let as_much = other.is_cause(scene)
-        && other.first.far <= best.first.far
-        && other.far <= best.far
-        && other.left <= best.left + best.left / 50;
-    if !as_much || b.is_restricted() && !a.is_restricted() || b.is_alone() && !a.is_alone() {
+    let as_much = other.left <= best.left + best.left / 50;
+    if !as_much
+        || !other.is_as_good_as(best, scene)
+        || b.is_restricted() && !a.is_restricted()
+        || b.is_alone() && !a.is_alone()
+    {
         return false;
     }
     // The same by another name: a fault model and the edit that does the same.

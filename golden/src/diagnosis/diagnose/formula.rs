@@ -17,23 +17,23 @@ mod conv;
 mod function;
 mod grids;
 mod hadamard;
+mod inputs;
 mod linear;
 mod norm;
 mod operand;
 mod output;
 mod scan;
-mod scene;
 
 pub use conv::Conv;
 pub use function::{Activation, Between, Delta, Math, Table};
 pub use grids::Grids;
 pub use hadamard::Hadamard;
+pub use inputs::{BlockInputs, Seen};
 pub use linear::{Linear, Meet, weight as linear_weight};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
 pub use output::{Dynamic, Narrow, Output, Quantize};
 pub use scan::{Scan, dequantized};
-pub use scene::{Scene, Seen};
 
 use ndarray::Array2;
 use scalescope_sim::arith::real::RealRules;

@@ -76,6 +76,13 @@ impl ScoredCandidate {
         })
     }
 
+    /// Whether it is a cause too, and leaves no more than the best one does.
+    pub(super) fn is_as_good_as(&self, best: &Self, scene: &Scene) -> bool {
+        self.is_cause(scene)
+            && self.first.far <= best.first.far
+            && self.far <= best.far + slack(scene.base)
+    }
+
     /// Whether it leaves less: fewer elements, or floats that no more than the last place keeps apart.
     fn gains(&self, scene: &Scene) -> bool {
         self.left < scene.base || self.first.far < scene.at_first.far
@@ -94,7 +101,7 @@ pub(super) fn explains(explained: usize, of: usize) -> bool {
 pub(super) fn simplest_first<T>(all: &mut [T], of: usize, key: impl Fn(&T) -> (usize, usize)) {
     all.sort_by_key(&key);
     if let Some(fewest) = all.first().map(|t| key(t).0) {
-        let alike = all.partition_point(|t| key(t).0 <= fewest + (TIE * of as f64) as usize);
+        let alike = all.partition_point(|t| key(t).0 <= fewest + slack(of));
         all[..alike].sort_by_key(|t| (key(t).1, key(t).0));
     }
 }
@@ -271,7 +278,7 @@ impl Search<'_> {
         let nothing = Seen::new();
         for layer in scene.blocks.clone() {
             let seen = scene.seen[scene.sequence].get(&layer).unwrap_or(&nothing);
-            let here = formula::Scene {
+            let here = formula::BlockInputs {
                 path: &state.path,
                 layer,
                 block,
@@ -412,6 +419,11 @@ impl Search<'_> {
     }
 }
 
+/// So many elements more or less of so many are equally good.
+fn slack(of: usize) -> usize {
+    (TIE * of as f64) as usize
+}
+
 /// The best first; of equally good ones the simpler.
 fn ranked(mut judged: Vec<ScoredCandidate>, scene: &Scene) -> Vec<ScoredCandidate> {
     judged.retain(|j| j.gains(scene));
@@ -425,7 +437,6 @@ fn ranked(mut judged: Vec<ScoredCandidate>, scene: &Scene) -> Vec<ScoredCandidat
         true => scene.at_first.far,
         false => scene.at_first.mismatched,
     };
-    let slack = |of: usize| (TIE * of as f64) as usize;
     judged.sort_by_key(|j| (left(j), j.candidate.rank(), j.left));
     if let Some((first, _)) = judged.first().map(left) {
         let alike = judged.partition_point(|j| left(j).0 <= first + slack(of));

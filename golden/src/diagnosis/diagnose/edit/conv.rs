@@ -2,7 +2,7 @@
 
 use super::result::{Narrowed, turned_bits};
 use super::{Around, ChannelOrder, Edit, Edits, moves, replace, turned};
-use crate::diagnosis::diagnose::formula::{Activation, Conv, Formula, Scene, Table, numbers};
+use crate::diagnosis::diagnose::formula::{Activation, BlockInputs, Conv, Formula, Table, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Row, Step};
@@ -41,7 +41,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
 
 /// One code of a channel's parameters: every bit of its taps turned over, and none; every code of its bias.
 pub fn bits<'a>(
-    scene: Option<&'a Scene<'a, '_>>,
+    scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a Row,
     own: &Conv,
     channel: usize,

@@ -2,7 +2,7 @@
 
 use super::result::{Narrowed, stuck};
 use super::{ChannelOrder, Edits, halves, moves, replace, reversed, turned};
-use crate::diagnosis::diagnose::formula::{Formula, Linear, Meet, Scene, numbers};
+use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Linear, Meet, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
@@ -358,7 +358,7 @@ impl Edits<'_, '_> {
     }
 
     /// The bias of dt, which belongs to the scan.
-    fn early_bias(&mut self, scene: &Scene, own: &Linear) {
+    fn early_bias(&mut self, scene: &BlockInputs, own: &Linear) {
         let (_, _, bias) = scene.path.scan_weight(scene.layer).tensors();
         if bias.codes.len() != own.w.nrows() {
             return;
@@ -472,7 +472,7 @@ const NEAREST: usize = 6;
 
 /// The edit of some entries of an output's weight.
 pub fn entries<'a>(
-    scene: Option<&'a Scene<'a, '_>>,
+    scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a scalescope_sim::dataflow::Row,
     own: &Linear,
     channel: usize,
@@ -578,7 +578,7 @@ fn solve(mut a: Array2<f64>, mut b: Vec<f64>) -> Option<Vec<f64>> {
 
 /// The edits of how often inputs go in.
 pub fn times<'a>(
-    scene: Option<&'a Scene<'a, '_>>,
+    scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a scalescope_sim::dataflow::Row,
     own: &Linear,
     times: Vec<f32>,

@@ -1,7 +1,7 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
 use super::{Edit, Edits, halves, moves, reversed, turned};
-use crate::diagnosis::diagnose::formula::{Made, Narrow, Scene};
+use crate::diagnosis::diagnose::formula::{BlockInputs, Made, Narrow};
 use crate::diagnosis::diagnose::kind::Kind;
 use crate::diagnosis::diagnose::pattern::{How, Pattern, Values};
 use crate::diagnosis::diagnose::rule::QuantizerPart;
@@ -289,7 +289,7 @@ impl Edits<'_, '_> {
 
 /// The edit of a result that a pattern gives away, restricted to it.
 pub fn of_pattern<'a>(
-    scene: Option<&'a Scene<'a, '_>>,
+    scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a Row,
     pattern: &Pattern,
 ) -> Vec<Edit> {
@@ -370,7 +370,7 @@ pub fn of_pattern<'a>(
 /// Outputs that stand where others belong: `channels` tells whether whole channels or whole tokens do. Of each one
 /// that is another's, whose it is.
 pub fn moved<'a>(
-    scene: Option<&'a Scene<'a, '_>>,
+    scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a Row,
     from: &[(usize, usize)],
     channels: bool,

@@ -3,7 +3,7 @@
 use super::result::{Narrowed, turned_bits};
 use super::{ChannelOrder, Edit, Edits, moves, replace, reversed, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, Delta, Formula, Narrow, Operand, Scan, Scene, Table, dequantized,
+    Activation, BlockInputs, Delta, Formula, Narrow, Operand, Scan, Table, dequantized,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::Array2;
@@ -23,7 +23,7 @@ fn on(
 
 /// One code of a channel's parameters, every bit of it turned over, and none.
 pub fn bits<'a>(
-    scene: Option<&'a Scene<'a, '_>>,
+    scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a Row,
     own: &Scan,
     channel: usize,
@@ -176,7 +176,9 @@ impl Edits<'_, '_> {
     }
 
     fn functions(&mut self) {
-        for gate in Activation::OTHERS {
+        // SiLU of −z is the gate of a z with the other sign, which is an edit of its own.
+        let gates = Activation::OTHERS.into_iter();
+        for gate in gates.filter(|gate| *gate != Activation::SiluOfNegative) {
             let (kind, words) = match gate {
                 Activation::Identity => (
                     Kind::Function,
@@ -407,21 +409,19 @@ impl Edits<'_, '_> {
         );
         let mut formats = vec![Narrow::F16, Narrow::Bf16];
         if let Some(scale) = own.state_scale {
+            let even = Rounding::NearestTiesToEven;
             formats.extend([
-                Narrow::Codes(8, scale),
-                Narrow::Codes(4, scale * 127.0 / 7.0),
-                Narrow::Codes(4, scale * 16.0),
-                Narrow::Codes(16, scale * 127.0 / 32767.0),
+                Narrow::Codes(8, scale, even),
+                Narrow::Codes(4, scale * 127.0 / 7.0, even),
+                Narrow::Codes(4, scale * 16.0, even),
+                Narrow::Codes(16, scale * 127.0 / 32767.0, even),
             ]);
-        }
-        if let Some(scale) = own.state_scale {
-            let codes = |bits: u8, step: f32, rounding| Narrow::Rounded(bits, step, rounding);
             for bits in [5u8, 6, 7] {
                 let step = scale * f32::from(1u8 << (8 - bits));
-                formats.push(codes(bits, step, Rounding::NearestTiesToEven));
+                formats.push(Narrow::Codes(bits, step, even));
             }
             for rounding in [Rounding::Floor, Rounding::TowardZero, Rounding::Ceil] {
-                formats.push(codes(8, scale, rounding));
+                formats.push(Narrow::Codes(8, scale, rounding));
             }
         }
         for narrow in formats {

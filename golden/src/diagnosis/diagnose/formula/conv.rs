@@ -1,6 +1,6 @@
 //! Convolution and its function.
 
-use super::{Activation, Math, Operand, Output, Scene};
+use super::{Activation, BlockInputs, Math, Operand, Output};
 use ndarray::Array2;
 use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::{Requantizer, Scaling};
@@ -66,7 +66,7 @@ struct Factors {
 }
 
 impl Conv {
-    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+    pub(super) fn of(scene: &BlockInputs, row: &Row) -> Option<Self> {
         let rules = scene.rules(row)?.conv;
         let weight = scene.path.conv_weight(scene.layer);
         let random = rules.output.rounding.lfsr().is_some();

@@ -1,6 +1,6 @@
 //! The quantizer of u with segments.
 
-use super::{Math, Operand, Output, Scene};
+use super::{BlockInputs, Math, Operand, Output};
 use ndarray::Array2;
 use scalescope_sim::arith::quantizer::Quantizer as OnGrids;
 use scalescope_sim::arith::real::RealRules;
@@ -26,7 +26,7 @@ pub struct Grids {
 }
 
 impl Grids {
-    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+    pub(super) fn of(scene: &BlockInputs, row: &Row) -> Option<Self> {
         let mode = scene.path.mode();
         let scale = |by| scene.path.scale(scene.layer, by).map(Divisor::from);
         let Quantizer::Static(by) = row.quantizer? else {

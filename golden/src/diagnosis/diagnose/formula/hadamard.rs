@@ -1,6 +1,6 @@
 //! The rotation before out_proj.
 
-use super::{Operand, Output, Scene};
+use super::{BlockInputs, Operand, Output};
 use ndarray::Array2;
 use scalescope_sim::arith::fixed::Requantizer;
 use scalescope_sim::arith::hadamard::HadamardSize;
@@ -28,7 +28,7 @@ pub struct Hadamard {
 }
 
 impl Hadamard {
-    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+    pub(super) fn of(scene: &BlockInputs, row: &Row) -> Option<Self> {
         let rules = scene.rules(row)?.hadamard;
         let size = scene.path.rotation(scene.layer);
         let rotation = size.and_then(|size| IntegerRotation::of(size, rules.form));

@@ -1,6 +1,6 @@
 //! Products with a weight matrix.
 
-use super::{Math, Operand, Output, Scene};
+use super::{BlockInputs, Math, Operand, Output};
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::arith::accumulate::Accumulator;
@@ -63,7 +63,7 @@ pub struct Weight {
 }
 
 /// The codes of a step's weight and their scales; `None` where they are real.
-pub fn weight(scene: &Scene, layer: usize, row: &Row) -> Option<Weight> {
+pub fn weight(scene: &BlockInputs, layer: usize, row: &Row) -> Option<Weight> {
     let mut parts = scene.path.linear_weights(layer, row.step);
     // A part of a tensor that has a row of its own has a part of the weight.
     let part = row.point.stand_ins().iter().find_map(|(whole, columns)| {
@@ -98,7 +98,7 @@ pub fn weight(scene: &Scene, layer: usize, row: &Row) -> Option<Weight> {
 }
 
 impl Linear {
-    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+    pub(super) fn of(scene: &BlockInputs, row: &Row) -> Option<Self> {
         let profile = scene.path.layer_profile(scene.layer);
         let rules = &profile.arithmetic(Implementation::Cuda).prefill;
         let rule = *rules.linear.get(row.step)?;

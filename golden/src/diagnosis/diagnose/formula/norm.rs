@@ -1,6 +1,6 @@
 //! The residual stream and its norm.
 
-use super::{Narrow, Operand, Output, Scene};
+use super::{BlockInputs, Narrow, Operand, Output};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Row;
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub struct Add {
 }
 
 impl Add {
-    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+    pub(super) fn of(scene: &BlockInputs, row: &Row) -> Option<Self> {
         let mut reads = row.reads.iter().map(|read| scene.operand(read));
         Some(Self {
             output: scene.output(row, false)?,
@@ -81,7 +81,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    pub(super) fn of(scene: &Scene, row: &Row) -> Option<Self> {
+    pub(super) fn of(scene: &BlockInputs, row: &Row) -> Option<Self> {
         let residual = scene.operand(row.reads.first()?)?;
         let weight = scene.path.norm_weight(scene.layer).to_vec();
         let (eps, output) = (scene.path.config().eps.into(), scene.output(row, false)?);

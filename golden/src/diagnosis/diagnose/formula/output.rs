@@ -16,10 +16,8 @@ use scalescope_sim::step::dynamic;
 pub enum Narrow {
     F16,
     Bf16,
-    /// Codes of so many bits with this step.
-    Codes(u8, f32),
     /// Codes of so many bits and this step, rounded so.
-    Rounded(u8, f32, Rounding),
+    Codes(u8, f32, Rounding),
     /// From the lowest to the highest value.
     Range(f32, f32),
 }
@@ -30,8 +28,8 @@ impl Narrow {
         match self {
             Narrow::F16 => "f16".to_owned(),
             Narrow::Bf16 => "bf16".to_owned(),
-            Narrow::Codes(bits, _) => format!("INT{bits}"),
-            Narrow::Rounded(bits, _, by) => format!("INT{bits} ({})", QuantizerPart::Rounding(by)),
+            Narrow::Codes(bits, _, Rounding::NearestTiesToEven) => format!("INT{bits}"),
+            Narrow::Codes(bits, _, by) => format!("INT{bits} ({})", QuantizerPart::Rounding(by)),
             Narrow::Range(low, high) if high == f32::INFINITY => format!("{low} and more"),
             Narrow::Range(low, high) => format!("{low} to {high}"),
         }
@@ -43,11 +41,7 @@ impl Narrow {
         match self {
             Narrow::F16 => f16::from_f32(v).to_f32(),
             Narrow::Bf16 => bf16::from_f32(v).to_f32(),
-            Narrow::Codes(bits, step) => {
-                let top = ((1i32 << (bits - 1)) - 1) as f32;
-                step * (v / step).round_ties_even().clamp(-top - 1.0, top)
-            }
-            Narrow::Rounded(bits, step, by) => {
+            Narrow::Codes(bits, step, by) => {
                 let top = ((1i32 << (bits - 1)) - 1) as f32;
                 step * by.round(v / step).clamp(-top - 1.0, top)
             }

@@ -1,6 +1,6 @@
 //! The selective scan.
 
-use super::{Activation, Delta, Made, Math, Narrow, Operand, Output, Scene, Table};
+use super::{Activation, BlockInputs, Delta, Made, Math, Narrow, Operand, Output, Table};
 use ndarray::{Array2, s};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::Step;
@@ -96,7 +96,7 @@ pub struct Scan {
 
 impl Scan {
     /// The scan of a block makes outputs and a state; both are this formula's.
-    pub(super) fn of(scene: &Scene) -> Option<Self> {
+    pub(super) fn of(scene: &BlockInputs) -> Option<Self> {
         let made = |state: bool| {
             let mut rows = scene.block.of_step(Step::Scan);
             rows.find(|row| !row.weights.is_empty() && row.point.is_state() == state)

@@ -2,7 +2,7 @@
 
 use crate::diagnosis::diagnose::candidate::{Misread, Reading};
 use crate::diagnosis::diagnose::edit::{Around, Edit};
-use crate::diagnosis::diagnose::formula::{Scene, Seen};
+use crate::diagnosis::diagnose::formula::{BlockInputs, Seen};
 use crate::trace_file::Points;
 use crate::ulp::ulp_f16;
 use crate::value::{Elements, Value};
@@ -284,7 +284,7 @@ impl Probe for Looking<'_, '_, '_> {
             }
             let layer = edit.layer;
             let nothing = Seen::new();
-            let scene = Scene {
+            let scene = BlockInputs {
                 path: self.path,
                 layer,
                 block: self.block,

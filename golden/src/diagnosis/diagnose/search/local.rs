@@ -41,7 +41,7 @@ struct Sequence {
 pub struct Local<'a, 'm> {
     row: &'a Row,
     /// The block of each sequence; none where the step stands by itself.
-    scenes: Vec<formula::Scene<'a, 'm>>,
+    scenes: Vec<formula::BlockInputs<'a, 'm>>,
     /// Channels of what the step makes.
     width: usize,
     sequences: Vec<Sequence>,
@@ -73,7 +73,7 @@ impl<'a, 'm> Local<'a, 'm> {
         }
         let (mut scenes, mut sequences) = (Vec::new(), Vec::new());
         for s in 0..search.batch() {
-            let here = formula::Scene {
+            let here = formula::BlockInputs {
                 path: &state.path,
                 layer,
                 block,
@@ -164,7 +164,7 @@ impl<'a, 'm> Local<'a, 'm> {
 
     fn new(
         (row, width): (&'a Row, usize),
-        scenes: Vec<formula::Scene<'a, 'm>>,
+        scenes: Vec<formula::BlockInputs<'a, 'm>>,
         sequences: Vec<Sequence>,
         pattern: Option<Pattern>,
     ) -> Option<Self> {

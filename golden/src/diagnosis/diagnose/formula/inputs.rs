@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 pub type Seen = BTreeMap<TracePoint, Tensor>;
 
 /// What steps are made from: a block of a datapath, and the tensors that went in.
-pub struct Scene<'a, 'm> {
+pub struct BlockInputs<'a, 'm> {
     /// The datapath, for weights and scales.
     pub path: &'a Datapath<'m>,
     /// The block.
@@ -30,7 +30,7 @@ pub struct Scene<'a, 'm> {
     pub seen: &'a Seen,
 }
 
-impl Scene<'_, '_> {
+impl BlockInputs<'_, '_> {
     pub(super) fn rules(&self, row: &Row) -> Option<&StepRules> {
         let by = row.rules.first()?.by;
         Some(&self.path.layer_profile(self.layer).arithmetic(by).prefill)

@@ -11,7 +11,7 @@ const TOLD: usize = 3;
 
 /// Another way to read an array.
 #[derive(Clone, Debug)]
-enum Lie {
+enum ArrayLayout {
     Permuted(Vec<usize>),
     Without(usize),
     WithOne,
@@ -21,8 +21,8 @@ enum Lie {
     F32,
 }
 
-impl Lie {
-    /// Every way in which an array of three axes at most may lie.
+impl ArrayLayout {
+    /// Every way in which an array of three axes at most may layout.
     fn all() -> Vec<Self> {
         let orders: [&[usize]; 6] = [
             &[1, 0],
@@ -32,12 +32,19 @@ impl Lie {
             &[2, 0, 1],
             &[2, 1, 0],
         ];
-        let orders = orders.iter().map(|order| Lie::Permuted(order.to_vec()));
-        let axes = (0..4).map(Lie::Without);
-        let types = [Lie::Int8, Lie::BitsOfInt8, Lie::F16, Lie::F32];
+        let orders = orders
+            .iter()
+            .map(|order| ArrayLayout::Permuted(order.to_vec()));
+        let axes = (0..4).map(ArrayLayout::Without);
+        let types = [
+            ArrayLayout::Int8,
+            ArrayLayout::BitsOfInt8,
+            ArrayLayout::F16,
+            ArrayLayout::F32,
+        ];
         orders
             .chain(axes)
-            .chain([Lie::WithOne])
+            .chain([ArrayLayout::WithOne])
             .chain(types)
             .collect()
     }
@@ -45,27 +52,27 @@ impl Lie {
     /// What numpy calls it.
     fn words(&self, key: &str) -> String {
         match self {
-            Lie::Permuted(order) => format!("{key}.transpose{}", tuple(order)),
-            Lie::Without(axis) => format!("{key}.squeeze({axis})"),
-            Lie::WithOne => format!("{key}[None]"),
-            Lie::Int8 => format!("{key}.astype(np.int8)"),
-            Lie::BitsOfInt8 => format!("{key}.view(np.int8)"),
-            Lie::F16 => format!("{key}.astype(np.float16)"),
-            Lie::F32 => format!("{key}.astype(np.float32)"),
+            ArrayLayout::Permuted(order) => format!("{key}.transpose{}", tuple(order)),
+            ArrayLayout::Without(axis) => format!("{key}.squeeze({axis})"),
+            ArrayLayout::WithOne => format!("{key}[None]"),
+            ArrayLayout::Int8 => format!("{key}.astype(np.int8)"),
+            ArrayLayout::BitsOfInt8 => format!("{key}.view(np.int8)"),
+            ArrayLayout::F16 => format!("{key}.astype(np.float16)"),
+            ArrayLayout::F32 => format!("{key}.astype(np.float32)"),
         }
     }
 
     /// The array read so, if it can be without losing anything.
     fn of(&self, array: &Array) -> Option<Array> {
         match self {
-            Lie::Permuted(_) | Lie::Without(_) | Lie::WithOne => {
+            ArrayLayout::Permuted(_) | ArrayLayout::Without(_) | ArrayLayout::WithOne => {
                 with_array!(array, typed => self.laid(typed))
             }
-            Lie::BitsOfInt8 => match array {
+            ArrayLayout::BitsOfInt8 => match array {
                 Array::U8(a) => Some(Array::I8(a.mapv(|v| v as i8))),
                 _ => None,
             },
-            Lie::Int8 | Lie::F16 | Lie::F32 => {
+            ArrayLayout::Int8 | ArrayLayout::F16 | ArrayLayout::F32 => {
                 let reals = match array {
                     Array::F16(a) => a.mapv(f64::from),
                     Array::F32(a) => a.mapv(f64::from),
@@ -75,8 +82,8 @@ impl Lie {
                 };
                 let kept = |again: &ArrayD<f64>| *again == reals;
                 let cast = match self {
-                    Lie::Int8 => Array::I8(reals.mapv(|v| v as i8)),
-                    Lie::F16 => Array::F16(reals.mapv(f16::from_f64)),
+                    ArrayLayout::Int8 => Array::I8(reals.mapv(|v| v as i8)),
+                    ArrayLayout::F16 => Array::F16(reals.mapv(f16::from_f64)),
                     _ => Array::F32(reals.mapv(|v| v as f32)),
                 };
                 let again = match &cast {
@@ -92,13 +99,15 @@ impl Lie {
 
     fn laid<T: Element>(&self, array: &ArrayD<T>) -> Option<Array> {
         let laid = match self {
-            Lie::Permuted(order) if order.len() == array.ndim() => {
+            ArrayLayout::Permuted(order) if order.len() == array.ndim() => {
                 array.clone().permuted_axes(order.as_slice())
             }
-            Lie::Without(axis) if array.ndim() > 1 && array.shape().get(*axis) == Some(&1) => {
+            ArrayLayout::Without(axis)
+                if array.ndim() > 1 && array.shape().get(*axis) == Some(&1) =>
+            {
                 array.clone().index_axis_move(Axis(*axis), 0)
             }
-            Lie::WithOne => array.clone().insert_axis(Axis(0)),
+            ArrayLayout::WithOne => array.clone().insert_axis(Axis(0)),
             _ => return None,
         };
         Some(T::wrap(laid.as_standard_layout().into_owned()))
@@ -118,9 +127,9 @@ pub(crate) fn ways(
 ) -> Vec<String> {
     let mut told = Vec::new();
     let mut tried: Vec<Vec<&str>> = Vec::new();
-    for lie in Lie::all() {
+    for layout in ArrayLayout::all() {
         let able: BTreeMap<&str, Array> = (arrays.iter())
-            .filter_map(|(key, array)| Some((key.as_str(), lie.of(array)?)))
+            .filter_map(|(key, array)| Some((key.as_str(), layout.of(array)?)))
             .collect();
         let shape = |key: &&str| arrays[*key].shape();
         tried.clear();
@@ -144,7 +153,7 @@ pub(crate) fn ways(
             !keys.is_empty() && fits(&other)
         });
         if let Some(keys) = fitting {
-            let words: Vec<String> = keys.iter().map(|key| lie.words(key)).collect();
+            let words: Vec<String> = keys.iter().map(|key| layout.words(key)).collect();
             told.push((keys.len(), words.join(", ")));
         }
     }
