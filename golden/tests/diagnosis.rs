@@ -323,6 +323,38 @@ fn a_missing_bias_is_named() {
     assert_eq!(found.step, Some("conv"));
 }
 
+/// A cause that leaves elements which noise does not make is not said to be it: something else is wrong too.
+#[test]
+fn a_cause_that_leaves_some_elements_is_a_warning() {
+    let all = cases();
+    let case = all.iter().find(|c| c.name == "conv bias missing").unwrap();
+    let model = sample::model();
+    let table = ModeTable::default();
+    let (mode, exact) = (table.get("0").unwrap(), Profile::get("exact").unwrap());
+    let path = Datapath::new(&model, mode, &exact).unwrap();
+    let mut file = dump(&path, 2, case, &tokens(16, 3), Sort::Full);
+    let conv_out = Place::layer(2, P::ConvOut);
+    let Some(Value::I8(codes)) = file.sequences[0].get_mut(&conv_out) else {
+        panic!("codes");
+    };
+    // One element in 400, far off.
+    for code in codes.iter_mut().step_by(400) {
+        *code ^= 0x40;
+    }
+    let found = diagnose(&model, mode, &file, &[exact]).unwrap().findings;
+    let of_conv: Vec<&Finding> = found.iter().filter(|f| f.step == Some("conv")).collect();
+    let [first, second, ..] = of_conv[..] else {
+        panic!("two findings: {found:#?}");
+    };
+    assert_eq!((first.kind, first.severity), ("none", Severity::Error));
+    let left = "deviate also with the edit that explains most (the bias is missing)";
+    assert!(first.evidence.contains(left), "{}", first.evidence);
+    assert_eq!((second.kind, &second.site[..]), ("left-out", "bias"));
+    assert_eq!(second.severity, Severity::Warning);
+    let explained = second.explained.unwrap();
+    assert!(explained.explained < explained.deviating);
+}
+
 /// Without an edit a formula makes what the step makes, in every built-in profile and in storages of a chip's.
 #[test]
 fn formulas_make_what_steps_make() {
