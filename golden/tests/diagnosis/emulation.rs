@@ -1,7 +1,7 @@
 //! Steps in f64, as somebody else would write them, and how they are put into a run.
 
 use half::f16;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, Axis};
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::Datapath;
 use scalescope_sim::error::Result;
@@ -158,6 +158,30 @@ pub struct Lin {
     pub unit: f64,
 }
 
+/// What a linear step multiplies: the codes of its input and of its weight.
+pub fn lin_parts(
+    path: &Datapath,
+    layer: usize,
+    seen: &Seen,
+    step: Step,
+    (input, reads): (P, ScaleUse),
+) -> Lin {
+    let all: Vec<_> = path.linear_weights(layer, step);
+    let rows: Vec<_> = all.iter().map(|w| w.stored().unwrap()).collect();
+    let codes: Vec<_> = rows.iter().map(|w| w.codes.view()).collect();
+    let w = ndarray::concatenate(ndarray::Axis(0), &codes).unwrap();
+    let Tensor::I8(x) = &seen[&input] else {
+        panic!("codes")
+    };
+    let k = w.ncols();
+    Lin {
+        x: x.codes.slice(ndarray::s![.., ..k]).mapv(f64::from),
+        w: w.mapv(f64::from),
+        unit: f64::from(path.scale(layer, reads).unwrap().get())
+            * f64::from(rows[0].scales[0].get()),
+    }
+}
+
 /// A linear step: codes in, codes or reals out.
 pub fn linear(
     step: Step,
@@ -168,20 +192,7 @@ pub fn linear(
     after: fn(usize, usize, f64) -> f64,
 ) -> Make {
     Box::new(move |path, layer, seen, _, like| {
-        let all: Vec<_> = path.linear_weights(layer, step);
-        let rows: Vec<_> = all.iter().map(|w| w.stored().unwrap()).collect();
-        let codes: Vec<_> = rows.iter().map(|w| w.codes.view()).collect();
-        let w = ndarray::concatenate(ndarray::Axis(0), &codes).unwrap();
-        let Tensor::I8(x) = &seen[&input] else {
-            panic!("codes")
-        };
-        let k = w.ncols();
-        let mut lin = Lin {
-            x: x.codes.slice(ndarray::s![.., ..k]).mapv(f64::from),
-            w: w.mapv(f64::from),
-            unit: f64::from(path.scale(layer, reads).unwrap().get())
-                * f64::from(rows[0].scales[0].get()),
-        };
+        let mut lin = lin_parts(path, layer, seen, step, (input, reads));
         change(path, layer, &mut lin);
         let unit = lin.unit;
         let v = lin.x.dot(&lin.w.t()).mapv(|v| v * unit);
@@ -215,74 +226,103 @@ pub struct Scan {
     pub step: f64,
 }
 
+pub fn scan_parts(path: &Datapath, layer: usize, seen: &Seen) -> Scan {
+    let e = path.config().d_inner;
+    let (r, n) = (path.config().dt_rank, path.config().d_state);
+    let (a, d, bias) = path.scan_weight(layer).tensors();
+    let of = |q: &scalescope_sim::quant::QVector| -> Vec<f64> {
+        q.codes
+            .iter()
+            .map(|c| f64::from(q.scale.get()) * f64::from(*c))
+            .collect()
+    };
+    let x = real(path, layer, &seen[&P::XProjOut], ScaleUse::ScanB);
+    let xz = seen.get(&P::InProjOut).or(seen.get(&P::InProjZ)).unwrap();
+    let xz = real(path, layer, xz, ScaleUse::ScanZ);
+    let u = [P::SsmU, P::ConvOutF32, P::ConvOut];
+    let u = u.iter().find_map(|point| seen.get(point)).unwrap();
+    Scan {
+        u: real(path, layer, u, ScaleUse::ScanU),
+        dt: real(path, layer, &seen[&P::DtProjOut], ScaleUse::ScanDt),
+        b: x.slice(ndarray::s![.., r..r + n]).to_owned(),
+        c: x.slice(ndarray::s![.., r + n..]).to_owned(),
+        z: xz.slice(ndarray::s![.., xz.ncols() - e..]).to_owned(),
+        a: a.codes
+            .mapv(|c| (f64::from(a.scale.get()) * f64::from(c)).exp()),
+        d: of(&d),
+        bias: of(&bias),
+        softplus: |v| v.exp().ln_1p(),
+        gate: silu,
+        state: |v, _| v,
+        tile: usize::MAX,
+        states: n,
+        input_decays: false,
+        step: f64::from(path.scale(layer, ScaleUse::StateOut).unwrap().get()),
+    }
+}
+
+impl Scan {
+    pub fn delta(&self, t: usize, c: usize) -> f64 {
+        (self.softplus)(self.dt[(t, c)] + self.bias[c])
+    }
+
+    /// The state of a channel that follows a state.
+    pub fn next(&self, [t, c, i]: [usize; 3], x: f64) -> f64 {
+        let delta = self.delta(t, c);
+        let decay = (-self.a[(c, i)] * delta).exp();
+        let input = self.b[(t, i)] * delta * self.u[(t, c)];
+        match self.input_decays {
+            true => decay * (x + input),
+            false => decay * x + input,
+        }
+    }
+
+    /// The states after each token, `[L, E, N]`, by a rule that makes the next one.
+    pub fn states(&self, next: impl Fn(&Self, [usize; 3], f64) -> f64) -> Array3<f64> {
+        let (l, e) = self.u.dim();
+        let n = self.b.ncols();
+        let mut all = Array3::zeros((l, e, n));
+        for c in 0..e {
+            for t in 0..l {
+                for i in 0..n {
+                    let x = match t % self.tile {
+                        0 => 0.0,
+                        _ => all[(t - 1, c, i)],
+                    };
+                    all[(t, c, i)] = (self.state)(next(self, [t, c, i], x), self.step);
+                }
+            }
+        }
+        all
+    }
+
+    /// The gated output of states.
+    pub fn output(&self, states: &Array3<f64>) -> Array2<f64> {
+        Array2::from_shape_fn(self.u.dim(), |(t, c)| {
+            let mut out = self.d[c] * self.u[(t, c)];
+            for i in 0..self.states {
+                out += states[(t, c, i)] * self.c[(t, i)];
+            }
+            out * (self.gate)(self.z[(t, c)])
+        })
+    }
+
+    /// What the scan shows at a point.
+    pub fn stored(&self, y: &Array2<f64>, states: &Array3<f64>, point: P, like: &Tensor) -> Tensor {
+        let last = || states.index_axis(Axis(0), states.dim().0 - 1).to_owned();
+        match point {
+            P::SsmY => store(y, like, 1.0, Round::Even),
+            _ => store(&last(), like, self.step, Round::Away),
+        }
+    }
+}
+
 pub fn scan(change: impl Fn(&Datapath, usize, &Seen, &mut Scan) + Send + Sync + 'static) -> Make {
     Box::new(move |path, layer, seen, point, like| {
-        let e = path.config().d_inner;
-        let (r, n) = (path.config().dt_rank, path.config().d_state);
-        let (a, d, bias) = path.scan_weight(layer).tensors();
-        let of = |q: &scalescope_sim::quant::QVector| -> Vec<f64> {
-            q.codes
-                .iter()
-                .map(|c| f64::from(q.scale.get()) * f64::from(*c))
-                .collect()
-        };
-        let x = real(path, layer, &seen[&P::XProjOut], ScaleUse::ScanB);
-        let xz = seen.get(&P::InProjOut).or(seen.get(&P::InProjZ)).unwrap();
-        let xz = real(path, layer, xz, ScaleUse::ScanZ);
-        let u = [P::SsmU, P::ConvOutF32, P::ConvOut];
-        let u = u.iter().find_map(|point| seen.get(point)).unwrap();
-        let mut s = Scan {
-            u: real(path, layer, u, ScaleUse::ScanU),
-            dt: real(path, layer, &seen[&P::DtProjOut], ScaleUse::ScanDt),
-            b: x.slice(ndarray::s![.., r..r + n]).to_owned(),
-            c: x.slice(ndarray::s![.., r + n..]).to_owned(),
-            z: xz.slice(ndarray::s![.., xz.ncols() - e..]).to_owned(),
-            a: a.codes
-                .mapv(|c| (f64::from(a.scale.get()) * f64::from(c)).exp()),
-            d: of(&d),
-            bias: of(&bias),
-            softplus: |v| v.exp().ln_1p(),
-            gate: silu,
-            state: |v, _| v,
-            tile: usize::MAX,
-            states: n,
-            input_decays: false,
-            step: f64::from(path.scale(layer, ScaleUse::StateOut).unwrap().get()),
-        };
+        let mut s = scan_parts(path, layer, seen);
         change(path, layer, seen, &mut s);
-        let l = s.u.nrows();
-        let mut y = Array2::zeros((l, e));
-        let mut last = Array2::zeros((e, n));
-        for c in 0..e {
-            let mut x = vec![0.0f64; n];
-            for t in 0..l {
-                if t % s.tile == 0 {
-                    x.fill(0.0);
-                }
-                let delta = (s.softplus)(s.dt[(t, c)] + s.bias[c]);
-                let mut out = s.d[c] * s.u[(t, c)];
-                for i in 0..n {
-                    let decay = (-s.a[(c, i)] * delta).exp();
-                    let input = s.b[(t, i)] * delta * s.u[(t, c)];
-                    x[i] = match s.input_decays {
-                        true => decay * (x[i] + input),
-                        false => decay * x[i] + input,
-                    };
-                    x[i] = (s.state)(x[i], s.step);
-                    if i < s.states {
-                        out += x[i] * s.c[(t, i)];
-                    }
-                }
-                y[(t, c)] = out * (s.gate)(s.z[(t, c)]);
-            }
-            for i in 0..n {
-                last[(c, i)] = x[i];
-            }
-        }
-        match point {
-            P::SsmY => store(&y, like, 1.0, Round::Even),
-            _ => store(&last, like, s.step, Round::Away),
-        }
+        let states = s.states(Scan::next);
+        s.stored(&s.output(&states), &states, point, like)
     })
 }
 

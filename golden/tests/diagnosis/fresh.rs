@@ -11,7 +11,7 @@ use scalescope_sim::quant::QWeight;
 use scalescope_sim::trace::{Tensor, TracePoint as P};
 
 /// Codes or reals as they are stored, changed as a whole.
-fn whole(change: impl Fn(&Array2<f64>) -> Array2<f64> + Send + Sync + 'static) -> Make {
+pub(super) fn whole(change: impl Fn(&Array2<f64>) -> Array2<f64> + Send + Sync + 'static) -> Make {
     Box::new(move |_, _, _, _, like| {
         let own = match like {
             Tensor::I8(q) => q.codes.mapv(f64::from),
@@ -27,11 +27,11 @@ fn whole(change: impl Fn(&Array2<f64>) -> Array2<f64> + Send + Sync + 'static) -
 }
 
 /// Element by element: token, channel, value.
-fn each(change: impl Fn(usize, usize, f64) -> f64 + Send + Sync + 'static) -> Make {
+pub(super) fn each(change: impl Fn(usize, usize, f64) -> f64 + Send + Sync + 'static) -> Make {
     whole(move |own| Array2::from_shape_fn(own.dim(), |at| change(at.0, at.1, own[at])))
 }
 
-fn late(own: &Array2<f64>, by: usize) -> Array2<f64> {
+pub(super) fn late(own: &Array2<f64>, by: usize) -> Array2<f64> {
     let mut out = Array2::zeros(own.dim());
     for t in by..own.nrows() {
         out.row_mut(t).assign(&own.row(t - by));
@@ -43,7 +43,7 @@ fn bit(v: f64, change: fn(u8) -> u8) -> f64 {
     f64::from(change(v as i8 as u8) as i8)
 }
 
-fn conv_of(tile: usize, act: fn(f64) -> f64, change: fn(&mut Conv)) -> Make {
+pub(super) fn conv_of(tile: usize, act: fn(f64) -> f64, change: fn(&mut Conv)) -> Make {
     conv(move |_, _, _, c| change(c), tile, act)
 }
 
@@ -51,17 +51,17 @@ fn scan_of(change: fn(&mut Scan)) -> Make {
     scan(move |_, _, _, s| change(s))
 }
 
-fn int8(weight: &mut QWeight) -> &mut Array2<i8> {
+pub(super) fn int8(weight: &mut QWeight) -> &mut Array2<i8> {
     match weight {
         QWeight::Int8(q) => &mut q.codes,
         QWeight::Int4(_) => panic!("eight bits"),
     }
 }
 
-struct Fresh(Vec<Case>);
+pub(super) struct Fresh(pub(super) Vec<Case>);
 
-type Right = &'static [(&'static str, &'static str)];
-type On = (&'static str, &'static str);
+pub(super) type Right = &'static [(&'static str, &'static str)];
+pub(super) type On = (&'static str, &'static str);
 
 impl Fresh {
     fn add(
@@ -83,7 +83,7 @@ impl Fresh {
         });
     }
 
-    fn made(
+    pub(super) fn made(
         &mut self,
         name: &'static str,
         (step, points): (&'static str, &'static [P]),
@@ -94,7 +94,7 @@ impl Fresh {
         self.add((name, step, points, Into::Output), on, right, make);
     }
 
-    fn read(
+    pub(super) fn read(
         &mut self,
         name: &'static str,
         (step, points): (&'static str, &'static [P]),
@@ -105,7 +105,7 @@ impl Fresh {
         self.add((name, step, points, Into::Reading), on, right, make);
     }
 
-    fn model(
+    pub(super) fn model(
         &mut self,
         name: &'static str,
         step: &'static str,
@@ -118,10 +118,10 @@ impl Fresh {
     }
 }
 
-const ALL: [bool; 2] = [false, false];
-const TOKENS: [bool; 2] = [true, false];
-const CHANNELS: [bool; 2] = [false, true];
-const BOTH: [bool; 2] = [true, true];
+pub(super) const ALL: [bool; 2] = [false, false];
+pub(super) const TOKENS: [bool; 2] = [true, false];
+pub(super) const CHANNELS: [bool; 2] = [false, true];
+pub(super) const BOTH: [bool; 2] = [true, true];
 
 pub fn fresh() -> Vec<Case> {
     let mut all = Fresh(Vec::new());

@@ -124,6 +124,7 @@ fn grid() {
     let mut all = cases();
     all.extend(more::more());
     all.extend(fresh::fresh());
+    all.extend(unseen::unseen());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
         assert!(!all.is_empty(), "no case is {name}");

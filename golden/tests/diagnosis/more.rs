@@ -8,13 +8,13 @@ use scalescope_sim::plan::ScaleUse as U;
 use scalescope_sim::quant::QVector;
 use scalescope_sim::trace::{Tensor, TracePoint as P};
 
-fn x_proj(change: fn(&mut Lin)) -> Make {
+pub(super) fn x_proj(change: fn(&mut Lin)) -> Make {
     let scales = (U::XProjIn, Some(U::XProjOut));
     let change = move |_: &Datapath, _: usize, l: &mut Lin| change(l);
     linear(Step::XProj, P::ConvOut, scales, Round::Even, change, as_is)
 }
 
-fn dt_proj(change: fn(&mut Lin)) -> Make {
+pub(super) fn dt_proj(change: fn(&mut Lin)) -> Make {
     let scales = (U::DtProjIn, Some(U::DtProjOut));
     let change = move |_: &Datapath, _: usize, l: &mut Lin| change(l);
     linear(
@@ -27,13 +27,13 @@ fn dt_proj(change: fn(&mut Lin)) -> Make {
     )
 }
 
-fn in_proj(change: fn(&mut Lin), round: Round) -> Make {
+pub(super) fn in_proj(change: fn(&mut Lin), round: Round) -> Make {
     let scales = (U::InProjIn, Some(U::InProjOut));
     let change = move |_: &Datapath, _: usize, l: &mut Lin| change(l);
     linear(Step::InProj, P::NormOut, scales, round, change, as_is)
 }
 
-fn out_proj(change: fn(&mut Lin)) -> Make {
+pub(super) fn out_proj(change: fn(&mut Lin)) -> Make {
     let change = move |_: &Datapath, _: usize, l: &mut Lin| change(l);
     linear(
         Step::OutProj,
@@ -45,7 +45,7 @@ fn out_proj(change: fn(&mut Lin)) -> Make {
     )
 }
 
-fn plain(change: fn(&mut Scan)) -> Make {
+pub(super) fn plain(change: fn(&mut Scan)) -> Make {
     scan(move |_, _, _, s| change(s))
 }
 
