@@ -33,7 +33,7 @@ static HANDLER: LazyLock<std::result::Result<(), String>> = LazyLock::new(|| {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("finishing what is at hand; once more to stop at once");
+        eprintln!("finishing the current work; interrupt again to stop at once");
     })
     .map_err(|e| e.to_string())
 });

@@ -139,7 +139,7 @@ impl Texts {
         if ends > 0 {
             texts
                 .remarks
-                .push(format!("{ends} ends of lines with CR were read as LF"));
+                .push(format!("{ends} CR line ends were read as LF"));
         }
         Ok(texts)
     }

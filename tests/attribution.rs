@@ -52,7 +52,7 @@ fn a_device_is_said_once() {
         "{text}"
     );
     assert!(
-        flowed.contains("next: scalescope identify --mode 0 --trace"),
+        flowed.contains("next: scalescope identify --mode 0 --dump"),
         "{text}"
     );
     let out = run(&[&["check", "--explain", "--golden", arg(&dump)], &asked[..]].concat());

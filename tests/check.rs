@@ -334,7 +334,7 @@ fn every_operation_checks_its_vectors() {
         "--explain",
     ]);
     assert!(
-        text.contains("beyond its range the quantizer does otherwise: wrap"),
+        text.contains("the quantizer treats values beyond its range differently: wrap"),
         "{text}"
     );
     let line = refusal(&["check", "op", "conv", arg(&file)]);

@@ -94,7 +94,7 @@ impl fmt::Display for RecognisedLayout {
         }
         write!(
             f,
-            " ({:.1} % of elements agree then, {:.1} % as they lie)",
+            " ({:.1} % of elements then agree, {:.1} % as stored)",
             100.0 * self.explains,
             100.0 * self.before
         )

@@ -89,7 +89,7 @@ fn ramp(rows: usize, columns: usize) -> Array2<i8> {
 
 #[test]
 fn wrap_or_saturate() {
-    let beyond = |what| format!("beyond its range the quantizer does otherwise: {what}");
+    let beyond = |what| format!("the quantizer treats values beyond its range differently: {what}");
     let (saturate, wrap) = (beyond("saturate"), beyond("wrap"));
     let change = |r: &mut StepRules| r.hadamard.overflow = Overflow::Saturate;
     named(&vectors(Op::HadamardQuant), &CUDA_FAST, change, &saturate);
@@ -117,7 +117,7 @@ fn wrap_or_saturate() {
 
 #[test]
 fn tie_rules() {
-    let rounds = |what| format!("the quantizer rounds otherwise: {what}");
+    let rounds = |what| format!("the quantizer rounds differently: {what}");
     let (to_even, away) = (rounds("ties to even"), rounds("ties away from zero"));
     let change = |r: &mut StepRules| {
         for l in r.linear.each_mut() {
@@ -209,7 +209,7 @@ fn reciprocal_or_division() {
         if summary.mismatched() > 0 {
             let explained = explain(&injected(&vectors, &changed), &CUDA_FAST);
             // Ties to even gives the same codes by chance where every tie is even: any order.
-            let words = "the quantizer divides otherwise: division";
+            let words = "the quantizer divides differently: division";
             assert!(says(&explained[0], words), "{}", explained[0].evidence);
             found += 1;
         }
@@ -530,7 +530,7 @@ fn decode_steps() {
     for (fault, words) in [
         (
             "stale-scale@layer=3,site=x_proj_in,factor=1.26",
-            "the scale x_proj_in is times 1.26",
+            "the scale x_proj_in is multiplied by 1.26",
         ),
         ("swapped-bc@layer=5", "the scan takes C for B and B for C"),
     ] {

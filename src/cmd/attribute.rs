@@ -145,7 +145,7 @@ fn dump(args: &AttributeArgs, path: &Path, known: &ModeTable) -> Result<Outcome>
             let model: String = model.map(|m| format!(" --model {}", m.display())).collect();
             let _ = writeln!(
                 text,
-                "\nnext: scalescope identify{model} --mode {} --trace {} -o device.toml",
+                "\nnext: scalescope identify{model} --mode {} --dump {} -o device.toml",
                 mode.name,
                 path.display()
             );
@@ -203,7 +203,7 @@ pub(super) fn diagnosis_text(found: &Diagnosis) -> String {
     if !found.not_made.is_empty() {
         let _ = writeln!(
             out,
-            "not made by this mode, and not looked at: {}\n",
+            "not made by this mode, so ignored: {}\n",
             found.not_made.join(", ")
         );
     }

@@ -136,7 +136,7 @@ fn text(result: &Equivalence, rule: Option<&str>) -> String {
                 Some(why) => writeln!(out, "Proven by rule on any text: {why}."),
                 None => writeln!(
                     out,
-                    "Observed, not proven: no rule makes these modes equal, and more text may part them (--file)."
+                    "Observed, not proven: no rule makes these modes equal, and they may differ on more text (--file)."
                 ),
             };
         }
@@ -168,7 +168,7 @@ fn parting(d: &Divergence) -> String {
     for field in &d.why.fields {
         let alone = match field.alone {
             true => "this field alone makes the difference",
-            false => "this field alone does not close it",
+            false => "this field alone does not make it",
         };
         let _ = writeln!(
             out,
@@ -190,11 +190,11 @@ fn parting(d: &Divergence) -> String {
         let _ = writeln!(out, "\nfault {} in B {alone}", fault.fault);
     }
     if !d.why.findings.is_empty() {
-        out.push_str("\nwhat B does otherwise in this block:\n");
+        out.push_str("\nwhat B does differently in this block:\n");
         out += &findings_text(&d.why.findings);
     }
     if d.why.fields.is_empty() && d.why.rules.is_empty() && d.why.faults.is_empty() {
-        out.push_str("\nno field and no rule of this step differs: a part of the model does\n");
+        out.push_str("\nno mode field and no rule of this step differs: something in the model does\n");
     }
     out
 }

@@ -87,7 +87,7 @@ fn text(found: &Identified) -> String {
     for group in found.groups.iter().filter(|g| !g.alike.is_empty()) {
         let _ = writeln!(
             out,
-            "{}: no input of this dump tells it from {}",
+            "{}: this dump has no input that tells it from {}",
             group.group,
             group.alike.join("; ")
         );

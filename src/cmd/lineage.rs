@@ -172,8 +172,8 @@ fn text(lineage: &Lineage) -> String {
     out.push_str(
         "\nratio (scale_ratio →1): absmax/(127·scale) of the values before they are quantized\n\
          clipped: values that did not fit INT8; grid: codes used, of 256 (JSON: grid_occupancy)\n\
-         └ who reads the codes, with the same scale or times which factor; how far its part reaches into the grid\n\
-         └ in segments: the share of values in each segment of the quantizer, small ones first, then those beyond\n",
+         └ a reader of the codes: with the same scale or which multiple of it; how far its values reach into the grid\n\
+         └ in segments: the share of values in each segment of the quantizer, from small to large, then those beyond\n",
     );
     out + &remarks(lineage)
 }
@@ -217,7 +217,7 @@ fn remarks(lineage: &Lineage) -> String {
             lines.extend(meant.map(|words| format!("  {words}\n")));
         }
         let title = match (severity, lines.len()) {
-            (Severity::Info, _) => "meant, or without harm".to_owned(),
+            (Severity::Info, _) => "intended, or harmless".to_owned(),
             (_, 1) => format!("1 {severity}"),
             (_, count) => format!("{count} {severity}s"),
         };

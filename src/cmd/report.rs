@@ -81,7 +81,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     let reference = match (subject.has_parts(&float), modes.first()) {
         (false, Some(first)) => {
             let what = format!(
-                "modes are held against mode {}: mode {REFERENCE} needs the float model (--float)",
+                "modes are compared with mode {}: mode {REFERENCE} needs the float model (--float)",
                 first.name
             );
             note(&subject.name, what);

@@ -66,8 +66,8 @@ pub fn map(attribution: &Attribution) -> Markup {
     columns.sort_by_key(|s| s.part);
     html! {
         p .note {
-            "One site at a time is switched to the reference's arithmetic, and alone to the mode's; the share is both changes of the KL "
-            "in one, weighted by their precision, over the whole (" (format!("{:.5}", costs.kl)) " nats a token on " (costs.tokens) " tokens of this text, "
+            "Each site alone is switched to the reference's precision, and to the mode's in the reference. The share is the mean of both changes of the KL, "
+            "weighted by their precision, over the mode's KL (" (format!("{:.5}", costs.kl)) " nats a token on " (costs.tokens) " tokens of this text, "
             (costs.positions) " positions). Shaded is what costs more than three standard errors; the rest may be chance. Sites act together, so that shares need not add up to 100 %. "
             code { "scalescope attribute" } " measures on more text, with Shapley values."
         }

@@ -36,9 +36,9 @@ pub fn maps(detail: &ModeDetail) -> Markup {
             "normalized_l2 = ‖x − y‖ / ‖x‖ in percent, x the reference's tensor. Local: the step and the reference's step get "
             "the same clean tensors. Propagated: the step gets what the run made. Hover for both and the amplification."
         }
-        h4 { "Local error: what each step makes by itself, in % of its output" }
+        h4 { "Local error: what each step makes itself, in % of its output" }
         (map(detail, SiteError::local_l2))
-        h4 { "Propagated error: what has gathered there, in % of the output" }
+        h4 { "Propagated error: what has gathered up to each step, in % of its output" }
         (map(detail, SiteError::propagated_l2))
         div .legend {
             span { (format!("{} %", 100.0 * RANGE.0)) }

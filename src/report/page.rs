@@ -26,14 +26,14 @@ pub fn page(report: &Report) -> String {
                         ". " (report.sequences) " sequences, " (report.tokens) " tokens"
                         @if let Some(of) = report.sampled_of { ", sampled evenly of " (of) }
                         @if report.detail_tokens < report.tokens { "; steps and scales of each mode on " (report.detail_tokens) " of them" }
-                        ". Every mode is held against mode " (report.reference) "."
+                        ". Every mode is compared with mode " (report.reference) "."
                     }
                 }
                 (verdict(report))
                 (contents(report))
                 (modes(report))
                 @if let Some(eval) = &report.eval {
-                    section { h2 #eval { "Accuracy and perplexity, with what is known of them" } (eval::section(eval)) }
+                    section { h2 #eval { "Accuracy and perplexity, with their uncertainty" } (eval::section(eval)) }
                 }
                 (reading())
                 (picker(report))

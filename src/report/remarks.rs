@@ -131,7 +131,7 @@ fn steps(error: &Propagation) -> Vec<Remark> {
         .map(|(i, (value, site))| {
             let rank = ["largest", "second largest", "third largest"][i];
             let words = format!(
-                "makes the {rank} local error of its own: {:.2} % of its output on the mean over the blocks",
+                "has the {rank} local error: {:.2} % of its output, mean of the blocks",
                 100.0 * value
             );
             info(site, words)
@@ -147,13 +147,13 @@ fn steps(error: &Propagation) -> Vec<Remark> {
         .max_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((factor, site)) = growth.filter(|(factor, _)| *factor > 1.0) {
         let words = format!(
-            "error grows most here: {factor:.2} times what arrives, on the mean over the blocks"
+            "error grows most here: {factor:.2} times what arrives, mean of the blocks"
         );
         out.push(info(site, words));
     }
     if let Some(logits) = error.get(None, "logits") {
         let words = format!(
-            "{:.2} % error arrives at the logits; the head makes {:.3} % of its own",
+            "the logits have {:.2} % error; the head alone makes {:.3} %",
             100.0 * logits.propagated_l2(),
             100.0 * logits.local_l2()
         );

@@ -169,7 +169,7 @@ impl Verdict {
         let mut out = Vec::new();
         let of_parts = self.parts.as_ref().map(|parts| parts.mode.as_str());
         let Some(main) = of_parts.map_or(self.modes.first(), |mode| self.cost(mode)) else {
-            return vec!["There is no mode to hold against the reference.".to_owned()];
+            return vec!["There is no mode to compare with the reference.".to_owned()];
         };
         out.push(self.cost_sentence(main));
         if self.stretches < 2 {

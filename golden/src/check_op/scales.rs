@@ -18,7 +18,7 @@ pub struct ScaleOf {
 impl fmt::Display for ScaleOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.factor {
-            Some(factor) => write!(f, "the scale {} is times {factor}", self.name),
+            Some(factor) => write!(f, "the scale {} is multiplied by {factor}", self.name),
             None => write!(f, "the scale {} is applied twice", self.name),
         }
     }

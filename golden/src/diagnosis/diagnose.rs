@@ -310,7 +310,7 @@ impl Search<'_> {
                 let why = match rival {
                     Some(other) => Some(rival_words(best, other, &block)),
                     None if is_unplaced(best, &block, &score) => Some(
-                        "nothing that goes into the step is in the dump: one before may be the one"
+                        "no input of the step is in the dump: an earlier step may be the cause"
                             .to_owned(),
                     ),
                     None => unexplained_words(best, &scene),

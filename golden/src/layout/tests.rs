@@ -317,7 +317,7 @@ fn findings_speak() {
     };
     assert_eq!(
         finding.to_string(),
-        "shifted by -1 tokens (99.4 % of elements agree then, 10.0 % as they lie)"
+        "shifted by -1 tokens (99.4 % of elements then agree, 10.0 % as stored)"
     );
     let json = serde_json::to_value(finding).unwrap();
     assert_eq!(json["kind"], "shifted_in_time");

@@ -123,7 +123,7 @@ impl Candidate {
                                 ScaleSite::Key(key) => key.name(),
                                 ScaleSite::Use(by) => by.name(),
                             };
-                            format!("the scale {name} is times {factor}")
+                            format!("the scale {name} is multiplied by {factor}")
                         }
                         Defect::Rounding { rule, .. } => {
                             let mut quantizer = QuantRule::NEAREST_EVEN;

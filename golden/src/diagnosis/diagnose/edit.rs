@@ -393,9 +393,9 @@ impl ChannelOrder {
 
     fn words(self) -> String {
         match self {
-            ChannelOrder::On(by) => format!("channels are each the one {by:+}"),
+            ChannelOrder::On(by) => format!("each channel holds channel {by:+}"),
             ChannelOrder::Exchanged(run) => {
-                format!("neighbouring runs of {run} channels have changed places")
+                format!("neighbouring runs of {run} channels are swapped")
             }
         }
     }

@@ -62,7 +62,7 @@ fn maps(batch: usize) -> Vec<Map> {
         ),
         map(
             "file-halves",
-            "the halves of the channels have changed places in every tensor",
+            "the halves of the channels are swapped in every tensor",
             |[t, c], [_, columns]| Some([t, (c + columns / 2) % columns]),
         ),
         map(
@@ -211,7 +211,7 @@ pub(super) fn find(path: &Datapath, trace: &TraceFile) -> Result<Option<Finding>
             severity: Severity::Error,
             share: 1.0,
             evidence: format!(
-                "the file: {}; {:.1} % of the elements agree then with a free run, {:.1} % as they lie",
+                "the file: {}; {:.1} % of the elements then agree with a free run, {:.1} % as stored",
                 map.words,
                 100.0 * after,
                 100.0 * before
@@ -316,7 +316,7 @@ fn exchanged(path: &Datapath, trace: &TraceFile, made: &Made) -> Option<Finding>
         severity: Severity::Error,
         share: 1.0,
         evidence: format!(
-            "the file: tensors hold something else than their names say: {}",
+            "the file: tensors do not hold what their names say: {}",
             often.join("; ")
         ),
         edit: Some(often.join("; ")),
@@ -413,7 +413,7 @@ pub(super) fn own_types(path: &Datapath, sequences: &[Points]) -> (Vec<Points>, 
 pub(super) fn other_types(trace: &TraceFile) -> Option<Finding> {
     let first = trace.remarks.first()?;
     let count = trace.remarks.len();
-    let words = "lie in another type than their own and are read as their own";
+    let words = "are stored in another type and read as their own";
     Some(Finding {
         kind: "file-types",
         site: "file".to_owned(),

@@ -80,7 +80,7 @@ pub(super) fn alike_words(alike: &[String]) -> String {
 
 pub(super) fn not_explained() -> String {
     format!(
-        "no single edit that is searched explains {} of it",
+        "no single known edit explains {} of it",
         percent(EXPLAINS)
     )
 }
@@ -378,7 +378,7 @@ pub(super) fn noise(noisy: &[(Place, usize, Option<Pattern>)], total: usize) -> 
         severity: Severity::Info,
         share: elements as f64 / total.max(1) as f64,
         evidence: format!(
-            "{} elements of {} tensors ({first} first) differ no more than floats of another device would make them: an ulp in one float of fifty; a fault that does no more looks the same",
+            "{} elements of {} tensors ({first} first) differ no more than another device's floats would: an ulp in one float of fifty; a fault this small looks the same",
             thousands(elements),
             noisy.len(),
         ),
@@ -479,7 +479,7 @@ pub(super) fn device(findings: &mut Vec<Finding>) {
         severity: Severity::Warning,
         share: f64::min(share, 1.0),
         evidence: format!(
-            "the device computes otherwise in every block, which is no fault of one: {}",
+            "the device's arithmetic differs in every block, so no single block is at fault: {}",
             ways.join("; ")
         ),
         device: true,

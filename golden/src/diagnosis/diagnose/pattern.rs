@@ -577,7 +577,7 @@ impl fmt::Display for Pattern {
             How::NotFinite => "NaN or infinity".to_owned(),
             How::Constant { value } => format!("all are {value}"),
             How::Offset { by } => format!("offset by {by:+}"),
-            How::Sign => "the sign is turned".to_owned(),
+            How::Sign => "the sign is flipped".to_owned(),
             How::Bits { mask, set } => {
                 let bits: Vec<String> = (0..8)
                     .filter(|bit| mask >> bit & 1 == 1)
@@ -586,7 +586,7 @@ impl fmt::Display for Pattern {
                 let value = if set { 1 } else { 0 };
                 format!("bit {} is always {value}", bits.join(" and "))
             }
-            How::Flipped { mask } => format!("bits {mask:#010b} are turned over"),
+            How::Flipped { mask } => format!("bits {mask:#010b} are flipped"),
             How::Clamped { low, high } => match (low.is_finite(), high.is_finite()) {
                 (true, false) => format!("values end at {low}"),
                 (false, true) => format!("values end at {high}"),

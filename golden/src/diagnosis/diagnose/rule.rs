@@ -50,9 +50,9 @@ impl QuantizerPart {
     /// What a quantizer with it does otherwise.
     pub fn words(self) -> String {
         let what = match self {
-            QuantizerPart::Quotient(_) => "the quantizer divides otherwise",
-            QuantizerPart::Rounding(_) => "the quantizer rounds otherwise",
-            QuantizerPart::Overflow(_) => "beyond its range the quantizer does otherwise",
+            QuantizerPart::Quotient(_) => "the quantizer divides differently",
+            QuantizerPart::Rounding(_) => "the quantizer rounds differently",
+            QuantizerPart::Overflow(_) => "the quantizer treats values beyond its range differently",
         };
         format!("{what}: {self}")
     }

@@ -97,7 +97,7 @@ impl Edits<'_, '_> {
         self.formula(
             2,
             (Kind::Sign, "bias"),
-            "the bias is taken away",
+            "the bias is subtracted",
             on_conv(|c| {
                 c.bias.iter_mut().for_each(|b| *b = -*b);
             }),
@@ -124,7 +124,7 @@ impl Edits<'_, '_> {
             on_conv(|c| c.bias_after = true),
         );
         for factor in FACTORS {
-            let words = format!("the bias is times {factor:.4}");
+            let words = format!("the bias is multiplied by {factor:.4}");
             let change = on_conv(move |c| c.bias.iter_mut().for_each(|b| *b *= factor));
             self.formula(4, (Kind::Factor, "bias"), words, change);
         }
@@ -406,7 +406,7 @@ impl Edits<'_, '_> {
                 }
             });
         }
-        let words = "the first tokens find the last ones before them";
+        let words = "the sequence begins with the history of its own end";
         self.formula(
             3,
             (Kind::NotReset, "history"),

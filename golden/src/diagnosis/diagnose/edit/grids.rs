@@ -58,11 +58,11 @@ impl Edits<'_, '_> {
                 self.formula(2, (Kind::PartMissing, "segments"), words, change);
             }
             for factor in [0.5, 2.0, 0.25, 4.0] {
-                let words = format!("the step of {name} is times {factor}");
+                let words = format!("the step of {name} is multiplied by {factor}");
                 let change = on(move |q| q.segments.to_mut()[i].step *= factor);
                 self.formula(3, (Kind::Factor, "segments"), words, change);
                 if let Until::Magnitude(edge) = segment.until {
-                    let words = format!("the end of {name} is times {factor}");
+                    let words = format!("the end of {name} is multiplied by {factor}");
                     let until = Until::Magnitude(edge * factor);
                     let change = on(move |q| q.segments.to_mut()[i].until = until);
                     self.formula(3, (Kind::Constant, "segments"), words, change);

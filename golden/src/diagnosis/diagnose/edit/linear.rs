@@ -73,7 +73,7 @@ impl Edits<'_, '_> {
                     }),
                 );
             }
-            let words = "the halves of the inputs have changed places";
+            let words = "the halves of the inputs are swapped";
             self.formula(
                 3,
                 (Kind::Order, "inputs"),
@@ -376,7 +376,7 @@ impl Edits<'_, '_> {
         self.formula(
             3,
             (Kind::Twice, "dt_bias"),
-            "the bias of dt is added here already",
+            "the bias of dt is already added here",
             on(move |l| {
                 l.bias.clone_from(&bias);
             }),

@@ -96,7 +96,7 @@ impl Narrowed {
             Self::Rounded(bits) => format!("{name} are rounded to {bits} bits"),
             Self::Ended(bits) => format!("{name} end at those of {bits} bits"),
             Self::Negated => format!("{name} have the other sign"),
-            Self::Positive => format!("of {name} negative ones are zero"),
+            Self::Positive => format!("negative {name} are zero"),
             Self::Magnitude => format!("{name} have lost their sign"),
         }
     }
@@ -209,11 +209,11 @@ impl Edits<'_, '_> {
             },
         );
         if width.is_multiple_of(2) {
-            let words = "the halves of the channels have changed places";
+            let words = "the halves of the channels are swapped";
             self.result(5, (Kind::Order, "channels"), words, |made| {
                 whole(made, halves)
             });
-            let words = "channels 2i and 2i+1 have changed places";
+            let words = "channels 2i and 2i+1 are swapped";
             self.result(5, (Kind::Order, "channels"), words, |made| {
                 whole(made, |v| {
                     Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c ^ 1).min(v.ncols() - 1))])
@@ -295,7 +295,7 @@ pub fn of_pattern<'a>(
 ) -> Vec<Edit> {
     let mut edits = Edits::new(scene, row, 0);
     match pattern.how {
-        How::Sign => edits.result(4, (Kind::Sign, "output"), "the sign is turned", |made| {
+        How::Sign => edits.result(4, (Kind::Sign, "output"), "the sign is flipped", |made| {
             each(made, |v| -v);
         }),
         How::Bits { mask, set } => {
@@ -313,7 +313,7 @@ pub fn of_pattern<'a>(
             });
         }
         How::Flipped { mask } => {
-            let words = format!("bits {mask:#010b} of the codes are turned over");
+            let words = format!("bits {mask:#010b} of the codes are flipped");
             edits.result(6, (Kind::FlippedBit, "output"), words, move |made| {
                 each(made, |v| f32::from((v as i8 as u8 ^ mask) as i8));
             });
@@ -357,7 +357,7 @@ pub fn of_pattern<'a>(
             });
         }
         How::Factor { factor } if row.format.dtype() != "i8" => {
-            let words = format!("the result is times {factor:.6}");
+            let words = format!("the result is multiplied by {factor:.6}");
             edits.result(7, (Kind::Factor, "output"), words, move |made| {
                 each(made, |v| v * factor);
             });
@@ -393,7 +393,7 @@ pub fn moved<'a>(
                 .map(|(to, of)| format!("{to} has that of {of}"))
                 .collect();
             let more = if from.len() > 4 { ", …" } else { "" };
-            let words = format!("{name}s have changed places: {}{more}", some.join(", "));
+            let words = format!("{name}s are swapped: {}{more}", some.join(", "));
             (Kind::Order, words)
         }
     };

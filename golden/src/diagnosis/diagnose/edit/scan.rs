@@ -122,16 +122,16 @@ impl Edits<'_, '_> {
         self.formula(
             2,
             (Kind::Sign, "dt_bias"),
-            "the bias of dt is taken away",
+            "the bias of dt is subtracted",
             on(|s| {
                 s.dt_bias.iter_mut().for_each(|b| *b = -*b);
             }),
         );
         for factor in [0.5f32, 0.25, 4.0] {
-            let words = format!("D is times {factor}");
+            let words = format!("D is multiplied by {factor}");
             let change = on(move |s| s.d.iter_mut().for_each(|d| *d *= factor));
             self.formula(4, (Kind::Factor, "D"), words, change);
-            let words = format!("the bias of dt is times {factor}");
+            let words = format!("the bias of dt is multiplied by {factor}");
             let change = on(move |s| s.dt_bias.iter_mut().for_each(|b| *b *= factor));
             self.formula(4, (Kind::Factor, "dt_bias"), words, change);
         }
@@ -168,7 +168,7 @@ impl Edits<'_, '_> {
         self.formula(
             2,
             (Kind::Sign, "D"),
-            "the skip term D·u is taken away",
+            "the skip term D·u is subtracted",
             on(|s| {
                 s.d.iter_mut().for_each(|d| *d = -*d);
             }),
@@ -273,7 +273,7 @@ impl Edits<'_, '_> {
                 );
             }
             for by in [1isize, -1] {
-                let words = format!("{name} is turned by one channel ({by:+})");
+                let words = format!("{name} is rotated by one channel ({by:+})");
                 self.formula(
                     4,
                     (Kind::Neighbour, name),

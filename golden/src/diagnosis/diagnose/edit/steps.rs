@@ -59,17 +59,17 @@ impl Edits<'_, '_> {
             }),
         );
         for factor in [0.5f32, 0.25, 4.0, std::f32::consts::FRAC_1_SQRT_2] {
-            let words = format!("the residual is times {factor:.4}");
+            let words = format!("the residual is multiplied by {factor:.4}");
             let change = on_add(move |a| a.residual_times = factor);
             self.formula(4, (Kind::Factor, "residual"), words, change);
-            let words = format!("the block before's output is times {factor:.4}");
+            let words = format!("the block before's output is multiplied by {factor:.4}");
             let change = on_add(move |a| a.hidden_times = factor);
             self.formula(4, (Kind::Factor, "hidden"), words, change);
         }
         self.formula(
             2,
             (Kind::Sign, "hidden"),
-            "the block before's output is taken away",
+            "the block before's output is subtracted",
             on_add(|a| {
                 a.hidden_times = -1.0;
             }),
@@ -77,7 +77,7 @@ impl Edits<'_, '_> {
         self.formula(
             2,
             (Kind::Sign, "residual"),
-            "the residual is taken away",
+            "the residual is subtracted",
             on_add(|a| {
                 a.residual_times = -1.0;
             }),
@@ -142,7 +142,7 @@ impl Edits<'_, '_> {
         self.formula(
             2,
             (Kind::Function, "norm"),
-            "the mean is taken away first, as LayerNorm does",
+            "the mean is subtracted first, as in LayerNorm",
             on_norm(|n| {
                 n.centred = true;
             }),
@@ -359,7 +359,7 @@ impl Edits<'_, '_> {
             "inputs are in reverse",
             on_hadamard(|h| h.y.values = reversed(&h.y.values)),
         );
-        let words = "the halves of the inputs have changed places";
+        let words = "the halves of the inputs are swapped";
         self.formula(
             2,
             (Kind::Order, "input"),
@@ -392,7 +392,7 @@ impl Edits<'_, '_> {
         }
         let (base, block) = (size.base(), size.n() / size.base());
         if base > 1 {
-            let words = "the two factors of the transform have changed places";
+            let words = "the two factors of the transform are swapped";
             self.formula(
                 2,
                 (Kind::Order, "stages"),
