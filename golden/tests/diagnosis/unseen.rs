@@ -12,6 +12,7 @@ use super::more::{out_proj, plain, x_proj};
 use super::{Sort, dump, tokens, trace};
 use half::{bf16, f16};
 use ndarray::{Array2, s};
+use scalescope_golden::value::Value;
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::datapath::{Datapath, LogitRows};
 use scalescope_sim::mode::ModeTable;
@@ -91,6 +92,8 @@ struct Effect {
     tokens: usize,
     channels: usize,
     share: f64,
+    /// The least share that no noise has: an ulp of the type, here and there.
+    noise: f64,
 }
 
 /// The effects of a case on its block, in the order of the data.
@@ -133,6 +136,10 @@ fn effects(case: &Case, number: usize) -> Vec<Effect> {
                 tokens: tokens.len(),
                 channels: channels.len(),
                 share: norm(&off) / norm(&own),
+                noise: match value {
+                    Value::F32(_) => 1e-5,
+                    _ => 1e-3,
+                },
             });
         }
     }
@@ -147,12 +154,12 @@ fn every_unseen_fault_has_an_effect() {
         let effects = effects(case, number);
         for e in effects.iter().take(2) {
             println!(
-                "{} {:?}: {}: {} elements of {} tokens and {} channels, {:.4}",
+                "{} {:?}: {}: {} elements of {} tokens and {} channels, {:.1e}",
                 case.name, case.on, e.tensor, e.elements, e.tokens, e.channels, e.share
             );
         }
         let first = effects.first();
-        if !first.is_some_and(|e| e.elements >= 8 && e.share > 1e-3) {
+        if !first.is_some_and(|e| e.elements >= 8 && e.share > e.noise) {
             without.push(case.name);
         }
     }

@@ -140,7 +140,7 @@ impl Fresh {
             },
         );
         self.made(
-            "unseen: pairs of products saturate at 16 bits",
+            "unseen: sixteen products are summed in 16 bits",
             ("in_proj", in_proj_out),
             ("2-1", "exact"),
             (
@@ -164,8 +164,9 @@ impl Fresh {
                     Array2::from_shape_fn((l, lin.w.nrows()), |(t, c)| {
                         let (x, w) = (lin.x.row(t), lin.w.row(c));
                         let pair = |k: usize| (x[k] + 128.0) * w[k] + (x[k + 1] + 128.0) * w[k + 1];
-                        let pairs = (0..x.len()).step_by(2).map(pair);
-                        let sum: f64 = pairs.map(|v| v.clamp(-32768.0, 32767.0)).sum();
+                        let add = |sum: f64, k| (sum + pair(k)).clamp(-32768.0, 32767.0);
+                        let sixteen = |k: usize| (k..k + 16).step_by(2).fold(0.0, add);
+                        let sum: f64 = (0..x.len()).step_by(16).map(sixteen).sum();
                         sum - 128.0 * w.sum()
                     })
                 },
@@ -218,7 +219,7 @@ impl Fresh {
         self.model(
             "unseen: neighbours of K exchanged, as by swapped nibbles",
             "in_proj",
-            ("0", "pow2"),
+            ("0", "tflite-single"),
             (
                 ALL,
                 &[
@@ -375,14 +376,14 @@ impl Fresh {
 
     pub(super) fn unseen_dt_proj(&mut self) {
         self.made(
-            "unseen: dt_proj wraps at seven bits",
+            "unseen: dt_proj wraps at six bits",
             ("dt_proj", &[P::DtProjOut]),
             ("5-6", "exact"),
             (
                 ALL,
                 &[("overflow", "dt_proj_out"), ("width", "dt_proj_out")],
             ),
-            each(|_, _, v| f64::from(((v as i8) << 1) >> 1)),
+            each(|_, _, v| f64::from(((v as i8) << 2) >> 2)),
         );
         self.made(
             "unseen: dt_proj's loop runs to 16 into the next row",
@@ -457,7 +458,7 @@ impl Fresh {
     pub(super) fn unseen_out_proj(&mut self) {
         let out_proj_out: &[P] = &[P::OutProjOut];
         self.made(
-            "unseen: blocks of 32 products are added in 16 bits",
+            "unseen: blocks of 32 products are added in 14 bits",
             ("out_proj", out_proj_out),
             ("2-1", "exact"),
             (
@@ -481,7 +482,7 @@ impl Fresh {
                             let block = s![k..k + 32];
                             let products =
                                 lin.x.row(t).slice(block).dot(&lin.w.row(c).slice(block));
-                            sum = (sum + products).clamp(-32768.0, 32767.0);
+                            sum = (sum + products).clamp(-8192.0, 8191.0);
                         }
                         sum
                     })

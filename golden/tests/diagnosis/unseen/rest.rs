@@ -8,7 +8,7 @@ impl Fresh {
         self.read(
             "unseen: the rotation's factors read y in each other's order",
             ("hadamard", &[P::SsmY]),
-            ("0", "asic-int8"),
+            ("0", "pow2"),
             (
                 ALL,
                 &[
@@ -119,11 +119,11 @@ impl Fresh {
             }),
         );
         self.made(
-            "unseen: outliers of u are clamped",
+            "unseen: u ends at 31 steps, outliers too",
             ("scan", u),
             ("4", "torch"),
             (
-                BOTH,
+                ALL,
                 &[
                     ("overflow", "ssm_u"),
                     ("overflow", "u"),
@@ -134,7 +134,7 @@ impl Fresh {
             Box::new(|path, layer, _, _, like| {
                 let scale = f64::from(path.scale(layer, U::ScanUQuant).unwrap().get());
                 let own = like.to_real().mapv(f64::from);
-                let u = own.mapv(|v| v.clamp(-128.0 * scale, 127.0 * scale));
+                let u = own.mapv(|v| v.clamp(-32.0 * scale, 31.0 * scale));
                 store(&u, like, 1.0, Round::Even)
             }),
         );
@@ -185,15 +185,23 @@ impl Fresh {
             }),
         );
         self.made(
-            "unseen: u's round trip truncates",
+            "unseen: u's round trip in binary16 truncates",
             ("scan", u),
             ("2-0", "torch"),
-            (ALL, &[("rounding", "ssm_u"), ("rounding", "u")]),
+            (
+                ALL,
+                &[
+                    ("rounding", "ssm_u"),
+                    ("rounding", "u"),
+                    ("format", "ssm_u"),
+                    ("format", "u"),
+                ],
+            ),
             Box::new(|path, layer, seen, _, like| {
                 let scale = path.scale(layer, U::ScanUQuant).unwrap().get();
-                let by = (1.0 / f64::from(scale)) as f32;
+                let by = f16::from_f32(1.0 / scale);
                 let u = seen[&P::ConvOut].to_real();
-                let u = u.mapv(|v| f64::from((v * by).trunc()));
+                let u = u.mapv(|v| (f16::from_f32(v) * by).to_f64().trunc());
                 store(&u, like, 1.0, Round::Even)
             }),
         );

@@ -119,7 +119,7 @@ impl Fresh {
             }),
         );
         self.made(
-            "unseen: SiLU's table ends at one and a half",
+            "unseen: SiLU's table ends at three quarters",
             ("conv", conv_out),
             ("2-0", "exact"),
             (
@@ -131,7 +131,7 @@ impl Fresh {
                     ("overflow", "conv_out"),
                 ],
             ),
-            conv_of(ALL_TOKENS, |v| silu(v.clamp(-1.5, 1.5)), |_| {}),
+            conv_of(ALL_TOKENS, |v| silu(v.clamp(-0.75, 0.75)), |_| {}),
         );
         self.made(
             "unseen: SiLU's table of 64 is read an entry too low",
@@ -193,7 +193,7 @@ impl Fresh {
         self.read(
             "unseen: B and C begin a column late",
             ("scan", &[P::XProjOut]),
-            ("0", "pow2"),
+            ("0", "asic-int8"),
             (
                 ALL,
                 &[
@@ -217,11 +217,11 @@ impl Fresh {
             }),
         );
         self.made(
-            "unseen: softplus without the one",
+            "unseen: the gate's quotient lacks the one",
             ("scan", SCAN),
             ("2-1", "exact"),
-            (ALL, &[("left-out", "softplus"), ("function", "softplus")]),
-            plain(|s| s.softplus = |v| v),
+            (ALL, &[("function", "gate")]),
+            plain(|s| s.gate = |v| v * v.exp()),
         );
         self.made(
             "unseen: the state decays by the δ of the token before",
