@@ -194,7 +194,9 @@ fn parting(d: &Divergence) -> String {
         out += &findings_text(&d.why.findings);
     }
     if d.why.fields.is_empty() && d.why.rules.is_empty() && d.why.faults.is_empty() {
-        out.push_str("\nno mode field and no rule of this step differs: something in the model does\n");
+        out.push_str(
+            "\nno mode field and no rule of this step differs: something in the model does\n",
+        );
     }
     out
 }

@@ -146,9 +146,8 @@ fn steps(error: &Propagation) -> Vec<Remark> {
         })
         .max_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((factor, site)) = growth.filter(|(factor, _)| *factor > 1.0) {
-        let words = format!(
-            "error grows most here: {factor:.2} times what arrives, mean of the blocks"
-        );
+        let words =
+            format!("error grows most here: {factor:.2} times what arrives, mean of the blocks");
         out.push(info(site, words));
     }
     if let Some(logits) = error.get(None, "logits") {

@@ -12,15 +12,16 @@ use super::formula::{BlockInputs, Formula, Made, Seen, like};
 use super::kind::Kind;
 use super::pattern::Pattern;
 use ndarray::{Array2, Axis, concatenate, s};
-use scalescope_sim::dataflow::{Row, Step};
+use scalescope_sim::dataflow::{Read, Row, Step};
 use scalescope_sim::trace::{Place, Tensor, TracePoint};
 use std::fmt;
 use std::sync::Arc;
 
-pub use conv::bits as conv_bits;
+pub use conv::{bits as conv_bits, measured as measured_silu};
 pub use linear::{entries, solve_entries, solve_times, times};
 pub use result::{moved, of_pattern};
-pub use scan::bits as scan_bits;
+pub use scan::{bits as scan_bits, measured as measured_gate};
+pub use steps::signs as hadamard_signs;
 
 /// What is around a sequence: the tensors of the one before it in the batch.
 #[derive(Clone, Copy, Default)]
@@ -371,23 +372,41 @@ enum ChannelOrder {
     On(isize),
     /// Neighbouring runs of so many have changed places.
     Exchanged(usize),
+    /// First one of the first half, then one of the second.
+    Interleaved,
+    /// First the even ones, then the odd ones.
+    Sorted,
+    /// Each stands at its number with the bits in reverse, within runs of so many, a power of two.
+    BitReversed(usize),
 }
 
 impl ChannelOrder {
     /// By heads of powers of two, of so many channels.
     fn heads(channels: usize) -> impl Iterator<Item = Self> {
-        let runs = [2usize, 4, 8, 16, 32, 64, 128, 256];
+        let runs = [1usize, 2, 4, 8, 16, 32, 64, 128, 256];
         let runs = runs.into_iter().filter(move |run| 2 * run <= channels);
-        runs.flat_map(|run| {
-            let on = run as isize;
-            [Self::On(on), Self::On(-on), Self::Exchanged(run)]
-        })
+        let heads = runs.flat_map(|run| {
+            // The next channel's is an edit of its own.
+            let on = (run > 1).then_some(run as isize).into_iter();
+            let on = on.flat_map(|on| [Self::On(on), Self::On(-on)]);
+            on.chain([Self::Exchanged(run)])
+        });
+        let run = 1 << channels.trailing_zeros();
+        let reversed = (run > 2).then_some(Self::BitReversed(run));
+        let halves = [Self::Interleaved, Self::Sorted];
+        let halves = halves
+            .into_iter()
+            .filter(move |_| channels.is_multiple_of(2));
+        heads.chain(reversed).chain(halves)
     }
 
     fn kind(self) -> Kind {
         match self {
             ChannelOrder::On(_) => Kind::Neighbour,
-            ChannelOrder::Exchanged(_) => Kind::Order,
+            ChannelOrder::Exchanged(_)
+            | ChannelOrder::Interleaved
+            | ChannelOrder::Sorted
+            | ChannelOrder::BitReversed(_) => Kind::Order,
         }
     }
 
@@ -397,18 +416,58 @@ impl ChannelOrder {
             ChannelOrder::Exchanged(run) => {
                 format!("neighbouring runs of {run} channels are swapped")
             }
+            ChannelOrder::Interleaved => "the halves of the channels are interleaved".to_owned(),
+            ChannelOrder::Sorted => "the even channels come first, then the odd ones".to_owned(),
+            ChannelOrder::BitReversed(run) => {
+                format!("the channels of each {run} are in bit-reversed order")
+            }
         }
     }
 
     fn of(self, values: &Array2<f32>) -> Array2<f32> {
+        let half = values.ncols() / 2;
+        let from = |of: &dyn Fn(usize) -> usize| {
+            Array2::from_shape_fn(values.dim(), |(t, c)| values[(t, of(c))])
+        };
         match self {
             ChannelOrder::On(by) => turned(values, -by),
+            ChannelOrder::Interleaved => from(&|c| c % 2 * half + c / 2),
+            ChannelOrder::Sorted => from(&|c| c % half * 2 + c / half),
+            ChannelOrder::BitReversed(run) => {
+                let bits = run.trailing_zeros();
+                from(&|c| c / run * run + ((c % run).reverse_bits() >> (usize::BITS - bits)))
+            }
             ChannelOrder::Exchanged(run) => Array2::from_shape_fn(values.dim(), |(t, c)| {
                 let other = ((c / run) ^ 1) * run + c % run;
                 values[(t, if other < values.ncols() { other } else { c })]
             }),
         }
     }
+}
+
+/// Columns by which a part of a tensor may begin elsewhere.
+const BEGINS: [isize; 14] = [1, -1, 2, -2, 3, -3, 4, -4, 8, -8, 16, -16, 32, -32];
+
+/// The tensor that a row reads a part of, and where the part begins; `None` where it reads all.
+fn whole_of(scene: &BlockInputs, read: &Read) -> Option<(Array2<f32>, usize)> {
+    let all = super::formula::numbers(scene.seen.get(&read.point()?)?);
+    let range = read.columns.range(scene.path.config(), all.ncols());
+    (range.len() < all.ncols()).then_some((all, range.start))
+}
+
+/// So many columns of a buffer of rows, so many on from where they should begin: beyond a row's end lies the next
+/// row, beyond the buffer's nothing. `None` where none of them is in the row.
+fn begins((all, first): &(Array2<f32>, usize), by: isize, count: usize) -> Option<Array2<f32>> {
+    let width = all.ncols() as isize;
+    let first = *first as isize + by;
+    let buffer: Vec<f32> = all.iter().copied().collect();
+    let at = |(t, c): (usize, usize)| {
+        let at = t as isize * width + first + c as isize;
+        let found = usize::try_from(at).ok().and_then(|at| buffer.get(at));
+        found.copied().unwrap_or(0.0)
+    };
+    let within = first > -(count as isize) && first < width;
+    within.then(|| Array2::from_shape_fn((all.nrows(), count), at))
 }
 
 /// Columns in reverse.

@@ -7,9 +7,10 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | which formula a row of the block's table has | `scene` |
+//! | which formula a row of the block's table has | `inputs` |
 //! | what it reads | `operand` |
 //! | operations and functions | `function` |
+//! | a function that was read off a dump | `measured` |
 //! | how results are stored | `output` |
 //! | the formulas | a file each |
 
@@ -19,6 +20,7 @@ mod grids;
 mod hadamard;
 mod inputs;
 mod linear;
+mod measured;
 mod norm;
 mod operand;
 mod output;
@@ -30,6 +32,7 @@ pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use inputs::{BlockInputs, Seen};
 pub use linear::{Linear, Meet, weight as linear_weight};
+pub use measured::{Measured, Sample};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
 pub use output::{Dynamic, Narrow, Output, Quantize};

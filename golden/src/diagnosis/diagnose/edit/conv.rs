@@ -1,11 +1,14 @@
 //! Edits of the convolution.
 
-use super::result::{Narrowed, turned_bits};
+use super::result::{Narrowed, turned_bits, unsigned};
 use super::{Around, ChannelOrder, Edit, Edits, moves, replace, turned};
-use crate::diagnosis::diagnose::formula::{Activation, BlockInputs, Conv, Formula, Table, numbers};
+use crate::diagnosis::diagnose::formula::{
+    Activation, BlockInputs, Conv, Formula, Measured, Table, numbers,
+};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Row, Step};
+use std::sync::Arc;
 
 /// Factors that a parameter may have by mistake.
 const FACTORS: [f32; 6] = [
@@ -16,6 +19,16 @@ const FACTORS: [f32; 6] = [
     std::f32::consts::FRAC_1_SQRT_2,
     127.0 / 128.0,
 ];
+
+/// The function that takes the place of SiLU, read off what deviates.
+pub fn measured<'a>(scene: Option<&'a BlockInputs<'a, '_>>, row: &'a Row, found: Measured) -> Edit {
+    let mut edits = Edits::new(scene, row, 0);
+    let words = format!("another function in the place of SiLU: {}", found.words());
+    let found = Arc::new(found);
+    let change = on_conv(move |c| c.measured = Some(Arc::clone(&found)));
+    edits.formula(8, (Kind::Function, "SiLU"), words, change);
+    edits.all.remove(0)
+}
 
 /// Every order of a few but their own.
 fn orders(count: usize) -> Vec<Vec<usize>> {
@@ -350,6 +363,41 @@ impl Edits<'_, '_> {
                 }),
             );
         }
+        for by in [2usize, 3, 4] {
+            let words = format!("taps are {by} tokens apart");
+            let change = on_conv(move |c| c.dilation = by);
+            self.formula(3, (Kind::Neighbour, "taps"), words, change);
+        }
+        let words = "the weight's buffer holds the first taps of all channels first";
+        self.formula(
+            3,
+            (Kind::Order, "weight"),
+            words,
+            on_conv(|c| {
+                // Read [E, K] from a buffer that is [K, E].
+                let (k, e) = c.taps.dim();
+                let buffer: Vec<f32> = c.taps.t().iter().copied().collect();
+                c.taps = Array2::from_shape_fn((k, e), |(tap, c)| buffer[tap * e + c]);
+            }),
+        );
+        self.formula(
+            3,
+            (Kind::Order, "weight"),
+            "the weight's buffer is read tap by tap, and holds the taps of a channel together",
+            on_conv(|c| {
+                let (k, e) = c.taps.dim();
+                let buffer: Vec<f32> = c.taps.iter().copied().collect();
+                c.taps = Array2::from_shape_fn((k, e), |(tap, c)| buffer[c * k + tap]);
+            }),
+        );
+        if own.integer || own.chip.is_some() {
+            let words = "the weight's codes are read as unsigned";
+            let change = on_conv(|c| c.taps.mapv_inplace(unsigned));
+            self.formula(5, (Kind::Format, "weight"), words, change);
+            let words = "the input codes are read as unsigned";
+            let change = on_conv(|c| c.x.values.mapv_inplace(unsigned));
+            self.formula(5, (Kind::Format, "input"), words, change);
+        }
         self.conv_starts(k);
     }
 
@@ -406,6 +454,19 @@ impl Edits<'_, '_> {
                 }
             });
         }
+        let words = "the first token stands in front of itself";
+        self.formula(
+            3,
+            (Kind::History, "conv"),
+            words,
+            on_conv(|c| {
+                let first = c.x.values.row(0).to_owned();
+                c.history
+                    .rows_mut()
+                    .into_iter()
+                    .for_each(|mut row| row.assign(&first));
+            }),
+        );
         let words = "the sequence begins with the history of its own end";
         self.formula(
             3,

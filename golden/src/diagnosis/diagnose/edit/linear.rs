@@ -1,8 +1,10 @@
 //! Edits of a product with a weight matrix.
 
-use super::result::{Narrowed, stuck};
-use super::{ChannelOrder, Edits, halves, moves, replace, reversed, turned};
-use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Linear, Meet, numbers};
+use super::result::{Narrowed, stuck, unsigned};
+use super::{
+    BEGINS, ChannelOrder, Edits, begins, halves, moves, replace, reversed, turned, whole_of,
+};
+use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Linear, Meet, Narrow, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
@@ -158,11 +160,24 @@ impl Edits<'_, '_> {
                 "input codes are read as unsigned",
                 on(|l| {
                     l.operands(|x, _, _| {
-                        x.values
-                            .mapv_inplace(|v| if v < 0.0 { v + 256.0 } else { v })
+                        x.values.mapv_inplace(unsigned);
                     });
                 }),
             );
+            self.formula(
+                5,
+                (Kind::Format, "weight"),
+                "the weight's codes are read as unsigned",
+                on(|l| l.operands(|_, w, _| w.mapv_inplace(unsigned))),
+            );
+            for bits in [1u8, 2, 4] {
+                let words = format!("the weight's codes are shifted right by {bits} bits");
+                let by = f32::from(1u8 << bits);
+                let change = on(move |l| {
+                    l.operands(|_, w, _| w.mapv_inplace(|v| (v / by).floor()));
+                });
+                self.formula(6, (Kind::Factor, "weight"), words, change);
+            }
             for (mask, bits) in [(1u8, 1), (3, 2), (15, 4)] {
                 let words = format!("the low {bits} bits of the input codes are lost");
                 self.formula(
@@ -217,9 +232,119 @@ impl Edits<'_, '_> {
                 l.x.scale *= l.x.scale;
             }),
         );
+        self.tiles(own);
+        self.formats(own);
+        self.begins_elsewhere(k);
         self.other_inputs(k);
         if let (Step::DtProj, Some(scene)) = (self.row.step, self.scene) {
             self.early_bias(scene, own);
+        }
+    }
+
+    /// Tiles in other places, or turned.
+    fn tiles(&mut self, own: &Linear) {
+        let (n, k) = own.w.dim();
+        for tile in [2usize, 4, 8, 16, 32, 64, 128] {
+            if n.is_multiple_of(tile) && k.is_multiple_of(tile) {
+                let words = format!("each {tile}×{tile} tile of the weight is transposed");
+                let change = on(move |l| {
+                    l.operands(|_, w, _| {
+                        let turned = |(r, c): (usize, usize)| {
+                            w[(r / tile * tile + c % tile, c / tile * tile + r % tile)]
+                        };
+                        *w = Array2::from_shape_fn(w.dim(), turned);
+                    });
+                });
+                self.formula(5, (Kind::Order, "weight"), words, change);
+            }
+            // A buffer that is not filled again: the last tile of K is an earlier one.
+            for (from, which) in [
+                (0, "first"),
+                ((k / tile).saturating_sub(2) * tile, "one before"),
+            ] {
+                if k < 2 * tile || !k.is_multiple_of(tile) || from > 0 && k == 2 * tile {
+                    continue;
+                }
+                let words = format!("the last {tile} inputs are the {which} {tile}");
+                let change = on(move |l| {
+                    l.operands(|x, _, _| {
+                        let earlier = x.values.slice(s![.., from..from + tile]).to_owned();
+                        let last = x.values.ncols() - tile;
+                        x.values.slice_mut(s![.., last..]).assign(&earlier);
+                    });
+                });
+                self.formula(5, (Kind::Neighbour, "input"), words, change);
+            }
+        }
+    }
+
+    /// Operands in a type of fewer bits.
+    fn formats(&mut self, own: &Linear) {
+        let real = own.meet == Meet::Real;
+        for narrow in Narrow::FLOATS {
+            // Codes are exact in 16 bits.
+            if !real && !matches!(narrow, Narrow::E4m3 | Narrow::E5m2) {
+                continue;
+            }
+            let words = |what: &str| format!("{what} through {}", narrow.name());
+            let input = move |l: &mut Linear| {
+                l.operands(|x, _, _| x.values.mapv_inplace(|v| narrow.of(v)));
+            };
+            // A weight of reals passes with its scale.
+            let weight = move |l: &mut Linear| {
+                let scales = match l.meet {
+                    Meet::Real => std::mem::replace(&mut l.w_scales, vec![1.0]),
+                    _ => vec![1.0],
+                };
+                l.operands(|_, w, _| {
+                    w.indexed_iter_mut().for_each(|((r, _), v)| {
+                        *v = narrow.of(*v * scales[r.min(scales.len() - 1)]);
+                    });
+                });
+            };
+            self.formula(
+                5,
+                (Kind::Format, "input"),
+                words("the input passes"),
+                on(input),
+            );
+            self.formula(
+                5,
+                (Kind::Format, "weight"),
+                words("the weight passes"),
+                on(weight),
+            );
+            let both = on(move |l| {
+                input(l);
+                weight(l);
+            });
+            self.formula(
+                5,
+                (Kind::Format, "input"),
+                words("input and weight pass"),
+                both,
+            );
+        }
+    }
+
+    /// The input from other columns of the tensor that it is a part of.
+    fn begins_elsewhere(&mut self, k: usize) {
+        let Some(scene) = self.scene else { return };
+        let Some(whole) = self
+            .row
+            .reads
+            .first()
+            .and_then(|read| whole_of(scene, read))
+        else {
+            return;
+        };
+        for by in BEGINS {
+            let Some(values) = begins(&whole, by, k) else {
+                continue;
+            };
+            let words = format!("the input begins {by:+} columns on");
+            let change = on(move |l| l.operands(|x, _, _| replace(&mut x.values, &values)));
+            self.formula(4, (Kind::Neighbour, "input"), words, change);
         }
     }
 

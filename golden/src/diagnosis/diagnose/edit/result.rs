@@ -1,6 +1,6 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
-use super::{Edit, Edits, halves, moves, reversed, turned};
+use super::{ChannelOrder, Edit, Edits, halves, moves, reversed, turned};
 use crate::diagnosis::diagnose::formula::{BlockInputs, Made, Narrow};
 use crate::diagnosis::diagnose::kind::Kind;
 use crate::diagnosis::diagnose::pattern::{How, Pattern, Values};
@@ -15,6 +15,11 @@ fn each(made: &mut Made, of: impl Fn(f32) -> f32) {
     if let Some(state) = &mut made.state {
         state.mapv_inplace(&of);
     }
+}
+
+/// A code as a byte without a sign.
+pub(super) fn unsigned(code: f32) -> f32 {
+    if code < 0.0 { code + 256.0 } else { code }
 }
 
 /// A code some of whose bits are stuck.
@@ -173,10 +178,27 @@ impl Edits<'_, '_> {
                 });
             }
         }
-        for narrow in [Narrow::F16, Narrow::Bf16] {
+        for narrow in Narrow::FLOATS {
             let words = format!("the result passes through {}", narrow.name());
             self.formula(9, (Kind::Format, "output"), words, move |f, _| {
                 f.output().through = Some(narrow);
+            });
+        }
+    }
+
+    /// A buffer that is added to, and held another tensor of the block.
+    fn added_to_buffers(&mut self) {
+        let Some(scene) = self.scene else { return };
+        for (point, tensor) in scene.seen {
+            let held = tensor.to_real();
+            if *point >= self.row.point || held.ncols() != self.width || point.is_state() {
+                continue;
+            }
+            let words = format!("it is added to {}", point.name());
+            self.result(6, (Kind::NotReset, "output"), words, move |made| {
+                if made.out.dim() == held.dim() {
+                    made.out += &held;
+                }
             });
         }
     }
@@ -219,13 +241,12 @@ impl Edits<'_, '_> {
                     Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c ^ 1).min(v.ncols() - 1))])
                 });
             });
-            let words = "the halves of the channels are interleaved";
-            self.result(6, (Kind::Order, "channels"), words, |made| {
-                whole(made, |v| {
-                    let half = v.ncols() / 2;
-                    Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, c % 2 * half + c / 2)])
+            for order in [ChannelOrder::Interleaved, ChannelOrder::Sorted] {
+                let words = order.words();
+                self.result(6, (Kind::Order, "channels"), words, move |made| {
+                    whole(made, |v| order.of(v));
                 });
-            });
+            }
         }
         let config = self.scene.map(|scene| scene.path.config());
         for (part, config) in self.row.point.parts().iter().zip(config) {
@@ -245,10 +266,12 @@ impl Edits<'_, '_> {
             });
         }
         if !codes {
-            let words = "what is stored passes through bf16";
-            self.result(9, (Kind::Format, "output"), words, |made| {
-                each(made, |v| Narrow::Bf16.of(v))
-            });
+            for narrow in [Narrow::Bf16, Narrow::E4m3, Narrow::E5m2] {
+                let words = format!("what is stored passes through {}", narrow.name());
+                self.result(9, (Kind::Format, "output"), words, move |made| {
+                    each(made, |v| narrow.of(v))
+                });
+            }
         }
         // Of a dump these are buffers, which steps may misread too.
         if self.scene.is_none() {
@@ -263,6 +286,9 @@ impl Edits<'_, '_> {
                     turned(v).reversed_axes().as_standard_layout().into_owned()
                 });
             });
+        }
+        if !codes {
+            self.added_to_buffers();
         }
         let words = "all are zero";
         self.result(1, (Kind::LeftOut, "output"), words, |made| {

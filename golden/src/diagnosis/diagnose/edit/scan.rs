@@ -1,15 +1,18 @@
 //! Edits of the selective scan.
 
 use super::result::{Narrowed, turned_bits};
-use super::{ChannelOrder, Edit, Edits, moves, replace, reversed, turned};
+use super::{
+    BEGINS, ChannelOrder, Edit, Edits, begins, moves, replace, reversed, turned, whole_of,
+};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Delta, Formula, Narrow, Operand, Scan, Table, dequantized,
+    Activation, BlockInputs, Delta, Formula, Measured, Narrow, Operand, Scan, Table, dequantized,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::Array2;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::{Row, Step};
 use scalescope_sim::trace::TracePoint;
+use std::sync::Arc;
 
 fn on(
     change: impl Fn(&mut Scan) + Send + Sync,
@@ -61,6 +64,16 @@ pub fn bits<'a>(
         }
     }
     edits.all
+}
+
+/// The function that makes the gate, read off what deviates.
+pub fn measured<'a>(scene: Option<&'a BlockInputs<'a, '_>>, row: &'a Row, found: Measured) -> Edit {
+    let mut edits = Edits::new(scene, row, 0);
+    let words = format!("the gate is another function of z: {}", found.words());
+    let found = Arc::new(found);
+    let change = on(move |s| s.measured_gate = Some(Arc::clone(&found)));
+    edits.formula(8, (Kind::Function, "gate"), words, change);
+    edits.all.remove(0)
 }
 
 /// An input of a scan.
@@ -221,6 +234,24 @@ impl Edits<'_, '_> {
             "decays are 1 − α·δ and not exp(−α·δ)",
             on(|s| s.linear_decay = true),
         );
+        self.formula(
+            2,
+            (Kind::Function, "decay"),
+            "decays are 1 − α·δ, and no less than zero, and not exp(−α·δ)",
+            on(|s| (s.linear_decay, s.decays_end) = (true, true)),
+        );
+        self.formula(
+            3,
+            (Kind::Neighbour, "decay"),
+            "the state decays by the δ of the token before",
+            on(|s| s.late_decay = true),
+        );
+        self.formula(
+            2,
+            (Kind::Function, "input_delta"),
+            "the input is held exactly: (1 − exp(−α·δ))/α·B·u and not δ·B·u",
+            on(|s| s.held = true),
+        );
         for table in Table::all(&[(-8.0, 8.0), (-16.0, 16.0)]) {
             let words = format!("the gate's SiLU is {}", table.name());
             let gate = Some(Activation::Tabled(table));
@@ -336,6 +367,14 @@ impl Edits<'_, '_> {
             "B is C",
             on(|s| s.b = s.c.clone()),
         );
+        let codes = Arc::new(Operand::new(own.u.values.clone(), 1.0));
+        self.formula(
+            3,
+            (Kind::Factor, "D"),
+            "D is multiplied by the codes of u, without their scale",
+            on(move |s| s.skip = Some(Arc::clone(&codes))),
+        );
+        self.parts_elsewhere(own);
         if own.u.values.dim() == own.z.values.dim() {
             self.formula(
                 2,
@@ -364,6 +403,13 @@ impl Edits<'_, '_> {
         });
         if let Some(x) = x.filter(|x| x.values.dim() == own.u.values.dim()) {
             let as_z = x.clone();
+            let as_skip = Arc::new(x.clone());
+            self.formula(
+                3,
+                (Kind::Neighbour, "D"),
+                "D is multiplied by x before the convolution and not by u",
+                on(move |s| s.skip = Some(Arc::clone(&as_skip))),
+            );
             self.formula(
                 2,
                 (Kind::Neighbour, "z"),
@@ -381,6 +427,40 @@ impl Edits<'_, '_> {
                     s.u.scale = x.scale;
                 }),
             );
+        }
+    }
+
+    /// B and C from other columns of the tensor that they are parts of.
+    fn parts_elsewhere(&mut self, own: &Scan) {
+        let Some(scene) = self.scene else { return };
+        let n = own.b.values.ncols();
+        // The reads are u, dt, B, C and z.
+        let [_, _, b, c, _] = &self.row.reads[..] else {
+            return;
+        };
+        let (Some(whole_b), Some(whole_c)) = (whole_of(scene, b), whole_of(scene, c)) else {
+            return;
+        };
+        for by in BEGINS {
+            let moved_b = begins(&whole_b, by, n).map(Arc::new);
+            let moved_c = begins(&whole_c, by, n).map(Arc::new);
+            let on_by = |name: &str| format!("{name} begins {by:+} columns on");
+            if let Some(b) = moved_b.clone() {
+                let change = on(move |s| replace(&mut s.b.values, &b));
+                self.formula(3, (Kind::Neighbour, "B"), on_by("B"), change);
+            }
+            if let Some(c) = moved_c.clone() {
+                let change = on(move |s| replace(&mut s.c.values, &c));
+                self.formula(3, (Kind::Neighbour, "C"), on_by("C"), change);
+            }
+            if let (Some(b), Some(c)) = (moved_b, moved_c) {
+                let change = on(move |s| {
+                    replace(&mut s.b.values, &b);
+                    replace(&mut s.c.values, &c);
+                });
+                let words = format!("B and C begin {by:+} columns on");
+                self.formula(3, (Kind::Neighbour, "B"), words, change);
+            }
         }
     }
 
@@ -489,10 +569,17 @@ impl Edits<'_, '_> {
             (0.0, 0.2),
             (0.0, 0.5),
             (0.0, 1.0),
+            (0.0, 2.0),
+            (0.0, 5.0),
             (0.0, 10.0),
+            (0.0, 20.0),
             (1e-4, f32::INFINITY),
             (1e-3, f32::INFINITY),
+            (5e-3, f32::INFINITY),
             (1e-2, f32::INFINITY),
+            (2e-2, f32::INFINITY),
+            (5e-2, f32::INFINITY),
+            (0.1, f32::INFINITY),
             (1e-3, 0.1),
         ] {
             let narrow = Narrow::Range(low, high);
@@ -544,6 +631,12 @@ impl Edits<'_, '_> {
                 .and_then(|seen| seen.get(&TracePoint::SsmState));
             scan.before = state.map(|t| t.to_real());
         });
+        self.formula(
+            3,
+            (Kind::NotReset, "state"),
+            "a channel begins with the last state of the one before",
+            on(|s| s.passed_on = true),
+        );
         let words = "the sequence begins with its own last state";
         self.formula(2, (Kind::NotReset, "state"), words, |f, _| {
             let Formula::Scan(scan) = f else { return };
@@ -621,6 +714,22 @@ impl Edits<'_, '_> {
                 let (e, n) = s.a_log.values.dim();
                 let t: Vec<f32> = s.a_log.values.t().iter().copied().collect();
                 s.a_log.values = Array2::from_shape_vec((e, n), t).expect("as many elements");
+            }),
+        );
+        self.formula(
+            3,
+            (Kind::Format, "A"),
+            "A is rounded to powers of two",
+            on(|s| {
+                let m = s.math;
+                let (values, log) = (&s.a_log, s.a_is_log);
+                let power = |v: f32| v.log2().round().exp2();
+                let alpha = Array2::from_shape_fn(values.values.dim(), |at| {
+                    let a = values.real(m, at);
+                    power(if log { (m.exp)(a) } else { a })
+                });
+                s.a_log = Operand::new(alpha, 1.0);
+                s.a_is_log = false;
             }),
         );
         let (d, bias) = (own.d_scale, own.dt_bias_scale);

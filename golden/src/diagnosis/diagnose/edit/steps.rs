@@ -1,9 +1,12 @@
 //! Edits of the norm, the rotation and the quantizers between steps.
 
-use super::{Around, ChannelOrder, Edits, halves, moves, replace, reversed};
-use crate::diagnosis::diagnose::formula::{Add, Formula, Hadamard, Narrow, Norm, numbers};
+use super::{Around, ChannelOrder, Edit, Edits, halves, moves, replace, reversed};
+use crate::diagnosis::diagnose::formula::{
+    Add, BlockInputs, Formula, Hadamard, Narrow, Norm, numbers,
+};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
+use scalescope_sim::dataflow::Row;
 use scalescope_sim::trace::{Tensor, TracePoint};
 
 macro_rules! on {
@@ -23,6 +26,29 @@ macro_rules! on {
 on!(Add, Add, on_add);
 on!(Norm, Norm, on_norm);
 on!(Hadamard, Hadamard, on_hadamard);
+
+/// The signs of one row of the odd factor, that of a channel that deviates.
+pub fn signs<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    own: &Hadamard,
+    channel: usize,
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, own.y.values.ncols());
+    let Some(size) = own.size.filter(|size| size.base() > 1) else {
+        return Vec::new();
+    };
+    let i = channel / (size.n() / size.base());
+    for j in 0..size.base() {
+        let words = format!(
+            "entry ({i}, {j}) of the factor of {} has the other sign",
+            size.base()
+        );
+        let change = on_hadamard(move |h| h.flipped = Some((i, j)));
+        edits.formula(4, (Kind::Sign, "stages"), words, change);
+    }
+    edits.all
+}
 
 impl Edits<'_, '_> {
     pub(super) fn of_add(&mut self) {
@@ -227,6 +253,19 @@ impl Edits<'_, '_> {
                     on_norm(move |n| n.mean_of = m / power),
                 );
             }
+        }
+        for shared in [2usize, 4, 8, 16, 32] {
+            let words = format!("every {shared} tokens share the root of the first");
+            let change = on_norm(move |n| n.shared = shared);
+            self.formula(3, (Kind::Neighbour, "norm"), words, change);
+        }
+        for steps in [0usize, 1] {
+            let words = match steps {
+                0 => "the root is guessed from the float's bits".to_owned(),
+                _ => "the root is guessed from the float's bits, with one Newton step".to_owned(),
+            };
+            let change = on_norm(move |n| n.guessed = Some(steps));
+            self.formula(3, (Kind::Function, "norm"), words, change);
         }
         for narrow in [Narrow::F16, Narrow::Bf16] {
             let words = format!("the root's inverse passes through {}", narrow.name());

@@ -1,6 +1,6 @@
 //! Convolution and its function.
 
-use super::{Activation, BlockInputs, Math, Operand, Output};
+use super::{Activation, BlockInputs, Math, Measured, Operand, Output};
 use ndarray::Array2;
 use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::{Requantizer, Scaling};
@@ -38,6 +38,10 @@ pub struct Conv {
     pub product: bool,
     /// The function.
     pub activation: Activation,
+    /// A function that was read off a dump, in its place.
+    pub measured: Option<Arc<Measured>>,
+    /// Tokens from one tap's input to the next one's.
+    pub dilation: usize,
     /// Tokens after which nothing of the ones before is known.
     pub tile: Option<usize>,
     /// How results are stored.
@@ -115,6 +119,8 @@ impl Conv {
             chip,
             product: rules.silu_form == SiluForm::Product,
             activation: Activation::Silu,
+            measured: None,
+            dilation: 1,
             tile: match rules.history {
                 TapHistory::LostEvery8 if rows.is_multiple_of(8) => Some(8),
                 _ => None,
@@ -202,6 +208,16 @@ impl Conv {
         }
     }
 
+    /// What the function gets, as reals; `None` where a chip has its own form of it.
+    pub fn before_function(&self) -> Option<Array2<f32>> {
+        let plain = Self {
+            activation: Activation::Identity,
+            output: Output::real(false),
+            ..self.clone()
+        };
+        (self.chip.is_none() && !self.bias_after).then(|| plain.run())
+    }
+
     /// Codes or reals, `[L, E]`.
     pub fn run(&self) -> Array2<f32> {
         let (k, e) = self.taps.dim();
@@ -214,7 +230,13 @@ impl Conv {
         Array2::from_shape_fn((rows, e), |(t, c)| {
             let first = self.tile.map_or(0, |tile| t / tile * tile);
             let x = |tap: usize| -> f32 {
-                let at = (t + tap + 1).checked_sub(k);
+                let at = match self.dilation {
+                    1 => (t + tap + 1).checked_sub(k),
+                    by => match t.checked_sub(by * (k - 1 - tap)) {
+                        Some(at) => Some(at),
+                        None => return 0.0,
+                    },
+                };
                 match at {
                     Some(at) if at >= first => self.x.values[(at, c)],
                     Some(_) => 0.0,
@@ -244,6 +266,7 @@ impl Conv {
                 v
             };
             let y = match (self.product, self.activation) {
+                _ if self.measured.is_some() => self.measured.as_ref().map_or(0.0, |f| f.at(v)),
                 (true, Activation::Silu) => {
                     let sigmoid = Activation::Sigmoid.of(m, v);
                     (m.mul)(v, sigmoid)

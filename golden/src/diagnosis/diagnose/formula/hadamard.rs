@@ -19,6 +19,8 @@ pub struct Hadamard {
     pub size: Option<HadamardSize>,
     /// Strides of butterflies that run, smallest first; the last entry is the odd factor.
     pub stages: Vec<bool>,
+    /// An entry of the odd factor, row and column, that has the other sign.
+    pub flipped: Option<(usize, usize)>,
     /// What the transform is multiplied with, over 1/√E.
     pub norm: f64,
     /// The integer transform of a chip, and the grid that its inputs come from.
@@ -45,6 +47,7 @@ impl Hadamard {
             y: scene.operand(row.reads.first()?)?,
             size,
             stages: vec![true; stages],
+            flipped: None,
             norm: 1.0,
             integer,
             output: scene.output(row, size.is_some())?,
@@ -60,13 +63,13 @@ impl Hadamard {
         if let Some(made) = self.integers(size) {
             return made;
         }
-        let all = self.stages.iter().all(|s| *s);
+        let all = self.flipped.is_none() && self.stages.iter().all(|s| *s);
         let rows = v.as_slice_mut().expect("standard");
         match all {
             true => size.transform(rows),
             false => {
                 for row in rows.chunks_exact_mut(size.n()) {
-                    transform(row, size, &self.stages, |v, _| v);
+                    transform(row, size, (&self.stages, self.flipped), |v, _| v);
                 }
             }
         }
@@ -87,12 +90,15 @@ impl Hadamard {
         let mut out = Array2::zeros(self.y.values.dim());
         for (y, mut to) in self.y.values.rows().into_iter().zip(out.rows_mut()) {
             let mut row: Vec<i64> = y.iter().map(|y| rotation.input(*y, grid)).collect();
-            transform(&mut row, size, &self.stages, |v, stage| {
-                match shifts.get(stage) {
+            transform(
+                &mut row,
+                size,
+                (&self.stages, self.flipped),
+                |v, stage| match shifts.get(stage) {
                     None | Some(0) => v,
                     Some(shift) => Rounding::NearestTiesUp.shift(v.into(), *shift, 0) as i64,
-                }
-            });
+                },
+            );
             for (to, v) in to.iter_mut().zip(row) {
                 *to = self.output.of_sum(v, &by);
             }
@@ -102,8 +108,12 @@ impl Hadamard {
 }
 
 /// The stages that run, in order; `after` is what each stage does with its results.
-fn transform<T>(row: &mut [T], size: HadamardSize, stages: &[bool], after: impl Fn(T, usize) -> T)
-where
+fn transform<T>(
+    row: &mut [T],
+    size: HadamardSize,
+    (stages, flipped): (&[bool], Option<(usize, usize)>),
+    after: impl Fn(T, usize) -> T,
+) where
     T: Copy + Default + Add<Output = T> + Sub<Output = T>,
 {
     let (base, block) = (size.base(), size.n() / size.base());
@@ -124,7 +134,8 @@ where
     if base > 1 && stages[stage] {
         let before = row.to_vec();
         for i in 0..base {
-            let positive = |j| size.entry(i * block, j * block) > 0.0;
+            let positive =
+                |j| (size.entry(i * block, j * block) > 0.0) != (flipped == Some((i, j)));
             let positive: Vec<bool> = (0..base).map(positive).collect();
             for at in 0..block {
                 let sum = (0..base).fold(T::default(), |sum, j| {

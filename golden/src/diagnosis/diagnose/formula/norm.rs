@@ -53,6 +53,15 @@ impl Add {
     }
 }
 
+/// 1/√v, guessed from the bits of the float and made better by Newton's steps.
+fn guess(v: f32, steps: usize) -> f32 {
+    let mut y = f32::from_bits(0x5f37_59df - (v.to_bits() >> 1));
+    for _ in 0..steps {
+        y *= 1.5 - 0.5 * v * y * y;
+    }
+    y
+}
+
 /// `(r ⊗ rstd) ⊗ w`.
 #[derive(Clone, Debug)]
 pub struct Norm {
@@ -76,6 +85,10 @@ pub struct Norm {
     pub normalizes: bool,
     /// The type of 1/rms.
     pub rstd: Option<Narrow>,
+    /// Tokens that share the root of the first of them.
+    pub shared: usize,
+    /// Newton steps after the root's first guess out of the bits of the float; none for the root itself.
+    pub guessed: Option<usize>,
     /// How results are stored.
     pub output: Output,
 }
@@ -101,6 +114,8 @@ impl Norm {
             rooted: true,
             normalizes: true,
             rstd: None,
+            shared: 1,
+            guessed: None,
             output,
         }
     }
@@ -109,14 +124,15 @@ impl Norm {
     pub fn run(&self) -> Array2<f32> {
         let values = &self.residual.values;
         let mut out = Array2::zeros(values.dim());
-        for (row, mut to) in values.rows().into_iter().zip(out.rows_mut()) {
+        for (t, (row, mut to)) in values.rows().into_iter().zip(out.rows_mut()).enumerate() {
+            let rooted = values.row(t / self.shared * self.shared);
             let m = row.len() as f64;
             let mean = match self.centred {
                 true => row.iter().map(|v| f64::from(*v)).sum::<f64>() / m,
                 false => 0.0,
             };
             let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
-            let squares = row.slice(s![self.squares.clone()]);
+            let squares = rooted.slice(s![self.squares.clone()]);
             let mean_square = squares.iter().map(square).sum::<f64>() / m * self.mean_of;
             let root = match (self.rooted, self.eps_outside) {
                 (false, _) => mean_square + self.eps,
@@ -124,7 +140,10 @@ impl Norm {
                 (true, false) => (mean_square + self.eps).sqrt(),
             };
             let mut rstd = match self.normalizes {
-                true => (1.0 / root) as f32,
+                true => match self.guessed {
+                    Some(steps) => guess((root * root) as f32, steps),
+                    None => (1.0 / root) as f32,
+                },
                 false => 1.0,
             };
             if let Some(narrow) = self.rstd {

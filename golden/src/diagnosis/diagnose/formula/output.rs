@@ -16,18 +16,47 @@ use scalescope_sim::step::dynamic;
 pub enum Narrow {
     F16,
     Bf16,
+    /// 19 bits, of which ten are the mantissa's: products of f32 on tensor cores.
+    Tf32,
+    /// FP8 with three bits of mantissa; the largest is 448.
+    E4m3,
+    /// FP8 with two bits of mantissa; the largest is 57,344.
+    E5m2,
     /// Codes of so many bits and this step, rounded so.
     Codes(u8, f32, Rounding),
     /// From the lowest to the highest value.
     Range(f32, f32),
 }
 
+/// The nearest float with so many bits of mantissa, whose steps are no smaller than 2^`least`, up to `top`.
+fn to_float(v: f32, mantissa: i32, least: i32, top: f32) -> f32 {
+    if v == 0.0 || !v.is_finite() {
+        return v;
+    }
+    let exponent = ((v.to_bits() >> 23) & 0xff) as i32 - 127;
+    let step = f64::from((exponent - mantissa).max(least)).exp2();
+    let near = ((f64::from(v) / step).round_ties_even() * step) as f32;
+    near.clamp(-top, top)
+}
+
 impl Narrow {
+    /// The types that values may pass through: those of 16 bits first.
+    pub const FLOATS: [Narrow; 5] = [
+        Narrow::F16,
+        Narrow::Bf16,
+        Narrow::Tf32,
+        Narrow::E4m3,
+        Narrow::E5m2,
+    ];
+
     /// In words.
     pub fn name(self) -> String {
         match self {
             Narrow::F16 => "f16".to_owned(),
             Narrow::Bf16 => "bf16".to_owned(),
+            Narrow::Tf32 => "TF32".to_owned(),
+            Narrow::E4m3 => "FP8 (E4M3)".to_owned(),
+            Narrow::E5m2 => "FP8 (E5M2)".to_owned(),
             Narrow::Codes(bits, _, Rounding::NearestTiesToEven) => format!("INT{bits}"),
             Narrow::Codes(bits, _, by) => format!("INT{bits} ({})", QuantizerPart::Rounding(by)),
             Narrow::Range(low, high) if high == f32::INFINITY => format!("{low} and more"),
@@ -41,6 +70,9 @@ impl Narrow {
         match self {
             Narrow::F16 => f16::from_f32(v).to_f32(),
             Narrow::Bf16 => bf16::from_f32(v).to_f32(),
+            Narrow::Tf32 => to_float(v, 10, -136, f32::MAX),
+            Narrow::E4m3 => to_float(v, 3, -9, 448.0),
+            Narrow::E5m2 => to_float(v, 2, -16, 57344.0),
             Narrow::Codes(bits, step, by) => {
                 let top = ((1i32 << (bits - 1)) - 1) as f32;
                 step * by.round(v / step).clamp(-top - 1.0, top)

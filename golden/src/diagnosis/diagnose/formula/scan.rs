@@ -1,6 +1,6 @@
 //! The selective scan.
 
-use super::{Activation, BlockInputs, Delta, Made, Math, Narrow, Operand, Output, Table};
+use super::{Activation, BlockInputs, Delta, Made, Math, Measured, Narrow, Operand, Output, Table};
 use ndarray::{Array2, s};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::Step;
@@ -9,6 +9,7 @@ use scalescope_sim::profile::unit::ScanUnit;
 use scalescope_sim::quant::{QTensor, QVector, Scale};
 use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source};
 use scalescope_sim::step::scan_unit::unit_scan;
+use std::sync::Arc;
 
 /// A scan in a chip's unit: what it needs beside the operands.
 #[derive(Clone, Debug)]
@@ -54,20 +55,32 @@ pub struct Scan {
     pub a_is_log: bool,
     /// Decays are 1 − α·δ and not exp.
     pub linear_decay: bool,
+    /// Whether these end at zero.
+    pub decays_end: bool,
     /// The logarithm of what decays are powers of, 1 for e.
     pub decay_base: f32,
     /// Whether the bias of dt is added after softplus.
     pub late_bias: bool,
+    /// Whether decays are those of the token before.
+    pub late_decay: bool,
+    /// Whether the input is held over the step, `(1 − exp(−α·δ))/α·B·u`, and not multiplied by δ.
+    pub held: bool,
     /// Whether the token's input decays with the state.
     pub input_decays: bool,
     /// Whether D·u is added after the gate.
     pub skip_ungated: bool,
+    /// What D is multiplied with in the place of u, `[L, E]`.
+    pub skip: Option<Arc<Operand>>,
+    /// Whether a channel begins with the last state of the one before.
+    pub passed_on: bool,
     /// A table that decays come from.
     pub decay: Option<Table>,
     /// Whether B enters with δ.
     pub input_delta: bool,
     /// What makes the gate of z; `None` leaves the output ungated.
     pub gate: Option<Activation>,
+    /// A gate that was read off a dump, in its place.
+    pub measured_gate: Option<Arc<Measured>>,
     /// The state before the first token, `[E, N]`.
     pub before: Option<Array2<f32>>,
     /// Tokens after which the state is empty again.
@@ -156,13 +169,19 @@ impl Scan {
             delta: Delta::Softplus,
             a_is_log: true,
             linear_decay: false,
+            decays_end: false,
             decay_base: 1.0,
             late_bias: false,
+            late_decay: false,
+            held: false,
             input_decays: false,
             skip_ungated: false,
+            skip: None,
+            passed_on: false,
             decay: None,
             input_delta: true,
             gate: Some(Activation::Silu),
+            measured_gate: None,
             before: None,
             tile: None,
             state: None,
@@ -188,6 +207,9 @@ impl Scan {
                 state: Some(Array2::zeros((0, 0))),
             });
         }
+        if self.passed_on {
+            return self.one_after_another();
+        }
         // Channel by channel, each a row.
         let (mut y, mut last) = (Array2::zeros((e, l)), Array2::zeros((e, n)));
         let rows = y.as_slice_mut().expect("fresh").par_chunks_mut(l.max(1));
@@ -211,6 +233,35 @@ impl Scan {
         }
     }
 
+    /// Channels one after another, each from the state in which the one before ended.
+    fn one_after_another(&self) -> Made {
+        let (l, e) = self.u.values.dim();
+        let n = self.a_log.values.ncols();
+        let (mut y, mut last) = (Array2::zeros((l, e)), Array2::zeros((e, n)));
+        let mut x = vec![0.0; n];
+        for c in 0..e {
+            self.channel(c, &mut x, |t, v| y[(t, c)] = v);
+            for (to, x) in last.row_mut(c).iter_mut().zip(&x) {
+                *to = self.last.of(*x);
+            }
+        }
+        Made {
+            out: y,
+            state: Some(last),
+        }
+    }
+
+    /// Outputs before the gate, as reals; `None` where a chip's unit makes them.
+    pub fn before_gate(&self) -> Option<Array2<f32>> {
+        let plain = Self {
+            gate: None,
+            measured_gate: None,
+            output: Output::real(false),
+            ..self.clone()
+        };
+        self.unit.is_none().then(|| plain.run().out)
+    }
+
     /// The unit's own run, with the operands and parameters as they are here; `None` for an edit of what goes on
     /// inside.
     fn in_unit(&self, chip: &Chip) -> Option<Made> {
@@ -219,8 +270,13 @@ impl Scan {
             || self.linear_decay
             || self.decay_base != 1.0
             || self.late_bias
+            || self.late_decay
+            || self.held
             || self.input_decays
             || self.skip_ungated
+            || self.skip.is_some()
+            || self.passed_on
+            || self.measured_gate.is_some()
             || self.decay.is_some()
             || !self.input_delta
             || !matches!(self.gate, None | Some(Activation::Silu))
@@ -297,6 +353,7 @@ impl Scan {
             })
             .collect();
         let fused = self.formula != ScanFormula::Separate;
+        let mut delta_before = 0.0;
         for t in 0..self.u.values.nrows() {
             if self.tile.is_some_and(|tile| t > 0 && t % tile == 0) {
                 x.fill(0.0);
@@ -319,20 +376,32 @@ impl Scan {
             }
             let drive = if self.input_delta { delta } else { 1.0 };
             let d = if self.skip_ungated { 0.0 } else { self.d[c] };
+            let skipped = self.skip.as_ref().map_or(u, |x| x.real(m, (t, c)));
             let mut out = match fused {
-                true => (m.mul)(d, u),
+                true => (m.mul)(d, skipped),
                 false => 0.0,
+            };
+            let decay_delta = match self.late_decay {
+                true => std::mem::replace(&mut delta_before, delta),
+                false => delta,
             };
             for (n, x) in x.iter_mut().enumerate() {
                 let b = self.b.real(m, (t, n));
-                let exponent = (m.mul)(alpha[n], delta) * self.decay_base;
+                let exponent = (m.mul)(alpha[n], decay_delta) * self.decay_base;
                 let decay = match (self.linear_decay, self.decay) {
-                    (true, _) => 1.0 - exponent,
+                    (true, _) => match self.decays_end {
+                        true => (1.0 - exponent).max(0.0),
+                        false => 1.0 - exponent,
+                    },
                     (false, Some(table)) => table.of(m.exp, -exponent),
                     (false, None) => (m.exp_neg)(exponent),
                 };
                 let cs = self.c.real(m, (t, n));
                 let before = *x * self.carry;
+                let drive = match self.held {
+                    true => (1.0 - decay) / alpha[n],
+                    false => drive,
+                };
                 let next = match fused {
                     _ if self.input_decays => {
                         (m.mul)(decay, (m.add)(before, (m.mul)(b, (m.mul)(drive, u))))
@@ -354,11 +423,14 @@ impl Scan {
                 *x = next;
             }
             if !fused {
-                out = (m.add)(out, (m.mul)(u, d));
+                out = (m.add)(out, (m.mul)(skipped, d));
             }
             let z = self.z.real(m, (t, c));
             let out = self.narrow_sum.map_or(out, |narrow| narrow.of(out));
             let y = match (self.gate, self.narrow_gate) {
+                _ if self.measured_gate.is_some() => {
+                    (m.mul)(out, self.measured_gate.as_ref().map_or(0.0, |f| f.at(z)))
+                }
                 (None, _) => out,
                 (Some(gate), Some(narrow)) => (m.mul)(out, narrow.of(gate.of(m, z))),
                 (Some(Activation::Silu), None) if fused => {

@@ -35,7 +35,7 @@ impl Judge {
     }
 
     pub fn differs(&self, a: f32, b: f32) -> bool {
-        if a == b {
+        if a == b || a.is_nan() && b.is_nan() {
             return false;
         }
         let error = (a - b).abs();

@@ -2,7 +2,7 @@
 //! the block.
 
 use crate::diagnosis::diagnose::edit::{self, Around, Edit};
-use crate::diagnosis::diagnose::formula::{self, Formula, Made, numbers};
+use crate::diagnosis::diagnose::formula::{self, Formula, Made, Measured, Sample, numbers};
 use crate::diagnosis::diagnose::locate::elements::{Compared, Judge, pattern_of, values};
 use crate::diagnosis::diagnose::locate::{Scene, Search, State};
 use crate::diagnosis::diagnose::pattern::{Indices, Pattern};
@@ -255,6 +255,7 @@ impl<'a, 'm> Local<'a, 'm> {
             edits.extend(self.solved(formula, pattern));
         }
         edits.extend(self.moved());
+        edits.extend(self.measured());
         if let Some(tile) = self.first_row().filter(|row| *row > 1) {
             edits.extend(edit::of_tile(here, self.row, formula, tile));
         }
@@ -341,6 +342,59 @@ impl<'a, 'm> Local<'a, 'm> {
             * count(&pattern.tokens, rows)
             * count(&pattern.channels, columns);
         pattern.is_part() && pattern.deviating >= 8 && inside >= 16 && pattern.accident < -6.0
+    }
+
+    /// The function of a convolution or of a gate, read off the dump.
+    fn measured(&self) -> Option<Edit> {
+        let here = self.scenes.first();
+        let pattern = self.pattern.as_deref().filter(|_| self.may_restrict());
+        let mut samples: Vec<Sample> = Vec::new();
+        for (s, sequence) in self.sequences.iter().enumerate() {
+            let target = sequence.targets.iter().find(|t| !t.state)?;
+            let formula = sequence.formula.as_ref()?;
+            let (before, step) = match formula {
+                Formula::Conv(own) => {
+                    let codes = own.output.quantizer.filter(|q| !q.dequantized);
+                    (own.before_function()?, codes.map_or(1.0, |q| q.scale))
+                }
+                Formula::Scan(own) => (own.before_gate()?, 1.0),
+                _ => return None,
+            };
+            for (at, dumped) in target.dumped.indexed_iter() {
+                if pattern.is_some_and(|p| !p.contains(s, at.0, at.1)) {
+                    continue;
+                }
+                samples.push(match formula {
+                    Formula::Scan(own) => Sample {
+                        at: own.z.real(own.math, at),
+                        value: dumped / before[at],
+                        weight: before[at] * before[at],
+                    },
+                    _ => Sample {
+                        at: before[at],
+                        value: dumped * step,
+                        weight: 1.0,
+                    },
+                });
+            }
+        }
+        let found = Measured::of(samples)?;
+        Some(match self.sequences.first()?.formula.as_ref()? {
+            Formula::Scan(_) => edit::measured_gate(here, self.row, found),
+            _ => edit::measured_silu(here, self.row, found),
+        })
+    }
+
+    /// The first channel that deviates.
+    fn first_channel(&self) -> Option<usize> {
+        let targets = self.sequences.iter().filter_map(|s| s.targets.first());
+        let first = |t: &Target| {
+            let differs = |(at, made): ((usize, usize), &f32)| {
+                t.judge.differs(*made, t.dumped[at]).then_some(at.1)
+            };
+            t.made.indexed_iter().filter_map(differs).min()
+        };
+        targets.filter_map(first).min()
     }
 
     /// The first token that deviates.
@@ -447,6 +501,10 @@ impl<'a, 'm> Local<'a, 'm> {
             (Some(Formula::Linear(own)), None) if own.meet != formula::Meet::Real => {
                 let times = edit::solve_times(own, &target.dumped);
                 times.map_or(Vec::new(), |times| edit::times(here, self.row, own, times))
+            }
+            (Some(Formula::Hadamard(own)), _) => {
+                let first = self.first_channel();
+                first.map_or(Vec::new(), |c| edit::hadamard_signs(here, self.row, own, c))
             }
             (Some(Formula::Conv(own)), Some(channels)) if channels.len() == 1 => {
                 edit::conv_bits(here, self.row, own, channels[0])

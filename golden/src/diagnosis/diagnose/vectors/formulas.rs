@@ -162,6 +162,8 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
             true => Activation::Identity,
             false => Activation::Silu,
         },
+        measured: None,
+        dilation: 1,
         tile: None,
         output,
     };
@@ -240,6 +242,7 @@ fn hadamard(c: &HadamardQuant, key: &str, rules: &StepRules) -> Vec<Formula> {
         y: Operand::new(c.x.mapv(f16::to_f32), 1.0),
         size: Some(size),
         stages: vec![true; stages],
+        flipped: None,
         norm: f64::from(factor.get()) / size.norm(),
         integer: None,
         output,
