@@ -18,8 +18,8 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use conv::{bits as conv_bits, measured as measured_silu};
-pub use linear::{entries, solve_entries, solve_times, times};
-pub use result::{moved, of_pattern};
+pub use linear::{blocks, entries, solve_entries, solve_times, times};
+pub use result::{grid_of, moved, of_pattern, on_grid};
 pub use scan::{bits as scan_bits, measured as measured_gate};
 pub use steps::signs as hadamard_signs;
 

@@ -31,7 +31,7 @@ pub use function::{Activation, Between, Delta, Math, Table};
 pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use inputs::{BlockInputs, Seen};
-pub use linear::{Linear, Meet, weight as linear_weight};
+pub use linear::{Blocks, Linear, Meet, weight as linear_weight};
 pub use measured::{Measured, Sample};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};

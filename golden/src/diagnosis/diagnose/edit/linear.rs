@@ -4,9 +4,13 @@ use super::result::{Narrowed, stuck, unsigned};
 use super::{
     BEGINS, ChannelOrder, Edits, begins, halves, moves, replace, reversed, turned, whole_of,
 };
-use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Linear, Meet, Narrow, numbers};
+use crate::diagnosis::diagnose::formula::{
+    BlockInputs, Blocks, Formula, Linear, Meet, Narrow, numbers,
+};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
+use rayon::prelude::*;
+use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
 use scalescope_sim::dataflow::{Columns, Step};
 use scalescope_sim::trace::Tensor;
 use std::sync::Arc;
@@ -631,6 +635,76 @@ pub fn entries<'a>(
     );
     edits.all.remove(0)
 }
+
+/// Runs of products in a narrow register, tried on the rows that deviate most: the best ones.
+pub fn blocks<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a scalescope_sim::dataflow::Row,
+    own: &Linear,
+    dumped: &Array2<f32>,
+    differs: &(dyn Fn(f32, f32) -> bool + Sync),
+) -> Vec<super::Edit> {
+    if own.meet == Meet::Real || own.x.values.nrows() != dumped.nrows() {
+        return Vec::new();
+    }
+    let made = own.run();
+    let off = |t: usize| {
+        let pairs = made.row(t).into_iter().zip(dumped.row(t));
+        pairs.filter(|(a, b)| differs(**a, **b)).count()
+    };
+    let mut rows: Vec<usize> = (0..dumped.nrows()).collect();
+    rows.sort_by_key(|t| std::cmp::Reverse(off(*t)));
+    rows.truncate(ROWS);
+    let base: usize = rows.iter().map(|t| off(*t)).sum();
+    let (few, wanted) = (own.of_rows(&rows), dumped.select(ndarray::Axis(0), &rows));
+    let mut all = Vec::new();
+    for length in [2usize, 4, 8, 16, 32, 64, 128] {
+        for bits in 10..=20 {
+            for overflow in [AccOverflow::Saturate, AccOverflow::Wrap] {
+                let register = Accumulator::new(bits, overflow).expect("8 to 64 bits");
+                all.extend([true, false].map(|inside| Blocks {
+                    length,
+                    register,
+                    inside,
+                }));
+            }
+        }
+    }
+    let mut scored: Vec<(usize, Blocks)> = all
+        .into_par_iter()
+        .map(|blocks| {
+            let tried = Linear {
+                blocks: Some(blocks),
+                ..few.clone()
+            };
+            let made = tried.run();
+            let pairs = made.iter().zip(&wanted);
+            (pairs.filter(|(a, b)| differs(**a, **b)).count(), blocks)
+        })
+        .collect();
+    scored.retain(|(left, _)| 4 * left < base);
+    scored.sort_by_key(|(left, blocks)| (*left, blocks.length));
+    let mut edits = Edits::new(scene, row, own.w.nrows());
+    for (_, blocks) in scored.into_iter().take(2) {
+        let (bits, length) = (blocks.register.bits(), blocks.length);
+        let overflow = match blocks.register.overflow() {
+            AccOverflow::Saturate => "saturates",
+            AccOverflow::Wrap | AccOverflow::Trap => "wraps",
+        };
+        let words = match blocks.inside {
+            true => format!("each {length} products are summed in {bits} bits, which {overflow}"),
+            false => {
+                format!("sums of {length} products are added in {bits} bits, which {overflow}")
+            }
+        };
+        let change = on(move |l| (l.blocks, l.sums) = (Some(blocks), None));
+        edits.formula(5, (Kind::Width, "sum"), words, change);
+    }
+    edits.all
+}
+
+/// Rows on which registers are tried.
+const ROWS: usize = 4;
 
 /// How often each input goes in, solved from all that deviates: of sums that lack some, or have them twice or with
 /// the other sign. `None` where that is not what they lack.

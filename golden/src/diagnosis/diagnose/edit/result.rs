@@ -171,6 +171,14 @@ impl Edits<'_, '_> {
                     }
                 });
             }
+            for largest in [128.0f32, 126.0, 120.0, 255.0, 256.0, 64.0] {
+                let words = format!("the scale found at run time is the largest over {largest}");
+                self.formula(4, (Kind::Constant, "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.largest = largest;
+                    }
+                });
+            }
             for offset in [0.5f32, -0.5] {
                 let words = format!("{offset:+} is added before the rounding");
                 self.formula(8, (Kind::Rounding, "output"), words, move |f, _| {
@@ -266,7 +274,7 @@ impl Edits<'_, '_> {
             });
         }
         if !codes {
-            for narrow in [Narrow::Bf16, Narrow::E4m3, Narrow::E5m2] {
+            for narrow in [Narrow::Bf16, Narrow::Bf16Cut, Narrow::E4m3, Narrow::E5m2] {
                 let words = format!("what is stored passes through {}", narrow.name());
                 self.result(9, (Kind::Format, "output"), words, move |made| {
                     each(made, |v| narrow.of(v))
@@ -303,6 +311,13 @@ impl Edits<'_, '_> {
                     });
                 }
             }
+            for bits in [4u8, 5, 6, 7] {
+                let words = format!("codes wrap at {bits} bits");
+                let unused = 8 - bits;
+                self.result(7, (Kind::Overflow, "output"), words, move |made| {
+                    each(made, |v| f32::from(((v as i8) << unused) >> unused));
+                });
+            }
             for mask in [1u8, 3, 7, 15] {
                 let words = format!("the low {} bits are 0", mask.count_ones());
                 self.result(8, (Kind::Width, "output"), words, move |made| {
@@ -311,6 +326,54 @@ impl Edits<'_, '_> {
             }
         }
     }
+}
+
+/// Reals that lie on a grid of codes.
+pub fn on_grid<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    (step, bits): (f32, u8),
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, 0);
+    for rounding in [
+        Rounding::NearestTiesToEven,
+        Rounding::Floor,
+        Rounding::TowardZero,
+    ] {
+        let narrow = Narrow::Codes(bits, step, rounding);
+        let words = format!(
+            "the result passes through {} with the step {step:e}",
+            narrow.name()
+        );
+        edits.formula(8, (Kind::Width, "output"), words, move |f, _| {
+            f.output().through = Some(narrow);
+        });
+    }
+    edits.all
+}
+
+/// The step and the bits of a grid of codes on which reals lie, if they do.
+pub fn grid_of(values: &Array2<f32>) -> Option<(f32, u8)> {
+    let least = values
+        .iter()
+        .map(|v| v.abs())
+        .filter(|v| *v > 0.0)
+        .fold(f32::MAX, f32::min);
+    let (mut cross, mut size, mut top) = (0.0f64, 0.0f64, 0.0f32);
+    for v in values {
+        let code = (v / least).round();
+        // Reals of 16 bits know a large code less well.
+        if !code.is_finite() || (v / least - code).abs() > 0.1 || code.abs() > 128.0 {
+            return None;
+        }
+        cross += f64::from(*v) * f64::from(code);
+        size += f64::from(code) * f64::from(code);
+        top = top.max(code.abs());
+    }
+    (values.len() >= 512 && size > 0.0).then(|| {
+        let bits = if top <= 8.0 { 4 } else { 8 };
+        ((cross / size) as f32, bits)
+    })
 }
 
 /// The edit of a result that a pattern gives away, restricted to it.

@@ -487,6 +487,12 @@ impl Edits<'_, '_> {
             "outputs read the state before the token",
             on(|s| s.late = true),
         );
+        self.formula(
+            3,
+            (Kind::History, "state"),
+            "the state that is kept is the one before the last token",
+            on(|s| s.kept_early = true),
+        );
         let mut formats = vec![Narrow::F16, Narrow::Bf16];
         if let Some(scale) = own.state_scale {
             let even = Rounding::NearestTiesToEven;

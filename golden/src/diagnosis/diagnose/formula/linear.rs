@@ -30,6 +30,29 @@ pub enum Meet {
     Real,
 }
 
+/// Products that are summed in runs, one of two sums in a narrow register.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks {
+    /// Products of a run.
+    pub length: usize,
+    /// The narrow register.
+    pub register: Accumulator,
+    /// Whether the runs' own sums are in it, and not the sum of the runs.
+    pub inside: bool,
+}
+
+impl Blocks {
+    fn sum(&self, products: &[i64]) -> i64 {
+        let runs = products.chunks(self.length);
+        match self.inside {
+            true => runs
+                .map(|run| self.register.sum(run.iter().copied()).0)
+                .sum(),
+            false => self.register.sum(runs.map(|run| run.iter().sum())).0,
+        }
+    }
+}
+
 /// `y = x · wᵀ` with its scales.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -47,6 +70,8 @@ pub struct Linear {
     pub bias: Vec<f32>,
     /// The register of sums.
     pub accumulator: Accumulator,
+    /// Products that are summed in runs.
+    pub blocks: Option<Blocks>,
     /// Sums of the operands as they are; none where they are to be summed.
     pub sums: Option<Arc<Array2<i64>>>,
     /// How results are stored.
@@ -131,6 +156,7 @@ impl Linear {
             meet,
             bias: Vec::new(),
             accumulator: rule.accumulator,
+            blocks: None,
             sums: None,
             output: scene.output(row, codes)?,
             x,
@@ -169,6 +195,11 @@ impl Linear {
                 let x: Vec<i32> = range.clone().map(|i| (x[i] * times[i]) as i32).collect();
                 for (to, w) in to.iter_mut().zip(w.chunks_exact(k)) {
                     let products = || x.iter().zip(&w[range.clone()]);
+                    if let Some(blocks) = &self.blocks {
+                        let products = products().map(|(x, w)| i64::from(*x) * i64::from(*w));
+                        *to = blocks.sum(&products.collect::<Vec<_>>());
+                        continue;
+                    }
                     *to = match (exact, narrow) {
                         (true, true) => products().map(|(x, w)| x * w).sum::<i32>().into(),
                         (true, false) => {
@@ -182,6 +213,15 @@ impl Linear {
                 }
             });
         out
+    }
+
+    /// Of some rows of the input alone.
+    pub fn of_rows(&self, rows: &[usize]) -> Self {
+        let mut own = self.clone();
+        own.x.values = self.x.values.select(ndarray::Axis(0), rows);
+        own.x.rows = (self.x.rows.as_ref()).map(|steps| rows.iter().map(|r| steps[*r]).collect());
+        own.sums = None;
+        own
     }
 
     /// Changes the operands: the sums are no longer those of the model.

@@ -2,7 +2,7 @@
 
 use crate::diagnosis::diagnose::rule::QuantizerPart;
 use half::{bf16, f16};
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 use scalescope_sim::arith::fixed::Requantizer;
 use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::arith::round::Rounding;
@@ -16,6 +16,10 @@ use scalescope_sim::step::dynamic;
 pub enum Narrow {
     F16,
     Bf16,
+    /// f16 toward zero.
+    F16Cut,
+    /// The upper half of the f32.
+    Bf16Cut,
     /// 19 bits, of which ten are the mantissa's: products of f32 on tensor cores.
     Tf32,
     /// FP8 with three bits of mantissa; the largest is 448.
@@ -28,22 +32,24 @@ pub enum Narrow {
     Range(f32, f32),
 }
 
-/// The nearest float with so many bits of mantissa, whose steps are no smaller than 2^`least`, up to `top`.
-fn to_float(v: f32, mantissa: i32, least: i32, top: f32) -> f32 {
+/// A float with so many bits of mantissa, whose steps are no smaller than 2^`least`, up to `top`.
+fn to_float(v: f32, (mantissa, least, top): (i32, i32, f32), round: fn(f64) -> f64) -> f32 {
     if v == 0.0 || !v.is_finite() {
         return v;
     }
     let exponent = ((v.to_bits() >> 23) & 0xff) as i32 - 127;
     let step = f64::from((exponent - mantissa).max(least)).exp2();
-    let near = ((f64::from(v) / step).round_ties_even() * step) as f32;
+    let near = (round(f64::from(v) / step) * step) as f32;
     near.clamp(-top, top)
 }
 
 impl Narrow {
     /// The types that values may pass through: those of 16 bits first.
-    pub const FLOATS: [Narrow; 5] = [
+    pub const FLOATS: [Narrow; 7] = [
         Narrow::F16,
         Narrow::Bf16,
+        Narrow::F16Cut,
+        Narrow::Bf16Cut,
         Narrow::Tf32,
         Narrow::E4m3,
         Narrow::E5m2,
@@ -54,6 +60,8 @@ impl Narrow {
         match self {
             Narrow::F16 => "f16".to_owned(),
             Narrow::Bf16 => "bf16".to_owned(),
+            Narrow::F16Cut => "f16, toward zero".to_owned(),
+            Narrow::Bf16Cut => "bf16, toward zero".to_owned(),
             Narrow::Tf32 => "TF32".to_owned(),
             Narrow::E4m3 => "FP8 (E4M3)".to_owned(),
             Narrow::E5m2 => "FP8 (E5M2)".to_owned(),
@@ -70,9 +78,11 @@ impl Narrow {
         match self {
             Narrow::F16 => f16::from_f32(v).to_f32(),
             Narrow::Bf16 => bf16::from_f32(v).to_f32(),
-            Narrow::Tf32 => to_float(v, 10, -136, f32::MAX),
-            Narrow::E4m3 => to_float(v, 3, -9, 448.0),
-            Narrow::E5m2 => to_float(v, 2, -16, 57344.0),
+            Narrow::F16Cut => to_float(v, (10, -24, 65504.0), f64::trunc),
+            Narrow::Bf16Cut => f32::from_bits(v.to_bits() & 0xffff_0000),
+            Narrow::Tf32 => to_float(v, (10, -136, f32::MAX), f64::round_ties_even),
+            Narrow::E4m3 => to_float(v, (3, -9, 448.0), f64::round_ties_even),
+            Narrow::E5m2 => to_float(v, (2, -16, 57344.0), f64::round_ties_even),
             Narrow::Codes(bits, step, by) => {
                 let top = ((1i32 << (bits - 1)) - 1) as f32;
                 step * by.round(v / step).clamp(-top - 1.0, top)
@@ -104,6 +114,8 @@ pub struct Quantize {
     pub scale: f32,
     /// Which values have a scale of their own, if it is found at run time.
     pub dynamic: Option<Dynamic>,
+    /// The code that the largest magnitude gets, where the scale is found at run time.
+    pub largest: f32,
     /// Its rule.
     pub rule: QuantRule,
     /// Whether values come in units of the grid.
@@ -133,6 +145,7 @@ impl Quantize {
         Self {
             scale,
             dynamic: None,
+            largest: 127.0,
             rule,
             in_units: false,
             dequantized: false,
@@ -151,6 +164,13 @@ impl Quantize {
         }
         f32::from(self.rule.overflow.fit(integer).0)
     }
+}
+
+/// Codes whose scale puts the largest magnitude on a code of its own.
+fn over(values: &Array2<f32>, q: &Quantize) -> Array2<f32> {
+    let absmax = values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    let scale = Scale::new(absmax / q.largest).unwrap_or_else(|_| Scale::new(1.0).expect("one"));
+    values.mapv(|v| q.fit(q.rule.rounding.round(q.rule.in_units(v, scale)) as i128))
 }
 
 impl Output {
@@ -214,6 +234,17 @@ impl Output {
         let Some((q, dynamic)) = self.quantizer.as_ref().and_then(|q| Some((q, q.dynamic?))) else {
             return values;
         };
+        if q.largest != 127.0 {
+            return match dynamic {
+                Dynamic::Tensor => over(&values, q),
+                Dynamic::TorchToken | Dynamic::Token(_) => {
+                    let rows = values.axis_chunks_iter(Axis(0), 1);
+                    let rows: Vec<_> = rows.map(|row| over(&row.to_owned(), q)).collect();
+                    let rows: Vec<_> = rows.iter().map(|row| row.view()).collect();
+                    ndarray::concatenate(Axis(0), &rows).expect("rows of one tensor")
+                }
+            };
+        }
         let (tensor, _) = match dynamic {
             Dynamic::Tensor => dynamic::per_tensor(&values, q.rule),
             Dynamic::TorchToken => dynamic::per_token(&values, q.rule),

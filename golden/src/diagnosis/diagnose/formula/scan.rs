@@ -99,6 +99,8 @@ pub struct Scan {
     pub carry: f32,
     /// Whether outputs read the state before the token.
     pub late: bool,
+    /// Whether the state that is kept is the one before the last token.
+    pub kept_early: bool,
     /// Channels that are computed; others are zero.
     pub channels: Option<Vec<bool>>,
     /// How outputs are stored.
@@ -190,6 +192,7 @@ impl Scan {
             narrow_sum: None,
             carry: 1.0,
             late: false,
+            kept_early: false,
             channels: None,
             output: Output::real(true),
             last: Output::real(false),
@@ -281,6 +284,7 @@ impl Scan {
             || !self.input_delta
             || !matches!(self.gate, None | Some(Activation::Silu))
             || self.late
+            || self.kept_early
             || [
                 self.state,
                 self.narrow_delta,
@@ -354,7 +358,12 @@ impl Scan {
             .collect();
         let fused = self.formula != ScanFormula::Separate;
         let mut delta_before = 0.0;
-        for t in 0..self.u.values.nrows() {
+        let last = self.u.values.nrows().saturating_sub(1);
+        let mut kept = Vec::new();
+        for t in 0..=last {
+            if self.kept_early && t == last {
+                kept = x.to_vec();
+            }
             if self.tile.is_some_and(|tile| t > 0 && t % tile == 0) {
                 x.fill(0.0);
             }
@@ -444,6 +453,9 @@ impl Scan {
                 false => y,
             };
             put(t, self.output.of(y));
+        }
+        if self.kept_early {
+            x.copy_from_slice(&kept);
         }
     }
 }

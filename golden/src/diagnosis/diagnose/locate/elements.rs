@@ -34,6 +34,12 @@ impl Judge {
         }
     }
 
+    /// How far two are apart, in sizes of the tensor's values; infinitely far if one is no number.
+    pub fn distance(&self, a: f32, b: f32) -> f64 {
+        let apart = f64::from((a - b).abs()) / f64::from(self.unit.max(f32::MIN_POSITIVE));
+        if apart.is_nan() { f64::INFINITY } else { apart }
+    }
+
     pub fn differs(&self, a: f32, b: f32) -> bool {
         if a == b || a.is_nan() && b.is_nan() {
             return false;

@@ -15,8 +15,14 @@ use std::sync::Arc;
 
 /// Elements of a scan's output that a first look computes.
 const FIRST_LOOK: usize = 4_000;
+/// Those of a look at edits in twos.
+const SECOND_LOOK: usize = 1_000;
+/// A lead that explains nothing by itself brings the step at least this much nearer.
+const NEARER: f64 = 0.8;
 /// An edit has to explain this share of the first look's mismatches.
 const HOPE: f64 = 0.25;
+/// No element counts for more, in sizes of the tensor's values.
+const FARTHEST: f64 = 4.0;
 /// Edits that are combined in twos.
 const LEADS: usize = 4;
 /// Edits that are combined with each other where there is no lead.
@@ -55,6 +61,8 @@ pub struct Local<'a, 'm> {
 struct Left {
     all: usize,
     restricted: usize,
+    /// How far all are off, each over the size of the tensor's values, four at most.
+    off: f64,
 }
 
 impl<'a, 'm> Local<'a, 'm> {
@@ -180,14 +188,14 @@ impl<'a, 'm> Local<'a, 'm> {
         (base > 0).then_some(local)
     }
 
-    /// Channels of a first look; `None` for all.
-    fn few(&self) -> Option<Vec<bool>> {
+    /// Channels of a look at so many elements; `None` for all.
+    fn look(&self, elements: usize) -> Option<Vec<bool>> {
         let Some(Formula::Scan(scan)) = self.sequences.iter().find_map(|s| s.formula.as_ref())
         else {
             return None;
         };
         let (l, e) = scan.u.values.dim();
-        let count = (FIRST_LOOK / l.max(1)).max(8);
+        let count = (elements / l.max(1)).max(8);
         if count >= e {
             return None;
         }
@@ -241,6 +249,7 @@ impl<'a, 'm> Local<'a, 'm> {
             let left = sequence.left_in(&made, pattern, few.filter(|_| edit.changes_formula()));
             total.all += left.all;
             total.restricted += left.restricted;
+            total.off += left.off;
         }
         Some(total)
     }
@@ -256,77 +265,126 @@ impl<'a, 'm> Local<'a, 'm> {
         }
         edits.extend(self.moved());
         edits.extend(self.measured());
+        edits.extend(self.on_grid());
         if let Some(tile) = self.first_row().filter(|row| *row > 1) {
             edits.extend(edit::of_tile(here, self.row, formula, tile));
         }
         edits.retain(|e| wanted(e));
-        let few = self.few();
-        let base_few = match &few {
-            Some(few) => self
-                .sequences
-                .iter()
-                .map(|s| s.left_in(&s.own, None, Some(few)).all)
-                .sum(),
-            None => self.base,
-        };
-        let judged = |edits: &[Edit], few: Option<&Vec<bool>>, base: usize| -> Vec<(usize, Edit)> {
-            let mut judged: Vec<(usize, Edit)> = edits
-                .par_iter()
-                .filter_map(|e| {
-                    let left = self.left(e, few)?;
-                    let restricted = self.may_restrict() && left.restricted < left.all;
-                    let best = match restricted {
-                        true => left.restricted,
-                        false => left.all,
-                    };
-                    let only = self.pattern.clone().filter(|_| restricted);
-                    let explained = base.saturating_sub(best) as f64 / base.max(1) as f64;
-                    (explained >= HOPE).then(|| (best, Edit { only, ..e.clone() }))
-                })
-                .collect();
-            judged.sort_by_key(|(left, e)| (*left, e.rank + 2 * usize::from(e.only.is_some())));
-            judged
-        };
-        let mut best = judged(&edits, few.as_ref(), base_few);
+        let few = self.look(FIRST_LOOK);
+        let first = self.scored(&edits, few.as_ref());
+        let mut best = self.hopeful(&edits, &first, few.as_ref());
         if few.is_some() {
             best.truncate(2 * count);
-            let again: Vec<Edit> = best.into_iter().map(|(_, e)| e).collect();
-            best = judged(&again, None, self.base);
+            best = self.tried(best.into_iter().map(|(_, e)| e).collect(), None);
+        }
+        let enough = |best: &[(usize, Edit)]| best.first().is_some_and(|b| b.0 * 50 <= self.base);
+        if !enough(&best) {
+            best.extend(self.tried(self.narrow_sums(formula), None));
+            best.sort_by_key(|(left, e)| (*left, e.rank));
         }
         // Two together, where one does not suffice.
-        let enough = best
-            .first()
-            .is_some_and(|(left, _)| *left * 50 <= self.base);
-        if !enough {
-            let pairs: Vec<Edit> = match best.is_empty() {
-                // Where none is a lead, the simplest mistakes with each other.
-                true => {
-                    let simple = |e: &&Edit| e.rank <= 1 && e.changes_formula();
-                    let simple: Vec<&Edit> = edits.iter().filter(simple).take(SIMPLE).collect();
-                    let after = |i: usize| simple[i + 1..].iter();
-                    let pairs = (0..simple.len()).flat_map(|i| after(i).map(move |e| (i, e)));
-                    let apart = pairs.filter(|(i, e)| simple[*i].site != e.site);
-                    apart.map(|(i, e)| simple[i].and(e)).collect()
-                }
-                false => {
-                    let leads = best.iter().take(LEADS).map(|(_, e)| e);
-                    let apart = |a: &Edit, b: &Edit| (a.kind, &a.site) != (b.kind, &b.site);
-                    leads
-                        .flat_map(|lead| edits.iter().map(move |e| (lead, e)))
-                        .filter(|(lead, e)| apart(lead, e))
-                        .map(|(lead, e)| lead.and(e))
-                        .collect()
-                }
-            };
-            let mut both = judged(&pairs, few.as_ref(), base_few);
+        if !enough(&best) {
+            let few = self.look(SECOND_LOOK);
+            let mut both = self.tried(self.pairs(&edits, &first, &best), few.as_ref());
             both.truncate(count);
-            let again: Vec<Edit> = both.into_iter().map(|(_, e)| e).collect();
-            let both = judged(&again, None, self.base);
+            let both = self.tried(both.into_iter().map(|(_, e)| e).collect(), None);
             best.extend(both.into_iter().filter(|(left, _)| *left * 50 <= self.base));
             best.sort_by_key(|(left, e)| (*left, e.rank));
         }
         best.truncate(count);
         best.into_iter().map(|(_, e)| e).collect()
+    }
+
+    /// What each edit leaves; `None` where it does not apply.
+    fn scored(&self, edits: &[Edit], few: Option<&Vec<bool>>) -> Vec<Option<Left>> {
+        edits.par_iter().map(|e| self.left(e, few)).collect()
+    }
+
+    /// Edits that explain a part of what deviates, the best first, restricted to the pattern where that leaves fewer.
+    fn hopeful(
+        &self,
+        edits: &[Edit],
+        scored: &[Option<Left>],
+        few: Option<&Vec<bool>>,
+    ) -> Vec<(usize, Edit)> {
+        let base = self.unedited(few).all;
+        let restricts = self.may_restrict();
+        let mut hopeful: Vec<(usize, Edit)> = (edits.iter().zip(scored))
+            .filter_map(|(e, left)| {
+                let left = (*left)?;
+                let restricted = restricts && left.restricted < left.all;
+                let best = match restricted {
+                    true => left.restricted,
+                    false => left.all,
+                };
+                let only = self.pattern.clone().filter(|_| restricted);
+                let explained = base.saturating_sub(best) as f64 / base.max(1) as f64;
+                (explained >= HOPE).then(|| (best, Edit { only, ..e.clone() }))
+            })
+            .collect();
+        hopeful.sort_by_key(|(left, e)| (*left, e.rank + 2 * usize::from(e.only.is_some())));
+        hopeful
+    }
+
+    fn tried(&self, edits: Vec<Edit>, few: Option<&Vec<bool>>) -> Vec<(usize, Edit)> {
+        self.hopeful(&edits, &self.scored(&edits, few), few)
+    }
+
+    /// What deviates without an edit.
+    fn unedited(&self, few: Option<&Vec<bool>>) -> Left {
+        let mut total = Left::default();
+        for sequence in &self.sequences {
+            let left = sequence.left_in(&sequence.own, None, few);
+            total.all += left.all;
+            total.off += left.off;
+        }
+        total
+    }
+
+    /// Two edits together: leads, by what they explain or by how near they come, with all others; the simplest
+    /// mistakes with each other where nothing is explained.
+    fn pairs(&self, edits: &[Edit], scored: &[Option<Left>], best: &[(usize, Edit)]) -> Vec<Edit> {
+        let base = self.unedited(self.look(FIRST_LOOK).as_ref()).off;
+        let mut near: Vec<(f64, &Edit)> = (edits.iter().zip(scored))
+            .filter_map(|(e, left)| Some((left.as_ref()?.off, e)))
+            .filter(|(off, _)| *off < NEARER * base)
+            .collect();
+        near.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.rank.cmp(&b.1.rank)));
+        // One of a kind and site: what is nearly the same does not help twice.
+        let mut leads: Vec<&Edit> = best.iter().take(LEADS).map(|(_, e)| e).collect();
+        for (_, e) in near {
+            let new = |lead: &&Edit| (lead.kind, &lead.site) != (e.kind, &e.site);
+            if leads.len() < 2 * LEADS && leads.iter().all(new) {
+                leads.push(e);
+            }
+        }
+        let apart = |a: &Edit, b: &Edit| (a.kind, &a.site) != (b.kind, &b.site);
+        let with_all = leads
+            .iter()
+            .flat_map(|lead| edits.iter().map(move |e| (*lead, e)));
+        let mut pairs: Vec<Edit> = with_all
+            .filter(|(lead, e)| apart(lead, e))
+            .map(|(lead, e)| lead.and(e))
+            .collect();
+        if best.is_empty() {
+            let simple = |e: &&Edit| e.rank <= 1 && e.changes_formula();
+            let simple: Vec<&Edit> = edits.iter().filter(simple).take(SIMPLE).collect();
+            for (i, a) in simple.iter().enumerate() {
+                let others = simple[i + 1..].iter().filter(|b| a.site != b.site);
+                pairs.extend(others.map(|b| a.and(b)));
+            }
+        }
+        pairs
+    }
+
+    /// Sums in narrow registers, run by run.
+    fn narrow_sums(&self, formula: Option<&Formula>) -> Vec<Edit> {
+        let target = self.sequences.first().and_then(|s| s.targets.first());
+        let (Some(Formula::Linear(own)), Some(target)) = (formula, target) else {
+            return Vec::new();
+        };
+        let differs = |a: f32, b: f32| target.judge.differs(a, b);
+        edit::blocks(self.scenes.first(), self.row, own, &target.dumped, &differs)
     }
 
     /// Whether edits are tried on the pattern's part alone: not where few elements would prove anything.
@@ -383,6 +441,17 @@ impl<'a, 'm> Local<'a, 'm> {
             Formula::Scan(_) => edit::measured_gate(here, self.row, found),
             _ => edit::measured_silu(here, self.row, found),
         })
+    }
+
+    /// Reals that lie on a grid of codes on which the step's own do not.
+    fn on_grid(&self) -> Vec<Edit> {
+        let target = self.sequences.first().and_then(|s| s.targets.first());
+        let found = target
+            .filter(|t| !t.state && self.row.format.dtype() != "i8")
+            .filter(|t| edit::grid_of(&t.made).is_none())
+            .and_then(|t| edit::grid_of(&t.dumped));
+        let here = self.scenes.first();
+        found.map_or(Vec::new(), |grid| edit::on_grid(here, self.row, grid))
     }
 
     /// The first channel that deviates.
@@ -555,6 +624,7 @@ impl Sequence {
             if edited.dim() != target.made.dim() {
                 left.all += target.made.len();
                 left.restricted += target.made.len();
+                left.off += FARTHEST * target.made.len() as f64;
                 continue;
             }
             for (at, edited) in edited.indexed_iter() {
@@ -565,6 +635,10 @@ impl Sequence {
                 let dumped = target.dumped[at];
                 let wrong = target.judge.differs(*edited, dumped);
                 left.all += usize::from(wrong);
+                if wrong {
+                    // Not a number is as far off as can be.
+                    left.off += target.judge.distance(*edited, dumped).min(FARTHEST);
+                }
                 left.restricted += match pattern {
                     Some((s, pattern)) if !pattern.contains(s, at.0, at.1) => {
                         usize::from(target.judge.differs(target.made[at], dumped))
