@@ -339,7 +339,14 @@ pub fn describe(pairs: &[Pair], codes: bool, state: bool) -> Pattern {
     }
     let sequences = Indices::of(&by[0], pairs.len());
     let tokens = Indices::of(&by[1], rows);
-    let channels = Indices::of(&by[2], columns);
+    // One that an order leaves in its place makes no part of the many others.
+    let channels = match Indices::of(&by[2], columns) {
+        Indices::From { first: 1 } if columns >= 64 => Indices::All,
+        Indices::Range { first, last } if columns >= 64 && first <= 1 && last + 2 >= columns => {
+            Indices::All
+        }
+        channels => channels,
+    };
     let values = values(pairs, &found, codes);
     let share = |of: &Indices, length: usize| {
         let inside = (0..length).filter(|i| of.contains(*i)).count();
