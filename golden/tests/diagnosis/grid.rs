@@ -125,6 +125,7 @@ fn grid() {
     all.extend(more::more());
     all.extend(fresh::fresh());
     all.extend(unseen::unseen());
+    all.extend(unseen::second());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
         assert!(!all.is_empty(), "no case is {name}");

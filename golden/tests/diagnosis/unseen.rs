@@ -3,6 +3,7 @@
 
 mod linears;
 mod rest;
+mod second;
 mod steps;
 
 use super::cases::{Case, Into, SCAN};
@@ -36,6 +37,13 @@ pub fn unseen() -> Vec<Case> {
     all.unseen_rotation();
     all.unseen_quantizers();
     all.unseen_pairs();
+    all.0
+}
+
+/// A second list, by another who does not know what is searched.
+pub fn second() -> Vec<Case> {
+    let mut all = Fresh(Vec::new());
+    all.unseen_second();
     all.0
 }
 
@@ -150,7 +158,7 @@ fn effects(case: &Case, number: usize) -> Vec<Effect> {
 #[test]
 fn every_unseen_fault_has_an_effect() {
     let mut without = Vec::new();
-    for (number, case) in unseen().iter().enumerate() {
+    for (number, case) in unseen().iter().chain(&second()).enumerate() {
         let effects = effects(case, number);
         for e in effects.iter().take(2) {
             println!(
