@@ -357,6 +357,51 @@ impl Move {
     }
 }
 
+/// Tokens that are counted below so many and then from 0 again.
+const COUNTERS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
+
+fn counted(values: &Array2<f32>, below: usize) -> Array2<f32> {
+    Array2::from_shape_fn(values.dim(), |(t, c)| values[(t % below, c)])
+}
+
+/// Some channels of a tensor, of which the tokens may be others'.
+#[derive(Clone, Copy)]
+enum Half {
+    Even,
+    Odd,
+    First,
+    Second,
+}
+
+impl Half {
+    const ALL: [Half; 4] = [Half::Even, Half::Odd, Half::First, Half::Second];
+
+    fn words(self) -> &'static str {
+        match self {
+            Half::Even => "the even channels",
+            Half::Odd => "the odd channels",
+            Half::First => "the first half of the channels",
+            Half::Second => "the second half of the channels",
+        }
+    }
+
+    /// These of the token before, the others as they are.
+    fn late(self, values: &Array2<f32>) -> Array2<f32> {
+        let columns = values.ncols();
+        let has = |c: usize| match self {
+            Half::Even => c.is_multiple_of(2),
+            Half::Odd => !c.is_multiple_of(2),
+            Half::First => 2 * c < columns,
+            Half::Second => 2 * c >= columns,
+        };
+        Array2::from_shape_fn(values.dim(), |(t, c)| match (has(c), t) {
+            (false, _) => values[(t, c)],
+            (true, 0) => 0.0,
+            (true, _) => values[(t - 1, c)],
+        })
+    }
+}
+
 /// Columns turned round by some places.
 fn turned(values: &Array2<f32>, by: isize) -> Array2<f32> {
     let n = values.ncols() as isize;
@@ -372,6 +417,8 @@ enum ChannelOrder {
     On(isize),
     /// Neighbouring runs of so many have changed places.
     Exchanged(usize),
+    /// Those below so many again and again: a counter that wraps.
+    Wrapped(usize),
     /// First one of the first half, then one of the second.
     Interleaved,
     /// First the even ones, then the odd ones.
@@ -390,6 +437,7 @@ impl ChannelOrder {
             let on = (run > 1).then_some(run as isize).into_iter();
             let on = on.flat_map(|on| [Self::On(on), Self::On(-on)]);
             on.chain([Self::Exchanged(run)])
+                .chain((run > 1).then_some(Self::Wrapped(run)))
         });
         let run = 1 << channels.trailing_zeros();
         let reversed = (run > 2).then_some(Self::BitReversed(run));
@@ -402,7 +450,7 @@ impl ChannelOrder {
 
     fn kind(self) -> Kind {
         match self {
-            ChannelOrder::On(_) => Kind::Neighbour,
+            ChannelOrder::On(_) | ChannelOrder::Wrapped(_) => Kind::Neighbour,
             ChannelOrder::Exchanged(_)
             | ChannelOrder::Interleaved
             | ChannelOrder::Sorted
@@ -415,6 +463,9 @@ impl ChannelOrder {
             ChannelOrder::On(by) => format!("each channel holds channel {by:+}"),
             ChannelOrder::Exchanged(run) => {
                 format!("neighbouring runs of {run} channels are swapped")
+            }
+            ChannelOrder::Wrapped(run) => {
+                format!("channels are counted below {run} and then from 0 again")
             }
             ChannelOrder::Interleaved => "the halves of the channels are interleaved".to_owned(),
             ChannelOrder::Sorted => "the even channels come first, then the odd ones".to_owned(),
@@ -431,6 +482,7 @@ impl ChannelOrder {
         };
         match self {
             ChannelOrder::On(by) => turned(values, -by),
+            ChannelOrder::Wrapped(run) => from(&|c| c % run),
             ChannelOrder::Interleaved => from(&|c| c % 2 * half + c / 2),
             ChannelOrder::Sorted => from(&|c| c % half * 2 + c / half),
             ChannelOrder::BitReversed(run) => {

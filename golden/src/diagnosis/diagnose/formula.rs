@@ -44,7 +44,6 @@ use scalescope_sim::arith::real::RealRules;
 /// The formula of a step.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // each is the step of that name
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Formula {
     Add(Add),
     Norm(Norm),

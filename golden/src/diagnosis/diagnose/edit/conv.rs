@@ -1,7 +1,7 @@
 //! Edits of the convolution.
 
 use super::result::{Narrowed, turned_bits, unsigned};
-use super::{Around, ChannelOrder, Edit, Edits, moves, replace, turned};
+use super::{Around, COUNTERS, ChannelOrder, Edit, Edits, Half, counted, moves, replace, turned};
 use crate::diagnosis::diagnose::formula::{
     Activation, BlockInputs, Conv, Formula, Measured, Table, numbers,
 };
@@ -250,12 +250,26 @@ impl Edits<'_, '_> {
                 on_conv(move |c| c.tap_scale.clone_from(&scale)),
             );
         }
+        for below in COUNTERS {
+            let words =
+                format!("the input's tokens are counted below {below} and then from 0 again");
+            let change = on_conv(move |c| c.x.values = counted(&c.x.values, below));
+            self.formula(4, (Kind::Neighbour, "input"), words, change);
+        }
+        for half in Half::ALL {
+            let words = format!(
+                "{} of the input are those of the token before",
+                half.words()
+            );
+            let change = on_conv(move |c| c.x.values = half.late(&c.x.values));
+            self.formula(4, (Kind::Neighbour, "input"), words, change);
+        }
         for order in ChannelOrder::heads(e) {
             let words = format!("the input's {}", order.words());
             let change = on_conv(move |c| c.x.values = order.of(&c.x.values));
             self.formula(4, (order.kind(), "input"), words, change);
         }
-        for by in moves([1, -1, 2, -2, 3]) {
+        for by in moves([1, -1, 2, -2, 3, -3]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 2,

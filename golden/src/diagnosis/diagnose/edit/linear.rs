@@ -2,7 +2,8 @@
 
 use super::result::{Narrowed, stuck, unsigned};
 use super::{
-    BEGINS, ChannelOrder, Edits, begins, halves, moves, replace, reversed, turned, whole_of,
+    BEGINS, COUNTERS, ChannelOrder, Edits, Half, begins, counted, halves, moves, replace, reversed,
+    turned, whole_of,
 };
 use crate::diagnosis::diagnose::formula::{
     BlockInputs, Blocks, Formula, Linear, Meet, Narrow, numbers,
@@ -145,6 +146,20 @@ impl Edits<'_, '_> {
                 }),
             );
         }
+        for below in COUNTERS {
+            let words =
+                format!("the input's tokens are counted below {below} and then from 0 again");
+            let change = on(move |l| l.operands(|x, _, _| x.values = counted(&x.values, below)));
+            self.formula(4, (Kind::Neighbour, "input"), words, change);
+        }
+        for half in Half::ALL {
+            let words = format!(
+                "{} of the input are those of the token before",
+                half.words()
+            );
+            let change = on(move |l| l.operands(|x, _, _| x.values = half.late(&x.values)));
+            self.formula(4, (Kind::Neighbour, "input"), words, change);
+        }
         for order in ChannelOrder::heads(k) {
             let words = format!("the input's {}", order.words());
             let change = on(move |l| l.operands(|x, _, _| x.values = order.of(&x.values)));
@@ -282,9 +297,14 @@ impl Edits<'_, '_> {
         }
     }
 
-    /// Operands in a type of fewer bits.
+    /// Operands, and sums of reals, in a type of fewer bits.
     fn formats(&mut self, own: &Linear) {
         let real = own.meet == Meet::Real;
+        for narrow in Narrow::FLOATS.into_iter().filter(|_| real) {
+            let words = format!("each sum passes through {}", narrow.name());
+            let change = on(move |l| l.running = Some(narrow));
+            self.formula(5, (Kind::Format, "sum"), words, change);
+        }
         for narrow in Narrow::FLOATS {
             // Codes are exact in 16 bits.
             if !real && !matches!(narrow, Narrow::E4m3 | Narrow::E5m2) {

@@ -37,6 +37,10 @@ pub(super) enum Narrowed {
     Rounded(u8),
     /// End at those of so many bits.
     Ended(u8),
+    /// End at ± so much.
+    Clipped(u8),
+    /// The upper four bits and the lower ones have changed places.
+    Nibbles,
     /// The other sign.
     Negated,
     /// Negative ones are zero.
@@ -51,6 +55,8 @@ impl Narrowed {
         let bits = [4, 5, 6].into_iter();
         let narrow = bits.flat_map(|bits| [Self::Rounded(bits), Self::Ended(bits)]);
         let signs = [Self::Negated, Self::Positive, Self::Magnitude];
+        let clipped = [32u8, 48, 64, 80, 96, 100, 112, 120].map(Self::Clipped);
+        let narrow = narrow.chain(clipped).chain([Self::Nibbles]);
         stuck.chain(narrow).chain(signs).collect()
     }
 
@@ -65,6 +71,8 @@ impl Narrowed {
                 let top = f32::from(1u8 << (bits - 1));
                 v.clamp(-top, top - 1.0)
             }
+            Self::Clipped(top) => v.clamp(-f32::from(top), top.into()),
+            Self::Nibbles => f32::from((v as i8 as u8).rotate_left(4) as i8),
             Self::Negated => -v,
             Self::Positive => v.max(0.0),
             Self::Magnitude => v.abs(),
@@ -73,14 +81,18 @@ impl Narrowed {
 
     /// Whether it needs codes.
     pub(super) fn is_of_codes(self) -> bool {
-        matches!(self, Self::Stuck(..) | Self::Rounded(_) | Self::Ended(_))
+        matches!(
+            self,
+            Self::Stuck(..) | Self::Rounded(_) | Self::Ended(_) | Self::Clipped(_) | Self::Nibbles
+        )
     }
 
     pub(super) fn kind(self) -> Kind {
         match self {
             Self::Stuck(..) => Kind::StuckBit,
             Self::Rounded(_) => Kind::Width,
-            Self::Ended(_) => Kind::Overflow,
+            Self::Ended(_) | Self::Clipped(_) => Kind::Overflow,
+            Self::Nibbles => Kind::Order,
             Self::Negated => Kind::Sign,
             Self::Positive | Self::Magnitude => Kind::Function,
         }
@@ -100,6 +112,8 @@ impl Narrowed {
             }
             Self::Rounded(bits) => format!("{name} are rounded to {bits} bits"),
             Self::Ended(bits) => format!("{name} end at those of {bits} bits"),
+            Self::Clipped(top) => format!("{name} end at ±{top}"),
+            Self::Nibbles => format!("the two halves of the bytes of {name} are swapped"),
             Self::Negated => format!("{name} have the other sign"),
             Self::Positive => format!("negative {name} are zero"),
             Self::Magnitude => format!("{name} have lost their sign"),
@@ -177,6 +191,12 @@ impl Edits<'_, '_> {
                     if let Some(q) = &mut f.output().quantizer {
                         q.largest = largest;
                     }
+                });
+            }
+            for parts in [2u8, 4, 8, 16] {
+                let words = format!("results are rounded to 1/{parts} of a step first");
+                self.formula(6, (Kind::Rounding, "output"), words, move |f, _| {
+                    f.output().first_rounded = Some(parts);
                 });
             }
             for offset in [0.5f32, -0.5] {
@@ -297,6 +317,13 @@ impl Edits<'_, '_> {
         }
         if !codes {
             self.added_to_buffers();
+            for power in -2..=6 {
+                let top = f32::from(power as i8).exp2();
+                let words = format!("values beyond ±{top} wrap");
+                self.result(7, (Kind::Overflow, "output"), words, move |made| {
+                    each(made, |v| v - 2.0 * top * (v / (2.0 * top)).round());
+                });
+            }
         }
         let words = "all are zero";
         self.result(1, (Kind::LeftOut, "output"), words, |made| {

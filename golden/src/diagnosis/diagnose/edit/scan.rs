@@ -2,7 +2,8 @@
 
 use super::result::{Narrowed, turned_bits};
 use super::{
-    BEGINS, ChannelOrder, Edit, Edits, begins, moves, replace, reversed, turned, whole_of,
+    BEGINS, COUNTERS, ChannelOrder, Edit, Edits, Half, begins, counted, moves, replace, reversed,
+    turned, whole_of,
 };
 use crate::diagnosis::diagnose::formula::{
     Activation, BlockInputs, Delta, Formula, Measured, Narrow, Operand, Scan, Table, dequantized,
@@ -236,6 +237,12 @@ impl Edits<'_, '_> {
         );
         self.formula(
             2,
+            (Kind::Order, "gate"),
+            "SiLU is of the output, which is then multiplied by z",
+            on(|s| s.output_gated = true),
+        );
+        self.formula(
+            2,
             (Kind::Function, "decay"),
             "decays are 1 − α·δ, and no less than zero, and not exp(−α·δ)",
             on(|s| (s.linear_decay, s.decays_end) = (true, true)),
@@ -291,7 +298,18 @@ impl Edits<'_, '_> {
                 });
                 self.formula(5, (order.kind(), name), words, change);
             }
-            for by in moves([1, -1, 2, -2]) {
+            for below in COUNTERS {
+                let words =
+                    format!("{name}'s tokens are counted below {below} and then from 0 again");
+                let change = on(move |s| of(s).values = counted(&of(s).values, below));
+                self.formula(4, (Kind::Neighbour, name), words, change);
+            }
+            for half in Half::ALL {
+                let words = format!("{} of {name} are those of the token before", half.words());
+                let change = on(move |s| of(s).values = half.late(&of(s).values));
+                self.formula(4, (Kind::Neighbour, name), words, change);
+            }
+            for by in moves([1, -1, 2, -2, 4, 8, 16, 32, 64]) {
                 let words = format!("{name} is that {}", by.words());
                 self.formula(
                     2,
@@ -566,6 +584,17 @@ impl Edits<'_, '_> {
                 );
             }
         }
+        for bits in 4..=16i8 {
+            for rounding in [Rounding::NearestTiesToEven, Rounding::Floor] {
+                let narrow = Narrow::Codes(24, f32::from(-bits).exp2(), rounding);
+                let words = match rounding {
+                    Rounding::Floor => format!("δ has {bits} bits behind the point, cut off"),
+                    _ => format!("δ has {bits} bits behind the point"),
+                };
+                let change = on(move |s| s.narrow_delta = Some(narrow));
+                self.formula(4, (Kind::Format, "delta"), words, change);
+            }
+        }
         // What implementations of Mamba limit δ to.
         for (low, high) in [
             (0.0, 0.01),
@@ -700,6 +729,24 @@ impl Edits<'_, '_> {
         );
         self.formula(
             3,
+            (Kind::Neighbour, "D"),
+            "each channel has D of the one before",
+            on(|s| s.d.rotate_right(1)),
+        );
+        self.formula(
+            3,
+            (Kind::Neighbour, "dt_bias"),
+            "each channel has the bias of dt of the one before",
+            on(|s| s.dt_bias.rotate_right(1)),
+        );
+        self.formula(
+            3,
+            (Kind::Neighbour, "D"),
+            "D is read by the token's number and not by the channel's",
+            on(|s| s.d_by_token = true),
+        );
+        self.formula(
+            3,
             (Kind::Neighbour, "dt_bias"),
             "each channel has the bias of dt of the next one",
             on(|s| s.dt_bias.rotate_left(1)),
@@ -722,22 +769,25 @@ impl Edits<'_, '_> {
                 s.a_log.values = Array2::from_shape_vec((e, n), t).expect("as many elements");
             }),
         );
-        self.formula(
-            3,
-            (Kind::Format, "A"),
-            "A is rounded to powers of two",
-            on(|s| {
+        type OfA = (Kind, &'static str, fn(f32) -> f32);
+        let alphas: [OfA; 4] = [
+            (Kind::Format, "A is rounded to powers of two", |a| {
+                a.exp().log2().round().exp2()
+            }),
+            (Kind::Function, "A is 2 to the power of A_log", f32::exp2),
+            (Kind::Twice, "A is exp(exp(A_log))", |a| a.exp().exp()),
+            (Kind::Function, "A is softplus(A_log)", |a| a.exp().ln_1p()),
+        ];
+        for (kind, words, of) in alphas {
+            let change = on(move |s| {
                 let m = s.math;
-                let (values, log) = (&s.a_log, s.a_is_log);
-                let power = |v: f32| v.log2().round().exp2();
-                let alpha = Array2::from_shape_fn(values.values.dim(), |at| {
-                    let a = values.real(m, at);
-                    power(if log { (m.exp)(a) } else { a })
-                });
+                let logs = &s.a_log;
+                let alpha = Array2::from_shape_fn(logs.values.dim(), |at| of(logs.real(m, at)));
                 s.a_log = Operand::new(alpha, 1.0);
                 s.a_is_log = false;
-            }),
-        );
+            });
+            self.formula(3, (kind, "A"), words, change);
+        }
         let (d, bias) = (own.d_scale, own.dt_bias_scale);
         self.formula(
             3,

@@ -1,6 +1,8 @@
 //! Edits of the norm, the rotation and the quantizers between steps.
 
-use super::{Around, ChannelOrder, Edit, Edits, halves, moves, replace, reversed};
+use super::{
+    Around, COUNTERS, ChannelOrder, Edit, Edits, Half, counted, halves, moves, replace, reversed,
+};
 use crate::diagnosis::diagnose::formula::{
     Add, BlockInputs, Formula, Hadamard, Narrow, Norm, numbers,
 };
@@ -254,6 +256,18 @@ impl Edits<'_, '_> {
                 );
             }
         }
+        self.formula(
+            3,
+            (Kind::Function, "norm"),
+            "rows are divided by their mean magnitude",
+            on_norm(|n| n.magnitudes = true),
+        );
+        self.formula(
+            3,
+            (Kind::NotReset, "mean"),
+            "the sum of squares goes on from token to token",
+            on_norm(|n| n.goes_on = true),
+        );
         for shared in [2usize, 4, 8, 16, 32] {
             let words = format!("every {shared} tokens share the root of the first");
             let change = on_norm(move |n| n.shared = shared);
@@ -308,13 +322,16 @@ impl Edits<'_, '_> {
                 }),
             );
         }
-        for point in [TracePoint::HiddenIn, TracePoint::ResidualIn] {
+        for (point, left_out) in [
+            (TracePoint::HiddenIn, "residual"),
+            (TracePoint::ResidualIn, "hidden"),
+        ] {
             if let Some(tensor) = self.seen(point) {
                 let values = numbers(tensor);
                 let words = format!("{} is normed and not the sum", point.name());
                 self.formula(
                     2,
-                    (Kind::LeftOut, "residual"),
+                    (Kind::LeftOut, left_out),
                     words,
                     on_norm(move |n| {
                         replace(&mut n.residual.values, &values);
@@ -454,6 +471,20 @@ impl Edits<'_, '_> {
                     h.y.values = by.of(&h.y.values);
                 }),
             );
+        }
+        for half in Half::ALL {
+            let words = format!(
+                "{} of the input are those of the token before",
+                half.words()
+            );
+            let change = on_hadamard(move |h| h.y.values = half.late(&h.y.values));
+            self.formula(4, (Kind::Neighbour, "input"), words, change);
+        }
+        for below in COUNTERS {
+            let words =
+                format!("the input's tokens are counted below {below} and then from 0 again");
+            let change = on_hadamard(move |h| h.y.values = counted(&h.y.values, below));
+            self.formula(4, (Kind::Neighbour, "input"), words, change);
         }
         for narrow in [Narrow::Bf16, Narrow::F16] {
             let words = format!("the input passes through {}", narrow.name());

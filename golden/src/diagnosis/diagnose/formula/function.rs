@@ -228,12 +228,14 @@ pub enum Delta {
     Identity,
     Sigmoid,
     Magnitude,
+    BaseTwo,
     Tabled(Table),
 }
 
 impl Delta {
     /// Those that are not softplus.
-    pub const OTHERS: [Delta; 6] = [
+    pub const OTHERS: [Delta; 7] = [
+        Delta::BaseTwo,
         Delta::SoftplusTwice,
         Delta::Exp,
         Delta::Relu,
@@ -253,6 +255,7 @@ impl Delta {
             Delta::Identity => "no function",
             Delta::Sigmoid => "the sigmoid",
             Delta::Magnitude => "the magnitude",
+            Delta::BaseTwo => "log2(1 + 2^v)",
         };
         name.to_owned()
     }
@@ -267,6 +270,7 @@ impl Delta {
             Delta::Identity => v,
             Delta::Sigmoid => Activation::Sigmoid.of(m, v),
             Delta::Magnitude => v.abs(),
+            Delta::BaseTwo => (1.0 + v.exp2()).log2(),
             Delta::Tabled(table) => table.of(m.softplus, v),
         }
     }

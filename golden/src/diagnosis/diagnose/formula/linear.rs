@@ -1,6 +1,6 @@
 //! Products with a weight matrix.
 
-use super::{BlockInputs, Math, Operand, Output};
+use super::{BlockInputs, Math, Narrow, Operand, Output};
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::arith::accumulate::Accumulator;
@@ -70,6 +70,8 @@ pub struct Linear {
     pub bias: Vec<f32>,
     /// The register of sums.
     pub accumulator: Accumulator,
+    /// The type of sums of reals, after each product.
+    pub running: Option<Narrow>,
     /// Products that are summed in runs.
     pub blocks: Option<Blocks>,
     /// Sums of the operands as they are; none where they are to be summed.
@@ -156,6 +158,7 @@ impl Linear {
             meet,
             bias: Vec::new(),
             accumulator: rule.accumulator,
+            running: None,
             blocks: None,
             sums: None,
             output: scene.output(row, codes)?,
@@ -331,7 +334,10 @@ impl Linear {
             .for_each(|(to, x)| {
                 for (c, (to, w)) in to.iter_mut().zip(w.chunks_exact(k)).enumerate() {
                     let products = x.iter().zip(w);
-                    let v = products.fold(0.0f32, |v, (x, w)| x.mul_add(*w, v));
+                    let v = match self.running {
+                        None => products.fold(0.0f32, |v, (x, w)| x.mul_add(*w, v)),
+                        Some(to) => products.fold(0.0f32, |v, (x, w)| to.of(x.mul_add(*w, v))),
+                    };
                     *to = self.output.of(v + self.bias.get(c).copied().unwrap_or(0.0));
                 }
             });

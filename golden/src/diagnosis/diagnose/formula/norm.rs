@@ -85,6 +85,10 @@ pub struct Norm {
     pub normalizes: bool,
     /// The type of 1/rms.
     pub rstd: Option<Narrow>,
+    /// Whether magnitudes are averaged in the place of squares, and no root is drawn.
+    pub magnitudes: bool,
+    /// Whether the sum of squares is not cleared between tokens.
+    pub goes_on: bool,
     /// Tokens that share the root of the first of them.
     pub shared: usize,
     /// Newton steps after the root's first guess out of the bits of the float; none for the root itself.
@@ -114,6 +118,8 @@ impl Norm {
             rooted: true,
             normalizes: true,
             rstd: None,
+            magnitudes: false,
+            goes_on: false,
             shared: 1,
             guessed: None,
             output,
@@ -124,6 +130,7 @@ impl Norm {
     pub fn run(&self) -> Array2<f32> {
         let values = &self.residual.values;
         let mut out = Array2::zeros(values.dim());
+        let mut before = 0.0;
         for (t, (row, mut to)) in values.rows().into_iter().zip(out.rows_mut()).enumerate() {
             let rooted = values.row(t / self.shared * self.shared);
             let m = row.len() as f64;
@@ -133,8 +140,13 @@ impl Norm {
             };
             let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
             let squares = rooted.slice(s![self.squares.clone()]);
-            let mean_square = squares.iter().map(square).sum::<f64>() / m * self.mean_of;
+            before =
+                squares.iter().map(square).sum::<f64>() + if self.goes_on { before } else { 0.0 };
+            let mean_square = before / m * self.mean_of;
             let root = match (self.rooted, self.eps_outside) {
+                _ if self.magnitudes => {
+                    rooted.iter().map(|v| f64::from(v.abs())).sum::<f64>() / m + self.eps
+                }
                 (false, _) => mean_square + self.eps,
                 (true, true) => mean_square.sqrt() + self.eps,
                 (true, false) => (mean_square + self.eps).sqrt(),

@@ -105,6 +105,8 @@ pub struct Output {
     pub offset: f32,
     /// What it is multiplied with.
     pub factor: f32,
+    /// Parts of a step to which it is rounded before it is rounded to steps.
+    pub first_rounded: Option<u8>,
 }
 
 /// A quantizer.
@@ -182,6 +184,7 @@ impl Output {
             through: None,
             offset: 0.0,
             factor: 1.0,
+            first_rounded: None,
         }
     }
 
@@ -208,6 +211,10 @@ impl Output {
             (1.0, 0.0) => units,
             (factor, offset) => units * factor + offset,
         };
+        let units = match self.first_rounded {
+            Some(parts) => q.rule.rounding.round(units * f32::from(parts)) / f32::from(parts),
+            None => units,
+        };
         let integer = q.rule.rounding.round(units) + q.zero_point;
         let code = match q.bits {
             8.. => f32::from(q.rule.overflow.to_i8(integer)),
@@ -222,7 +229,8 @@ impl Output {
     /// What is stored of an integer sum that a chip brings to the output's grid.
     #[inline]
     pub(super) fn of_sum(&self, sum: i64, by: &Requantizer) -> f32 {
-        let plain = (self.factor, self.offset, self.through) == (1.0, 0.0, None);
+        let plain =
+            (self.factor, self.offset, self.through, self.first_rounded) == (1.0, 0.0, None, None);
         match self.quantizer.as_ref().filter(|q| plain && q.in_units) {
             Some(q) => q.fit(by.integer(sum, 0)),
             None => self.of((sum as f64 * by.real()) as f32),

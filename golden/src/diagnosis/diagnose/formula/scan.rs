@@ -71,6 +71,10 @@ pub struct Scan {
     pub skip_ungated: bool,
     /// What D is multiplied with in the place of u, `[L, E]`.
     pub skip: Option<Arc<Operand>>,
+    /// Whether D is read by the token's number and not by the channel's.
+    pub d_by_token: bool,
+    /// Whether SiLU is of the output, which z then multiplies.
+    pub output_gated: bool,
     /// Whether a channel begins with the last state of the one before.
     pub passed_on: bool,
     /// A table that decays come from.
@@ -179,6 +183,8 @@ impl Scan {
             input_decays: false,
             skip_ungated: false,
             skip: None,
+            d_by_token: false,
+            output_gated: false,
             passed_on: false,
             decay: None,
             input_delta: true,
@@ -278,6 +284,8 @@ impl Scan {
             || self.input_decays
             || self.skip_ungated
             || self.skip.is_some()
+            || self.d_by_token
+            || self.output_gated
             || self.passed_on
             || self.measured_gate.is_some()
             || self.decay.is_some()
@@ -384,7 +392,8 @@ impl Scan {
                 delta = narrow.of(delta);
             }
             let drive = if self.input_delta { delta } else { 1.0 };
-            let d = if self.skip_ungated { 0.0 } else { self.d[c] };
+            let own_d = self.d[if self.d_by_token { t % self.d.len() } else { c }];
+            let d = if self.skip_ungated { 0.0 } else { own_d };
             let skipped = self.skip.as_ref().map_or(u, |x| x.real(m, (t, c)));
             let mut out = match fused {
                 true => (m.mul)(d, skipped),
@@ -440,6 +449,7 @@ impl Scan {
                 _ if self.measured_gate.is_some() => {
                     (m.mul)(out, self.measured_gate.as_ref().map_or(0.0, |f| f.at(z)))
                 }
+                _ if self.output_gated => (m.mul)(Activation::Silu.of(m, out), z),
                 (None, _) => out,
                 (Some(gate), Some(narrow)) => (m.mul)(out, narrow.of(gate.of(m, z))),
                 (Some(Activation::Silu), None) if fused => {
@@ -449,7 +459,7 @@ impl Scan {
                 (Some(gate), None) => (m.mul)(out, gate.of(m, z)),
             };
             let y = match self.skip_ungated {
-                true => y + self.d[c] * u,
+                true => y + own_d * skipped,
                 false => y,
             };
             put(t, self.output.of(y));

@@ -280,6 +280,7 @@ fn linear(
         meet: Meet::Order(order),
         bias: Vec::new(),
         accumulator,
+        running: None,
         blocks: None,
         sums: None,
         output,
