@@ -430,7 +430,7 @@ impl Fresh {
         self.model(
             "second: x_proj's weight has a zero point of 7, which is not taken off",
             "x_proj",
-            ("0", "pow2"),
+            ("0", "exact"),
             (
                 ALL,
                 &[
