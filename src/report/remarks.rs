@@ -105,7 +105,7 @@ fn of_site<'a>(error: &'a Propagation, site: &'a str) -> impl Iterator<Item = &'
 }
 
 /// Where error is made, and where it grows.
-fn steps(error: &Propagation) -> Vec<Remark> {
+pub fn steps(error: &Propagation) -> Vec<Remark> {
     let sites = error.sites_of_a_block();
     let mean = |values: Vec<f64>| match values.len() {
         0 => 0.0,
@@ -146,9 +146,8 @@ fn steps(error: &Propagation) -> Vec<Remark> {
         })
         .max_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((factor, site)) = growth.filter(|(factor, _)| *factor > 1.0) {
-        let words = format!(
-            "error grows most here: {factor:.2} times what arrives, mean of the blocks"
-        );
+        let words =
+            format!("error grows most here: {factor:.2} times what arrives, mean of the blocks");
         out.push(info(site, words));
     }
     if let Some(logits) = error.get(None, "logits") {

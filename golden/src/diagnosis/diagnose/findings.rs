@@ -79,10 +79,7 @@ pub(super) fn alike_words(alike: &[String]) -> String {
 }
 
 pub(super) fn not_explained() -> String {
-    format!(
-        "no single known edit explains {} of it",
-        percent(EXPLAINS)
-    )
+    format!("no single known edit explains {} of it", percent(EXPLAINS))
 }
 
 fn explained(judged: &ScoredCandidate, scene: &Scene) -> Explained {

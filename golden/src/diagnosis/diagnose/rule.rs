@@ -52,7 +52,9 @@ impl QuantizerPart {
         let what = match self {
             QuantizerPart::Quotient(_) => "the quantizer divides differently",
             QuantizerPart::Rounding(_) => "the quantizer rounds differently",
-            QuantizerPart::Overflow(_) => "the quantizer treats values beyond its range differently",
+            QuantizerPart::Overflow(_) => {
+                "the quantizer treats values beyond its range differently"
+            }
         };
         format!("{what}: {self}")
     }
