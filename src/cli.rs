@@ -70,7 +70,7 @@ pub enum Command {
     Run(RunArgs),
     /// Show where error is made and what becomes of it, step by step and along time
     Propagate(PropagateArgs),
-    /// Prove on data that two modes are one computation, or show where they part and why
+    /// Compare two modes bit for bit on a text; show where they first differ, and why
     Equiv(EquivArgs),
     /// Follow every scale from its quantizer to its readers, and show what it meets
     Lineage(LineageArgs),
@@ -81,17 +81,17 @@ pub enum Command {
     /// Compare a run with a recorded trace; an operation with vectors (check op), exported vectors and dumps of RTL
     /// (check export), a GPU with the CPU (check gpu)
     Check(Box<CheckArgs>),
-    /// Flip bits of golden data, scales, weights and tables, and see that each flip is noticed
+    /// Flip bits of golden data, scales, weights and tables; check that each flip is noticed
     Selftest(SelftestArgs),
     /// Show what each mode assigns to each tensor
     Modes(ModesArgs),
     /// Show the fault models that --fault takes
     Faults(FaultsArgs),
-    /// Say which site of a mode costs how much, or what is wrong with a dump
+    /// Find what is wrong with a dump, or what each tensor and weight of a mode costs
     Attribute(AttributeArgs),
-    /// Read a device's arithmetic off its dump: a profile that reproduces it
+    /// Find a device's arithmetic from its dump: a profile that reproduces it
     Identify(IdentifyArgs),
-    /// Say which small changes of a mode help most, measured
+    /// Measure which small changes of a mode help most
     Recommend(RecommendArgs),
     /// Show how wide accumulators, tables and values need to be
     Headroom(HeadroomArgs),
@@ -99,7 +99,7 @@ pub enum Command {
     Sweep(SweepArgs),
     /// Write the vectors of a step for RTL, and a testbench that reads them
     Export(ExportArgs),
-    /// Say what a folder or a file holds: kind, shapes, scales, what is missing
+    /// Show what a model's folder or file holds: kind, shapes, scales, what is missing
     Info(InfoArgs),
     /// Fold, calibrate and quantize a float checkpoint
     Quantize(QuantizeArgs),
@@ -233,7 +233,7 @@ pub struct InputArgs {
 /// Defects to put in.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FaultArgs {
-    /// Put a known defect in, such as stale-scale@layer=3,site=x_proj_input,factor=1.7 (repeatable;
+    /// Insert a known defect, such as stale-scale@layer=3,site=x_proj_input,factor=1.7 (repeatable;
     /// `scalescope faults` lists them)
     #[arg(long, value_name = "NAME@KEY=VALUE,..")]
     pub fault: Vec<String>,

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
   scalescope attribute --dump dump.npz --json
 
 The first form switches every site (a tensor or weight of a block) to the reference and back. The
-second sees the model, the mode and the tensors of the dump, never its metadata. docs/attribution.md")]
+second uses the model, the mode and the dump's tensors, never its metadata. docs/attribution.md")]
 pub struct AttributeArgs {
     /// The model.
     #[command(flatten)]

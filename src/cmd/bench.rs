@@ -35,9 +35,9 @@ use std::time::Instant;
   scalescope bench --batch 1,8,32
   scalescope bench --device cuda --profile deployed --length 512,2048 --batch 1,8
 
-tok/s is by wall time; beside it stands processor time, which other work on the machine disturbs
-less. docs/performance.md says how to read both. On a GPU each step has its own time, by the device's
-clock, beside what a copy of its bytes takes there (docs/cuda.md).")]
+tok/s is by wall time; processor time, beside it, suffers less from other work on the machine
+(docs/performance.md). On a GPU each step has its own time by the device's clock, and that of a copy
+of its bytes (docs/cuda.md).")]
 pub struct BenchArgs {
     /// The model [default: random weights of the 130m shape].
     #[command(flatten)]

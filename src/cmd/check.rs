@@ -44,9 +44,9 @@ use std::path::{Path, PathBuf};
   scalescope check op selective_scan vectors.npz
   scalescope check export vectors/conv
 
-A local check puts the file's tensors in place of the run's, so that each step is judged by itself;
-tensors whose own inputs are not in the file are given, not judged. Exit code 0 only if something
-was compared, everything is equal and nothing is missing."
+A local check runs each step on the file's own tensors; a tensor whose inputs are not in the file is
+used as an input and not compared. Exit code 0 only if something was compared, everything is equal
+and nothing is missing."
 )]
 pub struct CheckArgs {
     /// What is checked instead of a trace.
@@ -79,10 +79,10 @@ pub struct CheckArgs {
     /// Feed each step what the run made: errors flow on
     #[arg(long)]
     pub cumulative: bool,
-    /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5)
+    /// Allow differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5)
     #[arg(long, value_name = "POINT:X")]
     pub atol: Vec<String>,
-    /// Say what would explain the mismatches: as `attribute --dump`, in this profile's arithmetic
+    /// Find what explains the mismatches, as `attribute --dump` does, in this profile's arithmetic
     #[arg(long, conflicts_with = "fault")]
     pub explain: bool,
     /// Rows of the table.

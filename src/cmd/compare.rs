@@ -37,7 +37,7 @@ pub struct CompareArgs {
     /// How B is laid out, as a TOML file (docs/mapping.md; `scalescope map` makes one to start from)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
-    /// Forgive differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5);
+    /// Allow differences up to X at a point, in every block or in one (layer_07/ssm_y:0.5);
     /// steps between two tensors of codes
     #[arg(long, value_name = "POINT:X")]
     pub atol: Vec<String>,

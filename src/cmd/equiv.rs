@@ -22,7 +22,7 @@ use std::fmt::Write;
   scalescope equiv 2-3 2-1 --profile deployed --file book.txt --length 512
   scalescope equiv 0 0 --profile exact,deployed      one mode in two profiles
 
-Exit code 0 if every tensor that both make and the logits are the same bits, 1 if not.")]
+Exit code 0 if the logits and every tensor that both make are equal bit for bit, 1 if not.")]
 pub struct EquivArgs {
     /// The first mode, A
     #[arg(value_name = "MODE")]

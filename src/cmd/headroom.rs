@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::cli::{InputArgs, ModelArgs};
 use crate::input::{load_subject, mode_table};
-use crate::output::{number, print, print_json, progress, table, table_text, wrapped};
+use crate::output::{counted, number, print, print_json, progress, table, table_text, wrapped};
 use clap::Args;
 use scalescope_sim::arith::function::{Function, FunctionRule};
 use scalescope_sim::bench::energy::{Energy, energy};
@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
   scalescope headroom --by-block
   scalescope headroom --mode 0 --profile asic-int8 --file book.txt --length 512 --json
 
-Always enough: by interval arithmetic, from the weights and the grids of what they multiply. Enough
-here: on this text. Without text, the built-in sample is used.")]
+Always enough: by interval arithmetic, from the weights and the range of their inputs. Enough here:
+on this text.")]
 pub struct HeadroomArgs {
     /// The model.
     #[command(flatten)]
@@ -176,7 +176,7 @@ fn value_json(place: Place, codes: &Codes) -> Value {
 }
 
 fn text(heading: &str, bounds: &[Bound], watch: &Watch, profile: &Profile) -> String {
-    let mut out = format!("{heading}\n\naccumulators, over all blocks\n");
+    let mut out = format!("{heading}\n\n");
     let mut by_name: BTreeMap<TracePoint, Vec<&Bound>> = BTreeMap::new();
     for bound in bounds {
         by_name.entry(bound.place.point).or_default().push(bound);
@@ -192,6 +192,7 @@ fn text(heading: &str, bounds: &[Bound], watch: &Watch, profile: &Profile) -> St
         ],
         1,
     );
+    let (mut any, mut here, mut overflowed) = (Vec::new(), Vec::new(), Vec::new());
     for (point, bounds) in by_name {
         let seen = bounds
             .iter()
@@ -201,15 +202,34 @@ fn text(heading: &str, bounds: &[Bound], watch: &Watch, profile: &Profile) -> St
         });
         let always: Option<Vec<u32>> = bounds.iter().map(|b| b.bits()).collect();
         let always = always.and_then(|bits| bits.into_iter().max());
+        let bits = bounds[0].register.bits();
+        match (overflows, always) {
+            (1.., _) => {
+                let times = counted(overflows as usize, "time");
+                overflowed.push(format!("{} ({times})", name(point)));
+            }
+            (_, Some(always)) if always <= bits.into() => any.push(name(point).to_owned()),
+            _ => here.push(name(point).to_owned()),
+        }
         registers.add_row([
             name(point).to_owned(),
-            bounds[0].register.bits().to_string(),
+            bits.to_string(),
             always.map_or("-".into(), |bits| bits.to_string()),
             bits_for(low.into(), high.into()).to_string(),
             high.max(-low).to_string(),
             overflows.to_string(),
         ]);
     }
+    for (words, names) in [
+        ("Wide enough for any input", any),
+        ("Wide enough on this text", here),
+        ("Overflowed on this text", overflowed),
+    ] {
+        if !names.is_empty() {
+            out += &wrapped(&format!("{words}: {}.", names.join(", ")), 0);
+        }
+    }
+    out += "\naccumulators, over all blocks\n";
     out += &table_text(&registers);
     let functions = functions_json(watch, profile);
     if !functions.is_empty() {

@@ -20,8 +20,8 @@ use std::path::PathBuf;
   scalescope identify --mode 0 --dump dump.npz -o device.toml
   scalescope attribute --mode 0 --dump dump.npz --profile device.toml
 
-Each step is judged by itself, with the dump's own inputs. Rules that no input of the dump tells apart are
-listed. docs/diagnosis-catalogue.md")]
+Each step runs on the dump's own inputs. Rules that the dump cannot tell apart are listed.
+docs/diagnosis-catalogue.md")]
 pub struct IdentifyArgs {
     /// The model.
     #[command(flatten)]

@@ -4,7 +4,8 @@ use crate::Outcome;
 use crate::cli::{FaultArgs, InputArgs, ModelArgs};
 use crate::cmd::compare::{metric, sign};
 use crate::input::{faults, faults_text, load_subject, mode_table};
-use crate::output::{counted, number, print, print_json, progress, table, table_text};
+use crate::output::{counted, number, print, print_json, progress, table, table_text, wrapped};
+use crate::report::remarks::steps;
 use clap::Args;
 use scalescope_golden::diagnosis::propagate::{
     Propagation, SiteError, TimeError, error_over_time, propagate,
@@ -125,7 +126,11 @@ fn text(error: &Propagation, metric: &MetricInfo) -> String {
             .value()
             .map_or("-".into(), number)
     };
-    let mut out = format!(
+    let said = steps(error).into_iter();
+    let mut out: String = said
+        .map(|remark| wrapped(&format!("{}: {}", remark.site, remark.words), 0))
+        .collect();
+    out += &format!(
         "\nlocal {shown}: the error each step makes with clean inputs\n{}",
         matrix(error, |site| of(site, true))
     );

@@ -131,7 +131,7 @@ fn in_four_bits(model: &Model) -> Result<Model> {
 
 fn bits_words(found: &Bits) -> String {
     let mut out =
-        String::from("each weight by itself, cheapest per byte first (chosen on one half)\n\n");
+        String::from("each weight alone, cheapest per byte first (chosen on one half)\n\n");
     let mut rows = table(&["block", "weight", "KiB saved", "KL rises by", "±"], 2);
     for w in &found.weights {
         rows.add_row([

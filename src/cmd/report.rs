@@ -34,8 +34,8 @@ use std::path::PathBuf;
   scalescope report --json > report.json
   scalescope report --html report.html --eval results.json
 
-A text that is longer than useful is sampled, evenly, and the heading says so; --limit and --length say
-how much to take instead.")]
+A text that is longer than useful is sampled evenly, and the heading says so; --limit and --length
+choose how much instead.")]
 pub struct ReportArgs {
     /// The model.
     #[command(flatten)]
@@ -218,7 +218,7 @@ fn measured(
         None => (Vec::new(), Vec::new()),
     };
     paths.extend(switched);
-    let (mut all, own) = runs(&paths, &float, sequences)?;
+    let (mut all, own) = runs((&paths, others.len()), &float, sequences)?;
     let parts: Vec<(Part, Run)> = parts.into_iter().zip(all.split_off(others.len())).collect();
     let named: Vec<(&str, &Run)> = (others.iter().zip(&all))
         .map(|(mode, run)| (&*mode.name, run))

@@ -52,7 +52,7 @@ pub struct SweepArgs {
     /// A key and the values it takes; several make a grid
     #[arg(long, value_name = "KEY=VALUES", required_unless_present = "choices", num_args = 1..)]
     pub vary: Vec<String>,
-    /// Instead of a grid, the tables of the profile one at a time: what each costs by itself, and what
+    /// Instead of a grid, the tables of the profile one at a time: what each costs alone, and what
     /// the others cost without it
     #[arg(long, conflicts_with = "vary")]
     pub choices: bool,

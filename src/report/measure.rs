@@ -3,6 +3,7 @@
 //! Logits are consumed as they come, some rows at a time: those of a whole text would fill the memory.
 
 use crate::output::progress;
+use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_golden::diagnosis::cost::loss::Losses;
 use scalescope_sim::arith::saturate::Status;
@@ -69,9 +70,10 @@ pub struct Run {
     pub(super) counts: BTreeMap<Place, Status>,
 }
 
-/// Runs every path and the reference on every sequence; the reference's own run comes last.
+/// Runs every path and the reference on every sequence; the reference's own run comes last. The first `modes` paths are
+/// modes as they are, which have the same logits where they come to the head with the same bits.
 pub fn runs(
-    paths: &[Datapath],
+    (paths, modes): (&[Datapath], usize),
     reference: &Datapath,
     sequences: &[Vec<u32>],
 ) -> Result<(Vec<Run>, Run)> {
@@ -95,6 +97,7 @@ pub fn runs(
                 Ok(ended.passing)
             })
             .collect::<Result<_>>()?;
+        let twins = twins(&paths[..modes], &ends);
         for first in (0..tokens.len()).step_by(ROWS) {
             crate::interrupt::check()?;
             let part = first..(first + ROWS).min(tokens.len());
@@ -109,21 +112,43 @@ pub fn runs(
             };
             let targets = &tokens[tokens.len().min(first + 1)..tokens.len().min(part.end + 1)];
             own.score(truth.rows, &truth, targets);
-            let all = runs.par_iter_mut().zip(paths).zip(&ends);
-            all.try_for_each(|((run, path), passing)| -> Result<()> {
-                let mut head = Recorder::new(nothing());
-                let logits = logits(path, passing, part.clone(), &mut head)?;
-                let rows: Vec<Row> = (logits.rows().into_iter())
-                    .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
-                    .collect();
-                run.score(&rows, &truth, targets);
-                run.count(head.counts);
-                Ok(())
-            })?;
+            let twin = |i: usize| twins.get(i).copied().unwrap_or(i);
+            let scored: Vec<Option<Run>> = (paths.par_iter().zip(&ends).enumerate())
+                .map(|(i, (path, passing))| {
+                    if twin(i) != i {
+                        return Ok(None);
+                    }
+                    let mut head = Recorder::new(nothing());
+                    let logits = logits(path, passing, part.clone(), &mut head)?;
+                    let rows: Vec<Row> = (logits.rows().into_iter())
+                        .map(|row| Row::new(row.to_slice().expect("logits are row-major")))
+                        .collect();
+                    let mut run = Run::default();
+                    run.score(&rows, &truth, targets);
+                    run.count(head.counts);
+                    Ok(Some(run))
+                })
+                .collect::<Result<_>>()?;
+            for (i, run) in runs.iter_mut().enumerate() {
+                run.scored(scored[twin(i)].as_ref().expect("a twin has its own"));
+            }
         }
     }
     bar.finish_and_clear();
     Ok((runs, own))
+}
+
+/// For each mode the first one that hands the same bits to the same head.
+fn twins(modes: &[Datapath], ends: &[BlockInput]) -> Vec<usize> {
+    let bits = |values: &Array2<f32>| -> Vec<u32> { values.iter().map(|v| v.to_bits()).collect() };
+    let ends: Vec<_> = (modes.iter().zip(ends))
+        .map(|(mode, end)| {
+            let residual = end.residual.as_ref().map(bits);
+            (mode.mode().weights, bits(&end.hidden.to_real()), residual)
+        })
+        .collect();
+    let first = |end| ends.iter().position(|other| other == end);
+    ends.iter().map(|end| first(end).expect("itself")).collect()
 }
 
 /// What the reference says of some tokens, which every run is held against.
@@ -164,7 +189,7 @@ fn logits(
     passing: &BlockInput,
     rows: Range<usize>,
     probe: &mut dyn Probe,
-) -> Result<ndarray::Array2<f32>> {
+) -> Result<Array2<f32>> {
     let logits = path.finish(passing.rows(rows), LogitRows::All, probe)?;
     Ok(logits.to_real())
 }
@@ -199,6 +224,14 @@ impl Run {
             self.losses.nll.push(-own.log_likelihood(*target));
             self.agreed += usize::from(own.greedy() == truth.greedy());
         }
+    }
+
+    /// Adds the losses of another's rows.
+    fn scored(&mut self, other: &Self) {
+        self.losses.kl.extend(&other.losses.kl);
+        self.losses.nll.extend(&other.losses.nll);
+        self.agreed += other.agreed;
+        self.count(other.counts.clone());
     }
 
     /// The run in numbers.

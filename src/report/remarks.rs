@@ -105,7 +105,7 @@ fn of_site<'a>(error: &'a Propagation, site: &'a str) -> impl Iterator<Item = &'
 }
 
 /// Where error is made, and where it grows.
-fn steps(error: &Propagation) -> Vec<Remark> {
+pub fn steps(error: &Propagation) -> Vec<Remark> {
     let sites = error.sites_of_a_block();
     let mean = |values: Vec<f64>| match values.len() {
         0 => 0.0,

@@ -110,7 +110,7 @@ impl RealWeight<'_> {
                         width: PANEL.min(n - p * PANEL),
                         panel,
                         out: &columns,
-                        wide: Isa::current() >= Isa::Avx512,
+                        isa: Isa::current(),
                     };
                     dispatch(task);
                     Status::default()
@@ -120,14 +120,23 @@ impl RealWeight<'_> {
         out
     }
 
-    /// Columns `from..from + panel.len()` of the weight's rows `first..first + width` as FP32.
+    /// Columns `from..from + panel.len()` of the weight's rows `first..first + width` as FP32. `isa` was detected.
     #[inline(always)]
-    fn fill(&self, first: usize, width: usize, from: usize, panel: &mut [[f32; PANEL]]) {
+    fn fill(&self, isa: Isa, first: usize, width: usize, from: usize, panel: &mut [[f32; PANEL]]) {
+        let _ = isa;
         match self {
             RealWeight::F16(weight) | RealWeight::Panels(weight, _) => {
                 let k = weight.ncols();
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
-                fill(rows, k, width, from, panel, |_| from_f16);
+                #[allow(unused_mut)]
+                let mut filled = 0;
+                #[cfg(target_arch = "x86_64")]
+                if isa >= Isa::Avx2 && width == PANEL {
+                    // SAFETY: the instruction set was detected.
+                    filled = unsafe { avx2::fill(rows, k, from, panel) };
+                }
+                let rest = &mut panel[filled..];
+                fill(rows, k, width, from + filled, rest, |_| from_f16);
             }
             RealWeight::F32(weight) => {
                 let k = weight.ncols();
@@ -166,8 +175,70 @@ fn fill<T: Copy, R: Fn(T) -> f32>(
 }
 
 #[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{PANEL, f16};
+    use std::arch::x86_64::*;
+
+    /// Rows and columns that are turned at once.
+    const SIDE: usize = 8;
+
+    /// As the scalar `fill`, for all 32 rows of a panel; the number of columns that it filled.
+    #[target_feature(enable = "avx2,f16c")]
+    pub(super) fn fill(rows: &[f16], k: usize, from: usize, panel: &mut [[f32; PANEL]]) -> usize {
+        let (blocks, _) = panel.as_chunks_mut::<SIDE>();
+        for first in (0..PANEL).step_by(SIDE) {
+            for (block, lanes) in blocks.iter_mut().enumerate() {
+                let at = |i: usize| &rows[(first + i) * k + from + SIDE * block..][..SIDE];
+                let columns = turned(std::array::from_fn(|i| {
+                    // SAFETY: eight values.
+                    unsafe { _mm_loadu_si128(at(i).as_ptr().cast()) }
+                }));
+                for (lanes, column) in lanes.iter_mut().zip(columns) {
+                    let to = lanes[first..][..SIDE].as_mut_ptr();
+                    // SAFETY: eight values from `to` on.
+                    unsafe { _mm256_storeu_ps(to, column) };
+                }
+            }
+        }
+        SIDE * blocks.len()
+    }
+
+    /// Eight columns of eight rows as FP32, turned so that a row is a lane.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn turned(rows: [__m128i; SIDE]) -> [__m256; SIDE] {
+        let mut v = [_mm256_setzero_ps(); SIDE];
+        for (v, row) in v.iter_mut().zip(rows) {
+            *v = _mm256_cvtph_ps(row);
+        }
+        // Two rows, then four side by side, inside each 128-bit lane …
+        let mut twos = v;
+        for i in 0..4 {
+            twos[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+            twos[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+        }
+        let mut fours = twos;
+        for i in 0..2 {
+            for j in 0..2 {
+                let (a, b) = (twos[4 * i + j], twos[4 * i + 2 + j]);
+                let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+                fours[4 * i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                fours[4 * i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+            }
+        }
+        // … then all eight of a column.
+        let mut out = fours;
+        for c in 0..4 {
+            out[c] = _mm256_permute2f128_ps::<0x20>(fours[c], fours[4 + c]);
+            out[4 + c] = _mm256_permute2f128_ps::<0x31>(fours[c], fours[4 + c]);
+        }
+        out
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{PANEL, RealWeight, f16};
+    use super::{Isa, PANEL, RealWeight, f16};
     use std::arch::x86_64::*;
 
     /// As [`RealWeight::fill`].
@@ -186,7 +257,9 @@ mod avx512 {
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
                 fill(&rows[..width * k], k, from, panel);
             }
-            RealWeight::F32(_) | RealWeight::Codes(..) => weight.fill(first, width, from, panel),
+            RealWeight::F32(_) | RealWeight::Codes(..) => {
+                weight.fill(Isa::Avx512, first, width, from, panel);
+            }
         }
     }
 
@@ -387,8 +460,8 @@ struct Panel<'a, 'm> {
     panel: &'a mut [[f32; PANEL]],
     /// `[L, N]`.
     out: &'a SplitColumns<'a, f32>,
-    /// Whether AVX-512 was detected.
-    wide: bool,
+    /// The instruction set that was detected.
+    isa: Isa,
 }
 
 impl Kernel for Panel<'_, '_> {
@@ -397,7 +470,7 @@ impl Kernel for Panel<'_, '_> {
     #[inline(always)]
     fn run(mut self) {
         #[cfg(target_arch = "x86_64")]
-        if self.wide && self.rows.len() == 1 {
+        if self.isa >= Isa::Avx512 && self.rows.len() == 1 {
             let x = &self.x[self.rows.start * self.k..][..self.k];
             // SAFETY: panels have different columns; no other segment of this one is alive.
             let out = unsafe { self.out.segment(self.rows.start, self.first, self.width) };
@@ -421,14 +494,14 @@ impl Kernel for Panel<'_, '_> {
             let panel = &mut self.panel[..columns];
             let (first, width) = (self.first, self.width);
             #[cfg(target_arch = "x86_64")]
-            if self.wide {
+            if self.isa >= Isa::Avx512 {
                 // SAFETY: the instruction set was detected.
                 unsafe { avx512::fill_f16_or(self.weight, first, width, from, panel) };
             } else {
-                self.weight.fill(first, width, from, panel);
+                self.weight.fill(self.isa, first, width, from, panel);
             }
             #[cfg(not(target_arch = "x86_64"))]
-            self.weight.fill(first, width, from, panel);
+            self.weight.fill(self.isa, first, width, from, panel);
             let Range { mut start, end } = self.rows;
             while start + 8 <= end {
                 self.tile::<8>(from, columns, start);
@@ -455,7 +528,7 @@ impl Panel<'_, '_> {
             sums[..self.width].copy_from_slice(out);
         }
         #[cfg(target_arch = "x86_64")]
-        if self.wide {
+        if self.isa >= Isa::Avx512 {
             // SAFETY: the instruction set was detected.
             unsafe { avx512::multiply::<R>(x, panel, &mut sums) };
         } else {
@@ -474,18 +547,40 @@ impl Panel<'_, '_> {
 /// `sums[r] ← fma(x[r][i], panel[i], sums[r])` for i = 0, 1, …
 #[inline(always)]
 fn multiply<const R: usize>(x: [&[f32]; R], panel: &[[f32; PANEL]], sums: &mut [[f32; PANEL]; R]) {
-    /// Lanes whose sums stay in registers on every instruction set.
+    let (fours, rest) = x.as_chunks::<4>();
+    let (sums_of_fours, sums_of_rest) = sums.as_chunks_mut::<4>();
+    for (x, sums) in fours.iter().zip(sums_of_fours) {
+        multiply_together(x, panel, sums);
+    }
+    for (x, sums) in rest.iter().zip(sums_of_rest) {
+        multiply_together(&[*x], panel, std::array::from_mut(sums));
+    }
+}
+
+/// As [`multiply`], of rows whose sums stay in the registers of AVX2 side by side, as many as hide the latency of an fma.
+#[inline(always)]
+fn multiply_together<const R: usize>(
+    x: &[&[f32]; R],
+    panel: &[[f32; PANEL]],
+    sums: &mut [[f32; PANEL]; R],
+) {
+    /// Lanes of each row.
     const PART: usize = 16;
-    for (x, sums) in x.iter().zip(sums) {
-        for part in (0..PANEL).step_by(PART) {
-            let mut acc: [f32; PART] = std::array::from_fn(|lane| sums[part + lane]);
-            for (w, v) in panel.iter().zip(*x) {
-                let before = acc;
-                for lane in 0..PART {
-                    acc[lane] = v.mul_add(w[part + lane], before[lane]);
+    let x = x.map(|x| &x[..panel.len()]);
+    for part in (0..PANEL).step_by(PART) {
+        let own =
+            |sums: &[f32; PANEL]| -> [f32; PART] { std::array::from_fn(|lane| sums[part + lane]) };
+        let mut acc: [[f32; PART]; R] = std::array::from_fn(|r| own(&sums[r]));
+        for (i, w) in panel.iter().enumerate() {
+            let w = own(w);
+            for (acc, x) in acc.iter_mut().zip(x) {
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = x[i].mul_add(w, *acc);
                 }
             }
-            sums[part..part + PART].copy_from_slice(&acc);
+        }
+        for (acc, sums) in acc.iter().zip(&mut *sums) {
+            sums[part..part + PART].copy_from_slice(acc);
         }
     }
 }
