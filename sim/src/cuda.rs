@@ -16,6 +16,7 @@
 //! | `gpu` | the steps as `crate::block` asks for them |
 //! | `counts`, `show` | what quantizers counted; tensors for a probe |
 //! | `datapath` | a model on the device, prefill |
+//! | `fuse` | which launches of a token become one |
 //! | `graph`, `decode` | work recorded once and queued as a whole; decode, token by token |
 //! | `timing` | time of each step by device events |
 
@@ -27,6 +28,7 @@ mod decode;
 #[allow(unsafe_code)] // calls the driver
 mod device;
 mod functions;
+mod fuse;
 mod gpu;
 #[allow(unsafe_code)] // calls the driver
 mod graph;

@@ -1,5 +1,6 @@
 //! What kernels take, laid out as `kernels/tensor.cuh` and the `.cu` files declare it.
 
+use std::any::Any;
 use std::ffi::c_void;
 
 /// A value that can be handed to a kernel as it lies in memory.
@@ -7,11 +8,14 @@ use std::ffi::c_void;
 /// # Safety
 ///
 /// The type must have the layout of the kernel's parameter.
-pub unsafe trait Arg {
+pub unsafe trait Arg: Any + Send {
     /// Where it lies.
     fn address(&self) -> *mut c_void {
         std::ptr::from_ref(self).cast::<c_void>().cast_mut()
     }
+
+    /// A copy, for a launch later on.
+    fn keep(&self) -> Box<dyn Arg>;
 }
 
 /// Address in device memory; 0 is null.
@@ -85,6 +89,21 @@ pub struct LinearI8 {
     pub b: f32,
     pub order: i32,
     pub channels: Pointer,
+}
+
+/// A residual add and RMSNorm.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Norm {
+    pub hidden: Source,
+    pub residual: Pointer,
+    pub weight: Pointer,
+    pub residual_out: Pointer,
+    pub out: Sink,
+    pub rows: i32,
+    pub m: i32,
+    pub eps: f32,
+    pub torch_device: i32,
 }
 
 /// A convolution over sequences.
@@ -176,9 +195,13 @@ pub struct Status {
 macro_rules! args {
     ($($of:ty),*) => { $(
         // SAFETY: a C scalar, or a structure declared alike in the kernels.
-        unsafe impl Arg for $of {}
+        unsafe impl Arg for $of {
+            fn keep(&self) -> Box<dyn Arg> {
+                Box::new(*self)
+            }
+        }
     )* };
 }
 args!(
-    i32, i64, f32, u64, Source, Sink, LinearI8, Conv, Scan, Segments
+    i32, i64, f32, u64, Source, Sink, LinearI8, Norm, Conv, Scan, Segments
 );

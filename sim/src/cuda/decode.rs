@@ -1,8 +1,9 @@
 //! Decode with states that stay on the device. For a probe that looks at nothing, a token's work is
-//! recorded once and launched as a graph from then on: the same kernels with the same arguments.
+//! recorded once, steps fused where they can be, and launched as a graph from then on.
 
 use super::counts::Counts;
 use super::datapath::CudaDatapath;
+use super::fuse::fuse;
 use super::gpu::{Extent, LayerState};
 use super::graph::Graph;
 use super::matrix::Matrix;
@@ -134,12 +135,25 @@ impl CudaDatapath<'_> {
         let rows = self.token_rows(tokens)?;
         let (graph, logits) = Graph::record(&self.device, || {
             let mut states = state.layers.clone();
-            let (logits, _) = self.queue_decode(&rows, tokens.len(), &mut states, &mut Blind)?;
-            for (new, old) in states.iter().zip(&state.layers) {
-                convert::copy(&new.conv, &old.conv)?;
-                convert::copy(&new.ssm, &old.ssm)?;
-            }
-            Ok(logits.expect("decode asks for logits"))
+            let ((logits, _), queued) = (self.device)
+                .collect(|| self.queue_decode(&rows, tokens.len(), &mut states, &mut Blind))?;
+            let layers = states.iter().zip(&state.layers);
+            let moves: Vec<(&Matrix, &Matrix)> = layers
+                .flat_map(|(new, old)| [(&new.conv, &old.conv), (&new.ssm, &old.ssm)])
+                .collect();
+            let places = moves
+                .iter()
+                .map(|(new, old)| (new.pointer(), old.pointer()));
+            let multiprocessors = self.device.multiprocessors();
+            let (mut queued, in_place) = fuse(queued, &places.collect(), multiprocessors);
+            let ((), copies) = self.device.collect(|| {
+                let mut left = moves
+                    .iter()
+                    .filter(|(new, _)| !in_place.contains(&new.pointer()));
+                left.try_for_each(|(new, old)| convert::copy(new, old))
+            })?;
+            queued.extend(copies);
+            Ok((logits.expect("decode asks for logits"), queued))
         })?;
         Ok(Recorded {
             graph,

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 const PTX: &[(&str, &str)] = &[
     ("conv", include_str!("../../ptx/conv.ptx")),
     ("convert", include_str!("../../ptx/convert.ptx")),
+    ("decode", include_str!("../../ptx/decode.ptx")),
     ("dynamic", include_str!("../../ptx/dynamic.ptx")),
     ("linear_f32", include_str!("../../ptx/linear_f32.ptx")),
     ("linear_i8", include_str!("../../ptx/linear_i8.ptx")),
@@ -43,6 +44,8 @@ pub struct Device {
     free: Mutex<HashMap<usize, Vec<Pointer>>>,
     /// Memory given out while work is recorded.
     recorded: Mutex<Option<Vec<Arc<Buffer>>>>,
+    /// What was queued while it is collected instead of run.
+    collected: Mutex<Option<Vec<Queued>>>,
     kernels: Mutex<Kernels>,
     running: Mutex<()>,
     stream: Stream,
@@ -53,6 +56,23 @@ pub struct Device {
 struct Kernels {
     modules: HashMap<&'static str, Module>,
     functions: HashMap<String, Function>,
+}
+
+/// A kernel queued, with copies of its arguments.
+pub(super) struct Launch {
+    pub file: &'static str,
+    pub name: String,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared: u32,
+    pub args: Vec<Box<dyn Arg>>,
+}
+
+/// Work that was queued.
+pub(super) enum Queued {
+    Kernel(Launch),
+    /// Bytes at an address to be zeroed.
+    Zero(Pointer, usize),
 }
 
 /// A kernel as the driver knows it.
@@ -114,6 +134,7 @@ impl Device {
                     as u32,
                 free: Mutex::default(),
                 recorded: Mutex::default(),
+                collected: Mutex::default(),
                 kernels: Mutex::default(),
                 running: Mutex::new(()),
                 stream: Stream::new(StreamFlags::DEFAULT, None)?,
@@ -291,10 +312,63 @@ impl Device {
     /// Zeros `bytes` of a buffer.
     pub(super) fn zero(&self, buffer: &Buffer, bytes: usize) -> Result<()> {
         assert!(bytes <= buffer.bytes);
-        // SAFETY: the buffer is as long.
-        let code =
-            unsafe { sys::cuMemsetD8Async(buffer.pointer, 0, bytes, self.stream.as_inner()) };
+        self.zero_at(buffer.pointer, bytes)
+    }
+
+    fn zero_at(&self, pointer: Pointer, bytes: usize) -> Result<()> {
+        if let Some(collected) = &mut *self.collected() {
+            collected.push(Queued::Zero(pointer, bytes));
+            return Ok(());
+        }
+        // SAFETY: callers name as many bytes of a live buffer.
+        let code = unsafe { sys::cuMemsetD8Async(pointer, 0, bytes, self.stream.as_inner()) };
         check(code).map_err(|e| self.error("clearing memory", e))
+    }
+
+    fn collected(&self) -> MutexGuard<'_, Option<Vec<Queued>>> {
+        self.collected
+            .lock()
+            .expect("no thread panics with the lock")
+    }
+
+    /// Collects what `work` queues instead of running it.
+    pub(super) fn collect<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Vec<Queued>)> {
+        *self.collected() = Some(Vec::new());
+        let done = work();
+        let collected = self.collected().take().unwrap_or_default();
+        Ok((done?, collected))
+    }
+
+    /// Makes the kernels of collected work ready to be queued.
+    pub(super) fn load(&self, queued: &[Queued]) -> Result<()> {
+        for work in queued {
+            if let Queued::Kernel(launch) = work {
+                self.function(launch.file, &launch.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues what was collected.
+    pub(super) fn queue(&self, queued: &[Queued]) -> Result<()> {
+        for work in queued {
+            match work {
+                Queued::Kernel(launch) => {
+                    let args: Vec<&dyn Arg> = launch.args.iter().map(|arg| &**arg).collect();
+                    let Launch {
+                        file,
+                        ref name,
+                        grid,
+                        threads,
+                        shared,
+                        ..
+                    } = *launch;
+                    self.launch(file, name, grid, threads, shared, &args)?;
+                }
+                Queued::Zero(pointer, bytes) => self.zero_at(*pointer, *bytes)?,
+            }
+        }
+        Ok(())
     }
 
     /// Copies all of a buffer to another of the same size.
@@ -330,6 +404,17 @@ impl Device {
         shared: u32,
         args: &[&dyn Arg],
     ) -> Result<()> {
+        if let Some(collected) = &mut *self.collected() {
+            collected.push(Queued::Kernel(Launch {
+                file,
+                name: name.into(),
+                grid,
+                threads,
+                shared,
+                args: args.iter().map(|arg| arg.keep()).collect(),
+            }));
+            return Ok(());
+        }
         let failed = |e| self.error(name, e);
         let function = self.function(file, name)?;
         if shared > SHARED {

@@ -1,7 +1,7 @@
 //! Work recorded once and queued as a whole. One token's decode is hundreds of launches of a few
 //! microseconds each: queued one by one, the device waits for the host.
 
-use super::device::{Buffer, Device, check};
+use super::device::{Buffer, Device, Queued, check};
 use crate::error::Result;
 use cust::sys;
 use std::sync::Arc;
@@ -18,26 +18,32 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// Records what `work` queues on the device instead of running it. It may neither wait nor copy
-    /// from or to the host. Returns its result beside the graph.
+    /// Records work instead of running it: what `work` returns beside its result, which it collected. It may
+    /// neither wait nor copy from or to the host. Returns its result beside the graph.
     ///
     /// # Errors
     ///
     /// Those of `work`; a device that cannot record it.
-    pub fn record<T>(device: &Arc<Device>, work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
+    pub fn record<T>(
+        device: &Arc<Device>,
+        work: impl FnOnce() -> Result<(T, Vec<Queued>)>,
+    ) -> Result<(Self, T)> {
         let failed = |e| device.error("recording", e);
         let stream = device.stream();
+        device.keep_memory();
+        let done = work();
+        let memory = device.kept_memory();
+        let (done, queued) = done?;
+        device.load(&queued)?;
         // Relaxed: memory may be taken meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: a live stream.
         check(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) }).map_err(failed)?;
-        device.keep_memory();
-        let done = work();
-        let memory = device.kept_memory();
+        let recorded = device.queue(&queued);
         let mut graph = std::ptr::null_mut();
         // SAFETY: the stream records since the call above; the driver writes one handle.
         let ended = check(unsafe { sys::cuStreamEndCapture(stream, &mut graph) });
-        let done = done?;
+        recorded?;
         ended.map_err(failed)?;
         let mut executable = std::ptr::null_mut();
         let none = std::ptr::null_mut();

@@ -1,41 +1,5 @@
-// Causal depthwise conv1d with SiLU: the twin of sim/src/step/conv.rs.
-#include "tensor.cuh"
-
-enum Form { INTEGER_SUM = 0, TAP_CHAIN = 1 };
-
-/// Taps, at most.
-constexpr int TAPS = 4;
-
-/// A convolution over B sequences of L tokens; weights `[K, E]`.
-struct Conv {
-    /// Rows to compute; `x.scale` is the scale of codes that have one.
-    Source x;
-    /// Elements from one sequence's rows to the next one's.
-    long long x_step;
-    /// The K−1 rows before each sequence; null for zeros.
-    const void *before;
-    long long before_step;
-    /// Scales found at run time, `scales_each` for each sequence: one for all of it, or one for each of
-    /// K−1 rows of history and L rows of x. Null for `x.scale`.
-    const float *scales;
-    /// Weights as codes, if they are; and as f32.
-    const int8_t *codes;
-    const float *weights;
-    const float *bias;
-    float weight_scale, bias_scale;
-    int taps, channels, length, form, scales_each;
-    /// Whether SiLU is x times its sigmoid, else a quotient.
-    int silu_product;
-};
-
-/// Element of the window of token t at tap k.
-DEVICE float window(const Conv &conv, long long sequence, int t, int k, int c) {
-    int row = t + k - (conv.taps - 1);
-    if (row >= 0) return conv.x.load(row, sequence * conv.x_step + c);
-    if (!conv.before) return 0.0f;
-    Source before = {conv.before, conv.channels, 1.0f, conv.x.type};
-    return before.load(t + k, sequence * conv.before_step + c);
-}
+// Causal depthwise conv1d with SiLU, many tokens, and its history.
+#include "conv.cuh"
 
 /// Any input and form, one thread an element.
 template <class R>
@@ -47,26 +11,13 @@ DEVICE void conv_general(const Conv &conv, const Sink &out, long long rows) {
         if (c >= conv.channels) break;
         long long sequence = row / conv.length;
         int t = (int)(row % conv.length);
-        float bias = R::mul(conv.bias_scale, conv.bias[c]);
-        bool scale_per_row = conv.scales && conv.scales_each > 1;
-        const float *scales = conv.scales + sequence * conv.scales_each;
-        float whole = conv.x.type != I8 ? 1.0f : conv.scales ? scales[0] : conv.x.scale;
-        float v;
-        if (conv.x.type == I8 && conv.codes && conv.form == INTEGER_SUM && !scale_per_row) {
-            int acc = 0;
-            for (int k = 0; k < conv.taps; ++k)
-                acc += (int)conv.codes[k * conv.channels + c] * (int)window(conv, sequence, t, k, c);
-            v = R::fma(R::mul(conv.weight_scale, whole), __int2float_rn(acc), bias);
-        } else {
-            v = bias;
-            for (int k = 0; k < conv.taps; ++k) {
-                float scale = R::mul(conv.weight_scale, scale_per_row ? scales[t + k] : whole);
-                float w = R::mul(scale, conv.weights[k * conv.channels + c]);
-                v = R::fma(w, window(conv, sequence, t, k, c), v);
-            }
-        }
-        float y = conv.silu_product ? R::mul(v, times_sigmoid<R>(1.0f, v)) : times_sigmoid<R>(v, v);
-        out.store(row, c, y, divisor, tally);
+        float under[TAPS];
+#pragma unroll
+        for (int k = 0; k < TAPS; ++k)
+            if (k < conv.taps) under[k] = window(conv, sequence, t, k, c);
+        Channel channel;
+        channel.load(conv, c);
+        out.store(row, c, convolve<R>(conv, channel, sequence, t, under), divisor, tally);
     }
     out.quantizer.finish(tally);
 }
@@ -74,11 +25,16 @@ DEVICE void conv_general(const Conv &conv, const Sink &out, long long rows) {
 /// Tokens a thread computes in the packed form, four channels side by side; tokens read ahead.
 constexpr int RUN = 16, STEP = 4;
 
-/// Four neighbours of a row, in one store.
-DEVICE void store_four(const Sink &out, long long row, int c, const float (&y)[4], float divisor,
+/// Four neighbours of a row, in one store. `plain`: the rule that needs no look at the others.
+DEVICE void store_four(const Sink &out, long long row, int c, const float (&y)[4], float divisor, bool plain,
                        Tally &tally) {
     long long at = row * out.stride + c;
-    if (out.type == I8) {
+    if (plain) {
+        int codes[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) codes[e] = to_integer(TIES_AWAY, __fmul_rn(y[e], divisor));
+        *(uint32_t *)((int8_t *)out.data + at) = four_codes(codes[0], codes[1], codes[2], codes[3]);
+    } else if (out.type == I8) {
         uint32_t packed = 0;
 #pragma unroll
         for (int e = 0; e < 4; ++e)
@@ -101,7 +57,10 @@ DEVICE void conv_packed(const Conv &conv, const Sink &out) {
         const char *x = (const char *)conv.x.data + sequence * conv.x_step + c;
         const char *before = (const char *)conv.before + sequence * conv.before_step + c;
         float scale = R::mul(conv.weight_scale, conv.x.scale);
-        float divisor = out.quantizer.divisor();
+        const Quantizer &quantizer = out.quantizer;
+        float divisor = quantizer.divisor();
+        bool plain = out.type == I8 && quantizer.quotient == APPROX_RECIPROCAL && quantizer.rounding == TIES_AWAY &&
+                     quantizer.overflow == SATURATE && !quantizer.status;
         float bias[4];
         int taps[4] = {0, 0, 0, 0}, seen[4] = {0, 0, 0, 0};
         // Fewer than four taps: the oldest have weight zero.
@@ -145,7 +104,7 @@ DEVICE void conv_packed(const Conv &conv, const Sink &out) {
                     y[e] = times_sigmoid<R>(v, v);
                 }
                 if (run + i < conv.length) store_four(out, sequence * conv.length + run + i, c, y,
-                                                      divisor, tally);
+                                                      divisor, plain, tally);
             }
         }
     }

@@ -100,3 +100,55 @@ linear_f32_rows(const float *x, Source weight, Sink out, long long rows, int n, 
         out.store(row, first + threadIdx.x, acc, out.quantizer.divisor(), tally);
     out.quantizer.finish(tally);
 }
+
+/// Outputs of a block and its threads, columns of k in a stage, stages in shared memory; the rows of a stage are 16
+/// bytes longer, to spread over the banks.
+constexpr int HALF_OUTPUTS = 64, HALF_COLUMNS = 64, HALF_STAGES = 3, HALF_ROW = HALF_COLUMNS + 8;
+
+/// The same for weights of binary16 whose rows begin at multiples of 16 bytes, k a multiple of 8: a thread makes an
+/// output, and weights are copied ahead without passing through registers.
+extern "C" __global__ void __launch_bounds__(HALF_OUTPUTS)
+linear_half_rows(const float *x, Source weight, Sink out, long long rows, int n, int k) {
+    __shared__ __align__(16) uint16_t ws[HALF_STAGES][HALF_OUTPUTS][HALF_ROW];
+    extern __shared__ __align__(16) float xs[];
+    long long row = blockIdx.y;
+    int first = blockIdx.x * HALF_OUTPUTS, steps = (k + HALF_COLUMNS - 1) / HALF_COLUMNS;
+    auto load = [&](int step) {
+        if (step < steps) {
+#pragma unroll
+            for (int i = 0; i < HALF_COLUMNS / 8; ++i) {
+                int at = threadIdx.x + i * HALF_OUTPUTS, r = at / (HALF_COLUMNS / 8), c = at % (HALF_COLUMNS / 8) * 8;
+                int column = step * HALF_COLUMNS + c;
+                if (first + r < n && column < k)
+                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                                     (uint32_t)__cvta_generic_to_shared(&ws[step % HALF_STAGES][r][c])),
+                                 "l"((const uint16_t *)weight.data + (first + r) * weight.stride + column));
+            }
+        }
+        asm volatile("cp.async.commit_group;");
+    };
+    for (int step = 0; step < HALF_STAGES - 1; ++step) load(step);
+    for (int i = threadIdx.x; i < k; i += HALF_OUTPUTS) xs[i] = x[row * k + i];
+    float acc = 0.0f;
+    for (int step = 0; step < steps; ++step) {
+        asm volatile("cp.async.wait_group %0;" ::"n"(HALF_STAGES - 2) : "memory");
+        __syncthreads();
+        load(step + HALF_STAGES - 1);
+        const uint16_t *w = ws[step % HALF_STAGES][threadIdx.x];
+        const float *of_step = xs + step * HALF_COLUMNS;
+        // Not past k: fma with zeros would turn −0 into 0.
+        int columns = min(HALF_COLUMNS, k - step * HALF_COLUMNS);
+#pragma unroll 4
+        for (int c = 0; c < columns; c += 8) {
+            int4 eight = *(const int4 *)(w + c);
+            float4 low = *(const float4 *)(of_step + c), high = *(const float4 *)(of_step + c + 4);
+            float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            const uint16_t *halves = (const uint16_t *)&eight;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) acc = __fmaf_rn(values[i], from_f16(halves[i]), acc);
+        }
+    }
+    Tally tally;
+    if (first + threadIdx.x < n) out.store(row, first + threadIdx.x, acc, out.quantizer.divisor(), tally);
+    out.quantizer.finish(tally);
+}

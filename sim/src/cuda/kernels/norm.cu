@@ -1,32 +1,9 @@
-// Residual add and RMSNorm: the twin of sim/src/step/norm.rs.
-#include "tensor.cuh"
+// Residual add and RMSNorm, many rows.
+#include "norm.cuh"
 
-/// Rows of a block of threads, and threads a row.
-constexpr int ROWS = 8, WARP = 32, THREADS = ROWS * WARP;
-
-/// Lane j of 8 sums r² of the elements j, j+8, … in f64, after the row's odd end; then a fixed tree.
-DEVICE float rstd_rounded_once(const float *r, int m, float eps, int lane) {
-    double sum = 0.0;
-    if (lane < 8) {
-        int whole = m / 8 * 8;
-        if (whole + lane < m) {
-            double v = (double)r[whole + lane];
-            sum = __dmul_rn(v, v);
-        }
-#pragma unroll 8
-        for (int i = lane; i < whole; i += 8) {
-            // The product of two f32 is exact in f64.
-            double v = (double)r[i];
-            sum = __dadd_rn(sum, __dmul_rn(v, v));
-        }
-    }
-    sum = __dadd_rn(sum, __shfl_down_sync(0xFFFFFFFF, sum, 4));
-    sum = __dadd_rn(sum, __shfl_down_sync(0xFFFFFFFF, sum, 2));
-    sum = __dadd_rn(sum, __shfl_down_sync(0xFFFFFFFF, sum, 1));
-    double mean = __ddiv_rn(sum, (double)m);
-    double root = __dsqrt_rn(__dadd_rn(mean, (double)eps));
-    return __shfl_sync(0xFFFFFFFF, __double2float_rn(__ddiv_rn(1.0, root)), 0);
-}
+/// Vectors of four that a lane has on their way; rows of a warp, whose sums go side by side; rows of a block of
+/// threads.
+constexpr int WARP = 32, AT_ONCE = 6, ROWS_OF_WARP = WARP / NORM_LANES, ROWS = 8, THREADS = ROWS / ROWS_OF_WARP * WARP;
 
 /// PyTorch's mean on the device: vectors of four over 32 threads, a butterfly from distance 16 down.
 DEVICE float rstd_torch_device(const float *r, int m, float eps, int lane) {
@@ -48,24 +25,94 @@ DEVICE float rstd_torch_device(const float *r, int m, float eps, int lane) {
     return __shfl_sync(0xFFFFFFFF, rsq_unit(__fadd_rn(mean, eps)), 0);
 }
 
-/// `residual_out = hidden ⊕ residual` (or hidden), `out = (r ⊗ rstd) ⊗ w`; a warp takes a row.
-extern "C" __global__ void __launch_bounds__(THREADS)
-rms_norm(Source hidden, const float *residual, const float *weight, float *residual_out, Sink out,
-         int rows, int m, float eps, int torch_device) {
-    int row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+/// Elements i to i + 3 of a row of binary16, or of FP32.
+DEVICE float4 four_of(const Source &in, long long row, int i) {
+    if (in.type == F32) return *(const float4 *)((const float *)in.data + row * in.stride + i);
+    uint2 halves = *(const uint2 *)((const uint16_t *)in.data + row * in.stride + i);
+    return make_float4(from_f16((uint16_t)halves.x), from_f16((uint16_t)(halves.x >> 16)),
+                       from_f16((uint16_t)halves.y), from_f16((uint16_t)(halves.y >> 16)));
+}
+
+/// A warp takes four rows. Where rows and pointers allow it, four elements at a time.
+extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(Norm p) {
+    int first = blockIdx.x * ROWS + threadIdx.x / WARP * ROWS_OF_WARP, lane = threadIdx.x % WARP;
+    int rows = min(ROWS_OF_WARP, p.rows - first), m = p.m;
+    bool fours = m % 4 == 0 && p.hidden.type != I8 && p.hidden.stride % 4 == 0 &&
+                 (uintptr_t)p.hidden.data % 16 == 0 && p.out.stride % 4 == 0 && (uintptr_t)p.out.data % 4 == 0;
     Tally tally;
-    if (row < rows) {
-        float *r = residual_out + (long long)row * m;
-        for (int i = lane; i < m; i += WARP) {
-            float v = hidden.load(row, i);
-            r[i] = residual ? __fadd_rn(v, residual[(long long)row * m + i]) : v;
+#pragma unroll 1
+    for (int row = first; row < first + rows; ++row) {
+        float *r = p.residual_out + (long long)row * m;
+        const float *before = p.residual ? p.residual + (long long)row * m : nullptr;
+        if (fours) {
+            for (int from = lane * 4; from < m; from += AT_ONCE * WARP * 4) {
+                // All on their way before the first is stored.
+                float4 v[AT_ONCE], of_before[AT_ONCE];
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; ++j) {
+                    int i = from + j * WARP * 4;
+                    if (i < m) v[j] = four_of(p.hidden, row, i);
+                    if (i < m && before) of_before[j] = *(const float4 *)(before + i);
+                }
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; ++j) {
+                    int i = from + j * WARP * 4;
+                    float4 b = of_before[j];
+                    if (before)
+                        v[j] = make_float4(__fadd_rn(v[j].x, b.x), __fadd_rn(v[j].y, b.y), __fadd_rn(v[j].z, b.z),
+                                           __fadd_rn(v[j].w, b.w));
+                    if (i < m) *(float4 *)(r + i) = v[j];
+                }
+            }
+        } else {
+            for (int i = lane; i < m; i += WARP) {
+                float v = p.hidden.load(row, i);
+                r[i] = before ? __fadd_rn(v, before[i]) : v;
+            }
         }
-        __syncwarp();
-        float rstd = torch_device ? rstd_torch_device(r, m, eps, lane)
-                                  : rstd_rounded_once(r, m, eps, lane);
-        float divisor = out.quantizer.divisor();
-        for (int i = lane; i < m; i += WARP)
-            out.store(row, i, __fmul_rn(__fmul_rn(r[i], rstd), weight[i]), divisor, tally);
     }
-    out.quantizer.finish(tally);
+    __syncwarp();
+    int own = lane / NORM_LANES;
+    float rstd = 0.0f;
+    if (!p.torch_device) {
+        const float *r = p.residual_out + (long long)(first + own) * m;
+        double sum = own < rows ? sum_of_lane(m, [&](int i) { return square(r[i]); }) : 0.0;
+        rstd = rstd_of_lanes(sum, m, p.eps);
+    }
+    const Quantizer &quantizer = p.out.quantizer;
+    bool divided = quantizer.quotient == DIVIDE && quantizer.rounding == TIES_TO_EVEN &&
+                   quantizer.overflow == SATURATE && !quantizer.status;
+    float divisor = quantizer.divisor();
+#pragma unroll 1
+    for (int of_warp = 0; of_warp < rows; ++of_warp) {
+        int row = first + of_warp;
+        const float *r = p.residual_out + (long long)row * m;
+        float factor = p.torch_device ? rstd_torch_device(r, m, p.eps, lane)
+                                      : __shfl_sync(0xFFFFFFFF, rstd, of_warp * NORM_LANES);
+        if (fours && p.out.type == I8 && divided) {
+            int8_t *to = (int8_t *)p.out.data + row * p.out.stride;
+            for (int from = lane * 4; from < m; from += AT_ONCE * WARP * 4) {
+                float4 v[AT_ONCE], w[AT_ONCE];
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; ++j) {
+                    int i = min(from + j * WARP * 4, m - 4);
+                    v[j] = *(const float4 *)(r + i), w[j] = *(const float4 *)(p.weight + i);
+                }
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; ++j) {
+                    auto unit = [&](float v, float w) {
+                        return __float2int_rn(__fdiv_rn(__fmul_rn(__fmul_rn(v, factor), w), divisor));
+                    };
+                    uint32_t codes = four_codes(unit(v[j].x, w[j].x), unit(v[j].y, w[j].y), unit(v[j].z, w[j].z),
+                                                unit(v[j].w, w[j].w));
+                    if (from + j * WARP * 4 < m) *(uint32_t *)(to + from + j * WARP * 4) = codes;
+                }
+            }
+        } else {
+#pragma unroll 1
+            for (int i = lane; i < m; i += WARP)
+                p.out.store(row, i, __fmul_rn(__fmul_rn(r[i], factor), p.weight[i]), divisor, tally);
+        }
+    }
+    quantizer.finish(tally);
 }

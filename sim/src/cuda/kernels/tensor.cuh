@@ -46,6 +46,20 @@ DEVICE int8_t to_code(int overflow, int integer) {
     return (int8_t)(overflow == WRAP ? integer : max(-128, min(127, integer)));
 }
 
+/// Two codes side by side, saturated.
+DEVICE uint32_t two_codes(int low, int high) {
+    uint32_t codes;
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(codes) : "r"(high), "r"(low));
+    return codes;
+}
+
+/// Four codes side by side, saturated.
+DEVICE uint32_t four_codes(int a, int b, int c, int d) {
+    uint32_t codes;
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(codes) : "r"(b), "r"(a), "r"(two_codes(c, d)));
+    return codes;
+}
+
 /// How many values did not fit, and the bits of the largest magnitude (of integers, as f32).
 struct Status {
     unsigned long long overflows;

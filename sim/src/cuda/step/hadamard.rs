@@ -17,7 +17,7 @@ const HALF_AWAY: i32 = 1;
 const MAX_SHARED: usize = 99 << 10;
 
 /// Bytes of a row in shared memory, as `at` of the kernel spreads it.
-fn shared_bytes(length: usize) -> usize {
+pub fn shared_bytes(length: usize) -> usize {
     4 * (length + length / 16 * 4 + length / 128 * 16 + 32)
 }
 

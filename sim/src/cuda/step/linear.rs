@@ -11,15 +11,22 @@ use crate::profile::LinearRule;
 use crate::quant::Scale;
 use crate::step::linear::LinearOutput;
 
-/// Outputs of a tile of the tensor-core kernel, its threads, and its shared memory.
+/// Outputs of a tile of the tensor-core kernel, its threads, and its shared memory: four stages of both operands, or
+/// outputs of four bytes in rows that are 16 longer.
 const TILE: u32 = 128;
+const TILE_THREADS: u32 = 128;
+const TILE_SHARED: u32 = TILE * (4 * TILE + 16);
+const _: () = assert!(TILE_SHARED >= 4 * 2 * TILE * 64);
+/// Threads of the other kernels.
 const THREADS: u32 = 256;
-const TILE_SHARED: u32 = 4 * 2 * 128 * 64;
-/// Rows up to which a warp for each output beats tiles, and rows such a warp takes.
+/// Rows up to which a warp for each output, or a thread, beats tiles; rows such a warp takes.
 const FEW_ROWS: usize = 16;
 const ROWS_OF_WARP: u32 = 4;
 /// Outputs of a block of the FP32 kernels.
 const TILE_F32: u32 = 64;
+/// Threads of the kernel for few rows and weights of binary16, and bytes of a row that it holds.
+const HALF_THREADS: u32 = 64;
+const HALF_SHARED: usize = 20 << 10;
 
 /// The type of an output.
 pub fn kind(output: LinearOutput) -> Kind {
@@ -94,24 +101,24 @@ pub fn linear_into(
             channels,
         };
         let aligned = x.pointer().is_multiple_of(16) && x.stride().is_multiple_of(16);
-        let (name, grid, shared) = if aligned && rows > FEW_ROWS {
+        let (name, grid, threads, shared) = if aligned && rows > FEW_ROWS {
             let name = match sink.of {
                 Type::I8 => "linear_i8_to_i8",
                 Type::F16 => "linear_i8_to_f16",
                 Type::F32 => "linear_i8_to_f32",
             };
             let grid = [blocks(n, TILE), check_rows(blocks(rows, TILE))?, 1];
-            (name, grid, TILE_SHARED)
+            (name, grid, TILE_THREADS, TILE_SHARED)
         } else {
             let grid = [
                 blocks(n, THREADS / 32),
                 check_rows(blocks(rows, ROWS_OF_WARP))?,
                 1,
             ];
-            ("linear_i8_rows", grid, 0)
+            ("linear_i8_rows", grid, THREADS, 0)
         };
         let args: [&dyn crate::cuda::args::Arg; 2] = [&product, &sink];
-        return (x.device()).launch("linear_i8", name, grid, THREADS, shared, &args);
+        return (x.device()).launch("linear_i8", name, grid, threads, shared, &args);
     }
     let x = real(x, input_scale)?;
     let (source, scales) = match weight {
@@ -123,13 +130,31 @@ pub fn linear_into(
         Linear::Int4 { codes, channels } => (codes.source(None), channels.pointer()),
         Linear::Float(weight) => (weight.source(None), 0),
     };
+    let k = x.columns as i32;
+    let halves = source.of == Type::F16
+        && source.data.is_multiple_of(16)
+        && source.stride % 8 == 0
+        && k % 8 == 0
+        && 4 * x.columns <= HALF_SHARED;
+    if halves && rows <= FEW_ROWS {
+        let args: [&dyn crate::cuda::args::Arg; 6] = [
+            &x.pointer(),
+            &source,
+            &sink,
+            &(rows as i64),
+            &(n as i32),
+            &k,
+        ];
+        let (grid, shared) = ([blocks(n, TILE_F32), rows as u32, 1], 4 * k as u32);
+        let name = "linear_half_rows";
+        return (x.device()).launch("linear_f32", name, grid, HALF_THREADS, shared, &args);
+    }
     let (name, grid) = if rows > ROWS_OF_WARP as usize {
         let grid = [blocks(n, TILE_F32), check_rows(blocks(rows, TILE_F32))?, 1];
         ("linear_f32", grid)
     } else {
         ("linear_f32_rows", [blocks(n, TILE_F32), rows as u32, 1])
     };
-    let k = x.columns as i32;
     let args: [&dyn crate::cuda::args::Arg; 7] = [
         &x.pointer(),
         &source,

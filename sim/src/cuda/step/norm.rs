@@ -1,14 +1,16 @@
 //! Residual add and RMSNorm. Twin: `step/norm.rs`.
 
 use super::blocks;
-use crate::cuda::args::Quantizer;
+use crate::cuda::args::{Norm, Quantizer};
 use crate::cuda::device::Buffer;
 use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::rules;
 use crate::error::Result;
 use crate::profile::FinalNorm;
 
+/// Rows of a block of threads, and its threads.
 const ROWS: u32 = 8;
+const THREADS: u32 = 64;
 
 /// Residual stream (FP32) and normed hidden state (of `kind`).
 pub struct Normed {
@@ -31,23 +33,18 @@ pub fn rms_norm(
         residual: Matrix::new(hidden.device(), rows, m, Kind::F32)?,
         normed: Matrix::new(hidden.device(), rows, m, kind)?,
     };
-    hidden.device().launch(
-        "norm",
-        "rms_norm",
-        [blocks(rows, ROWS), 1, 1],
-        ROWS * 32,
-        0,
-        &[
-            &hidden.source(None),
-            &residual.map_or(0, Matrix::pointer),
-            &weight.pointer(),
-            &out.residual.pointer(),
-            &out.normed.sink(quantizer),
-            &(rows as i32),
-            &(m as i32),
-            &eps,
-            &rules::final_norm(rule),
-        ],
-    )?;
+    let norm = Norm {
+        hidden: hidden.source(None),
+        residual: residual.map_or(0, Matrix::pointer),
+        weight: weight.pointer(),
+        residual_out: out.residual.pointer(),
+        out: out.normed.sink(quantizer),
+        rows: rows as i32,
+        m: m as i32,
+        eps,
+        torch_device: rules::final_norm(rule),
+    };
+    let grid = [blocks(rows, ROWS), 1, 1];
+    (hidden.device()).launch("norm", "rms_norm", grid, THREADS, 0, &[&norm])?;
     Ok(out)
 }

@@ -15,12 +15,12 @@ use std::sync::Arc;
 const THREADS: u32 = 256;
 /// Tokens of a chunk of the sequential kernel.
 const CHUNK: usize = 16;
-/// Of the block scan: threads and channels of a block, states that go together, and how many pairs
-/// of them have B and C in shared memory.
+/// Of the block scan: threads and channels of a block, states whose B and C lie in shared memory, and bytes of the
+/// tables of a block's codes.
 const BLOCK_THREADS: u32 = 512;
 const CHANNELS: usize = 16;
-const PAIR: usize = 2;
 const STAGES: usize = 3;
+const TABLES: usize = 256 * (4 * CHANNELS + 8);
 
 /// What a scan over `batch` sequences of `length` tokens reads.
 pub struct Inputs {
@@ -133,9 +133,9 @@ fn block_scan(device: &Arc<Device>, scan: &args::Scan, inputs: &Inputs) -> Resul
     let (batch, length, states) = (inputs.batch, inputs.length, inputs.states);
     let (threads, items) = scan_plan(length);
     let span = threads * items;
-    // B and C of the states of a pair.
-    let set = 2 * PAIR * span;
-    let count = batch * length.div_ceil(span) * states.div_ceil(PAIR) * set;
+    // B and C of a state.
+    let set = 2 * span;
+    let count = batch * length.div_ceil(span) * states * set;
     let operands = device.allocate(count * 4)?.pointer();
     let (n, l, t, i) = (states as i32, length as i32, threads as i32, items as i32);
     device.launch(
@@ -161,7 +161,11 @@ fn block_scan(device: &Arc<Device>, scan: &args::Scan, inputs: &Inputs) -> Resul
     let tiled = inputs.channels.is_multiple_of(CHANNELS)
         && [&scan.u, &scan.dt, &scan.z].into_iter().all(vectors)
         && scan.y.of == Type::F16;
-    let tile = if tiled { CHANNELS * 3 * span } else { 0 };
+    let tile = if tiled {
+        CHANNELS * 3 * span + TABLES
+    } else {
+        0
+    };
     let shared = tile + 4 * (STAGES * set + 2 * CHANNELS * states);
     let suffix = if tiled { "_tiled" } else { "" };
     let name = format!("scan_block_{threads}x{items}_unit{suffix}");
