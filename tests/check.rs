@@ -334,7 +334,7 @@ fn every_operation_checks_its_vectors() {
         "--explain",
     ]);
     assert!(
-        text.contains("the quantizer treats values beyond its range differently: wrap"),
+        flowing(&text).contains("the quantizer treats values beyond its range differently: wrap"),
         "{text}"
     );
     let line = refusal(&["check", "op", "conv", arg(&file)]);
