@@ -29,6 +29,10 @@ const SLAB: usize = 512;
 /// Multiplications that are worth a thread of their own.
 const TASK: usize = 1 << 18;
 
+/// How far ahead of its reading a panel is asked for, as in [`crate::kernels::matmul_i8`].
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 4096;
+
 /// A weight `[N, K]` and what its elements mean.
 #[derive(Clone, Copy, Debug)]
 pub enum RealWeight<'m> {
@@ -52,15 +56,18 @@ impl Panels {
     /// again.
     pub fn of_weight(weight: ArrayView2<f16>) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if Isa::current() >= Isa::Avx512 && !weight.is_empty() {
+        if Isa::current() >= Isa::Avx2 && !weight.is_empty() {
             let (n, k) = weight.dim();
             let rows = weight.as_slice().expect("weights are row-major");
             let mut lines = Lines::new(f16::ZERO, n.div_ceil(PANEL) * k);
             pages::enlarge(lines.as_flattened());
             (lines.par_chunks_exact_mut(k))
                 .zip(rows.par_chunks(PANEL * k))
-                // SAFETY: the instruction set was detected.
-                .for_each(|(panel, rows)| unsafe { avx512::turn(rows, k, panel) });
+                .for_each(|(panel, rows)| match Isa::current() >= Isa::Avx512 {
+                    // SAFETY: the instruction set was detected.
+                    true => unsafe { avx512::turn(rows, k, panel) },
+                    false => turn(rows, k, panel),
+                });
             return Some(Self(lines));
         }
         let _ = weight;
@@ -121,20 +128,21 @@ impl RealWeight<'_> {
     }
 
     /// Columns `from..from + panel.len()` of the weight's rows `first..first + width` as FP32. `isa` was detected.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     #[inline(always)]
     fn fill(&self, isa: Isa, first: usize, width: usize, from: usize, panel: &mut [[f32; PANEL]]) {
-        let _ = isa;
         match self {
             RealWeight::F16(weight) | RealWeight::Panels(weight, _) => {
                 let k = weight.ncols();
                 let rows = &weight.as_slice().expect("weights are row-major")[first * k..];
-                #[allow(unused_mut)]
-                let mut filled = 0;
                 #[cfg(target_arch = "x86_64")]
-                if isa >= Isa::Avx2 && width == PANEL {
+                let filled = match isa >= Isa::Avx2 && width == PANEL {
                     // SAFETY: the instruction set was detected.
-                    filled = unsafe { avx2::fill(rows, k, from, panel) };
-                }
+                    true => unsafe { avx2::fill(rows, k, from, panel) },
+                    false => 0,
+                };
+                #[cfg(not(target_arch = "x86_64"))]
+                let filled = 0;
                 let rest = &mut panel[filled..];
                 fill(rows, k, width, from + filled, rest, |_| from_f16);
             }
@@ -174,10 +182,39 @@ fn fill<T: Copy, R: Fn(T) -> f32>(
     }
 }
 
+/// At most 32 rows as a panel of [`Panels`].
+#[cfg(target_arch = "x86_64")]
+fn turn(rows: &[f16], k: usize, panel: &mut [[f16; PANEL]]) {
+    for (lane, row) in rows.chunks_exact(k).enumerate() {
+        for (line, v) in panel.iter_mut().zip(row) {
+            line[lane] = *v;
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{PANEL, f16};
+    use super::{AHEAD, PANEL, f16};
     use std::arch::x86_64::*;
+
+    /// The outputs of one row of x for a panel of [`super::Panels`].
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn one_row_of_panel(panel: &[[f16; PANEL]], x: &[f32], out: &mut [f32]) {
+        assert!(x.len() == panel.len() && out.len() <= PANEL);
+        let mut sums = [_mm256_setzero_ps(); PANEL / SIDE];
+        for (line, x) in panel.iter().zip(x) {
+            let x = _mm256_set1_ps(*x);
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_byte_add(AHEAD).cast());
+            for (part, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: eight values.
+                let w = unsafe { _mm_loadu_si128(line[SIDE * part..][..SIDE].as_ptr().cast()) };
+                *sum = _mm256_fmadd_ps(x, _mm256_cvtph_ps(w), *sum);
+            }
+        }
+        // SAFETY: four vectors are 32 values.
+        let sums = unsafe { std::mem::transmute::<[__m256; PANEL / SIDE], [f32; PANEL]>(sums) };
+        out.copy_from_slice(&sums[..out.len()]);
+    }
 
     /// Rows and columns that are turned at once.
     const SIDE: usize = 8;
@@ -238,7 +275,7 @@ mod avx2 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Isa, PANEL, RealWeight, f16};
+    use super::{AHEAD, Isa, PANEL, RealWeight, f16};
     use std::arch::x86_64::*;
 
     /// As [`RealWeight::fill`].
@@ -396,9 +433,6 @@ mod avx512 {
         }
     }
 
-    /// How far ahead of its reading a panel is asked for, as in [`crate::kernels::matmul_i8`].
-    const AHEAD: usize = 4096;
-
     /// The outputs of one row of x for a panel of [`super::Panels`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     pub(super) fn one_row_of_panel(panel: &[[f16; PANEL]], x: &[f32], out: &mut [f32]) {
@@ -470,23 +504,27 @@ impl Kernel for Panel<'_, '_> {
     #[inline(always)]
     fn run(mut self) {
         #[cfg(target_arch = "x86_64")]
-        if self.isa >= Isa::Avx512 && self.rows.len() == 1 {
+        if self.isa >= Isa::Avx2 && self.rows.len() == 1 {
             let x = &self.x[self.rows.start * self.k..][..self.k];
             // SAFETY: panels have different columns; no other segment of this one is alive.
             let out = unsafe { self.out.segment(self.rows.start, self.first, self.width) };
             match self.weight {
                 RealWeight::Panels(_, panels) => {
                     let panel = panels.of(self.first, self.k);
-                    // SAFETY: the instruction set was detected.
-                    return unsafe { avx512::one_row_of_panel(panel, x, out) };
+                    return match self.isa >= Isa::Avx512 {
+                        // SAFETY: the instruction set was detected.
+                        true => unsafe { avx512::one_row_of_panel(panel, x, out) },
+                        // SAFETY: as above.
+                        false => unsafe { avx2::one_row_of_panel(panel, x, out) },
+                    };
                 }
-                RealWeight::F16(weight) => {
+                RealWeight::F16(weight) if self.isa >= Isa::Avx512 => {
                     let weight = weight.as_slice().expect("weights are row-major");
                     let rows = &weight[self.first * self.k..][..self.width * self.k];
                     // SAFETY: the instruction set was detected.
                     return unsafe { avx512::one_row(rows, self.k, x, out) };
                 }
-                RealWeight::F32(_) | RealWeight::Codes(..) => {}
+                RealWeight::F16(_) | RealWeight::F32(_) | RealWeight::Codes(..) => {}
             }
         }
         for from in (0..self.k).step_by(BLOCK) {
