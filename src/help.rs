@@ -209,7 +209,7 @@ mod tests {
         let report = command.find_subcommand("report").unwrap();
         let help = report.get_after_help().unwrap().to_string();
         assert!(
-            help.contains("--limit and --length say how much to take instead."),
+            help.contains("--limit and --length choose how much instead."),
             "{help}"
         );
     }
