@@ -50,24 +50,21 @@ impl Measured {
 
     /// At a place.
     pub fn at(&self, at: f32) -> f32 {
-        let middle = |run: &(f32, f32, f32)| 0.5 * (run.0 + run.1);
-        let next = match self.lines {
-            true => self.runs.partition_point(|run| middle(run) < at),
-            false => self.runs.partition_point(|run| run.1 < at),
-        };
-        let Some(above) = self.runs.get(next) else {
-            return self.runs[self.runs.len() - 1].2;
-        };
-        let Some(below) = next.checked_sub(1).map(|i| &self.runs[i]) else {
-            return above.2;
-        };
         if self.lines {
+            let middle = |run: &(f32, f32, f32)| 0.5 * (run.0 + run.1);
+            let next = self.runs.partition_point(|run| middle(run) < at);
+            // Beyond either end the last line goes on.
+            let next = next.clamp(1, self.runs.len() - 1);
+            let (below, above) = (&self.runs[next - 1], &self.runs[next]);
             let share = (at - middle(below)) / (middle(above) - middle(below));
             return below.2 + share * (above.2 - below.2);
         }
-        match at >= above.0 || above.0 - at <= at - below.1 {
-            true => above.2,
-            false => below.2,
+        let next = self.runs.partition_point(|run| run.1 < at);
+        let below = next.checked_sub(1).map(|i| &self.runs[i]);
+        match (below, self.runs.get(next)) {
+            (Some(below), Some(above)) if at < above.0 && above.0 - at > at - below.1 => below.2,
+            (_, Some(above)) => above.2,
+            (below, None) => below.map_or(f32::NAN, |run| run.2),
         }
     }
 
