@@ -142,17 +142,23 @@ impl Search<'_> {
             let mut judged = self.judge_all(state, scene, first)?;
             let first: Vec<Candidate> = scales.iter().filter(|c| of(c)).cloned().collect();
             judged.extend(self.judge_scales(state, scene, first, off)?);
-            judged.extend(self.judge_edits(state, scene, &block, &|e| {
-                let site = Candidate::Edit(e.clone());
-                hinted(e.kind.name(), site.site())
-            })?);
+            judged.extend(self.judge_edits(
+                state,
+                scene,
+                &block,
+                &|e| {
+                    let site = Candidate::Edit(e.clone());
+                    hinted(e.kind.name(), site.site())
+                },
+                false,
+            )?);
             if judged.iter().any(|j| j.is_cause(scene)) {
                 return Ok(ranked(judged, scene));
             }
         }
         let near = self.hopeful(state, scene, discrete, off)?;
         let mut judged = self.judge_all(state, scene, near)?;
-        judged.extend(self.judge_edits(state, scene, &block, &|_| true)?);
+        judged.extend(self.judge_edits(state, scene, &block, &|_| true, false)?);
         // What is explained to the last element needs no number to be fitted.
         let whole =
             |j: &ScoredCandidate| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
@@ -168,6 +174,13 @@ impl Search<'_> {
         if !judged.iter().any(|j| j.is_cause(scene)) {
             let narrow = self.nearest(state, scene, registers, off, OTHERS)?;
             judged.extend(self.judge_all(state, scene, narrow)?);
+        }
+        // What takes longest, where nothing else is the cause.
+        if !judged.iter().any(|j| j.is_cause(scene)) {
+            let twos = self.judge_edits(state, scene, &block, &|_| true, true)?;
+            let new = |j: &ScoredCandidate| judged.iter().all(|o| o.candidate != j.candidate);
+            let twos: Vec<ScoredCandidate> = twos.into_iter().filter(new).collect();
+            judged.extend(twos);
         }
         Ok(ranked(judged, scene))
     }
@@ -243,10 +256,11 @@ impl Search<'_> {
         scene: &Scene,
         block: &Block,
         wanted: &(dyn Fn(&Edit) -> bool + Sync),
+        twos: bool,
     ) -> Result<Vec<ScoredCandidate>> {
         let mut candidates: Vec<Edit> = Vec::new();
         if let Some(local) = Local::of(self, state, scene, block) {
-            candidates.extend(local.best(wanted, RUN));
+            candidates.extend(local.best(wanted, RUN, twos));
         }
         candidates.extend(self.edits_before(state, scene, block, wanted)?);
         let alone: Vec<Edit> = candidates

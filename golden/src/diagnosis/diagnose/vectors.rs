@@ -308,22 +308,25 @@ impl Output<'_> {
         let Some((largest, others)) = locals.split_first() else {
             return (Vec::new(), None);
         };
-        let told = largest.best(&|_| true, EDITS).into_iter().map(|edit| {
-            let same = |e: &super::edit::Edit| e.words == edit.words;
-            let left = |local: &Local| {
-                let found = local.best(&same, 1);
-                found.first().map_or(local.base(), |e| local.leaves(e))
-            };
-            let all: usize = others.iter().map(left).sum();
-            Told {
-                kind: edit.kind.name(),
-                site: edit.site.clone(),
-                words: edit.words.clone(),
-                rank: edit.rank + 2 * usize::from(edit.only.is_some()),
-                left: (largest.leaves(&edit) + all).min(of),
-                restricted: edit.only.is_some(),
-            }
-        });
+        let told = largest
+            .best(&|_| true, EDITS, true)
+            .into_iter()
+            .map(|edit| {
+                let same = |e: &super::edit::Edit| e.words == edit.words;
+                let left = |local: &Local| {
+                    let found = local.best(&same, 1, true);
+                    found.first().map_or(local.base(), |e| local.leaves(e))
+                };
+                let all: usize = others.iter().map(left).sum();
+                Told {
+                    kind: edit.kind.name(),
+                    site: edit.site.clone(),
+                    words: edit.words.clone(),
+                    rank: edit.rank + 2 * usize::from(edit.only.is_some()),
+                    left: (largest.leaves(&edit) + all).min(of),
+                    restricted: edit.only.is_some(),
+                }
+            });
         (told.collect(), largest.pattern().cloned())
     }
 

@@ -257,7 +257,13 @@ impl<'a, 'm> Local<'a, 'm> {
     }
 
     /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer.
-    pub fn best(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Vec<Edit> {
+    /// With `twos` also sums in narrow registers and edits in twos, which take longer, where none suffices.
+    pub fn best(
+        &self,
+        wanted: &(dyn Fn(&Edit) -> bool + Sync),
+        count: usize,
+        twos: bool,
+    ) -> Vec<Edit> {
         let here = self.scenes.first();
         let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
         let mut edits = edit::of_row(here, self.row, self.width, formula);
@@ -280,12 +286,12 @@ impl<'a, 'm> Local<'a, 'm> {
             best = self.tried(best.into_iter().map(|(_, e)| e).collect(), None);
         }
         let enough = |best: &[(usize, Edit)]| best.first().is_some_and(|b| b.0 * 50 <= self.base);
-        if !enough(&best) {
+        if twos && !enough(&best) {
             best.extend(self.tried(self.narrow_sums(formula), None));
             best.sort_by_key(|(left, e)| (*left, e.rank));
         }
         // Two together, where one does not suffice.
-        if !enough(&best) {
+        if twos && !enough(&best) {
             let few = self.look(SECOND_LOOK);
             let mut both = self.tried(self.pairs(&edits, &first, &best), few.as_ref());
             both.truncate(count);
