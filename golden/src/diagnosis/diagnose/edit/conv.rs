@@ -474,7 +474,15 @@ impl Edits<'_, '_> {
             (Kind::History, "conv"),
             words,
             on_conv(|c| {
-                let first = c.x.values.row(0).to_owned();
+                let Some(first) =
+                    c.x.values
+                        .rows()
+                        .into_iter()
+                        .next()
+                        .map(|row| row.to_owned())
+                else {
+                    return;
+                };
                 c.history
                     .rows_mut()
                     .into_iter()

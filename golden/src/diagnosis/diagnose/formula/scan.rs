@@ -366,11 +366,11 @@ impl Scan {
             .collect();
         let fused = self.formula != ScanFormula::Separate;
         let mut delta_before = 0.0;
-        let last = self.u.values.nrows().saturating_sub(1);
-        let mut kept = Vec::new();
-        for t in 0..=last {
-            if self.kept_early && t == last {
-                kept = x.to_vec();
+        let rows = self.u.values.nrows();
+        let mut kept = x.to_vec();
+        for t in 0..rows {
+            if t + 1 == rows {
+                kept.copy_from_slice(x);
             }
             if self.tile.is_some_and(|tile| t > 0 && t % tile == 0) {
                 x.fill(0.0);
