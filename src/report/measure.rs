@@ -274,3 +274,35 @@ impl Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scalescope_sim::mode::ModeTable;
+    use scalescope_sim::profile::Profile;
+    use scalescope_sim::sample;
+
+    #[test]
+    fn modes_that_share_their_logits_lose_nothing_by_it() {
+        let model = sample::model();
+        let table = ModeTable::default();
+        let profile = Profile::get("exact").unwrap();
+        let path = |name| Datapath::new(&model, table.get(name).unwrap(), &profile).unwrap();
+        let float = path("1");
+        let paths = ["0", "2-3", "2-0", "5-1", "2-1", "6-1"].map(path);
+        let sequences = [(1..70).collect(), (900..940).rev().collect()];
+        let (shared, _) = runs((&paths, paths.len()), &float, &sequences).unwrap();
+        let (alone, own) = runs((&paths, 0), &float, &sequences).unwrap();
+        for ((mode, shared), alone) in paths.iter().zip(&shared).zip(&alone) {
+            let name = &mode.mode().name;
+            assert_eq!(shared.losses, alone.losses, "{name}");
+            assert_eq!(shared.agreed, alone.agreed, "{name}");
+            assert_eq!(shared.counts, alone.counts, "{name}");
+        }
+        assert_eq!(own.losses.kl, vec![0.0; 107]);
+
+        let ends = |path: &Datapath| Ended::of(path, &sequences[0]).unwrap().passing;
+        let ends: Vec<BlockInput> = paths.iter().map(ends).collect();
+        assert_eq!(twins(&paths, &ends), [0, 1, 0, 3, 0, 5]);
+    }
+}

@@ -129,12 +129,11 @@ impl Edits<'_, '_> {
             "B is C",
             on(|s| s.b = s.c.clone()),
         );
-        let codes = Arc::new(Operand::new(own.u.values.clone(), 1.0));
         self.formula(
             3,
             (Kind::Factor, "D"),
             "D is multiplied by the codes of u, without their scale",
-            on(move |s| s.skip = Some(Arc::clone(&codes))),
+            on(|s| s.skip = Some(Arc::new(Operand::new(s.u.values.clone(), 1.0)))),
         );
         self.parts_elsewhere(own);
         if own.u.values.dim() == own.z.values.dim() {
