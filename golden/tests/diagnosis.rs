@@ -10,6 +10,7 @@ mod emulation;
 mod fresh;
 mod grid;
 mod more;
+mod third;
 mod unseen;
 
 use cases::{Case, Into, cases};

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 const ALL_TOKENS: usize = usize::MAX;
 
 /// A convolution by its own loop, before what stores it.
-pub(super) fn convolved(values: fn(Conv) -> Array2<f64>) -> Make {
+pub fn convolved(values: fn(Conv) -> Array2<f64>) -> Make {
     Box::new(move |path, layer, seen, _, like| {
         let scale = f64::from(path.scale(layer, U::ConvOut).unwrap().get());
         let values = values(conv_parts(path, layer, seen));
@@ -16,7 +16,7 @@ pub(super) fn convolved(values: fn(Conv) -> Array2<f64>) -> Make {
 }
 
 /// A scan by its own loop: its output and its states.
-pub(super) fn scanned(
+pub fn scanned(
     make: impl Fn(&Datapath, usize, &Seen, &mut Scan) -> (Array2<f64>, Array3<f64>)
     + Send
     + Sync
@@ -30,7 +30,7 @@ pub(super) fn scanned(
 }
 
 /// A scan with its own rule for the next state.
-pub(super) fn recurred(next: fn(&Scan, [usize; 3], f64) -> f64) -> Make {
+pub fn recurred(next: fn(&Scan, [usize; 3], f64) -> f64) -> Make {
     scanned(move |_, _, _, s| {
         let states = s.states(next);
         (s.output(&states), states)
