@@ -114,6 +114,7 @@ impl Fresh {
                     ("factor", "bias"),
                     ("constant", "bias"),
                     ("missing-scale", "bias"),
+                    ("neighbour", "bias scale"),
                     ("neighbour", "scale"),
                     ("neighbour", "bias"),
                 ],
