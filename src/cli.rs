@@ -32,8 +32,7 @@ use std::sync::Arc;
 /// Bit-accurate simulator of the INT8 datapath of Mamba language models.
 ///
 /// Runs a quantized Mamba model in any precision mode, step by step as the hardware does, and shows
-/// what each quantization does to the numbers. Without a model, commands use the sample model that
-/// is built in.
+/// what each quantization does to the numbers.
 #[derive(Debug, Parser)]
 #[command(
     name = "scalescope",

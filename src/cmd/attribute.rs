@@ -224,6 +224,10 @@ pub(super) fn findings_text(findings: &[Finding]) -> String {
 /// A finding and where it is.
 pub(super) fn finding_text(f: &Finding, place: &str) -> String {
     let share = 100.0 * f.share;
+    // Nothing deviates, so there is nothing to name or to explain.
+    if f.kind == "none" && f.share == 0.0 && f.severity == Severity::Info {
+        return format!("{:<8}{}\n", f.severity, f.evidence);
+    }
     let mut out = format!(
         "{:<8}{}: {place} ({share:.1} %)\n        {}\n",
         f.severity, f.kind, f.evidence

@@ -14,6 +14,9 @@ use scalescope_sim::error::Result;
 /// Clocks after the last word in which nothing more may come.
 const QUIET: usize = 1000;
 
+/// Clocks for each word of the export in which a device may compute without a word taken or given.
+const PATIENCE: usize = 100;
+
 /// What a stream has on both sides, by its NAME: the words of the export and how many are done.
 const DECLARED: &str = "
   reg [HIGH:0] NAME_mem [0:DEPTH-1];
@@ -50,6 +53,7 @@ const DRIVE: &str = "
       if (errors < 20) $display(\"NAME_ready is unknown in cycle %0d\", cycles);
       errors = errors + 1;
     end
+    if (NAME_valid && NAME_ready) still = 0;
     if (!NAME_valid || NAME_ready) begin
       NAME_valid <= NAME_at < DEPTH && draw[DRAW] >= pause;
       if (NAME_at < DEPTH && draw[DRAW] >= pause) begin
@@ -75,7 +79,7 @@ const TAKE: &str = "
     NAME_held_data <= NAME_data;
     if (NAME_valid && NAME_ready) begin
       $fwrite(NAME_dump, \"%0DIGITSh\\n\", NAME_data);
-      quiet = 0;
+      still = 0;
       if (NAME_at >= DEPTH) begin
         if (errors < 20) $display(\"NAME: more than DEPTH words\");
         errors = errors + 1;
@@ -103,9 +107,10 @@ const ENDED: &str = "
         end
       end
     end
-    if (cycles > LIMIT) begin
+    still = still + 1;
+    if (still > patience) begin
       CLOSE
-      $display(\"FAIL STEP: no more output after %0d cycles: COUNTED\", cycles, COUNTS);
+      $display(\"FAIL STEP: no word taken or given in %0d clocks: COUNTED\", patience, COUNTS);
       $fatal(1);
     end
   end
@@ -138,6 +143,7 @@ pub fn testbench(manifest: &Manifest, vectors: &StepVectors) -> Result<String> {
             .join(", ")
     };
     let ports: Vec<String> = streams.iter().map(port).collect();
+    let words: usize = manifest.arrays.iter().map(|a| a.depth).sum();
     let mut sv = format!(
         "// {step} of block {layer}, mode {mode}, profile {profile} ({hash}).
 // Made by scalescope; docs/export.md says what every array is.
@@ -145,7 +151,8 @@ pub fn testbench(manifest: &Manifest, vectors: &StepVectors) -> Result<String> {
 // The device under test, `module scalescope_{step}`, takes and gives each array as a stream, row-major: a word is
 // taken at a rising edge at which NAME_valid and NAME_ready are high, and NAME_last is high with the last one. Constants
 // ({constants}) are its own to load from the memory files.
-// The testbench pauses every stream at random; `+pause=N` sets in how many of 16 clocks (0 to 15, otherwise 4).
+// The testbench pauses every stream at random; `+pause=N` sets in how many of 16 clocks (0 to 15, otherwise 4). It gives
+// up when no word was taken or given for {patience} clocks; `+patience=N` sets how many.
 `timescale 1ns/1ps
 
 module tb_{step};
@@ -155,7 +162,9 @@ module tb_{step};
   integer errors = 0;
   integer cycles = 0;
   integer quiet = 0;
+  integer still = 0;
   integer pause = 4;
+  integer patience = {patience};
   integer i;
   reg [31:0] draw = 32'd1;
   reg [63:0] sum;
@@ -165,6 +174,7 @@ module tb_{step};
         profile = manifest.profile.name,
         hash = &manifest.profile.hash[..12],
         constants = constants.join(", "),
+        patience = PATIENCE * words.max(1000),
     );
     let each = |arrays: &[&Entry], template: &str| -> String {
         arrays.iter().map(|a| filled(template, a)).collect()
@@ -174,7 +184,8 @@ module tb_{step};
     sv += &each(&outputs, TAKEN);
     sv += &format!(
         "\n\n  scalescope_{step} dut (.clk(clk), .rst(rst),\n    {});\n\n  initial begin\n    \
-         i = $value$plusargs(\"pause=%d\", pause);",
+         i = $value$plusargs(\"pause=%d\", pause);\n    \
+         i = $value$plusargs(\"patience=%d\", patience);",
         ports.join(",\n    ")
     );
     for a in &streams {
@@ -205,14 +216,12 @@ module tb_{step};
         let parts: Vec<String> = outputs.iter().map(|a| filled(template, a)).collect();
         parts.join(between)
     };
-    let words: usize = manifest.arrays.iter().map(|a| a.depth).sum();
     sv += &ENDED
         .replace("DONE", &every("NAME_at >= DEPTH", " && "))
         .replace("CLOSE", &every("$fclose(NAME_dump);", " "))
         .replace("COUNTED", &every("NAME %0d of DEPTH words", ", "))
         .replace("COUNTS", &every("NAME_at", ", "))
         .replace("QUIET", &QUIET.to_string())
-        .replace("LIMIT", &(1000 * words.max(1000)).to_string())
         .replace("STEP", step);
     Ok(sv)
 }
