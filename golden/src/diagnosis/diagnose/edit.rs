@@ -1,27 +1,36 @@
 //! Edits of a step: what a device may do instead of the step's formula, each as a change of the formula's data
 //! or of its result. The lists here are what is searched; `docs/diagnosis-catalogue.md` shows them.
 
+mod codes;
 mod conv;
+mod donors;
+mod fits;
 mod grids;
 mod linear;
+mod norm;
+mod orders;
 mod result;
+mod rotation;
 mod scan;
-mod steps;
 
 use super::formula::{BlockInputs, Formula, Made, Seen, like};
 use super::kind::Kind;
 use super::pattern::Pattern;
 use ndarray::{Array2, Axis, concatenate, s};
-use scalescope_sim::dataflow::{Read, Row, Step};
+use orders::{ChannelOrder, TokenOrder};
+use scalescope_sim::dataflow::{Read, Row, ScaleUse, Step};
 use scalescope_sim::trace::{Place, Tensor, TracePoint};
 use std::fmt;
 use std::sync::Arc;
 
 pub use conv::{bits as conv_bits, measured as measured_silu};
+pub use donors::{PARTS, Part, donated};
+pub use fits::{Fit, fit, fits};
 pub use linear::{blocks, entries, solve_entries, solve_times, times};
-pub use result::{grid_of, moved, of_pattern, on_grid};
+pub use norm::weights as norm_weights;
+pub use result::{grid_of, measured as measured_output, moved, of_pattern, on_grid};
+pub use rotation::{factor as hadamard_factor, signs as hadamard_signs};
 pub use scan::{bits as scan_bits, measured as measured_gate};
-pub use steps::signs as hadamard_signs;
 
 /// What is around a sequence: the tensors of the one before it in the batch.
 #[derive(Clone, Copy, Default)]
@@ -263,6 +272,40 @@ impl<'a, 'm> Edits<'a, 'm> {
         all.into_iter().map(|layer| (layer, scene)).collect()
     }
 
+    /// Every scale of the block with its name: of its activations, of its weights, of the scan's parameters.
+    fn other_scales(&self) -> Vec<(String, f32)> {
+        let Some(scene) = self.scene else {
+            return Vec::new();
+        };
+        let uses = ScaleUse::ALL.into_iter();
+        let mut all: Vec<(String, f32)> = uses
+            .filter_map(|by| Some((by.name().to_owned(), scene.scale(by)?)))
+            .collect();
+        for step in [Step::InProj, Step::XProj, Step::DtProj, Step::OutProj] {
+            let weights = scene.path.linear_weights(scene.layer, step);
+            let stored = weights.first().and_then(|w| w.stored());
+            let scale = stored.and_then(|w| Some(w.scales.first()?.get()));
+            all.extend(scale.map(|scale| (format!("{}'s weight", step.name()), scale)));
+        }
+        let conv = scene.path.conv_weight(scene.layer);
+        if let Some((_, bias)) = conv.tensors().filter(|_| conv.has_codes()) {
+            all.push(("the convolution's weight".to_owned(), conv.tap_scale(0)));
+            all.push(("the convolution's bias".to_owned(), bias.scale.get()));
+        }
+        let (a, d, bias) = scene.path.scan_weight(scene.layer).tensors();
+        all.push(("A_log".to_owned(), a.scale.get()));
+        all.push(("D".to_owned(), d.scale.get()));
+        all.push(("the bias of dt".to_owned(), bias.scale.get()));
+        // Uses of one scale are one.
+        let mut known: Vec<u32> = Vec::new();
+        all.retain(|(_, scale)| {
+            let new = !known.contains(&scale.to_bits());
+            known.push(scale.to_bits());
+            new
+        });
+        all
+    }
+
     /// A tensor of the block.
     fn seen(&self, point: TracePoint) -> Option<&'a Tensor> {
         self.scene?.seen.get(&point)
@@ -316,14 +359,29 @@ pub fn of_tile<'a>(
 struct Move {
     /// Tokens, later ones positive.
     by: isize,
-    /// Whether the token at the end stands for those beyond it, which are zero otherwise.
-    repeats: bool,
+    /// What stands for tokens beyond either end.
+    beyond: Beyond,
+}
+
+/// What stands for tokens beyond either end of a sequence.
+#[derive(Clone, Copy, PartialEq)]
+enum Beyond {
+    /// Zero.
+    Zero,
+    /// The token at the end.
+    Last,
+    /// The token itself, which is not moved.
+    Own,
 }
 
 /// Every move by some tokens.
 fn moves<const N: usize>(by: [isize; N]) -> impl Iterator<Item = Move> {
-    let both = |by| [false, true].map(|repeats| Move { by, repeats });
-    by.into_iter().flat_map(both)
+    let all = |by| {
+        let own = (by != 1 && by != -1).then_some(Beyond::Own);
+        let ends = [Beyond::Zero, Beyond::Last].into_iter().chain(own);
+        ends.map(move |beyond| Move { by, beyond })
+    };
+    by.into_iter().flat_map(all)
 }
 
 impl Move {
@@ -334,8 +392,10 @@ impl Move {
         for (t, mut row) in out.rows_mut().into_iter().enumerate() {
             let from = t as isize - self.by;
             let within = from.clamp(0, last);
-            if self.repeats || from == within {
-                row.assign(&values.row(within as usize));
+            match (from == within, self.beyond) {
+                (true, _) | (_, Beyond::Last) => row.assign(&values.row(within as usize)),
+                (false, Beyond::Own) => row.assign(&values.row(t)),
+                (false, Beyond::Zero) => {}
             }
         }
         out
@@ -349,19 +409,14 @@ impl Move {
             by if by > 0 => format!("of {by} tokens before"),
             by => format!("of {} tokens after", -by),
         };
-        match (self.repeats, self.by > 0) {
-            (false, _) => of,
-            (true, true) => format!("{of}, the first token's repeated"),
-            (true, false) => format!("{of}, the last token's repeated"),
+        match (self.beyond, self.by > 0) {
+            (Beyond::Zero, _) => of,
+            (Beyond::Last, true) => format!("{of}, the first token's repeated"),
+            (Beyond::Last, false) => format!("{of}, the last token's repeated"),
+            (Beyond::Own, true) => format!("{of}, of the first ones their own"),
+            (Beyond::Own, false) => format!("{of}, of the last ones their own"),
         }
     }
-}
-
-/// Tokens that are counted below so many and then from 0 again.
-const COUNTERS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
-
-fn counted(values: &Array2<f32>, below: usize) -> Array2<f32> {
-    Array2::from_shape_fn(values.dim(), |(t, c)| values[(t % below, c)])
 }
 
 /// Some channels of a tensor, of which the tokens may be others'.
@@ -408,93 +463,6 @@ fn turned(values: &Array2<f32>, by: isize) -> Array2<f32> {
     Array2::from_shape_fn(values.dim(), |(t, c)| {
         values[(t, (c as isize - by).rem_euclid(n.max(1)) as usize)]
     })
-}
-
-/// Channels in the places of others.
-#[derive(Clone, Copy)]
-enum ChannelOrder {
-    /// Each has that so many places on.
-    On(isize),
-    /// Neighbouring runs of so many have changed places.
-    Exchanged(usize),
-    /// Those below so many again and again: a counter that wraps.
-    Wrapped(usize),
-    /// First one of the first half, then one of the second.
-    Interleaved,
-    /// First the even ones, then the odd ones.
-    Sorted,
-    /// Each stands at its number with the bits in reverse, within runs of so many, a power of two.
-    BitReversed(usize),
-}
-
-impl ChannelOrder {
-    /// By heads of powers of two, of so many channels.
-    fn heads(channels: usize) -> impl Iterator<Item = Self> {
-        let runs = [1usize, 2, 4, 8, 16, 32, 64, 128, 256];
-        let runs = runs.into_iter().filter(move |run| 2 * run <= channels);
-        let heads = runs.flat_map(|run| {
-            // The next channel's is an edit of its own.
-            let on = (run > 1).then_some(run as isize).into_iter();
-            let on = on.flat_map(|on| [Self::On(on), Self::On(-on)]);
-            on.chain([Self::Exchanged(run)])
-                .chain((run > 1).then_some(Self::Wrapped(run)))
-        });
-        let run = 1 << channels.trailing_zeros();
-        let reversed = (run > 2).then_some(Self::BitReversed(run));
-        let halves = [Self::Interleaved, Self::Sorted];
-        let halves = halves
-            .into_iter()
-            .filter(move |_| channels.is_multiple_of(2));
-        heads.chain(reversed).chain(halves)
-    }
-
-    fn kind(self) -> Kind {
-        match self {
-            ChannelOrder::On(_) | ChannelOrder::Wrapped(_) => Kind::Neighbour,
-            ChannelOrder::Exchanged(_)
-            | ChannelOrder::Interleaved
-            | ChannelOrder::Sorted
-            | ChannelOrder::BitReversed(_) => Kind::Order,
-        }
-    }
-
-    fn words(self) -> String {
-        match self {
-            ChannelOrder::On(by) => format!("each channel holds channel {by:+}"),
-            ChannelOrder::Exchanged(run) => {
-                format!("neighbouring runs of {run} channels are swapped")
-            }
-            ChannelOrder::Wrapped(run) => {
-                format!("channels are counted below {run} and then from 0 again")
-            }
-            ChannelOrder::Interleaved => "the halves of the channels are interleaved".to_owned(),
-            ChannelOrder::Sorted => "the even channels come first, then the odd ones".to_owned(),
-            ChannelOrder::BitReversed(run) => {
-                format!("the channels of each {run} are in bit-reversed order")
-            }
-        }
-    }
-
-    fn of(self, values: &Array2<f32>) -> Array2<f32> {
-        let half = values.ncols() / 2;
-        let from = |of: &dyn Fn(usize) -> usize| {
-            Array2::from_shape_fn(values.dim(), |(t, c)| values[(t, of(c))])
-        };
-        match self {
-            ChannelOrder::On(by) => turned(values, -by),
-            ChannelOrder::Wrapped(run) => from(&|c| c % run),
-            ChannelOrder::Interleaved => from(&|c| c % 2 * half + c / 2),
-            ChannelOrder::Sorted => from(&|c| c % half * 2 + c / half),
-            ChannelOrder::BitReversed(run) => {
-                let bits = run.trailing_zeros();
-                from(&|c| c / run * run + ((c % run).reverse_bits() >> (usize::BITS - bits)))
-            }
-            ChannelOrder::Exchanged(run) => Array2::from_shape_fn(values.dim(), |(t, c)| {
-                let other = ((c / run) ^ 1) * run + c % run;
-                values[(t, if other < values.ncols() { other } else { c })]
-            }),
-        }
-    }
 }
 
 /// Columns by which a part of a tensor may begin elsewhere.

@@ -15,6 +15,7 @@
 //! | the formulas | a file each |
 
 mod conv;
+mod decay;
 mod function;
 mod grids;
 mod hadamard;
@@ -25,18 +26,23 @@ mod norm;
 mod operand;
 mod output;
 mod scan;
+mod solve;
+mod strides;
 
 pub use conv::Conv;
+pub use decay::{Decay, Running};
 pub use function::{Activation, Between, Delta, Math, Table};
 pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use inputs::{BlockInputs, Seen};
-pub use linear::{Blocks, Linear, Meet, weight as linear_weight};
+pub use linear::{Blocks, Linear, Meet, Register, weight as linear_weight};
 pub use measured::{Measured, Sample};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
 pub use output::{Dynamic, Narrow, Output, Quantize};
 pub use scan::{Scan, dequantized};
+pub use solve::solve;
+pub use strides::Stride;
 
 use ndarray::Array2;
 use scalescope_sim::arith::real::RealRules;

@@ -1,14 +1,16 @@
 //! Edits of the convolution.
 
-use super::result::{Narrowed, turned_bits, unsigned};
-use super::{Around, COUNTERS, ChannelOrder, Edit, Edits, Half, counted, moves, replace, turned};
+use super::codes::{Narrowed, turned_bits, unsigned};
+use super::{Around, ChannelOrder, Edit, Edits, Half, TokenOrder, moves, replace, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Conv, Formula, Measured, Table, numbers,
+    Activation, BlockInputs, Conv, Formula, Measured, Stride, Table, numbers,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Row, Step};
 use std::sync::Arc;
+
+mod parameters;
 
 /// Factors that a parameter may have by mistake.
 const FACTORS: [f32; 6] = [
@@ -130,6 +132,7 @@ impl Edits<'_, '_> {
             let change = on_conv(move |c| c.taps = c.taps.select(ndarray::Axis(0), &order));
             self.formula(3, (Kind::Order, "taps"), words, change);
         }
+        self.conv_parameters(own);
         self.formula(
             2,
             (Kind::Order, "bias"),
@@ -250,11 +253,15 @@ impl Edits<'_, '_> {
                 on_conv(move |c| c.tap_scale.clone_from(&scale)),
             );
         }
-        for below in COUNTERS {
-            let words =
-                format!("the input's tokens are counted below {below} and then from 0 again");
-            let change = on_conv(move |c| c.x.values = counted(&c.x.values, below));
-            self.formula(4, (Kind::Neighbour, "input"), words, change);
+        for order in TokenOrder::all() {
+            let words = format!("the input's {}", order.words());
+            let change = on_conv(move |c| c.x.values = order.of(&c.x.values));
+            self.formula(4, (order.kind(), "input"), words, change);
+        }
+        for stride in Stride::of_each(&own.x) {
+            let words = stride.words("the input");
+            let change = on_conv(move |c| stride.of_operand(&mut c.x));
+            self.formula(4, (Kind::Order, "input"), words, change);
         }
         for half in Half::ALL {
             let words = format!(

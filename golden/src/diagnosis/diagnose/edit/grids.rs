@@ -1,12 +1,13 @@
-//! Edits of the quantizer of u with segments: of its data.
+//! Edits of the quantizers between steps: of one tensor in another form, of u with segments.
 
-use super::{Around, Edits};
-use crate::diagnosis::diagnose::formula::{Formula, Grids};
+use super::{Around, Edits, moves, replace};
+use crate::diagnosis::diagnose::formula::{Formula, Grids, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use crate::diagnosis::diagnose::rule::QuantizerPart;
 use scalescope_sim::arith::quantizer::{Beyond, Quantizer, Until};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::mode::MODES;
+use scalescope_sim::trace::Tensor;
 
 fn on(
     change: impl Fn(&mut Quantizer) + Send + Sync,
@@ -88,6 +89,52 @@ impl Edits<'_, '_> {
             let words = format!("u has the quantizer of mode {}", mode.name);
             let change = on(move |q| q.clone_from(&other));
             self.formula(3, (Kind::Neighbour, "quantizer"), words, change);
+        }
+    }
+
+    pub(super) fn of_requantize(&mut self) {
+        for by in moves([1, -1]) {
+            let words = format!("the input is that {}", by.words());
+            self.formula(3, (Kind::Neighbour, "input"), words, move |f, _| {
+                if let Formula::Requantize(from, _) = f {
+                    from.values = by.of(&from.values);
+                }
+            });
+        }
+        self.formula(
+            4,
+            (Kind::LeftOut, "input scale"),
+            "the input's scale is left out",
+            |f, _| {
+                if let Formula::Requantize(from, _) = f {
+                    from.scale = 1.0;
+                }
+            },
+        );
+        let Some(scene) = self.scene else { return };
+        let e = scene.path.config().d_inner;
+        for (point, tensor) in scene.seen {
+            let own = self
+                .row
+                .reads
+                .iter()
+                .any(|read| read.point() == Some(*point));
+            if own
+                || *point >= self.row.point
+                || point.is_state()
+                || !matches!(tensor, Tensor::F32(_) | Tensor::F16(_))
+            {
+                continue;
+            }
+            let values = numbers(tensor);
+            if values.ncols() == e && self.width == e {
+                let words = format!("the input is {}", point.name());
+                self.formula(3, (Kind::Neighbour, "input"), words, move |f, _| {
+                    if let Formula::Requantize(from, _) = f {
+                        replace(&mut from.values, &values);
+                    }
+                });
+            }
         }
     }
 }

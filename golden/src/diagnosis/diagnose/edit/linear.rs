@@ -1,17 +1,18 @@
 //! Edits of a product with a weight matrix.
 
-use super::result::{Narrowed, stuck, unsigned};
+use super::codes::{stuck, unsigned};
 use super::{
-    BEGINS, COUNTERS, ChannelOrder, Edits, Half, begins, counted, halves, moves, replace, reversed,
+    BEGINS, ChannelOrder, Edits, Half, TokenOrder, begins, halves, moves, replace, reversed,
     turned, whole_of,
 };
-use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Linear, Meet, Narrow, numbers};
+use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Linear, Meet, Stride, numbers};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
 use scalescope_sim::trace::Tensor;
 use std::sync::Arc;
 
+mod formats;
 mod solved;
 
 pub use solved::{blocks, entries, solve_entries, solve_times, times};
@@ -25,13 +26,6 @@ fn on(
             change(linear);
         }
     }
-}
-
-/// A buffer of the other shape, read as this one.
-fn reread(w: &Array2<f32>) -> Array2<f32> {
-    let (n, k) = w.dim();
-    let t: Vec<f32> = w.t().iter().copied().collect();
-    Array2::from_shape_vec((n, k), t).expect("as many elements")
 }
 
 /// Inputs at either end of a sum that may be missing.
@@ -98,14 +92,16 @@ impl Edits<'_, '_> {
                 l.operands(|x, _, _| x.values = reversed(&x.values));
             }),
         );
-        self.formula(
-            4,
-            (Kind::Order, "weight"),
-            "the weight's buffer is read transposed",
-            on(|l| {
-                l.operands(|_, w, _| *w = reread(w));
-            }),
-        );
+        for stride in Stride::all(k, k) {
+            let words = stride.words("the weight");
+            let change = on(move |l| l.operands(|_, w, _| *w = stride.of_all(w)));
+            self.formula(4, (Kind::Order, "weight"), words, change);
+        }
+        for stride in Stride::of_each(&own.x) {
+            let words = stride.words("the input");
+            let change = on(move |l| l.operands(|x, _, _| stride.of_operand(x)));
+            self.formula(4, (Kind::Order, "input"), words, change);
+        }
         for by in moves([1, -1, 2, -2, 3, 4]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
@@ -136,21 +132,21 @@ impl Edits<'_, '_> {
                     }),
                 );
             }
-            let words = format!("the weight has a zero point of {by}");
-            self.formula(
-                5,
-                (Kind::ZeroPoint, "weight"),
-                words,
-                on(move |l| {
-                    l.operands(|_, w, _| *w += by as f32);
-                }),
-            );
+            for zero in [
+                1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 16.0, 32.0, 64.0, 128.0,
+            ] {
+                let zero = zero * by as f32;
+                let words = format!("the weight has a zero point of {zero}");
+                let change = on(move |l| l.operands(|_, w, _| *w += zero));
+                self.formula(5, (Kind::ZeroPoint, "weight"), words, change);
+            }
         }
-        for below in COUNTERS {
-            let words =
-                format!("the input's tokens are counted below {below} and then from 0 again");
-            let change = on(move |l| l.operands(|x, _, _| x.values = counted(&x.values, below)));
-            self.formula(4, (Kind::Neighbour, "input"), words, change);
+        for order in TokenOrder::all() {
+            let words = format!("the input's {}", order.words());
+            let change = on(move |l| {
+                l.rows(|x| order.of(x), |sums| order.of(sums));
+            });
+            self.formula(4, (order.kind(), "input"), words, change);
         }
         for half in Half::ALL {
             let words = format!(
@@ -218,6 +214,7 @@ impl Edits<'_, '_> {
                 );
             }
             self.narrow_codes();
+            self.own_scales();
         }
         self.formula(
             4,
@@ -251,6 +248,15 @@ impl Edits<'_, '_> {
                 l.x.scale *= l.x.scale;
             }),
         );
+        let ends = [8usize, 16, 32, 64, 128].map(|to| k.next_multiple_of(to));
+        let mut ends: Vec<usize> = ends.into_iter().chain([k + 1, k + 2, k + 4]).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        for to in ends.into_iter().filter(|to| *to > k) {
+            let words = format!("sums run on over {to} inputs, beyond the ends of the rows of {k}");
+            let change = on(move |l| l.run_on(to));
+            self.formula(4, (Kind::Neighbour, "sum"), words, change);
+        }
         self.tiles(own);
         self.formats(own);
         self.begins_elsewhere(k);
@@ -297,60 +303,6 @@ impl Edits<'_, '_> {
         }
     }
 
-    /// Operands, and sums of reals, in a type of fewer bits.
-    fn formats(&mut self, own: &Linear) {
-        let real = own.meet == Meet::Real;
-        for narrow in Narrow::FLOATS.into_iter().filter(|_| real) {
-            let words = format!("each sum passes through {}", narrow.name());
-            let change = on(move |l| l.running = Some(narrow));
-            self.formula(5, (Kind::Format, "sum"), words, change);
-        }
-        for narrow in Narrow::FLOATS {
-            // Codes are exact in 16 bits.
-            if !real && !matches!(narrow, Narrow::E4m3 | Narrow::E5m2) {
-                continue;
-            }
-            let words = |what: &str| format!("{what} through {}", narrow.name());
-            let input = move |l: &mut Linear| {
-                l.operands(|x, _, _| x.values.mapv_inplace(|v| narrow.of(v)));
-            };
-            // A weight of reals passes with its scale.
-            let weight = move |l: &mut Linear| {
-                let scales = match l.meet {
-                    Meet::Real => std::mem::replace(&mut l.w_scales, vec![1.0]),
-                    _ => vec![1.0],
-                };
-                l.operands(|_, w, _| {
-                    w.indexed_iter_mut().for_each(|((r, _), v)| {
-                        *v = narrow.of(*v * scales[r.min(scales.len() - 1)]);
-                    });
-                });
-            };
-            self.formula(
-                5,
-                (Kind::Format, "input"),
-                words("the input passes"),
-                on(input),
-            );
-            self.formula(
-                5,
-                (Kind::Format, "weight"),
-                words("the weight passes"),
-                on(weight),
-            );
-            let both = on(move |l| {
-                input(l);
-                weight(l);
-            });
-            self.formula(
-                5,
-                (Kind::Format, "input"),
-                words("input and weight pass"),
-                both,
-            );
-        }
-    }
-
     /// The input from other columns of the tensor that it is a part of.
     fn begins_elsewhere(&mut self, k: usize) {
         let Some(scene) = self.scene else { return };
@@ -369,30 +321,6 @@ impl Edits<'_, '_> {
             let words = format!("the input begins {by:+} columns on");
             let change = on(move |l| l.operands(|x, _, _| replace(&mut x.values, &values)));
             self.formula(4, (Kind::Neighbour, "input"), words, change);
-        }
-    }
-
-    /// Codes of inputs and weights that lack bits.
-    fn narrow_codes(&mut self) {
-        type Codes = (
-            &'static str,
-            &'static str,
-            fn(&mut Linear, &dyn Fn(f32) -> f32),
-        );
-        let operands: [Codes; 2] = [
-            ("input", "the input codes", |l, of| {
-                l.operands(|x, _, _| x.values.mapv_inplace(of));
-            }),
-            ("weight", "the weight's codes", |l, of| {
-                l.operands(|_, w, _| w.mapv_inplace(of));
-            }),
-        ];
-        for (site, name, each) in operands {
-            for narrowed in Narrowed::all().into_iter().filter(|n| n.is_of_codes()) {
-                let words = narrowed.words(name);
-                let change = on(move |l| each(l, &|v| narrowed.of(v)));
-                self.formula(narrowed.rank(), (narrowed.kind(), site), words, change);
-            }
         }
     }
 

@@ -1,137 +1,24 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
-use super::{ChannelOrder, Edit, Edits, halves, moves, reversed, turned};
-use crate::diagnosis::diagnose::formula::{BlockInputs, Made, Narrow};
+use super::codes::stuck;
+use super::{ChannelOrder, Edit, Edits, TokenOrder, halves, moves, reversed, turned};
+use crate::diagnosis::diagnose::formula::{
+    Activation, BlockInputs, Dynamic, Formula, Made, Measured, Narrow, Stride,
+};
 use crate::diagnosis::diagnose::kind::Kind;
 use crate::diagnosis::diagnose::pattern::{How, Pattern, Values};
 use crate::diagnosis::diagnose::rule::QuantizerPart;
 use ndarray::{Array2, s};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
-use scalescope_sim::dataflow::Row;
+use scalescope_sim::dataflow::{Quantizer, Row};
+use std::sync::Arc;
 
 fn each(made: &mut Made, of: impl Fn(f32) -> f32) {
     made.out.mapv_inplace(&of);
     if let Some(state) = &mut made.state {
         state.mapv_inplace(&of);
     }
-}
-
-/// A code as a byte without a sign.
-pub(super) fn unsigned(code: f32) -> f32 {
-    if code < 0.0 { code + 256.0 } else { code }
-}
-
-/// A code some of whose bits are stuck.
-pub(super) fn stuck(code: f32, mask: u8, set: bool) -> f32 {
-    let byte = code as i8 as u8;
-    f32::from((if set { byte | mask } else { byte & !mask }) as i8)
-}
-
-/// Codes of an operand that lack something.
-#[derive(Clone, Copy)]
-pub(super) enum Narrowed {
-    /// A bit is stuck.
-    Stuck(u8, bool),
-    /// Rounded to so many bits.
-    Rounded(u8),
-    /// End at those of so many bits.
-    Ended(u8),
-    /// End at ± so much.
-    Clipped(u8),
-    /// The upper four bits and the lower ones have changed places.
-    Nibbles,
-    /// The other sign.
-    Negated,
-    /// Negative ones are zero.
-    Positive,
-    /// The sign is lost.
-    Magnitude,
-}
-
-impl Narrowed {
-    pub(super) fn all() -> Vec<Self> {
-        let stuck = (0..8).flat_map(|bit| [Self::Stuck(bit, false), Self::Stuck(bit, true)]);
-        let bits = [4, 5, 6].into_iter();
-        let narrow = bits.flat_map(|bits| [Self::Rounded(bits), Self::Ended(bits)]);
-        let signs = [Self::Negated, Self::Positive, Self::Magnitude];
-        let clipped = [32u8, 48, 64, 80, 96, 100, 112, 120].map(Self::Clipped);
-        let narrow = narrow.chain(clipped).chain([Self::Nibbles]);
-        stuck.chain(narrow).chain(signs).collect()
-    }
-
-    pub(super) fn of(self, v: f32) -> f32 {
-        match self {
-            Self::Stuck(bit, set) => stuck(v, 1 << bit, set),
-            Self::Rounded(bits) => {
-                let (step, top) = (f32::from(1u8 << (8 - bits)), f32::from(1u8 << (bits - 1)));
-                (v / step).round_ties_even().clamp(-top, top - 1.0) * step
-            }
-            Self::Ended(bits) => {
-                let top = f32::from(1u8 << (bits - 1));
-                v.clamp(-top, top - 1.0)
-            }
-            Self::Clipped(top) => v.clamp(-f32::from(top), top.into()),
-            Self::Nibbles => f32::from((v as i8 as u8).rotate_left(4) as i8),
-            Self::Negated => -v,
-            Self::Positive => v.max(0.0),
-            Self::Magnitude => v.abs(),
-        }
-    }
-
-    /// Whether it needs codes.
-    pub(super) fn is_of_codes(self) -> bool {
-        matches!(
-            self,
-            Self::Stuck(..) | Self::Rounded(_) | Self::Ended(_) | Self::Clipped(_) | Self::Nibbles
-        )
-    }
-
-    pub(super) fn kind(self) -> Kind {
-        match self {
-            Self::Stuck(..) => Kind::StuckBit,
-            Self::Rounded(_) => Kind::Width,
-            Self::Ended(_) | Self::Clipped(_) => Kind::Overflow,
-            Self::Nibbles => Kind::Order,
-            Self::Negated => Kind::Sign,
-            Self::Positive | Self::Magnitude => Kind::Function,
-        }
-    }
-
-    pub(super) fn rank(self) -> usize {
-        match self {
-            Self::Negated => 5,
-            _ => 6,
-        }
-    }
-
-    pub(super) fn words(self, name: &str) -> String {
-        match self {
-            Self::Stuck(bit, set) => {
-                format!("bit {bit} of {name} is stuck at {}", u8::from(set))
-            }
-            Self::Rounded(bits) => format!("{name} are rounded to {bits} bits"),
-            Self::Ended(bits) => format!("{name} end at those of {bits} bits"),
-            Self::Clipped(top) => format!("{name} end at ±{top}"),
-            Self::Nibbles => format!("the two halves of the bytes of {name} are swapped"),
-            Self::Negated => format!("{name} have the other sign"),
-            Self::Positive => format!("negative {name} are zero"),
-            Self::Magnitude => format!("{name} have lost their sign"),
-        }
-    }
-}
-
-/// Codes that differ from one in a bit, zero, and the other sign, with words for the bit.
-pub(super) fn turned_bits(code: f32) -> Vec<(f32, String)> {
-    let byte = code as i8 as u8;
-    let bits = (0..8u8).map(|bit| {
-        let after = f32::from((byte ^ 1 << bit) as i8);
-        (after, format!(", bit {bit}"))
-    });
-    let others = [0.0, -code].map(|after| (after, String::new()));
-    let all = bits.chain(others);
-    all.filter(|(after, _)| *after != code && (-128.0..=127.0).contains(after))
-        .collect()
 }
 
 fn whole(made: &mut Made, of: impl Fn(&Array2<f32>) -> Array2<f32>) {
@@ -193,11 +80,51 @@ impl Edits<'_, '_> {
                     }
                 });
             }
-            for parts in [2u8, 4, 8, 16] {
-                let words = format!("results are rounded to 1/{parts} of a step first");
-                self.formula(6, (Kind::Rounding, "output"), words, move |f, _| {
-                    f.output().first_rounded = Some(parts);
+            for (dynamic, whose) in [
+                (
+                    Dynamic::TorchToken,
+                    "each token has a scale of its own, found",
+                ),
+                (
+                    Dynamic::Tensor,
+                    "the sequence has a scale of its own, found",
+                ),
+            ] {
+                let words = format!("{whose} at run time by its largest value");
+                self.formula(4, (Kind::Factor, "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.dynamic = Some(dynamic);
+                    }
                 });
+            }
+            let found = |q: &Quantizer| matches!(q, Quantizer::Tensor(_) | Quantizer::Token(_));
+            if self.row.quantizer.as_ref().is_some_and(found) {
+                self.largest_of_parts();
+            }
+            let words = "½ is added, to negative values too, and the rest cut off";
+            self.formula(4, (Kind::Rounding, "output"), words, |f, _| {
+                let output = f.output();
+                if let Some(q) = &mut output.quantizer {
+                    q.rule.rounding = Rounding::TowardZero;
+                    output.offset = 0.5;
+                }
+            });
+            for parts in [2u8, 4, 8, 16] {
+                for by in [
+                    Rounding::NearestTiesToEven,
+                    Rounding::NearestTiesAway,
+                    Rounding::NearestTiesUp,
+                    Rounding::Floor,
+                    Rounding::TowardZero,
+                ] {
+                    let words = format!(
+                        "results are rounded to 1/{parts} of a step first ({})",
+                        QuantizerPart::Rounding(by)
+                    );
+                    self.formula(6, (Kind::Rounding, "output"), words, move |f, _| {
+                        f.output().first_rounded = Some((parts, by));
+                    });
+                }
             }
             for offset in [0.5f32, -0.5] {
                 let words = format!("{offset:+} is added before the rounding");
@@ -206,11 +133,50 @@ impl Edits<'_, '_> {
                 });
             }
         }
+        for function in Activation::OTHERS.into_iter().chain([Activation::Silu]) {
+            if function != Activation::Identity {
+                let words = format!("the result passes through {}", function.name());
+                self.formula(5, (Kind::Function, "output"), words, move |f, _| {
+                    f.output().function = Some(function);
+                });
+            }
+        }
         for narrow in Narrow::FLOATS {
             let words = format!("the result passes through {}", narrow.name());
             self.formula(9, (Kind::Format, "output"), words, move |f, _| {
                 f.output().through = Some(narrow);
             });
+        }
+    }
+
+    /// A scale found at run time by a part of the channels.
+    fn largest_of_parts(&mut self) {
+        let width = self.width;
+        let mut parts = vec![
+            32,
+            64,
+            96,
+            128,
+            192,
+            256,
+            512,
+            width / 2,
+            width / 3,
+            width / 4,
+        ];
+        parts.push(width - width / 4);
+        parts.retain(|part| (1..width).contains(part));
+        parts.sort_unstable();
+        parts.dedup();
+        for part in parts {
+            for (end, range) in [("first", (0, part)), ("last", (width - part, width))] {
+                let words = format!("the largest value is that of the {end} {part} channels");
+                self.formula(5, (Kind::PartMissing, "output"), words, move |f, _| {
+                    if let Some(q) = &mut f.output().quantizer {
+                        q.part = Some(range);
+                    }
+                });
+            }
         }
     }
 
@@ -276,6 +242,16 @@ impl Edits<'_, '_> {
                 });
             }
         }
+        // Of rows that another step reads as they lie, transposed ones are a misread buffer.
+        for stride in Stride::all(width, width) {
+            let is_misread = matches!(stride, Stride::Turned | Stride::Poured) && tokens;
+            if !is_misread {
+                let words = stride.words("the result");
+                self.result(5, (Kind::Order, "output"), words, move |made| {
+                    whole(made, |v| stride.of_all(v));
+                });
+            }
+        }
         let config = self.scene.map(|scene| scene.path.config());
         for (part, config) in self.row.point.parts().iter().zip(config) {
             let range = part.range(config, width);
@@ -288,6 +264,12 @@ impl Edits<'_, '_> {
             });
         }
         if tokens {
+            for order in TokenOrder::all() {
+                let words = format!("of the outputs, {}", order.words());
+                self.result(6, (order.kind(), "tokens"), words, move |made| {
+                    whole(made, |v| order.of(v));
+                });
+            }
             let words = "tokens are in reverse";
             self.result(6, (Kind::Order, "tokens"), words, |made| {
                 whole(made, |v| v.slice(s![..;-1, ..]).to_owned());
@@ -353,6 +335,32 @@ impl Edits<'_, '_> {
             }
         }
     }
+}
+
+/// The function that a result passes through, read off what deviates; `step` is that of codes.
+pub fn measured<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    found: Measured,
+    step: Option<f32>,
+) -> Edit {
+    let mut edits = Edits::new(scene, row, 0);
+    let (kind, what) = match step.is_some_and(|step| found.rounds(step)) {
+        true => (Kind::Rounding, "results are rounded by another rule"),
+        false => (
+            Kind::Function,
+            "what is stored is another function of the result",
+        ),
+    };
+    let words = format!("{what}: {}", found.words());
+    let found = Arc::new(found);
+    edits.formula(9, (kind, "output"), words, move |f, _| {
+        if let Formula::Grids(grids) = f {
+            grids.quantizer = None;
+        }
+        f.output().measured = Some(Arc::clone(&found));
+    });
+    edits.all.remove(0)
 }
 
 /// Reals that lie on a grid of codes.

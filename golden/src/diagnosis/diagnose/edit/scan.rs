@@ -1,9 +1,9 @@
 //! Edits of the selective scan.
 
-use super::result::turned_bits;
+use super::codes::turned_bits;
 use super::{Edit, Edits};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Delta, Formula, Measured, Narrow, Scan, Table,
+    Activation, BlockInputs, Decay, Delta, Formula, Measured, Narrow, Scan, Table,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use scalescope_sim::arith::round::Rounding;
@@ -11,6 +11,7 @@ use scalescope_sim::dataflow::Row;
 use scalescope_sim::trace::TracePoint;
 use std::sync::Arc;
 
+mod formats;
 mod inputs;
 mod parameters;
 
@@ -82,6 +83,7 @@ impl Edits<'_, '_> {
         self.functions();
         self.inputs(own);
         self.states(own);
+        self.scan_formats();
         self.other_parameters(own);
     }
 
@@ -219,22 +221,22 @@ impl Edits<'_, '_> {
         );
         self.formula(
             2,
-            (Kind::Function, "decay"),
-            "decays are 1 − α·δ and not exp(−α·δ)",
-            on(|s| s.linear_decay = true),
-        );
-        self.formula(
-            2,
             (Kind::Order, "gate"),
             "SiLU is of the output, which is then multiplied by z",
             on(|s| s.output_gated = true),
         );
-        self.formula(
-            2,
-            (Kind::Function, "decay"),
-            "decays are 1 − α·δ, and no less than zero, and not exp(−α·δ)",
-            on(|s| (s.linear_decay, s.decays_end) = (true, true)),
-        );
+        for decay in Decay::OTHERS {
+            for held in [false, true] {
+                let input = if held {
+                    ", and the input is held so"
+                } else {
+                    ""
+                };
+                let words = format!("decays are {} and not exp(−α·δ){input}", decay.name());
+                let change = on(move |s| (s.decay, s.held) = (decay, held));
+                self.formula(2, (Kind::Function, "decay"), words, change);
+            }
+        }
         self.formula(
             3,
             (Kind::Neighbour, "decay"),
@@ -262,8 +264,22 @@ impl Edits<'_, '_> {
         }
         for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
             let words = format!("the exp of decays is {}", table.name());
-            let change = on(move |s| s.decay = Some(table));
+            let change = on(move |s| s.decay = Decay::Tabled(table));
             self.formula(5, (Kind::Table, "decay"), words, change);
+        }
+    }
+
+    /// A chunk that begins with an older state than the last one.
+    fn older_states(&mut self) {
+        for tile in [1usize, 2, 4, 8, 16, 32, 64, 128, 256] {
+            for back in 1..=2usize {
+                let words = format!(
+                    "at every {tile}th token the state goes on from that of {} tokens before",
+                    back + 1
+                );
+                let change = on(move |s| s.older = Some((tile, back)));
+                self.formula(3, (Kind::History, "state"), words, change);
+            }
         }
     }
 
@@ -278,6 +294,7 @@ impl Edits<'_, '_> {
         for tile in [2usize, 4, 8, 16, 32, 64, 128, 256, 512, 1024] {
             self.scan_tile(tile);
         }
+        self.older_states();
         self.formula(
             1,
             (Kind::History, "state"),
@@ -322,39 +339,6 @@ impl Edits<'_, '_> {
                 on(move |s| s.state = Some(narrow)),
             );
         }
-        for narrow in [Narrow::F16, Narrow::Bf16] {
-            let words = |what: &str| format!("{what} passes through {}", narrow.name());
-            self.formula(
-                3,
-                (Kind::Format, "delta"),
-                words("δ"),
-                on(move |s| s.narrow_delta = Some(narrow)),
-            );
-            self.formula(
-                3,
-                (Kind::Format, "gate"),
-                words("the gate"),
-                on(move |s| s.narrow_gate = Some(narrow)),
-            );
-            self.formula(
-                3,
-                (Kind::Format, "sum"),
-                words("the sum over states"),
-                on(move |s| s.narrow_sum = Some(narrow)),
-            );
-            self.formula(
-                3,
-                (Kind::Format, "D"),
-                words("D"),
-                on(move |s| s.d.iter_mut().for_each(|d| *d = narrow.of(*d))),
-            );
-            self.formula(
-                3,
-                (Kind::Format, "dt_bias"),
-                words("the bias of dt"),
-                on(move |s| s.dt_bias.iter_mut().for_each(|b| *b = narrow.of(*b))),
-            );
-        }
         if let Some(scale) = own.state_scale {
             for (words, top) in [
                 ("its calibrated range", 127.0 * scale),
@@ -367,17 +351,6 @@ impl Edits<'_, '_> {
                     words,
                     on(move |s| s.state = Some(Narrow::Range(-top, top))),
                 );
-            }
-        }
-        for bits in 4..=16i8 {
-            for rounding in [Rounding::NearestTiesToEven, Rounding::Floor] {
-                let narrow = Narrow::Codes(24, f32::from(-bits).exp2(), rounding);
-                let words = match rounding {
-                    Rounding::Floor => format!("δ has {bits} bits behind the point, cut off"),
-                    _ => format!("δ has {bits} bits behind the point"),
-                };
-                let change = on(move |s| s.narrow_delta = Some(narrow));
-                self.formula(4, (Kind::Format, "delta"), words, change);
             }
         }
         // What implementations of Mamba limit δ to.

@@ -1,6 +1,6 @@
 //! Convolution and its function.
 
-use super::{Activation, BlockInputs, Math, Measured, Operand, Output};
+use super::{Activation, BlockInputs, Math, Measured, Narrow, Operand, Output};
 use ndarray::Array2;
 use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::{Requantizer, Scaling};
@@ -40,6 +40,8 @@ pub struct Conv {
     pub activation: Activation,
     /// A function that was read off a dump, in its place.
     pub measured: Option<Arc<Measured>>,
+    /// A type that the function's input passes through.
+    pub narrow_sum: Option<Narrow>,
     /// Tokens from one tap's input to the next one's.
     pub dilation: usize,
     /// Tokens after which nothing of the ones before is known.
@@ -120,6 +122,7 @@ impl Conv {
             product: rules.silu_form == SiluForm::Product,
             activation: Activation::Silu,
             measured: None,
+            narrow_sum: None,
             dilation: 1,
             tile: match rules.history {
                 TapHistory::LostEvery8 if rows.is_multiple_of(8) => Some(8),
@@ -175,6 +178,9 @@ impl Conv {
                 (m.fma)(both, sum as f32, self.bias[c])
             }
         };
+        if self.measured.is_some() || self.narrow_sum.is_some() {
+            return self.output.of(self.function(real(sum)));
+        }
         let Some(silu) = &chip.silu else {
             let v = match fixed {
                 true => (sum as f64 * input.real()) as f32,
@@ -208,14 +214,32 @@ impl Conv {
         }
     }
 
-    /// What the function gets, as reals; `None` where a chip has its own form of it.
+    /// What becomes of a sum before it is stored.
+    fn function(&self, v: f32) -> f32 {
+        let m = self.math;
+        let v = self.narrow_sum.map_or(v, |narrow| narrow.of(v));
+        match (self.product, self.activation, &self.measured) {
+            (_, _, Some(f)) => f.at(v),
+            (true, Activation::Silu, None) => {
+                let sigmoid = Activation::Sigmoid.of(m, v);
+                (m.mul)(v, sigmoid)
+            }
+            (_, activation, None) => activation.of(m, v),
+        }
+    }
+
+    /// What the function gets, as reals.
     pub fn before_function(&self) -> Option<Array2<f32>> {
-        let plain = Self {
+        let mut plain = Self {
             activation: Activation::Identity,
             output: Output::real(false),
             ..self.clone()
         };
-        (self.chip.is_none() && !self.bias_after).then(|| plain.run())
+        // A unit of functions is left out; what it gets are the register's own sums.
+        if let Some(chip) = &mut plain.chip {
+            chip.silu = None;
+        }
+        (!self.bias_after).then(|| plain.run())
     }
 
     /// Codes or reals, `[L, E]`.
@@ -265,14 +289,7 @@ impl Conv {
                 }
                 v
             };
-            let y = match (self.product, self.activation) {
-                _ if self.measured.is_some() => self.measured.as_ref().map_or(0.0, |f| f.at(v)),
-                (true, Activation::Silu) => {
-                    let sigmoid = Activation::Sigmoid.of(m, v);
-                    (m.mul)(v, sigmoid)
-                }
-                (_, activation) => activation.of(m, v),
-            };
+            let y = self.function(v);
             self.output.of(match self.bias_after {
                 true => y + self.bias[c],
                 false => y,

@@ -1,5 +1,6 @@
 //! The operations of an arithmetic, and functions made of them: those of the steps, and others in their place.
 
+use super::Narrow;
 use scalescope_sim::arith::real::{Ieee, RealMath, RealRules};
 use scalescope_sim::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
 
@@ -144,6 +145,8 @@ pub enum Activation {
     Elu,
     Mish,
     SiluOfNegative,
+    /// v times the sigmoid of so much times v.
+    SiluOf(f32),
     Tabled(Table),
 }
 
@@ -169,6 +172,7 @@ impl Activation {
     pub fn name(self) -> String {
         let name = match self {
             Activation::Tabled(table) => return table.name(),
+            Activation::SiluOf(by) => return format!("v times the sigmoid of {by} v"),
             Activation::Silu => "SiLU",
             Activation::SiluTwice => "SiLU twice",
             Activation::Sigmoid => "the sigmoid",
@@ -207,6 +211,7 @@ impl Activation {
             }
             Activation::Tabled(table) => table.of(|v| sigmoid(v, v), v),
             Activation::QuickGelu => sigmoid(v, 1.702 * v),
+            Activation::SiluOf(by) => sigmoid(v, by * v),
             Activation::Softplus => (math.softplus)(v),
             Activation::LeakyRelu => v.max(0.01 * v),
             Activation::Elu => v.max(0.0) + v.min(0.0).exp_m1(),
@@ -230,6 +235,8 @@ pub enum Delta {
     Magnitude,
     BaseTwo,
     Tabled(Table),
+    /// log(1 + exp) with every result in a type.
+    Narrowed(Narrow),
 }
 
 impl Delta {
@@ -248,6 +255,7 @@ impl Delta {
     pub fn name(self) -> String {
         let name = match self {
             Delta::Tabled(table) => return table.name(),
+            Delta::Narrowed(narrow) => return format!("log(1 + exp) in {}", narrow.name()),
             Delta::Softplus => "softplus",
             Delta::SoftplusTwice => "softplus twice",
             Delta::Exp => "exp",
@@ -272,6 +280,9 @@ impl Delta {
             Delta::Magnitude => v.abs(),
             Delta::BaseTwo => (1.0 + v.exp2()).log2(),
             Delta::Tabled(table) => table.of(m.softplus, v),
+            Delta::Narrowed(narrow) => {
+                narrow.of(narrow.of(1.0 + narrow.of(narrow.of(v).exp())).ln())
+            }
         }
     }
 }

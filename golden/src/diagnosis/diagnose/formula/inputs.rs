@@ -14,6 +14,7 @@ use scalescope_sim::plan::ScaleUse;
 use scalescope_sim::profile::{QuantizerRule, StepRules};
 use scalescope_sim::trace::{Tensor, TracePoint};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The tensors of a block as they went in, by point.
 pub type Seen = BTreeMap<TracePoint, Tensor>;
@@ -52,7 +53,10 @@ impl BlockInputs<'_, '_> {
         let tensor = self.seen.get(&point)?;
         let values = numbers(tensor);
         let columns = read.columns.range(self.path.config(), values.ncols());
-        let mut operand = Operand::new(values.slice(s![.., columns]).to_owned(), 1.0);
+        let mut operand = Operand::new(values.slice(s![.., columns.clone()]).to_owned(), 1.0);
+        if columns.len() < values.ncols() {
+            operand.whole = Some(Arc::new((values, columns.start)));
+        }
         match (tensor, read.scale) {
             (Tensor::I8(_), Some(by)) => operand.scale = self.scale(by)?,
             (Tensor::Codes(_), _) => match self.seen.get(&point.scales()?)? {

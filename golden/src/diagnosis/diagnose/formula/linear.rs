@@ -1,6 +1,6 @@
 //! Products with a weight matrix.
 
-use super::{BlockInputs, Math, Narrow, Operand, Output};
+use super::{BlockInputs, Math, Narrow, Operand, Output, Stride};
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::arith::accumulate::Accumulator;
@@ -30,13 +30,33 @@ pub enum Meet {
     Real,
 }
 
+/// What holds a sum of runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Register {
+    /// An integer.
+    Integer(Accumulator),
+    /// A float, to which the sum is rounded after each run.
+    Float(Narrow),
+}
+
+impl Register {
+    fn sum(self, terms: impl Iterator<Item = i64>) -> i64 {
+        match self {
+            Register::Integer(register) => register.sum(terms).0,
+            Register::Float(narrow) => {
+                terms.fold(0.0f32, |sum, term| narrow.of(sum + term as f32)) as i64
+            }
+        }
+    }
+}
+
 /// Products that are summed in runs, one of two sums in a narrow register.
 #[derive(Clone, Copy, Debug)]
 pub struct Blocks {
     /// Products of a run.
     pub length: usize,
     /// The narrow register.
-    pub register: Accumulator,
+    pub register: Register,
     /// Whether the runs' own sums are in it, and not the sum of the runs.
     pub inside: bool,
 }
@@ -45,10 +65,8 @@ impl Blocks {
     fn sum(&self, products: &[i64]) -> i64 {
         let runs = products.chunks(self.length);
         match self.inside {
-            true => runs
-                .map(|run| self.register.sum(run.iter().copied()).0)
-                .sum(),
-            false => self.register.sum(runs.map(|run| run.iter().sum())).0,
+            true => runs.map(|run| self.register.sum(run.iter().copied())).sum(),
+            false => self.register.sum(runs.map(|run| run.iter().sum())),
         }
     }
 }
@@ -233,6 +251,38 @@ impl Linear {
         change(&mut self.x, &mut w, &mut self.times);
         self.w = Arc::new(w);
         self.sums = None;
+    }
+
+    /// Lets the sums run on beyond the ends of the rows of both operands, to so many products: what lies there in
+    /// the buffers.
+    pub fn run_on(&mut self, to: usize) {
+        let (rows, k) = self.w.dim();
+        let next = |(r, i): (usize, usize)| {
+            let at = r * k + i;
+            self.w.get((at / k, at % k)).copied().unwrap_or(0.0)
+        };
+        let w = Array2::from_shape_fn((rows, to), next);
+        self.x.values = match &self.x.whole {
+            Some(whole) => Stride::Read(whole.0.ncols()).of(&whole.0, whole.1, to),
+            None => Stride::Read(k).of(&self.x.values, 0, to),
+        };
+        self.w = Arc::new(w);
+        self.times = vec![1.0; to];
+        self.sums = None;
+    }
+
+    /// Multiplies reals of a type in the place of codes.
+    pub fn dequantize(&mut self, narrow: Narrow) {
+        let m = Math::of(RealRules::CorrectlyRounded);
+        let real = |at| narrow.of(self.x.real(m, at));
+        let x = Array2::from_shape_fn(self.x.values.dim(), real);
+        let scale = |c: usize| self.w_scales[c.min(self.w_scales.len() - 1)];
+        let w = Array2::from_shape_fn(self.w.dim(), |(c, k)| narrow.of(scale(c) * self.w[(c, k)]));
+        (self.x, self.w) = (Operand::new(x, 1.0), Arc::new(w));
+        (self.w_scales, self.meet, self.sums) = (vec![1.0], Meet::Real, None);
+        if let Some(q) = &mut self.output.quantizer {
+            q.in_units = false;
+        }
     }
 
     /// Lets some inputs go in so many times.

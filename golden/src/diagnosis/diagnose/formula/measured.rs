@@ -68,6 +68,17 @@ impl Measured {
         }
     }
 
+    /// Whether no value is more than a code's step away from its places, but where these lie beyond the ends of eight
+    /// bits: it rounds, and does nothing else.
+    pub fn rounds(&self, step: f32) -> bool {
+        let near = |at: f32, value: f32| {
+            let ends = value.abs() >= 126.5 * step && at * value > 0.0 && at.abs() >= value.abs();
+            ends || (at - value).abs() <= 1.001 * step
+        };
+        let run = |run: &(f32, f32, f32)| near(run.0, run.2) && near(run.1, run.2);
+        !self.lines && self.runs.iter().all(run)
+    }
+
     /// Some of its values, in words.
     pub fn words(&self) -> String {
         let (first, last) = (self.runs[0].0, self.runs[self.runs.len() - 1].1);
@@ -98,19 +109,31 @@ mod tests {
     use super::*;
 
     fn samples(of: impl Fn(usize, f32) -> f32) -> Vec<Sample> {
-        let at = |i: usize| (i * 7919 % 4096) as f32 / 256.0 - 8.0;
+        samples_of(4096, of)
+    }
+
+    fn samples_of(count: usize, of: impl Fn(usize, f32) -> f32) -> Vec<Sample> {
+        let at = |i: usize| (i * 7919 % count) as f32 * 16.0 / count as f32 - 8.0;
         let sample = |i| Sample {
             at: at(i),
             value: of(i, at(i)),
             weight: 1.0,
         };
-        (0..4096).map(sample).collect()
+        (0..count).map(sample).collect()
     }
 
     #[test]
     fn steps_and_lines_are_read_off_and_noise_is_not() {
         let steps = Measured::of(samples(|_, v| (4.0 * v).floor())).unwrap();
-        assert!(!steps.lines);
+        assert!(!steps.lines && !steps.rounds(1.0));
+        let floors = Measured::of(samples(|_, v| v.floor())).unwrap();
+        assert!(floors.rounds(1.0) && !floors.rounds(0.5));
+        // What lies beyond the ends is no rounding where it has the other end's value.
+        let saturates = |_, v: f32| (32.0 * v).round().clamp(-128.0, 127.0) / 32.0;
+        let ends = Measured::of(samples_of(8192, saturates));
+        assert!(ends.unwrap().rounds(1.0 / 32.0));
+        let wrong = Measured::of(samples(|_, v| if v < 0.0 { 127.0 / 32.0 } else { 0.0 }));
+        assert!(!wrong.unwrap().rounds(1.0 / 32.0));
         for sample in samples(|_, v| (4.0 * v).floor()) {
             assert_eq!(steps.at(sample.at), sample.value);
         }

@@ -5,6 +5,7 @@ use half::f16;
 use ndarray::Array2;
 use scalescope_sim::quant::QTensor;
 use scalescope_sim::trace::Tensor;
+use std::sync::Arc;
 
 /// Something that a step reads: numbers, and what one of them stands for.
 #[derive(Clone, Debug)]
@@ -15,16 +16,18 @@ pub struct Operand {
     pub scale: f32,
     /// The step of each row's codes, where rows have their own; it is met beside `scale`, which is 1 then.
     pub rows: Option<Vec<f32>>,
+    /// The tensor that the values are columns of, and the first of them, where they are a part.
+    pub whole: Option<Arc<(Array2<f32>, usize)>>,
 }
 
 impl Operand {
     /// Numbers with one step.
     pub fn new(values: Array2<f32>, scale: f32) -> Self {
-        let rows = None;
         Self {
             values,
             scale,
-            rows,
+            rows: None,
+            whole: None,
         }
     }
 

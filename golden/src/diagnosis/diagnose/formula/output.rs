@@ -1,14 +1,17 @@
 //! How results are stored: as reals of a type, or as codes by a quantizer.
 
+use super::{Activation, Math, Measured};
 use crate::diagnosis::diagnose::rule::QuantizerPart;
 use half::{bf16, f16};
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Axis, s};
 use scalescope_sim::arith::fixed::Requantizer;
+use scalescope_sim::arith::real::RealRules;
 use scalescope_sim::arith::requant::QuantRule;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::profile::unit::ScaleGrid;
 use scalescope_sim::quant::Scale;
 use scalescope_sim::step::dynamic;
+use std::sync::Arc;
 
 /// A narrower type, or a range, that a value passes through.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,8 +108,12 @@ pub struct Output {
     pub offset: f32,
     /// What it is multiplied with.
     pub factor: f32,
-    /// Parts of a step to which it is rounded before it is rounded to steps.
-    pub first_rounded: Option<u8>,
+    /// Parts of a step to which it is rounded, and how, before it is rounded to steps.
+    pub first_rounded: Option<(u8, Rounding)>,
+    /// A function that it passes through before it is stored.
+    pub function: Option<Activation>,
+    /// One that was read off a dump.
+    pub measured: Option<Arc<Measured>>,
 }
 
 /// A quantizer.
@@ -116,6 +123,9 @@ pub struct Quantize {
     pub scale: f32,
     /// Which values have a scale of their own, if it is found at run time.
     pub dynamic: Option<Dynamic>,
+    /// Channels among which the largest magnitude is looked for, from the first to before the last, where the scale is
+    /// found at run time; all if `None`.
+    pub part: Option<(usize, usize)>,
     /// The code that the largest magnitude gets, where the scale is found at run time.
     pub largest: f32,
     /// Its rule.
@@ -147,6 +157,7 @@ impl Quantize {
         Self {
             scale,
             dynamic: None,
+            part: None,
             largest: 127.0,
             rule,
             in_units: false,
@@ -170,7 +181,9 @@ impl Quantize {
 
 /// Codes whose scale puts the largest magnitude on a code of its own.
 fn over(values: &Array2<f32>, q: &Quantize) -> Array2<f32> {
-    let absmax = values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    let (first, last) = q.part.unwrap_or((0, values.ncols()));
+    let seen = values.slice(s![.., first..last.min(values.ncols())]);
+    let absmax = seen.iter().fold(0.0f32, |max, v| max.max(v.abs()));
     let scale = Scale::new(absmax / q.largest).unwrap_or_else(|_| Scale::new(1.0).expect("one"));
     values.mapv(|v| q.fit(q.rule.rounding.round(q.rule.in_units(v, scale)) as i128))
 }
@@ -185,13 +198,29 @@ impl Output {
             offset: 0.0,
             factor: 1.0,
             first_rounded: None,
+            function: None,
+            measured: None,
         }
+    }
+
+    /// A value after the function that it passes through, if there is one.
+    fn through_function(&self, v: f32) -> f32 {
+        let unit = match &self.quantizer {
+            Some(q) if q.in_units => q.scale,
+            _ => 1.0,
+        };
+        let math = Math::of(RealRules::CorrectlyRounded);
+        let v = self.function.map_or(v, |f| f.of(math, v * unit) / unit);
+        self.measured.as_ref().map_or(v, |f| f.at(v * unit) / unit)
     }
 
     /// What is stored of `v`: a code or a real.
     #[inline]
     pub fn of(&self, v: f32) -> f32 {
         let mut v = v;
+        if self.function.is_some() || self.measured.is_some() {
+            v = self.through_function(v);
+        }
         if let Some(narrow) = self.through {
             v = narrow.of(v);
         }
@@ -212,7 +241,7 @@ impl Output {
             (factor, offset) => units * factor + offset,
         };
         let units = match self.first_rounded {
-            Some(parts) => q.rule.rounding.round(units * f32::from(parts)) / f32::from(parts),
+            Some((parts, by)) => by.round(units * f32::from(parts)) / f32::from(parts),
             None => units,
         };
         let integer = q.rule.rounding.round(units) + q.zero_point;
@@ -229,8 +258,10 @@ impl Output {
     /// What is stored of an integer sum that a chip brings to the output's grid.
     #[inline]
     pub(super) fn of_sum(&self, sum: i64, by: &Requantizer) -> f32 {
-        let plain =
-            (self.factor, self.offset, self.through, self.first_rounded) == (1.0, 0.0, None, None);
+        let plain = (self.factor, self.offset, self.through, self.first_rounded)
+            == (1.0, 0.0, None, None)
+            && self.function.is_none()
+            && self.measured.is_none();
         match self.quantizer.as_ref().filter(|q| plain && q.in_units) {
             Some(q) => q.fit(by.integer(sum, 0)),
             None => self.of((sum as f64 * by.real()) as f32),
@@ -242,7 +273,7 @@ impl Output {
         let Some((q, dynamic)) = self.quantizer.as_ref().and_then(|q| Some((q, q.dynamic?))) else {
             return values;
         };
-        if q.largest != 127.0 {
+        if q.largest != 127.0 || q.part.is_some() {
             return match dynamic {
                 Dynamic::Tensor => over(&values, q),
                 Dynamic::TorchToken | Dynamic::Token(_) => {

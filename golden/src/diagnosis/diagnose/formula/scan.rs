@@ -1,6 +1,9 @@
 //! The selective scan.
 
-use super::{Activation, BlockInputs, Delta, Made, Math, Measured, Narrow, Operand, Output, Table};
+use super::{
+    Activation, BlockInputs, Conv, Decay, Delta, Made, Math, Measured, Narrow, Operand, Output,
+    Running,
+};
 use ndarray::{Array2, s};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::Step;
@@ -37,6 +40,8 @@ pub struct Scan {
     pub z: Operand,
     /// `[E, N]`.
     pub a_log: Operand,
+    /// What the convolution's function got, `[L, E]`, where it is known.
+    pub before_silu: Option<Arc<Array2<f32>>>,
     /// The unit of a chip, which runs as it is.
     pub unit: Option<Chip>,
     /// E, dequantized.
@@ -51,12 +56,14 @@ pub struct Scan {
     pub state_scale: Option<f32>,
     /// Makes δ.
     pub delta: Delta,
+    /// What δ is multiplied with.
+    pub delta_times: f32,
     /// Whether A_log is α itself.
     pub a_is_log: bool,
-    /// Decays are 1 − α·δ and not exp.
-    pub linear_decay: bool,
-    /// Whether these end at zero.
-    pub decays_end: bool,
+    /// Makes decays of α·δ.
+    pub decay: Decay,
+    /// A type that decays pass through.
+    pub narrow_decay: Option<Narrow>,
     /// The logarithm of what decays are powers of, 1 for e.
     pub decay_base: f32,
     /// Whether the bias of dt is added after softplus.
@@ -77,8 +84,6 @@ pub struct Scan {
     pub output_gated: bool,
     /// Whether a channel begins with the last state of the one before.
     pub passed_on: bool,
-    /// A table that decays come from.
-    pub decay: Option<Table>,
     /// Whether B enters with δ.
     pub input_delta: bool,
     /// What makes the gate of z; `None` leaves the output ungated.
@@ -89,6 +94,8 @@ pub struct Scan {
     pub before: Option<Array2<f32>>,
     /// Tokens after which the state is empty again.
     pub tile: Option<usize>,
+    /// Tokens after which the state of so many tokens before is taken for the last one.
+    pub older: Option<(usize, usize)>,
     /// A type or range that the state passes through after each token.
     pub state: Option<Narrow>,
     /// A type or range that δ passes through.
@@ -97,6 +104,8 @@ pub struct Scan {
     pub narrow_gate: Option<Narrow>,
     /// A type that outputs pass through before the gate.
     pub narrow_sum: Option<Narrow>,
+    /// A type that the sum over states passes through after each of them.
+    pub running: Option<Running>,
     /// States that are summed.
     pub states: Vec<bool>,
     /// How much of the state goes on.
@@ -141,6 +150,7 @@ impl Scan {
         ];
         Some(Self {
             formula: rules.formula,
+            before_silu: sums_of_conv(scene).map(Arc::new),
             unit: rules.unit.map(|unit| Chip { unit, calibrated }),
             state_scale: calibrated.map(Scale::get),
             output: scene.output(row, false)?,
@@ -166,6 +176,7 @@ impl Scan {
             c,
             z,
             a_log: Operand::new(a_log.codes.mapv(f32::from), a_log.scale.get()),
+            before_silu: None,
             unit: None,
             d: dequantized(math, d),
             d_scale: d.scale.get(),
@@ -173,9 +184,10 @@ impl Scan {
             dt_bias_scale: dt_bias.scale.get(),
             state_scale: None,
             delta: Delta::Softplus,
+            delta_times: 1.0,
             a_is_log: true,
-            linear_decay: false,
-            decays_end: false,
+            decay: Decay::Exp,
+            narrow_decay: None,
             decay_base: 1.0,
             late_bias: false,
             late_decay: false,
@@ -186,16 +198,17 @@ impl Scan {
             d_by_token: false,
             output_gated: false,
             passed_on: false,
-            decay: None,
             input_delta: true,
             gate: Some(Activation::Silu),
             measured_gate: None,
             before: None,
             tile: None,
+            older: None,
             state: None,
             narrow_delta: None,
             narrow_gate: None,
             narrow_sum: None,
+            running: None,
             carry: 1.0,
             late: false,
             kept_early: false,
@@ -276,8 +289,11 @@ impl Scan {
     fn in_unit(&self, chip: &Chip) -> Option<Made> {
         let inside = self.delta != Delta::Softplus
             || !self.a_is_log
-            || self.linear_decay
+            || self.decay != Decay::Exp
+            || self.running.is_some()
+            || self.older.is_some()
             || self.decay_base != 1.0
+            || self.delta_times != 1.0
             || self.late_bias
             || self.late_decay
             || self.held
@@ -288,7 +304,6 @@ impl Scan {
             || self.output_gated
             || self.passed_on
             || self.measured_gate.is_some()
-            || self.decay.is_some()
             || !self.input_delta
             || !matches!(self.gate, None | Some(Activation::Silu))
             || self.late
@@ -298,7 +313,8 @@ impl Scan {
                 self.narrow_delta,
                 self.narrow_gate,
                 self.narrow_sum,
-            ] != [None; 4];
+                self.narrow_decay,
+            ] != [None; 5];
         if inside {
             return None;
         }
@@ -368,12 +384,22 @@ impl Scan {
         let mut delta_before = 0.0;
         let rows = self.u.values.nrows();
         let mut kept = x.to_vec();
+        // States after the tokens before, the last one's first.
+        let mut earlier = vec![vec![0.0; x.len()]; self.older.map_or(0, |(_, back)| back)];
         for t in 0..rows {
             if t + 1 == rows {
                 kept.copy_from_slice(x);
             }
             if self.tile.is_some_and(|tile| t > 0 && t % tile == 0) {
                 x.fill(0.0);
+            }
+            if let Some((tile, back)) = self.older {
+                let own = x.to_vec();
+                if t > 0 && t % tile == 0 {
+                    x.copy_from_slice(&earlier[back - 1]);
+                }
+                earlier.rotate_right(1);
+                earlier[0] = own;
             }
             let u = self.u.real(m, (t, c));
             let (early, late) = match self.late_bias {
@@ -388,6 +414,9 @@ impl Scan {
             if self.late_bias {
                 delta += late;
             }
+            if self.delta_times != 1.0 {
+                delta *= self.delta_times;
+            }
             if let Some(narrow) = self.narrow_delta {
                 delta = narrow.of(delta);
             }
@@ -395,9 +424,10 @@ impl Scan {
             let own_d = self.d[if self.d_by_token { t % self.d.len() } else { c }];
             let d = if self.skip_ungated { 0.0 } else { own_d };
             let skipped = self.skip.as_ref().map_or(u, |x| x.real(m, (t, c)));
-            let mut out = match fused {
-                true => (m.mul)(d, skipped),
-                false => 0.0,
+            let last = !fused || self.running.is_some_and(|running| !running.skip);
+            let mut out = match last {
+                false => (m.mul)(d, skipped),
+                true => 0.0,
             };
             let decay_delta = match self.late_decay {
                 true => std::mem::replace(&mut delta_before, delta),
@@ -406,14 +436,8 @@ impl Scan {
             for (n, x) in x.iter_mut().enumerate() {
                 let b = self.b.real(m, (t, n));
                 let exponent = (m.mul)(alpha[n], decay_delta) * self.decay_base;
-                let decay = match (self.linear_decay, self.decay) {
-                    (true, _) => match self.decays_end {
-                        true => (1.0 - exponent).max(0.0),
-                        false => 1.0 - exponent,
-                    },
-                    (false, Some(table)) => table.of(m.exp, -exponent),
-                    (false, None) => (m.exp_neg)(exponent),
-                };
+                let decay = self.decay.of(m, exponent);
+                let decay = self.narrow_decay.map_or(decay, |narrow| narrow.of(decay));
                 let cs = self.c.real(m, (t, n));
                 let before = *x * self.carry;
                 let drive = match self.held {
@@ -433,14 +457,15 @@ impl Scan {
                 let next = self.state.map_or(next, |narrow| narrow.of(next));
                 let read = if self.late { *x } else { next };
                 if self.states[n] {
-                    out = match fused {
-                        true => (m.fma)(read, cs, out),
-                        false => (m.add)(out, (m.mul)(read, cs)),
+                    out = match (self.running, fused) {
+                        (Some(running), _) => running.add(out, (read, cs)),
+                        (None, true) => (m.fma)(read, cs, out),
+                        (None, false) => (m.add)(out, (m.mul)(read, cs)),
                     };
                 }
                 *x = next;
             }
-            if !fused {
+            if last {
                 out = (m.add)(out, (m.mul)(skipped, d));
             }
             let z = self.z.real(m, (t, c));
@@ -468,6 +493,13 @@ impl Scan {
             x.copy_from_slice(&kept);
         }
     }
+}
+
+/// The sums of the block's convolution, before its function.
+fn sums_of_conv(scene: &BlockInputs) -> Option<Array2<f32>> {
+    let mut rows = scene.block.of_step(Step::Conv);
+    let row = rows.find(|row| !row.point.is_state())?;
+    Conv::of(scene, row)?.before_function()
 }
 
 /// The values of codes.

@@ -1,6 +1,7 @@
 //! The step that makes the first tensor that deviates, by itself: edits of its formula, tried without running
 //! the block.
 
+mod donors;
 mod solved;
 
 use crate::diagnosis::diagnose::edit::{self, Around, Edit};
@@ -273,6 +274,7 @@ impl<'a, 'm> Local<'a, 'm> {
         }
         edits.extend(self.moved());
         edits.extend(self.measured());
+        edits.extend(self.measured_output());
         edits.extend(self.on_grid());
         if let Some(tile) = self.first_row().filter(|row| *row > 1) {
             edits.extend(edit::of_tile(here, self.row, formula, tile));
@@ -286,6 +288,12 @@ impl<'a, 'm> Local<'a, 'm> {
             best = self.tried(best.into_iter().map(|(_, e)| e).collect(), None);
         }
         let enough = |best: &[(usize, Edit)]| best.first().is_some_and(|b| b.0 * 50 <= self.base);
+        if !enough(&best) {
+            let more = self.fitted().into_iter().chain(self.donated());
+            let more: Vec<Edit> = more.filter(|e| wanted(e)).collect();
+            best.extend(self.tried(more, None));
+            best.sort_by_key(|(left, e)| (*left, e.rank));
+        }
         if twos && !enough(&best) {
             best.extend(self.tried(self.narrow_sums(formula), None));
             best.sort_by_key(|(left, e)| (*left, e.rank));

@@ -3,9 +3,11 @@
 
 use super::on;
 use crate::diagnosis::diagnose::edit::{Edit, Edits};
-use crate::diagnosis::diagnose::formula::{BlockInputs, Blocks, Linear, Meet};
+use crate::diagnosis::diagnose::formula::{
+    BlockInputs, Blocks, Linear, Meet, Narrow, Register, solve,
+};
 use crate::diagnosis::diagnose::kind::Kind;
-use ndarray::{Array2, s};
+use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
 use scalescope_sim::dataflow::Row;
@@ -156,10 +158,20 @@ pub fn blocks<'a>(
     let base: usize = rows.iter().map(|t| off(*t)).sum();
     let (few, wanted) = (own.of_rows(&rows), dumped.select(ndarray::Axis(0), &rows));
     let mut all = Vec::new();
-    for length in [2usize, 4, 8, 16, 32, 64, 128] {
+    for length in [1usize, 2, 4, 8, 16, 32, 64, 128, 256] {
+        let floats = [Narrow::F16, Narrow::Bf16, Narrow::F16Cut, Narrow::Bf16Cut];
+        all.extend(floats.map(|narrow| Blocks {
+            length,
+            register: Register::Float(narrow),
+            inside: false,
+        }));
+        if length == 1 || length > 128 {
+            continue;
+        }
         for bits in 10..=20 {
             for overflow in [AccOverflow::Saturate, AccOverflow::Wrap] {
                 let register = Accumulator::new(bits, overflow).expect("8 to 64 bits");
+                let register = Register::Integer(register);
                 all.extend([true, false].map(|inside| Blocks {
                     length,
                     register,
@@ -184,19 +196,32 @@ pub fn blocks<'a>(
     scored.sort_by_key(|(left, blocks)| (*left, blocks.length));
     let mut edits = Edits::new(scene, row, own.w.nrows());
     for (_, blocks) in scored.into_iter().take(2) {
-        let (bits, length) = (blocks.register.bits(), blocks.length);
-        let overflow = match blocks.register.overflow() {
-            AccOverflow::Saturate => "saturates",
-            AccOverflow::Wrap | AccOverflow::Trap => "wraps",
-        };
-        let words = match blocks.inside {
-            true => format!("each {length} products are summed in {bits} bits, which {overflow}"),
-            false => {
-                format!("sums of {length} products are added in {bits} bits, which {overflow}")
+        let length = blocks.length;
+        let (kind, words) = match blocks.register {
+            Register::Float(narrow) => {
+                let name = narrow.name();
+                let words = format!("the sum passes through {name} after each {length} products");
+                (Kind::Format, words)
+            }
+            Register::Integer(register) => {
+                let bits = register.bits();
+                let overflow = match register.overflow() {
+                    AccOverflow::Saturate => "saturates",
+                    AccOverflow::Wrap | AccOverflow::Trap => "wraps",
+                };
+                let words = match blocks.inside {
+                    true => format!(
+                        "each {length} products are summed in {bits} bits, which {overflow}"
+                    ),
+                    false => format!(
+                        "sums of {length} products are added in {bits} bits, which {overflow}"
+                    ),
+                };
+                (Kind::Width, words)
             }
         };
         let change = on(move |l| (l.blocks, l.sums) = (Some(blocks), None));
-        edits.formula(5, (Kind::Width, "sum"), words, change);
+        edits.formula(5, (kind, "sum"), words, change);
     }
     edits.all
 }
@@ -243,34 +268,6 @@ pub fn solve_times(own: &Linear, dumped: &Array2<f32>) -> Option<Vec<f32>> {
     // Inputs that are nearly always zero have no say.
     (near.count() * 20 >= 19 * k && others > 0 && small)
         .then(|| times.iter().map(|t| 1.0 + t).collect())
-}
-
-/// Solves a symmetric positive system (Cholesky).
-fn solve(mut a: Array2<f64>, mut b: Vec<f64>) -> Option<Vec<f64>> {
-    let n = b.len();
-    for i in 0..n {
-        for j in 0..=i {
-            let sum = a.slice(s![i, ..j]).dot(&a.slice(s![j, ..j]));
-            let v = a[(i, j)] - sum;
-            if i == j {
-                if v <= 0.0 {
-                    return None;
-                }
-                a[(i, i)] = v.sqrt();
-            } else {
-                a[(i, j)] = v / a[(j, j)];
-            }
-        }
-    }
-    for i in 0..n {
-        let sum: f64 = (0..i).map(|k| a[(i, k)] * b[k]).sum();
-        b[i] = (b[i] - sum) / a[(i, i)];
-    }
-    for i in (0..n).rev() {
-        let sum: f64 = (i + 1..n).map(|k| a[(k, i)] * b[k]).sum();
-        b[i] = (b[i] - sum) / a[(i, i)];
-    }
-    Some(b)
 }
 
 /// The edits of how often inputs go in.

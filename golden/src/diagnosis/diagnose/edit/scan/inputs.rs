@@ -1,12 +1,12 @@
 //! Edits of what a scan reads.
 
 use super::on;
-use crate::diagnosis::diagnose::edit::result::Narrowed;
+use crate::diagnosis::diagnose::edit::codes::Narrowed;
 use crate::diagnosis::diagnose::edit::{
-    BEGINS, COUNTERS, ChannelOrder, Edits, Half, begins, counted, moves, replace, reversed, turned,
+    BEGINS, ChannelOrder, Edits, Half, TokenOrder, begins, moves, replace, reversed, turned,
     whole_of,
 };
-use crate::diagnosis::diagnose::formula::{Operand, Scan};
+use crate::diagnosis::diagnose::formula::{Activation, Operand, Scan, Stride};
 use crate::diagnosis::diagnose::kind::Kind;
 use scalescope_sim::dataflow::Step;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// An input of a scan.
 type Input = (&'static str, fn(&mut Scan) -> &mut Operand);
 
-const INPUTS: [Input; 5] = [
+pub(super) const INPUTS: [Input; 5] = [
     ("u", |s| &mut s.u),
     ("dt", |s| &mut s.dt),
     ("B", |s| &mut s.b),
@@ -42,11 +42,15 @@ impl Edits<'_, '_> {
                 });
                 self.formula(5, (order.kind(), name), words, change);
             }
-            for below in COUNTERS {
-                let words =
-                    format!("{name}'s tokens are counted below {below} and then from 0 again");
-                let change = on(move |s| of(s).values = counted(&of(s).values, below));
-                self.formula(4, (Kind::Neighbour, name), words, change);
+            for order in TokenOrder::all() {
+                let words = format!("{name}'s {}", order.words());
+                let change = on(move |s| of(s).values = order.of(&of(s).values));
+                self.formula(4, (order.kind(), name), words, change);
+            }
+            for stride in Stride::of_each(of(&mut own.clone())) {
+                let words = stride.words(name);
+                let change = on(move |s| stride.of_operand(of(s)));
+                self.formula(4, (Kind::Order, name), words, change);
             }
             for half in Half::ALL {
                 let words = format!("{} of {name} are those of the token before", half.words());
@@ -136,6 +140,7 @@ impl Edits<'_, '_> {
             on(|s| s.skip = Some(Arc::new(Operand::new(s.u.values.clone(), 1.0)))),
         );
         self.parts_elsewhere(own);
+        self.other_functions_of_u(own);
         if own.u.values.dim() == own.z.values.dim() {
             self.formula(
                 2,
@@ -188,6 +193,48 @@ impl Edits<'_, '_> {
                     s.u.scale = x.scale;
                 }),
             );
+        }
+    }
+
+    /// u by another function of the convolution's sum, as a real and as a code.
+    fn other_functions_of_u(&mut self, own: &Scan) {
+        if own.before_silu.is_none() {
+            return;
+        }
+        for function in Activation::OTHERS {
+            for codes in [false, true]
+                .into_iter()
+                .filter(|c| !c || own.u.scale != 1.0)
+            {
+                let of = if codes { "a code of " } else { "" };
+                let (kind, words) = match function {
+                    Activation::Identity => (
+                        Kind::Neighbour,
+                        format!("u is {of}the convolution's sum before SiLU"),
+                    ),
+                    other => (
+                        Kind::Function,
+                        format!("u is {of}{} of the convolution's sum", other.name()),
+                    ),
+                };
+                let change = on(move |s| {
+                    let Some(sums) = s.before_silu.clone() else {
+                        return;
+                    };
+                    if sums.dim() != s.u.values.dim() {
+                        return;
+                    }
+                    let values = sums.mapv(|v| function.of(s.math, v));
+                    match codes {
+                        true => {
+                            let code = |v: f32| (v / s.u.scale).round_ties_even();
+                            s.u.values = values.mapv(|v| code(v).clamp(-128.0, 127.0));
+                        }
+                        false => s.u = Operand::new(values, 1.0),
+                    }
+                });
+                self.formula(3, (kind, "u"), words, change);
+            }
         }
     }
 

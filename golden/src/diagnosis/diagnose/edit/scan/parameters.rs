@@ -1,8 +1,8 @@
 //! Edits of a scan's parameters: those of other blocks and channels, A in other forms.
 
 use super::on;
-use crate::diagnosis::diagnose::edit::{Edits, reversed};
-use crate::diagnosis::diagnose::formula::{Operand, Scan, dequantized};
+use crate::diagnosis::diagnose::edit::{ChannelOrder, Edits, reversed};
+use crate::diagnosis::diagnose::formula::{Operand, Scan, Stride, dequantized};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::Array2;
 
@@ -85,16 +85,7 @@ impl Edits<'_, '_> {
                 s.a_log.values = reversed(&s.a_log.values);
             }),
         );
-        self.formula(
-            3,
-            (Kind::Order, "A"),
-            "the buffer of A is read transposed",
-            on(|s| {
-                let (e, n) = s.a_log.values.dim();
-                let t: Vec<f32> = s.a_log.values.t().iter().copied().collect();
-                s.a_log.values = Array2::from_shape_vec((e, n), t).expect("as many elements");
-            }),
-        );
+        self.orders(own);
         type OfA = (Kind, &'static str, fn(f32) -> f32);
         let alphas: [OfA; 4] = [
             (Kind::Format, "A is rounded to powers of two", |a| {
@@ -114,6 +105,37 @@ impl Edits<'_, '_> {
             });
             self.formula(3, (kind, "A"), words, change);
         }
+        let change = on(|s| {
+            let initial = |(_, n): (usize, usize)| (n + 1) as f32;
+            s.a_log = Operand::new(Array2::from_shape_fn(s.a_log.values.dim(), initial), 1.0);
+            s.a_is_log = false;
+        });
+        let words = "A has its initial values, −1 to −N";
+        self.formula(3, (Kind::Constant, "A"), words, change);
+        for (by, scale) in self.other_scales() {
+            let of = format!("the scale of {by}");
+            if scale != own.a_log.scale {
+                let words = format!("A_log has {of}");
+                let change = on(move |s| s.a_log.scale = scale);
+                self.formula(4, (Kind::Neighbour, "A scale"), words, change);
+            }
+            if scale != own.d_scale {
+                let words = format!("D has {of}");
+                let change = on(move |s| {
+                    let by = scale / s.d_scale;
+                    s.d.iter_mut().for_each(|v| *v *= by);
+                });
+                self.formula(4, (Kind::Neighbour, "D scale"), words, change);
+            }
+            if scale != own.dt_bias_scale {
+                let words = format!("the bias of dt has {of}");
+                let change = on(move |s| {
+                    let by = scale / s.dt_bias_scale;
+                    s.dt_bias.iter_mut().for_each(|v| *v *= by);
+                });
+                self.formula(4, (Kind::Neighbour, "dt_bias scale"), words, change);
+            }
+        }
         let (d, bias) = (own.d_scale, own.dt_bias_scale);
         self.formula(
             3,
@@ -131,5 +153,34 @@ impl Edits<'_, '_> {
                 s.dt_bias.iter_mut().for_each(|v| *v /= bias);
             }),
         );
+    }
+
+    /// Parameters of other channels, by a rule of their number or by another stride of their buffer.
+    fn orders(&mut self, own: &Scan) {
+        let (e, n) = own.a_log.values.dim();
+        for stride in Stride::all(n, n) {
+            let words = stride.words("A");
+            let change = on(move |s| s.a_log.values = stride.of_all(&s.a_log.values));
+            self.formula(3, (Kind::Order, "A"), words, change);
+        }
+        for order in ChannelOrder::heads(n) {
+            let words = format!("of the states of A, {}", order.words());
+            let change = on(move |s| s.a_log.values = order.of(&s.a_log.values));
+            self.formula(4, (order.kind(), "A"), words, change);
+        }
+        for order in ChannelOrder::heads(e) {
+            let words = format!("A's {}", order.words());
+            let change = on(move |s| {
+                let turned = order.of(&s.a_log.values.t().to_owned());
+                s.a_log.values = turned.reversed_axes().as_standard_layout().into_owned();
+            });
+            self.formula(4, (order.kind(), "A"), words, change);
+            let words = format!("D's {}", order.words());
+            let change = on(move |s| s.d = order.of_vector(&s.d));
+            self.formula(4, (order.kind(), "D"), words, change);
+            let words = format!("the bias of dt's {}", order.words());
+            let change = on(move |s| s.dt_bias = order.of_vector(&s.dt_bias));
+            self.formula(4, (order.kind(), "dt_bias"), words, change);
+        }
     }
 }

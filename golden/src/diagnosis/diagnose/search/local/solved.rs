@@ -3,7 +3,7 @@
 
 use super::{Local, Target};
 use crate::diagnosis::diagnose::edit::{self, Edit};
-use crate::diagnosis::diagnose::formula::{self, Formula, Measured, Sample};
+use crate::diagnosis::diagnose::formula::{self, Formula, Measured, Output, Sample};
 use crate::diagnosis::diagnose::pattern::{Indices, Pattern};
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -48,6 +48,49 @@ impl Local<'_, '_> {
             Formula::Scan(_) => edit::measured_gate(here, self.row, found),
             _ => edit::measured_silu(here, self.row, found),
         })
+    }
+
+    /// The function that stores a step's results, read off the dump.
+    pub(super) fn measured_output(&self) -> Option<Edit> {
+        let pattern = self.pattern.as_deref().filter(|_| self.may_restrict());
+        let mut samples: Vec<Sample> = Vec::new();
+        let mut grid = None;
+        for (s, sequence) in self.sequences.iter().enumerate() {
+            let target = sequence.targets.iter().find(|t| !t.state)?;
+            let mut formula = sequence.formula.clone()?;
+            let step = match (&formula, &formula.clone().output().quantizer) {
+                // The convolution's and the scan's have an edit of their own.
+                (Formula::Conv(_) | Formula::Scan(_), _) => return None,
+                (_, Some(q)) if q.dynamic.is_some() => return None,
+                (_, Some(q)) if !q.dequantized => {
+                    grid = Some(q.scale);
+                    q.scale
+                }
+                (_, Some(_) | None) => 1.0,
+            };
+            if let Formula::Grids(grids) = &mut formula {
+                // What its quantizer gets tells more than what it makes.
+                grids.quantizer = None;
+            }
+            *formula.output() = Output::real(false);
+            let before = formula.run().out;
+            for (at, dumped) in target.dumped.indexed_iter() {
+                if pattern.is_none_or(|p| p.contains(s, at.0, at.1)) {
+                    samples.push(Sample {
+                        at: *before.get(at)?,
+                        value: dumped * step,
+                        weight: 1.0,
+                    });
+                }
+            }
+        }
+        let found = Measured::of(samples)?;
+        Some(edit::measured_output(
+            self.scenes.first(),
+            self.row,
+            found,
+            grid,
+        ))
     }
 
     /// Reals that lie on a grid of codes on which the step's own do not.
@@ -177,7 +220,17 @@ impl Local<'_, '_> {
             }
             (Some(Formula::Hadamard(own)), _) => {
                 let first = self.first_channel();
-                first.map_or(Vec::new(), |c| edit::hadamard_signs(here, self.row, own, c))
+                let signs = first.map(|c| edit::hadamard_signs(here, self.row, own, c));
+                let factor = edit::hadamard_factor(here, self.row, own, &target.dumped);
+                signs
+                    .unwrap_or_default()
+                    .into_iter()
+                    .chain(factor)
+                    .collect()
+            }
+            (Some(Formula::Norm(own)), _) => {
+                let weights = edit::norm_weights(here, self.row, own, &target.dumped);
+                weights.into_iter().collect()
             }
             (Some(Formula::Conv(own)), Some(channels)) if channels.len() == 1 => {
                 edit::conv_bits(here, self.row, own, channels[0])
