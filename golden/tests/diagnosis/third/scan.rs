@@ -179,6 +179,7 @@ impl Fresh {
                     ("missing-scale", "dt_bias"),
                     ("constant", "dt_bias"),
                     ("neighbour", "scale"),
+                    ("neighbour", "dt_bias scale"),
                 ],
             ),
             |m, l| m.layers[l].dt_bias.scale = m.layers[l].d.scale,

@@ -389,7 +389,7 @@ impl Fresh {
             "unseen: dt_proj's loop runs to 16 into the next row",
             ("dt_proj", &[P::DtProjOut]),
             ("2-1", "exact"),
-            (ALL, &[]),
+            (ALL, &[("neighbour", "sum")]),
             Box::new(|path, layer, seen, _, like| {
                 let lin = lin_parts(path, layer, seen, Step::DtProj, (P::XProjOut, U::DtProjIn));
                 let Tensor::I8(x) = &seen[&P::XProjOut] else {
