@@ -343,7 +343,10 @@ fn generated_testbenches_judge_a_device() {
                 let silent = sound.replace(&limit, "0");
                 std::fs::write(folder.join("device.sv"), silent).unwrap();
                 let (good, found) = judge(&folder);
-                assert!(!good && found.contains("no word taken or given in"), "{found}");
+                assert!(
+                    !good && found.contains("no word taken or given in"),
+                    "{found}"
+                );
                 assert_eq!(checked(), 1, "{step}");
             }
         }
