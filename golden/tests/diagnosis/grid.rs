@@ -127,6 +127,7 @@ fn grid() {
     all.extend(unseen::unseen());
     all.extend(unseen::second());
     all.extend(third::third());
+    all.extend(fourth::fourth());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
         assert!(!all.is_empty(), "no case is {name}");

@@ -10,6 +10,7 @@ pub(super) use steps::{convolved, recurred, scanned};
 
 use super::cases::{Case, Into, SCAN};
 use super::emulation::*;
+use super::fourth::fourth;
 use super::fresh::*;
 use super::more::{out_proj, plain, x_proj};
 use super::third::third;
@@ -164,6 +165,7 @@ fn every_unseen_fault_has_an_effect() {
     let mut all = unseen();
     all.extend(second());
     all.extend(third());
+    all.extend(fourth());
     // Numbered as in the grid, where a case's number decides about its block.
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
