@@ -24,7 +24,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// The function that gives the samples; `None` where it would need more than one value for [`POINTS`] of them,
+    /// The function that gives the samples; `None` where it would need more than one value for `POINTS` of them,
     /// which is no function of the place.
     pub fn of(mut samples: Vec<Sample>) -> Option<Self> {
         samples.retain(|s| s.at.is_finite() && s.value.is_finite() && s.weight > 0.0);
