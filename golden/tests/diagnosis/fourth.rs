@@ -104,21 +104,6 @@ impl Fresh {
                 (octave * (8.0 * mean / octave).floor() / 8.0).sqrt()
             }),
         );
-        self.model(
-            "fourth: the norm has the weight of the norm after the last block",
-            "norm",
-            ("2-4", "torch"),
-            (
-                ALL,
-                &[
-                    ("neighbour", "weight"),
-                    ("weights", "weight"),
-                    ("twice", "weight"),
-                    ("factor", "weight"),
-                ],
-            ),
-            |m, l| m.layers[l].norm = m.norm_f.clone(),
-        );
         self.made(
             "fourth: the number of the row has five bits",
             ("norm", norm_out),

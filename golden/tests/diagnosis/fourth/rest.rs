@@ -142,27 +142,5 @@ impl Fresh {
                 store(&conv, like, scale, Round::Even)
             }),
         );
-        self.made(
-            "fourth: outliers of u are not kept but clamped",
-            ("scan", u),
-            ("5-2", "exact"),
-            (
-                BOTH,
-                &[
-                    ("left-out", "outliers"),
-                    ("overflow", "ssm_u"),
-                    ("overflow", "u"),
-                    ("function", "ssm_u"),
-                    ("function", "u"),
-                    ("format", "ssm_u"),
-                ],
-            ),
-            Box::new(|path, layer, _, _, like| {
-                let scale = f64::from(path.scale(layer, U::ScanUQuant).unwrap().get());
-                let own = like.to_real().mapv(f64::from);
-                let clamped = own.mapv(|v| v.clamp(-128.0 * scale, 127.0 * scale));
-                store(&clamped, like, 1.0, Round::Even)
-            }),
-        );
     }
 }
