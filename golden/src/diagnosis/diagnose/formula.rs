@@ -10,10 +10,12 @@
 //! | which formula a row of the block's table has | `inputs` |
 //! | what it reads | `operand` |
 //! | operations and functions | `function` |
+//! | what stands for exp, the sigmoid and the logarithm | `approximate` |
 //! | a function that was read off a dump | `measured` |
 //! | how results are stored | `output` |
 //! | the formulas | a file each |
 
+mod approximate;
 mod conv;
 mod decay;
 mod function;
@@ -29,8 +31,9 @@ mod scan;
 mod solve;
 mod strides;
 
+pub use approximate::{Exp, Log, Sigmoid};
 pub use conv::Conv;
-pub use decay::{Decay, Running};
+pub use decay::{Carried, Decay, Hiccup, Running};
 pub use function::{Activation, Between, Delta, Math, Table};
 pub use grids::Grids;
 pub use hadamard::Hadamard;
@@ -39,7 +42,7 @@ pub use linear::{Blocks, Linear, Meet, Register, weight as linear_weight};
 pub use measured::{Measured, Sample};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
-pub use output::{Dynamic, Narrow, Output, Quantize};
+pub use output::{Dynamic, Found, Narrow, Output, Quantize};
 pub use scan::{Scan, dequantized};
 pub use solve::solve;
 pub use strides::Stride;

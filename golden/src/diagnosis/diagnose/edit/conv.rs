@@ -1,15 +1,16 @@
 //! Edits of the convolution.
 
-use super::codes::{Narrowed, turned_bits, unsigned};
+use super::codes::{Narrowed, Packing, turned_bits, unsigned};
 use super::{Around, ChannelOrder, Edit, Edits, Half, TokenOrder, moves, replace, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Conv, Formula, Measured, Stride, Table, numbers,
+    Activation, BlockInputs, Conv, Formula, Measured, Sigmoid, Stride, Table, numbers,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Row, Step};
 use std::sync::Arc;
 
+mod once;
 mod parameters;
 
 /// Factors that a parameter may have by mistake.
@@ -188,6 +189,12 @@ impl Edits<'_, '_> {
                 on_conv(move |c| c.activation = activation),
             );
         }
+        for sigmoid in Sigmoid::others() {
+            let activation = Activation::Gated(sigmoid);
+            let words = format!("SiLU is {}", activation.name());
+            let change = on_conv(move |c| c.activation = activation);
+            self.formula(5, (Kind::Function, "SiLU"), words, change);
+        }
         for table in Table::all(&[(-4.0, 4.0), (-8.0, 8.0), (-16.0, 16.0)]) {
             let words = format!("SiLU is {}", table.name());
             let activation = Activation::Tabled(table);
@@ -276,7 +283,7 @@ impl Edits<'_, '_> {
             let change = on_conv(move |c| c.x.values = order.of(&c.x.values));
             self.formula(4, (order.kind(), "input"), words, change);
         }
-        for by in moves([1, -1, 2, -2, 3, -3]) {
+        for by in moves([1, -1, 2, -2, 3, -3, 4, -4, 8, -8, 16, -16, 32, -32]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 2,
@@ -420,6 +427,7 @@ impl Edits<'_, '_> {
             self.formula(5, (Kind::Format, "input"), words, change);
         }
         self.conv_starts(k);
+        self.in_half_of_silu();
     }
 
     pub(super) fn conv_tile(&mut self, tile: usize) {
@@ -447,6 +455,11 @@ impl Edits<'_, '_> {
                 let change = on_conv(move |c| each(c, &|v| narrowed.of(v)));
                 self.formula(narrowed.rank(), (narrowed.kind(), site), words, change);
             }
+        }
+        for packing in Packing::ALL {
+            let words = packing.words("the input");
+            let change = on_conv(move |c| c.x.values = packing.of(&c.x.values));
+            self.formula(5, (Kind::Format, "input"), words, change);
         }
     }
 

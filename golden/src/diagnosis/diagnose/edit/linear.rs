@@ -102,7 +102,7 @@ impl Edits<'_, '_> {
             let change = on(move |l| l.operands(|x, _, _| stride.of_operand(x)));
             self.formula(4, (Kind::Order, "input"), words, change);
         }
-        for by in moves([1, -1, 2, -2, 3, 4]) {
+        for by in moves([1, -1, 2, -2, 3, 4, -4, 8, -8, 16, -16, 32, -32]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
@@ -214,7 +214,7 @@ impl Edits<'_, '_> {
                 );
             }
             self.narrow_codes();
-            self.own_scales();
+            self.own_scales(own);
         }
         self.formula(
             4,

@@ -3,12 +3,12 @@
 use super::codes::stuck;
 use super::{ChannelOrder, Edit, Edits, TokenOrder, halves, moves, reversed, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Dynamic, Formula, Made, Measured, Narrow, Stride,
+    Activation, BlockInputs, Dynamic, Formula, Found, Made, Measured, Narrow, Stride,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use crate::diagnosis::diagnose::pattern::{How, Pattern, Values};
 use crate::diagnosis::diagnose::rule::QuantizerPart;
-use ndarray::{Array2, s};
+use ndarray::{Array2, Axis, s};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::dataflow::{Quantizer, Row};
@@ -100,6 +100,14 @@ impl Edits<'_, '_> {
             let found = |q: &Quantizer| matches!(q, Quantizer::Tensor(_) | Quantizer::Token(_));
             if self.row.quantizer.as_ref().is_some_and(found) {
                 self.largest_of_parts();
+                for other in Found::OTHERS {
+                    let words = format!("the scale is found from {}", other.words());
+                    self.formula(4, (Kind::Function, "output"), words, move |f, _| {
+                        if let Some(q) = &mut f.output().quantizer {
+                            q.found = other;
+                        }
+                    });
+                }
             }
             let words = "½ is added, to negative values too, and the rest cut off";
             self.formula(4, (Kind::Rounding, "output"), words, |f, _| {
@@ -235,12 +243,17 @@ impl Edits<'_, '_> {
                     Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c ^ 1).min(v.ncols() - 1))])
                 });
             });
-            for order in [ChannelOrder::Interleaved, ChannelOrder::Sorted] {
-                let words = order.words();
-                self.result(6, (Kind::Order, "channels"), words, move |made| {
-                    whole(made, |v| order.of(v));
-                });
-            }
+        }
+        let rows = (1..10).map(|bits| 1usize << bits).filter(|rows| width.is_multiple_of(*rows));
+        let turned_whole = rows.filter(|rows| *rows < width).flat_map(|rows| {
+            let wide = ChannelOrder::Turned(width, width / rows);
+            [ChannelOrder::Turned(width, rows), wide]
+        });
+        for order in ChannelOrder::heads(width).chain(turned_whole) {
+            let words = order.words();
+            self.result(6, (order.kind(), "channels"), words, move |made| {
+                whole(made, |v| order.of(v));
+            });
         }
         // Of rows that another step reads as they lie, transposed ones are a misread buffer.
         for stride in Stride::all(width, width) {
@@ -492,11 +505,11 @@ pub fn of_pattern<'a>(
 }
 
 /// Outputs that stand where others belong: `channels` tells whether whole channels or whole tokens do. Of each one
-/// that is another's, whose it is.
+/// that is another's, whose it is; and those that are zero.
 pub fn moved<'a>(
     scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a Row,
-    from: &[(usize, usize)],
+    (from, zeros): (&[(usize, usize)], &[usize]),
     channels: bool,
 ) -> Option<Edit> {
     let mut edits = Edits::new(scene, row, 0);
@@ -521,10 +534,21 @@ pub fn moved<'a>(
             (Kind::Order, words)
         }
     };
-    let from = from.to_vec();
+    let words = match zeros {
+        [] => words,
+        [one] => format!("{words}, and {name} {one} is zero"),
+        [first, .., last] => {
+            format!("{words}, and {} {name}s from {first} to {last} are zero", zeros.len())
+        }
+    };
+    let (from, zeros) = (from.to_vec(), zeros.to_vec());
     edits.result(if same { 5 } else { 6 }, (kind, site), words, move |made| {
         whole(made, |v| {
             let mut out = v.clone();
+            let axis = Axis(usize::from(channels));
+            for i in zeros.iter().filter(|i| **i < v.len_of(axis)) {
+                out.index_axis_mut(axis, *i).fill(0.0);
+            }
             for (to, of) in from.iter().copied() {
                 let length = if channels { v.ncols() } else { v.nrows() };
                 if to >= length || of >= length {

@@ -3,7 +3,7 @@
 use super::codes::turned_bits;
 use super::{Edit, Edits};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Decay, Delta, Formula, Measured, Narrow, Scan, Table,
+    BlockInputs, Carried, Formula, Hiccup, Measured, Narrow, Scan,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use scalescope_sim::arith::round::Rounding;
@@ -12,7 +12,9 @@ use scalescope_sim::trace::TracePoint;
 use std::sync::Arc;
 
 mod formats;
+mod functions;
 mod inputs;
+mod once;
 mod parameters;
 
 fn on(
@@ -85,6 +87,7 @@ impl Edits<'_, '_> {
         self.states(own);
         self.scan_formats();
         self.other_parameters(own);
+        self.in_one_place();
     }
 
     fn terms(&mut self) {
@@ -179,96 +182,6 @@ impl Edits<'_, '_> {
         );
     }
 
-    fn functions(&mut self) {
-        // SiLU of −z is the gate of a z with the other sign, which is an edit of its own.
-        let gates = Activation::OTHERS.into_iter();
-        for gate in gates.filter(|gate| *gate != Activation::SiluOfNegative) {
-            let (kind, words) = match gate {
-                Activation::Identity => (
-                    Kind::Function,
-                    "the gate is z itself, without SiLU".to_owned(),
-                ),
-                Activation::SiluTwice => (Kind::Twice, "the gate is SiLU twice".to_owned()),
-                other => (Kind::Function, format!("the gate is {} of z", other.name())),
-            };
-            self.formula(1, (kind, "gate"), words, on(move |s| s.gate = Some(gate)));
-        }
-        for delta in Delta::OTHERS {
-            let words = format!("δ is made by {} and not by softplus", delta.name());
-            let kind = match delta {
-                Delta::SoftplusTwice => Kind::Twice,
-                _ => Kind::Function,
-            };
-            self.formula(1, (kind, "softplus"), words, on(move |s| s.delta = delta));
-        }
-        self.formula(
-            2,
-            (Kind::LeftOut, "exp"),
-            "A is A_log itself, without exp",
-            on(|s| s.a_is_log = false),
-        );
-        self.formula(
-            1,
-            (Kind::LeftOut, "decay"),
-            "the state does not decay",
-            on(|s| s.decay_base = 0.0),
-        );
-        self.formula(
-            2,
-            (Kind::Function, "decay"),
-            "decays are powers of two and not of e",
-            on(|s| s.decay_base = std::f32::consts::LN_2),
-        );
-        self.formula(
-            2,
-            (Kind::Order, "gate"),
-            "SiLU is of the output, which is then multiplied by z",
-            on(|s| s.output_gated = true),
-        );
-        for decay in Decay::OTHERS {
-            for held in [false, true] {
-                let input = if held {
-                    ", and the input is held so"
-                } else {
-                    ""
-                };
-                let words = format!("decays are {} and not exp(−α·δ){input}", decay.name());
-                let change = on(move |s| (s.decay, s.held) = (decay, held));
-                self.formula(2, (Kind::Function, "decay"), words, change);
-            }
-        }
-        self.formula(
-            3,
-            (Kind::Neighbour, "decay"),
-            "the state decays by the δ of the token before",
-            on(|s| s.late_decay = true),
-        );
-        self.formula(
-            2,
-            (Kind::Function, "input_delta"),
-            "the input is held exactly: (1 − exp(−α·δ))/α·B·u and not δ·B·u",
-            on(|s| s.held = true),
-        );
-        for table in Table::all(&[(-8.0, 8.0), (-16.0, 16.0)]) {
-            let words = format!("the gate's SiLU is {}", table.name());
-            let gate = Some(Activation::Tabled(table));
-            self.formula(5, (Kind::Table, "gate"), words, on(move |s| s.gate = gate));
-            let words = format!("softplus is {}", table.name());
-            let delta = Delta::Tabled(table);
-            self.formula(
-                5,
-                (Kind::Table, "softplus"),
-                words,
-                on(move |s| s.delta = delta),
-            );
-        }
-        for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
-            let words = format!("the exp of decays is {}", table.name());
-            let change = on(move |s| s.decay = Decay::Tabled(table));
-            self.formula(5, (Kind::Table, "decay"), words, change);
-        }
-    }
-
     /// A chunk that begins with an older state than the last one.
     fn older_states(&mut self) {
         for tile in [1usize, 2, 4, 8, 16, 32, 64, 128, 256] {
@@ -284,9 +197,36 @@ impl Edits<'_, '_> {
     }
 
     pub(super) fn scan_tile(&mut self, tile: usize) {
+        for carried in Carried::ALL {
+            let words = format!("every {tile} tokens {}", carried.words());
+            let change = on(move |s| s.chunks = Some((tile, carried)));
+            self.formula(3, (Kind::LeftOut, "decay"), words, change);
+        }
         let words = format!("at every {tile}th token the state is empty again");
         let change = on(move |s| s.tile = Some(tile));
         self.formula(2, (Kind::History, "state"), words, change);
+    }
+
+    /// Tokens at which something goes wrong with the state, of which the first one that deviates is one.
+    pub(super) fn hiccups(&mut self, first: usize) {
+        let powers = (1..=8).map(|bits| 1usize << bits);
+        let mut tiles: Vec<usize> = powers.filter(|tile| *tile > 1).collect();
+        // What begins with it, what ends with it, and it alone.
+        tiles.extend([first, first + 1, usize::MAX].into_iter().filter(|tile| *tile > 2));
+        tiles.sort_unstable();
+        tiles.dedup();
+        for tile in tiles {
+            let at = first % tile;
+            for hiccup in Hiccup::ALL {
+                let words = match (tile, at) {
+                    (usize::MAX, _) => format!("at token {at} {}", hiccup.words()),
+                    (_, 0) => format!("at every {tile}th token {}", hiccup.words()),
+                    _ => format!("at token {at} of each {tile} {}", hiccup.words()),
+                };
+                let change = on(move |s| s.hiccup = Some((tile, at, hiccup)));
+                self.formula(3, (hiccup.kind(), hiccup.site()), words, change);
+            }
+        }
     }
 
     fn states(&mut self, own: &Scan) {

@@ -42,6 +42,10 @@ pub struct Conv {
     pub measured: Option<Arc<Measured>>,
     /// A type that the function's input passes through.
     pub narrow_sum: Option<Narrow>,
+    /// A type that the sum passes through after each tap.
+    pub running: Option<Narrow>,
+    /// A convolution whose sum the sigmoid gets, and not the factor.
+    pub sigmoid_of: Option<Box<Conv>>,
     /// Tokens from one tap's input to the next one's.
     pub dilation: usize,
     /// Tokens after which nothing of the ones before is known.
@@ -123,6 +127,8 @@ impl Conv {
             activation: Activation::Silu,
             measured: None,
             narrow_sum: None,
+            running: None,
+            sigmoid_of: None,
             dilation: 1,
             tile: match rules.history {
                 TapHistory::LostEvery8 if rows.is_multiple_of(8) => Some(8),
@@ -233,6 +239,7 @@ impl Conv {
         let mut plain = Self {
             activation: Activation::Identity,
             output: Output::real(false),
+            sigmoid_of: None,
             ..self.clone()
         };
         // A unit of functions is left out; what it gets are the register's own sums.
@@ -242,8 +249,37 @@ impl Conv {
         (!self.bias_after).then(|| plain.run())
     }
 
+    /// Computes with reals of a type in the place of codes.
+    pub fn dequantize(&mut self, narrow: Narrow) {
+        let m = self.math;
+        let real = |at| narrow.of(self.x.real(m, at));
+        let x = Array2::from_shape_fn(self.x.values.dim(), real);
+        self.history.mapv_inplace(|v| narrow.of((m.mul)(self.x.scale, v)));
+        let tap = |at: (usize, usize)| narrow.of(self.tap_scale(at.1) * self.taps[at]);
+        self.taps = Array2::from_shape_fn(self.taps.dim(), tap);
+        (self.x, self.tap_scale) = (Operand::new(x, 1.0), vec![1.0]);
+        (self.integer, self.chip) = (false, None);
+    }
+
+    /// Codes or reals, `[L, E]`, where the sigmoid gets another sum than the factor.
+    fn gated_by(&self, other: &Self) -> Array2<f32> {
+        let (Some(mut sums), Some(others)) = (self.before_function(), other.before_function())
+        else {
+            return Array2::zeros((0, 0));
+        };
+        let m = self.math;
+        for (v, other) in sums.iter_mut().zip(&others) {
+            let sigmoid = Activation::Sigmoid.of(m, *other);
+            *v = self.output.of((m.mul)(*v, sigmoid));
+        }
+        sums
+    }
+
     /// Codes or reals, `[L, E]`.
     pub fn run(&self) -> Array2<f32> {
+        if let Some(other) = &self.sigmoid_of {
+            return self.gated_by(other);
+        }
         let (k, e) = self.taps.dim();
         let rows = self.x.values.nrows();
         let m = self.math;
@@ -286,6 +322,7 @@ impl Conv {
                     let scale = (m.mul)(self.tap_scale(c), self.x.step(at));
                     let w = (m.mul)(scale, self.taps[(tap, c)]);
                     v = (m.fma)(w, x(tap), v);
+                    v = self.running.map_or(v, |narrow| narrow.of(v));
                 }
                 v
             };

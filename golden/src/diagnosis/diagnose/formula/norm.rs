@@ -1,9 +1,10 @@
 //! The residual stream and its norm.
 
-use super::{BlockInputs, Narrow, Operand, Output};
+use super::{BlockInputs, Measured, Narrow, Operand, Output};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Row;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// `residual ⊕ hidden`.
 #[derive(Clone, Debug)]
@@ -93,6 +94,8 @@ pub struct Norm {
     pub shared: usize,
     /// Newton steps after the root's first guess out of the bits of the float; none for the root itself.
     pub guessed: Option<usize>,
+    /// The inverse of the root as a function of the mean square and ε, read off a dump.
+    pub measured: Option<Arc<Measured>>,
     /// How results are stored.
     pub output: Output,
 }
@@ -122,8 +125,19 @@ impl Norm {
             goes_on: false,
             shared: 1,
             guessed: None,
+            measured: None,
             output,
         }
+    }
+
+    /// Of each token the mean square and ε.
+    pub fn mean_squares(&self) -> Vec<f64> {
+        let rows = self.residual.values.rows().into_iter();
+        let mean = |row: ndarray::ArrayView1<f32>| {
+            let squares = row.iter().map(|v| f64::from(*v) * f64::from(*v));
+            squares.sum::<f64>() / row.len() as f64
+        };
+        rows.map(|row| mean(row) + self.eps).collect()
     }
 
     /// Codes or reals, `[L, M]`.
@@ -158,6 +172,9 @@ impl Norm {
                 },
                 false => 1.0,
             };
+            if let Some(measured) = &self.measured {
+                rstd = measured.at((mean_square + self.eps) as f32);
+            }
             if let Some(narrow) = self.rstd {
                 rstd = narrow.of(rstd);
             }

@@ -1,8 +1,8 @@
 //! The selective scan.
 
 use super::{
-    Activation, BlockInputs, Conv, Decay, Delta, Made, Math, Measured, Narrow, Operand, Output,
-    Running,
+    Activation, BlockInputs, Carried, Conv, Decay, Delta, Hiccup, Made, Math, Measured, Narrow, Operand,
+    Output, Running,
 };
 use ndarray::{Array2, s};
 use rayon::prelude::*;
@@ -96,6 +96,16 @@ pub struct Scan {
     pub tile: Option<usize>,
     /// Tokens after which the state of so many tokens before is taken for the last one.
     pub older: Option<(usize, usize)>,
+    /// What goes wrong at these tokens of each so many.
+    pub hiccup: Option<(usize, usize, Hiccup)>,
+    /// Tokens of a chunk, and what becomes of the state that one hands on to the next.
+    pub chunks: Option<(usize, Carried)>,
+    /// A scan whose δ the decays have.
+    pub decay_of: Option<Arc<Scan>>,
+    /// A scan whose δ the input has.
+    pub drive_of: Option<Arc<Scan>>,
+    /// A scan whose z the sigmoid of the gate gets, and not the factor.
+    pub sigmoid_of: Option<Arc<Scan>>,
     /// A type or range that the state passes through after each token.
     pub state: Option<Narrow>,
     /// A type or range that δ passes through.
@@ -204,6 +214,11 @@ impl Scan {
             before: None,
             tile: None,
             older: None,
+            hiccup: None,
+            chunks: None,
+            decay_of: None,
+            drive_of: None,
+            sigmoid_of: None,
             state: None,
             narrow_delta: None,
             narrow_gate: None,
@@ -292,6 +307,11 @@ impl Scan {
             || self.decay != Decay::Exp
             || self.running.is_some()
             || self.older.is_some()
+            || self.hiccup.is_some()
+            || self.chunks.is_some()
+            || self.decay_of.is_some()
+            || self.drive_of.is_some()
+            || self.sigmoid_of.is_some()
             || self.decay_base != 1.0
             || self.delta_times != 1.0
             || self.late_bias
@@ -372,6 +392,27 @@ impl Scan {
         })
     }
 
+    /// δ of a token and a channel.
+    fn delta_at(&self, t: usize, c: usize, fused: bool) -> f32 {
+        let m = self.math;
+        let (early, late) = match self.late_bias {
+            true => (0.0, self.dt_bias[c]),
+            false => (self.dt_bias[c], 0.0),
+        };
+        let dt = match fused {
+            true => (m.fma)(self.dt.scale, self.dt.values[(t, c)], early),
+            false => (m.add)(self.dt.real(m, (t, c)), early),
+        };
+        let mut delta = self.delta.of(m, dt);
+        if self.late_bias {
+            delta += late;
+        }
+        if self.delta_times != 1.0 {
+            delta *= self.delta_times;
+        }
+        self.narrow_delta.map_or(delta, |narrow| narrow.of(delta))
+    }
+
     fn channel(&self, c: usize, x: &mut [f32], mut put: impl FnMut(usize, f32)) {
         let m = self.math;
         let alpha: Vec<f32> = (0..x.len())
@@ -386,6 +427,8 @@ impl Scan {
         let mut kept = x.to_vec();
         // States after the tokens before, the last one's first.
         let mut earlier = vec![vec![0.0; x.len()]; self.older.map_or(0, |(_, back)| back)];
+        // The state that the chunk before handed on, and what its decays leave of it; `x` is the chunk's own then.
+        let mut handed = vec![(0.0f32, 1.0f32); if self.chunks.is_some() { x.len() } else { 0 }];
         for t in 0..rows {
             if t + 1 == rows {
                 kept.copy_from_slice(x);
@@ -401,28 +444,37 @@ impl Scan {
                 earlier.rotate_right(1);
                 earlier[0] = own;
             }
+            if let Some((_, carried)) = self.chunks.filter(|(tile, _)| t > 0 && t % tile == 0) {
+                for ((handed, left), x) in handed.iter_mut().zip(x.iter_mut()) {
+                    let before = match carried {
+                        Carried::Undecayed => *handed,
+                        Carried::ReadUndecayed | Carried::OneDecay => *handed * *left,
+                    };
+                    (*handed, *left) = (before + std::mem::take(x), 1.0);
+                }
+            }
             let u = self.u.real(m, (t, c));
-            let (early, late) = match self.late_bias {
-                true => (0.0, self.dt_bias[c]),
-                false => (self.dt_bias[c], 0.0),
+            let own = || self.delta_at(t, c, fused);
+            let of = |other: &Option<Arc<Scan>>| match other {
+                Some(other) => other.delta_at(t, c, fused),
+                None => own(),
             };
-            let dt = match fused {
-                true => (m.fma)(self.dt.scale, self.dt.values[(t, c)], early),
-                false => (m.add)(self.dt.real(m, (t, c)), early),
+            let delta = of(&self.decay_of);
+            let drive = match (self.input_delta, &self.drive_of, &self.decay_of) {
+                (false, ..) => 1.0,
+                (true, None, None) => delta,
+                (true, other, _) => of(other),
             };
-            let mut delta = self.delta.of(m, dt);
-            if self.late_bias {
-                delta += late;
+            let hiccup = self.hiccup.filter(|(tile, at, _)| t % tile == *at);
+            let hiccup = hiccup.map(|(.., hiccup)| hiccup);
+            if hiccup == Some(Hiccup::Zero) {
+                x.fill(0.0);
             }
-            if self.delta_times != 1.0 {
-                delta *= self.delta_times;
-            }
-            if let Some(narrow) = self.narrow_delta {
-                delta = narrow.of(delta);
-            }
-            let drive = if self.input_delta { delta } else { 1.0 };
             let own_d = self.d[if self.d_by_token { t % self.d.len() } else { c }];
-            let d = if self.skip_ungated { 0.0 } else { own_d };
+            let d = match self.skip_ungated || hiccup == Some(Hiccup::NoSkip) {
+                true => 0.0,
+                false => own_d,
+            };
             let skipped = self.skip.as_ref().map_or(u, |x| x.real(m, (t, c)));
             let last = !fused || self.running.is_some_and(|running| !running.skip);
             let mut out = match last {
@@ -438,11 +490,21 @@ impl Scan {
                 let exponent = (m.mul)(alpha[n], decay_delta) * self.decay_base;
                 let decay = self.decay.of(m, exponent);
                 let decay = self.narrow_decay.map_or(decay, |narrow| narrow.of(decay));
+                let decay = match hiccup {
+                    Some(Hiccup::NoDecay) => 1.0,
+                    Some(Hiccup::DecayTwice) => decay * decay,
+                    _ => decay,
+                };
                 let cs = self.c.real(m, (t, n));
                 let before = *x * self.carry;
                 let drive = match self.held {
                     true => (1.0 - decay) / alpha[n],
                     false => drive,
+                };
+                let drive = match hiccup {
+                    Some(Hiccup::NoInput | Hiccup::Zero) => 0.0,
+                    Some(Hiccup::InputTwice) => 2.0 * drive,
+                    _ => drive,
                 };
                 let next = match fused {
                     _ if self.input_decays => {
@@ -455,7 +517,24 @@ impl Scan {
                     }
                 };
                 let next = self.state.map_or(next, |narrow| narrow.of(next));
-                let read = if self.late { *x } else { next };
+                let above = match (self.chunks, handed.get_mut(n)) {
+                    (Some((_, carried)), Some((handed, left))) => {
+                        *left *= decay;
+                        match carried {
+                            Carried::Undecayed | Carried::ReadUndecayed => *handed,
+                            Carried::OneDecay => decay * *handed,
+                        }
+                    }
+                    _ => 0.0,
+                };
+                let next = if hiccup == Some(Hiccup::Frozen) { *x } else { next };
+                let read = match hiccup {
+                    Some(Hiccup::Late) => *x,
+                    Some(Hiccup::Empty) => 0.0,
+                    _ if self.late => *x,
+                    _ if self.chunks.is_some() => next + above,
+                    _ => next,
+                };
                 if self.states[n] {
                     out = match (self.running, fused) {
                         (Some(running), _) => running.add(out, (read, cs)),
@@ -470,7 +549,12 @@ impl Scan {
             }
             let z = self.z.real(m, (t, c));
             let out = self.narrow_sum.map_or(out, |narrow| narrow.of(out));
+            let sigmoid_of = self.sigmoid_of.as_ref().map(|s| s.z.real(m, (t, c)));
             let y = match (self.gate, self.narrow_gate) {
+                _ if sigmoid_of.is_some() => {
+                    let other = sigmoid_of.unwrap_or(z);
+                    (m.mul)(out, (m.mul)(z, Activation::Sigmoid.of(m, other)))
+                }
                 _ if self.measured_gate.is_some() => {
                     (m.mul)(out, self.measured_gate.as_ref().map_or(0.0, |f| f.at(z)))
                 }
@@ -488,6 +572,12 @@ impl Scan {
                 false => y,
             };
             put(t, self.output.of(y));
+        }
+        for ((handed, left), x) in handed.into_iter().zip(x.iter_mut()) {
+            *x += match self.chunks {
+                Some((_, Carried::Undecayed)) => handed,
+                _ => handed * left,
+            };
         }
         if self.kept_early {
             x.copy_from_slice(&kept);

@@ -193,11 +193,15 @@ impl<'a, 'm> Local<'a, 'm> {
 
     /// Channels of a look at so many elements; `None` for all.
     fn look(&self, elements: usize) -> Option<Vec<bool>> {
-        let Some(Formula::Scan(scan)) = self.sequences.iter().find_map(|s| s.formula.as_ref())
-        else {
-            return None;
+        // A scale that is found at run time is found from all channels.
+        let found = |o: &formula::Output| o.quantizer.as_ref().is_some_and(|q| q.dynamic.is_some());
+        let (l, e) = match self.sequences.iter().find_map(|s| s.formula.as_ref())? {
+            Formula::Scan(scan) => scan.u.values.dim(),
+            Formula::Linear(own) if !found(&own.output) => {
+                (own.x.values.nrows(), own.w.nrows())
+            }
+            _ => return None,
         };
-        let (l, e) = scan.u.values.dim();
         let count = (elements / l.max(1)).max(8);
         if count >= e {
             return None;
@@ -241,15 +245,17 @@ impl<'a, 'm> Local<'a, 'm> {
                     .and_then(|s| Some(self.scenes.get(s)?.seen)),
             };
             let mut formula = sequence.formula.clone();
-            if let (Some(Formula::Scan(scan)), Some(few)) = (&mut formula, few) {
-                scan.channels = Some(few.clone());
+            match &mut formula {
+                Some(Formula::Scan(scan)) => scan.channels = few.cloned(),
+                Some(Formula::Linear(linear)) => linear.channels = few.cloned(),
+                _ => {}
             }
             if edit.changes_formula() && formula.is_none() {
                 return None;
             }
             let made = edit.run(formula.as_ref(), &sequence.own, around)?;
             let pattern = self.pattern.as_deref().map(|p| (s, p));
-            let left = sequence.left_in(&made, pattern, few.filter(|_| edit.changes_formula()));
+            let left = sequence.left_in(&made, pattern, few);
             total.all += left.all;
             total.restricted += left.restricted;
             total.off += left.off;

@@ -164,6 +164,8 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
         },
         measured: None,
         narrow_sum: None,
+        running: None,
+        sigmoid_of: None,
         dilation: 1,
         tile: None,
         output,
@@ -284,6 +286,7 @@ fn linear(
         accumulator,
         running: None,
         blocks: None,
+        channels: None,
         sums: None,
         output,
     })]

@@ -2,13 +2,14 @@
 
 use super::on;
 use crate::diagnosis::diagnose::edit::Edits;
-use crate::diagnosis::diagnose::edit::codes::Narrowed;
+use crate::diagnosis::diagnose::edit::codes::{Narrowed, Packing};
 use crate::diagnosis::diagnose::formula::{Linear, Meet, Narrow};
 use crate::diagnosis::diagnose::kind::Kind;
-use ndarray::ArrayViewMut1;
+use ndarray::{ArrayViewMut, Axis, Dimension, s};
+use std::ops::Range;
 
 /// Codes stretched so that the largest is 127.
-fn to_largest(mut codes: ArrayViewMut1<f32>) {
+fn to_largest<D: Dimension>(mut codes: ArrayViewMut<f32, D>) {
     let most = codes.iter().fold(1.0f32, |most, v| most.max(v.abs()));
     codes.mapv_inplace(|v| (127.0 * v / most).round_ties_even());
 }
@@ -89,6 +90,14 @@ impl Edits<'_, '_> {
                 l.operands(|_, w, _| w.mapv_inplace(of));
             }),
         ];
+        for packing in Packing::ALL {
+            let words = packing.words("the input");
+            let change = on(move |l| l.operands(|x, _, _| x.values = packing.of(&x.values)));
+            self.formula(5, (Kind::Format, "input"), words, change);
+            let words = packing.words("the weight");
+            let change = on(move |l| l.operands(|_, w, _| *w = packing.of(w)));
+            self.formula(5, (Kind::Format, "weight"), words, change);
+        }
         for (site, name, each) in operands {
             for narrowed in Narrowed::all().into_iter().filter(|n| n.is_of_codes()) {
                 let words = narrowed.words(name);
@@ -99,7 +108,37 @@ impl Edits<'_, '_> {
     }
 
     /// Codes that were made with the scales of rows or columns and are read with one for all.
-    pub(super) fn own_scales(&mut self) {
+    pub(super) fn own_scales(&mut self, own: &Linear) {
+        let (n, k) = own.w.dim();
+        let config = self.scene.map(|scene| scene.path.config());
+        let parts = self.row.point.parts().iter().zip(config);
+        let parts: Vec<Range<usize>> = parts.map(|(part, c)| part.range(c, n)).collect();
+        if !parts.is_empty() {
+            let words = "the weight's parts are quantized each to its own largest code";
+            let change = on(move |l| {
+                l.operands(|_, w, _| {
+                    for part in &parts {
+                        to_largest(w.slice_mut(s![part.clone(), ..]));
+                    }
+                });
+            });
+            self.formula(4, (Kind::Factor, "weight"), words, change);
+        }
+        for (size, axis, what) in [(n, Axis(0), "outputs"), (k, Axis(1), "inputs")] {
+            let runs = [16usize, 32, 64, 128, 256, size / 2, size / 3, size / 4];
+            let mut runs: Vec<usize> = runs.into_iter().filter(|r| (2..size).contains(r)).collect();
+            runs.sort_unstable();
+            runs.dedup();
+            for run in runs {
+                let words = format!(
+                    "the weight of each {run} {what} is quantized to its own largest code"
+                );
+                let change = on(move |l| {
+                    l.operands(|_, w, _| w.axis_chunks_iter_mut(axis, run).for_each(to_largest));
+                });
+                self.formula(4, (Kind::Factor, "weight"), words, change);
+            }
+        }
         let words = "the weight's rows are quantized each to its own largest code";
         let change = on(|l| l.operands(|_, w, _| w.rows_mut().into_iter().for_each(to_largest)));
         self.formula(4, (Kind::Factor, "weight"), words, change);

@@ -8,6 +8,14 @@ use crate::diagnosis::diagnose::pattern::{Indices, Pattern};
 use ndarray::Array2;
 use rayon::prelude::*;
 
+/// Channels (or tokens) that are others'.
+pub struct Moves {
+    /// Each with whose values it has.
+    pub found: Vec<(usize, usize)>,
+    /// Those that are zero.
+    pub zeros: Vec<usize>,
+}
+
 impl Local<'_, '_> {
     /// The function of a convolution or of a gate, read off the dump.
     pub(super) fn measured(&self) -> Option<Edit> {
@@ -131,12 +139,16 @@ impl Local<'_, '_> {
         let here = self.scenes.first();
         [true, false]
             .into_iter()
-            .filter_map(|channels| edit::moved(here, self.row, &self.moves(channels)?, channels))
+            .filter_map(|channels| {
+                let Moves { found, zeros } = self.moves(channels)?;
+                edit::moved(here, self.row, (&found, &zeros), channels)
+            })
             .collect()
     }
 
-    /// Of channels (or tokens) that deviate, whose values they have; `None` if hardly one has another's.
-    pub(super) fn moves(&self, channels: bool) -> Option<Vec<(usize, usize)>> {
+    /// Of channels (or tokens) that deviate, whose values they have, and which are all zero; `None` if hardly one has
+    /// another's.
+    pub(super) fn moves(&self, channels: bool) -> Option<Moves> {
         let first = self.sequences.iter().find_map(|s| s.targets.first())?;
         let all: Vec<&Target> = (self.sequences.iter())
             .filter_map(|s| s.targets.first())
@@ -169,6 +181,8 @@ impl Local<'_, '_> {
         let deviating: Vec<usize> = (0..length)
             .filter(|i| !same(&made[*i], &dumped[*i]))
             .collect();
+        let zero = |i: &usize| dumped[*i].iter().all(|v| *v == 0.0);
+        let zeros: Vec<usize> = deviating.iter().copied().filter(zero).collect();
         let found: Vec<(usize, usize)> = deviating
             .par_iter()
             .filter(|i| !plain(&dumped[**i]))
@@ -180,7 +194,9 @@ impl Local<'_, '_> {
                 Some((*i, of))
             })
             .collect();
-        (!found.is_empty() && 10 * found.len() >= 9 * deviating.len()).then_some(found)
+        let all = found.len() + zeros.len();
+        (!found.is_empty() && 10 * all >= 9 * deviating.len() && 2 * found.len() >= all)
+            .then_some(Moves { found, zeros })
     }
 
     /// Parameters solved from what deviates: entries of a few channels, inputs that are not summed.
@@ -230,7 +246,14 @@ impl Local<'_, '_> {
             }
             (Some(Formula::Norm(own)), _) => {
                 let weights = edit::norm_weights(here, self.row, own, &target.dumped);
-                weights.into_iter().collect()
+                let sequences = self.sequences.iter().filter_map(|s| {
+                    let Some(Formula::Norm(own)) = &s.formula else {
+                        return None;
+                    };
+                    Some((own, &s.targets.first()?.dumped))
+                });
+                let root = edit::norm_root(here, self.row, &sequences.collect::<Vec<_>>());
+                weights.into_iter().chain(root).collect()
             }
             (Some(Formula::Conv(own)), Some(channels)) if channels.len() == 1 => {
                 edit::conv_bits(here, self.row, own, channels[0])
