@@ -32,19 +32,19 @@ mod solve;
 mod strides;
 
 pub use approximate::{Exp, Log, Sigmoid};
-pub use conv::Conv;
+pub use conv::{Conv, Halo};
 pub use decay::{Carried, Decay, Hiccup, Running};
 pub use function::{Activation, Between, Delta, Math, Table};
 pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use inputs::{BlockInputs, Seen};
-pub use linear::{Blocks, Linear, Meet, Register, weight as linear_weight};
+pub use linear::{Blocks, Linear, Meet, Register, Uncleared, weight as linear_weight};
 pub use measured::{Measured, Sample};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
 pub use output::{Dynamic, Found, Narrow, Output, Quantize};
 pub use scan::{Scan, dequantized};
-pub use solve::solve;
+pub use solve::{Factored, solve};
 pub use strides::Stride;
 
 use ndarray::Array2;

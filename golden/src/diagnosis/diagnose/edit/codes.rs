@@ -136,12 +136,30 @@ pub(super) struct Packing {
 
 impl Packing {
     pub(super) const ALL: [Packing; 6] = [
-        Packing { bytes: 4, added: false },
-        Packing { bytes: 4, added: true },
-        Packing { bytes: 2, added: false },
-        Packing { bytes: 2, added: true },
-        Packing { bytes: 8, added: false },
-        Packing { bytes: 8, added: true },
+        Packing {
+            bytes: 4,
+            added: false,
+        },
+        Packing {
+            bytes: 4,
+            added: true,
+        },
+        Packing {
+            bytes: 2,
+            added: false,
+        },
+        Packing {
+            bytes: 2,
+            added: true,
+        },
+        Packing {
+            bytes: 8,
+            added: false,
+        },
+        Packing {
+            bytes: 8,
+            added: true,
+        },
     ];
 
     pub(super) fn words(self, name: &str) -> String {
@@ -160,7 +178,11 @@ impl Packing {
                 let all = word.iter().enumerate();
                 let packed = all.fold(0i64, |packed, (i, code)| {
                     let byte = (*code as i64) << (8 * i);
-                    if self.added { packed.wrapping_add(byte) } else { packed | byte }
+                    if self.added {
+                        packed.wrapping_add(byte)
+                    } else {
+                        packed | byte
+                    }
                 });
                 for (i, code) in word.iter_mut().enumerate() {
                     *code = f32::from((packed >> (8 * i)) as i8);
@@ -192,7 +214,10 @@ mod tests {
     fn signs_spill_over() {
         let codes = Array2::from_shape_vec((1, 5), vec![3.0, -2.0, 7.0, 5.0, 1.0]).unwrap();
         let [joined, added, ..] = Packing::ALL;
-        assert_eq!(joined.of(&codes).row(0).to_vec(), [3.0, -2.0, -1.0, -1.0, 1.0]);
+        assert_eq!(
+            joined.of(&codes).row(0).to_vec(),
+            [3.0, -2.0, -1.0, -1.0, 1.0]
+        );
         assert_eq!(added.of(&codes).row(0).to_vec(), [3.0, -2.0, 6.0, 5.0, 1.0]);
     }
 }

@@ -3,7 +3,7 @@
 use super::codes::{Narrowed, Packing, turned_bits, unsigned};
 use super::{Around, ChannelOrder, Edit, Edits, Half, TokenOrder, moves, replace, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Conv, Formula, Measured, Sigmoid, Stride, Table, numbers,
+    Activation, BlockInputs, Conv, Formula, Halo, Measured, Sigmoid, Stride, Table, numbers,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
@@ -438,6 +438,11 @@ impl Edits<'_, '_> {
             words,
             on_conv(move |c| c.tile = Some(tile)),
         );
+        for halo in Halo::ALL {
+            let words = format!("at every {tile}th token {}", halo.words());
+            let change = on_conv(move |c| c.halo = Some((tile, halo)));
+            self.formula(4, (Kind::History, "conv"), words, change);
+        }
     }
 
     /// Codes of the input and of the taps that lack bits, or have another sign.

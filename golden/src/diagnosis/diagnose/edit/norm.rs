@@ -385,6 +385,35 @@ impl Edits<'_, '_> {
             "the sum of squares goes on from token to token",
             on_norm(|n| n.goes_on = true),
         );
+        for size in [8usize, 16, 24, 32, 48, 64, 96, 128, 256]
+            .into_iter()
+            .filter(|s| *s < count)
+        {
+            for together in [true, false] {
+                let which = match together {
+                    true => format!("each {size} channels"),
+                    false => format!("the channels of each of {size} lanes"),
+                };
+                let words = format!("{which} have a root of their own");
+                let change = on_norm(move |n| n.groups = Some((size, together)));
+                self.formula(4, (Kind::PartMissing, "mean"), words, change);
+            }
+        }
+        for step in [2usize, 3, 4, 8, 16, 32, 64] {
+            for first in (0..step).take(2).chain([step - 1]) {
+                for whole in [false, true] {
+                    let by = if whole { "all" } else { "these" };
+                    let words = format!(
+                        "the mean is that of the squares of every {step}th channel from {first} on over {by}"
+                    );
+                    let change = on_norm(move |n| {
+                        n.every = Some((step, first));
+                        n.mean_of = if whole { 1.0 } else { step as f64 };
+                    });
+                    self.formula(4, (Kind::PartMissing, "mean"), words, change);
+                }
+            }
+        }
         for shared in [2usize, 4, 8, 16, 32] {
             let words = format!("every {shared} tokens share the root of the first");
             let change = on_norm(move |n| n.shared = shared);

@@ -244,7 +244,9 @@ impl Edits<'_, '_> {
                 });
             });
         }
-        let rows = (1..10).map(|bits| 1usize << bits).filter(|rows| width.is_multiple_of(*rows));
+        let rows = (1..10)
+            .map(|bits| 1usize << bits)
+            .filter(|rows| width.is_multiple_of(*rows));
         let turned_whole = rows.filter(|rows| *rows < width).flat_map(|rows| {
             let wide = ChannelOrder::Turned(width, width / rows);
             [ChannelOrder::Turned(width, rows), wide]
@@ -538,7 +540,10 @@ pub fn moved<'a>(
         [] => words,
         [one] => format!("{words}, and {name} {one} is zero"),
         [first, .., last] => {
-            format!("{words}, and {} {name}s from {first} to {last} are zero", zeros.len())
+            format!(
+                "{words}, and {} {name}s from {first} to {last} are zero",
+                zeros.len()
+            )
         }
     };
     let (from, zeros) = (from.to_vec(), zeros.to_vec());

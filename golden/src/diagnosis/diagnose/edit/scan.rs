@@ -6,6 +6,7 @@ use crate::diagnosis::diagnose::formula::{
     BlockInputs, Carried, Formula, Hiccup, Measured, Narrow, Scan,
 };
 use crate::diagnosis::diagnose::kind::Kind;
+use ndarray::Array2;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::Row;
 use scalescope_sim::trace::TracePoint;
@@ -64,6 +65,40 @@ pub fn bits<'a>(
                 format!("{name} of channel {channel} is code {after} and not {before}{bit}");
             let change = on(move |s| of(s)[channel] = after * scale);
             edits.formula(6, (Kind::Weights, site), words, change);
+        }
+    }
+    edits.all
+}
+
+/// One state of a channel that is another from a token on, by what is fitted to the outputs from there on; one edit for
+/// each state.
+pub fn bumps<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    own: &Scan,
+    dumped: &Array2<f32>,
+    (token, channel): (usize, usize),
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, own.d.len());
+    let mut one = own.clone();
+    let only: Vec<bool> = (0..own.d.len()).map(|c| c == channel).collect();
+    one.channels = Some(only);
+    let column = |made: Array2<f32>| made.column(channel).mapv(f64::from);
+    let made = column(one.run().out);
+    let off = dumped.column(channel).mapv(f64::from) - &made;
+    for state in 0..own.states.len() {
+        // Outputs are linear in the state.
+        one.bump = Some((token, channel, state, 1.0));
+        let by_one = column(one.run().out) - &made;
+        let size = by_one.dot(&by_one);
+        let by = (off.dot(&by_one) / size) as f32;
+        if size > 0.0 && by.is_finite() {
+            let words = format!(
+                "after token {token} state {state} of channel {channel} is {by:+} off: a bit in memory, or a value of \
+                 another"
+            );
+            let change = on(move |s| s.bump = Some((token, channel, state, by)));
+            edits.formula(6, (Kind::FlippedBit, "state"), words, change);
         }
     }
     edits.all
@@ -212,7 +247,11 @@ impl Edits<'_, '_> {
         let powers = (1..=8).map(|bits| 1usize << bits);
         let mut tiles: Vec<usize> = powers.filter(|tile| *tile > 1).collect();
         // What begins with it, what ends with it, and it alone.
-        tiles.extend([first, first + 1, usize::MAX].into_iter().filter(|tile| *tile > 2));
+        tiles.extend(
+            [first, first + 1, usize::MAX]
+                .into_iter()
+                .filter(|tile| *tile > 2),
+        );
         tiles.sort_unstable();
         tiles.dedup();
         for tile in tiles {

@@ -111,11 +111,21 @@ impl Sigmoid {
     /// Those that are not the sigmoid.
     pub fn others() -> Vec<Self> {
         let lines = [1.0 / 6.0, 0.2, 0.25, 0.125, 0.5].map(Sigmoid::Line);
-        let rest = [Sigmoid::Plan, Sigmoid::Soft, Sigmoid::Parabola, Sigmoid::Step];
+        let rest = [
+            Sigmoid::Plan,
+            Sigmoid::Soft,
+            Sigmoid::Parabola,
+            Sigmoid::Step,
+        ];
         let exps = Exp::others().into_iter().map(Sigmoid::Of);
         let ranges = [(-4.0, 4.0), (-6.0, 6.0), (-8.0, 8.0), (-16.0, 16.0)];
         let tables = Table::all(&ranges).into_iter().map(Sigmoid::Tabled);
-        lines.into_iter().chain(rest).chain(exps).chain(tables).collect()
+        lines
+            .into_iter()
+            .chain(rest)
+            .chain(exps)
+            .chain(tables)
+            .collect()
     }
 
     /// In words.
@@ -223,7 +233,11 @@ mod tests {
             let off = off.fold(0.0, f32::max);
             let coarse = matches!(exp, Exp::Series(2) | Exp::Fraction(0..=1) | Exp::Log2(1.0));
             let far = matches!(exp, Exp::Within(_));
-            assert!(off < if coarse { 0.5 } else { 0.25 }, "{}: {off}", exp.name());
+            assert!(
+                off < if coarse { 0.5 } else { 0.25 },
+                "{}: {off}",
+                exp.name()
+            );
             assert!(far || off > 1e-5, "{}: {off}", exp.name());
         }
         for sigmoid in Sigmoid::others() {

@@ -50,8 +50,63 @@ pub struct Conv {
     pub dilation: usize,
     /// Tokens after which nothing of the ones before is known.
     pub tile: Option<usize>,
+    /// Tokens of a tile, and what stands for those before it.
+    pub halo: Option<(usize, Halo)>,
     /// How results are stored.
     pub output: Output,
+}
+
+/// What a tile of tokens has of the tokens before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // `words` says what each is
+pub enum Halo {
+    OneLate,
+    OneEarly,
+    FirstRepeated,
+    LastOfTile,
+    Stale,
+    Nearest,
+    AllButNearest,
+}
+
+impl Halo {
+    /// Every one.
+    pub const ALL: [Halo; 7] = [
+        Halo::OneLate,
+        Halo::OneEarly,
+        Halo::FirstRepeated,
+        Halo::LastOfTile,
+        Halo::Stale,
+        Halo::Nearest,
+        Halo::AllButNearest,
+    ];
+
+    /// In words, after the tokens.
+    pub fn words(self) -> &'static str {
+        match self {
+            Halo::OneLate => "the history is one token older than it should be",
+            Halo::OneEarly => "the history begins one token too late",
+            Halo::FirstRepeated => "the first token stands for its history",
+            Halo::LastOfTile => "the history is the end of the tile itself",
+            Halo::Stale => "the history is that of the tile before",
+            Halo::Nearest => "only the nearest token of the history is known",
+            Halo::AllButNearest => "the nearest token of the history is lost",
+        }
+    }
+
+    /// The token that is read in the place of token `at`, which lies before the tile that begins at `first`; `None` for
+    /// zero.
+    fn of(self, at: usize, first: usize, tile: usize) -> Option<usize> {
+        match self {
+            Halo::OneLate => at.checked_sub(1),
+            Halo::OneEarly => Some(at + 1),
+            Halo::FirstRepeated => Some(first),
+            Halo::LastOfTile => Some(at + tile),
+            Halo::Stale => at.checked_sub(tile),
+            Halo::Nearest => (at + 1 == first).then_some(at),
+            Halo::AllButNearest => (at + 1 < first).then_some(at),
+        }
+    }
 }
 
 /// A convolution of codes as a chip has it.
@@ -130,6 +185,7 @@ impl Conv {
             running: None,
             sigmoid_of: None,
             dilation: 1,
+            halo: None,
             tile: match rules.history {
                 TapHistory::LostEvery8 if rows.is_multiple_of(8) => Some(8),
                 _ => None,
@@ -254,7 +310,8 @@ impl Conv {
         let m = self.math;
         let real = |at| narrow.of(self.x.real(m, at));
         let x = Array2::from_shape_fn(self.x.values.dim(), real);
-        self.history.mapv_inplace(|v| narrow.of((m.mul)(self.x.scale, v)));
+        self.history
+            .mapv_inplace(|v| narrow.of((m.mul)(self.x.scale, v)));
         let tap = |at: (usize, usize)| narrow.of(self.tap_scale(at.1) * self.taps[at]);
         self.taps = Array2::from_shape_fn(self.taps.dim(), tap);
         (self.x, self.tap_scale) = (Operand::new(x, 1.0), vec![1.0]);
@@ -297,7 +354,13 @@ impl Conv {
                         None => return 0.0,
                     },
                 };
+                let beginning = self.halo.map(|(tile, halo)| (t / tile * tile, tile, halo));
                 match at {
+                    Some(at) if beginning.is_some_and(|(first, ..)| at < first) => beginning
+                        .and_then(|(first, tile, halo)| halo.of(at, first, tile))
+                        .and_then(|at| self.x.values.get((at, c)))
+                        .copied()
+                        .unwrap_or(0.0),
                     Some(at) if at >= first => self.x.values[(at, c)],
                     Some(_) => 0.0,
                     None if self.tile.is_none() || first == 0 => {

@@ -82,9 +82,12 @@ impl Table {
         for (low, high) in ranges.iter().copied() {
             for entries in [4, 8, 16, 32, 64, 128, 256, 1024] {
                 let both = [(entries, Line), (entries + 1, Line), (entries, Nearest)];
-                let all_of = both.into_iter().chain([(entries, Before), (entries, Middle)]);
-                for (limits, (entries, between)) in
-                    [false, true].into_iter().flat_map(|l| all_of.clone().map(move |t| (l, t)))
+                let all_of = both
+                    .into_iter()
+                    .chain([(entries, Before), (entries, Middle)]);
+                for (limits, (entries, between)) in [false, true]
+                    .into_iter()
+                    .flat_map(|l| all_of.clone().map(move |t| (l, t)))
                 {
                     all.push(Self {
                         entries,
@@ -110,7 +113,11 @@ impl Table {
         let Self {
             entries, low, high, ..
         } = self;
-        let beyond = if self.limits { ", its limits beyond" } else { "" };
+        let beyond = if self.limits {
+            ", its limits beyond"
+        } else {
+            ""
+        };
         format!("a table of {entries} entries from {low} to {high}{beyond}, {between}")
     }
 
@@ -286,7 +293,11 @@ impl Delta {
     pub fn approximations() -> Vec<Self> {
         let exps = Exp::others().into_iter();
         let mut all: Vec<Self> = exps.map(|exp| Delta::LogOf(Log::Exact, exp)).collect();
-        all.extend(Log::ALL[1..].iter().map(|log| Delta::LogOf(*log, Exp::Exact)));
+        all.extend(
+            Log::ALL[1..]
+                .iter()
+                .map(|log| Delta::LogOf(*log, Exp::Exact)),
+        );
         let lines = Delta::LogOf(Log::LinearMantissa, Exp::LinearMantissa);
         all.extend([lines, Delta::ReluAndPower]);
         all.extend([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0].map(Delta::IdentityFrom));

@@ -84,6 +84,32 @@ impl Blocks {
     }
 }
 
+/// What a register of sums still holds when the next sum begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncleared {
+    /// The sum of the output so many before, of the same token; it is cleared before the first of each so many.
+    Outputs(usize, usize),
+    /// The sum of the same output, of the token before; it is cleared before the first of each so many.
+    Tokens(usize),
+}
+
+impl Uncleared {
+    /// Sums that are added to what is left of others. `all` if these are such sums themselves, and not the others' own.
+    fn put(self, sums: &mut Array2<i64>, all: bool) {
+        let own = sums.clone();
+        for t in 0..sums.nrows() {
+            for c in 0..sums.ncols() {
+                let from = match self {
+                    Uncleared::Outputs(back, tile) if c % tile >= back => (t, c - back),
+                    Uncleared::Tokens(tile) if t % tile > 0 => (t - 1, c),
+                    _ => continue,
+                };
+                sums[(t, c)] += if all { sums[from] } else { own[from] };
+            }
+        }
+    }
+}
+
 /// `y = x · wᵀ` with its scales.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -105,6 +131,8 @@ pub struct Linear {
     pub running: Option<Narrow>,
     /// Products that are summed in runs.
     pub blocks: Option<Blocks>,
+    /// What registers still hold, and whether of all sums before.
+    pub uncleared: Option<(Uncleared, bool)>,
     /// Outputs that are computed; others are zero.
     pub channels: Option<Vec<bool>>,
     /// Sums of the operands as they are; none where they are to be summed.
@@ -193,6 +221,7 @@ impl Linear {
             accumulator: rule.accumulator,
             running: None,
             blocks: None,
+            uncleared: None,
             channels: None,
             sums: None,
             output: scene.output(row, codes)?,
@@ -332,6 +361,14 @@ impl Linear {
         let sums = match &self.sums {
             Some(sums) => Arc::clone(sums),
             None => Arc::new(self.sums()),
+        };
+        let sums = match self.uncleared {
+            Some((uncleared, all)) => {
+                let mut sums = (*sums).clone();
+                uncleared.put(&mut sums, all);
+                Arc::new(sums)
+            }
+            None => sums,
         };
         let sum = |t: usize, c: usize| match self.bias.is_empty() {
             true => sums[(t, c)],

@@ -48,6 +48,11 @@ impl Measured {
         Some(Self { runs, lines })
     }
 
+    /// How many values it has.
+    pub fn values(&self) -> usize {
+        self.runs.len()
+    }
+
     /// The function whose every value is known by many elements: one for each place.
     pub fn of_places(mut samples: Vec<Sample>) -> Option<Self> {
         samples.retain(|s| s.at.is_finite() && s.value.is_finite() && s.weight > 0.0);

@@ -218,7 +218,9 @@ impl Found {
                 let mut all: Vec<f32> = values.map(|v| v.abs()).collect();
                 all.sort_by(f32::total_cmp);
                 let at = (share * all.len() as f32) as usize;
-                all.get(at.min(all.len().saturating_sub(1))).copied().unwrap_or(0.0)
+                all.get(at.min(all.len().saturating_sub(1)))
+                    .copied()
+                    .unwrap_or(0.0)
             }
             Found::Deviations(n) => {
                 let (count, sum) = values.fold((0usize, 0.0f64), |(count, sum), v| {
@@ -265,7 +267,8 @@ impl Quantize {
 fn over(values: &Array2<f32>, q: &Quantize) -> Array2<f32> {
     let (first, last) = q.part.unwrap_or((0, values.ncols()));
     let seen = values.slice(s![.., first..last.min(values.ncols())]);
-    let scale = Scale::new(q.found.of(seen.iter()) / q.largest).unwrap_or_else(|_| Scale::new(1.0).expect("one"));
+    let scale = Scale::new(q.found.of(seen.iter()) / q.largest)
+        .unwrap_or_else(|_| Scale::new(1.0).expect("one"));
     values.mapv(|v| q.fit(q.rule.rounding.round(q.rule.in_units(v, scale)) as i128))
 }
 

@@ -1,8 +1,8 @@
 //! The selective scan.
 
 use super::{
-    Activation, BlockInputs, Carried, Conv, Decay, Delta, Hiccup, Made, Math, Measured, Narrow, Operand,
-    Output, Running,
+    Activation, BlockInputs, Carried, Conv, Decay, Delta, Hiccup, Made, Math, Measured, Narrow,
+    Operand, Output, Running,
 };
 use ndarray::{Array2, s};
 use rayon::prelude::*;
@@ -98,6 +98,8 @@ pub struct Scan {
     pub older: Option<(usize, usize)>,
     /// What goes wrong at these tokens of each so many.
     pub hiccup: Option<(usize, usize, Hiccup)>,
+    /// A token, a channel and a state to which something is added after the token.
+    pub bump: Option<(usize, usize, usize, f32)>,
     /// Tokens of a chunk, and what becomes of the state that one hands on to the next.
     pub chunks: Option<(usize, Carried)>,
     /// A scan whose δ the decays have.
@@ -215,6 +217,7 @@ impl Scan {
             tile: None,
             older: None,
             hiccup: None,
+            bump: None,
             chunks: None,
             decay_of: None,
             drive_of: None,
@@ -309,6 +312,7 @@ impl Scan {
             || self.older.is_some()
             || self.hiccup.is_some()
             || self.chunks.is_some()
+            || self.bump.is_some()
             || self.decay_of.is_some()
             || self.drive_of.is_some()
             || self.sigmoid_of.is_some()
@@ -517,6 +521,12 @@ impl Scan {
                     }
                 };
                 let next = self.state.map_or(next, |narrow| narrow.of(next));
+                let next = match self.bump {
+                    Some((token, channel, state, by)) if (t, c, n) == (token, channel, state) => {
+                        next + by
+                    }
+                    _ => next,
+                };
                 let above = match (self.chunks, handed.get_mut(n)) {
                     (Some((_, carried)), Some((handed, left))) => {
                         *left *= decay;
@@ -527,7 +537,11 @@ impl Scan {
                     }
                     _ => 0.0,
                 };
-                let next = if hiccup == Some(Hiccup::Frozen) { *x } else { next };
+                let next = if hiccup == Some(Hiccup::Frozen) {
+                    *x
+                } else {
+                    next
+                };
                 let read = match hiccup {
                     Some(Hiccup::Late) => *x,
                     Some(Hiccup::Empty) => 0.0,

@@ -197,9 +197,7 @@ impl<'a, 'm> Local<'a, 'm> {
         let found = |o: &formula::Output| o.quantizer.as_ref().is_some_and(|q| q.dynamic.is_some());
         let (l, e) = match self.sequences.iter().find_map(|s| s.formula.as_ref())? {
             Formula::Scan(scan) => scan.u.values.dim(),
-            Formula::Linear(own) if !found(&own.output) => {
-                (own.x.values.nrows(), own.w.nrows())
-            }
+            Formula::Linear(own) if !found(&own.output) => (own.x.values.nrows(), own.w.nrows()),
             _ => return None,
         };
         let count = (elements / l.max(1)).max(8);

@@ -65,8 +65,7 @@ impl Edits<'_, '_> {
         }
         if let Some(scale) = own.bias_scale {
             let words = "the codes of the bias are its reals cut to integers";
-            let change =
-                on_conv(move |c| c.bias.iter_mut().for_each(|b| *b = scale * b.trunc()));
+            let change = on_conv(move |c| c.bias.iter_mut().for_each(|b| *b = scale * b.trunc()));
             self.formula(4, (Kind::Format, "bias"), words, change);
         }
         self.conv_formats();
@@ -110,7 +109,7 @@ impl Edits<'_, '_> {
                     c.narrow_sum = sum.then_some(narrow);
                     c.output.through = out.then_some(narrow);
                 });
-                self.formula(5, (Kind::Format, "conv"), words, change);
+                self.formula(5, (Kind::Format, "input"), words, change);
             }
         }
     }

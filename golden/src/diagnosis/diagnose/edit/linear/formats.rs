@@ -130,9 +130,8 @@ impl Edits<'_, '_> {
             runs.sort_unstable();
             runs.dedup();
             for run in runs {
-                let words = format!(
-                    "the weight of each {run} {what} is quantized to its own largest code"
-                );
+                let words =
+                    format!("the weight of each {run} {what} is quantized to its own largest code");
                 let change = on(move |l| {
                     l.operands(|_, w, _| w.axis_chunks_iter_mut(axis, run).for_each(to_largest));
                 });

@@ -7,9 +7,9 @@ use crate::diagnosis::diagnose::formula::{
     BlockInputs, Blocks, Linear, Meet, Narrow, Register, solve,
 };
 use crate::diagnosis::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::rule::QuantizerPart;
 use ndarray::Array2;
 use rayon::prelude::*;
-use crate::diagnosis::diagnose::rule::QuantizerPart;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::Row;
@@ -167,7 +167,11 @@ pub fn blocks<'a>(
             register: Register::Float(narrow),
             inside: false,
         }));
-        let rules = [Rounding::Floor, Rounding::TowardZero, Rounding::NearestTiesUp];
+        let rules = [
+            Rounding::Floor,
+            Rounding::TowardZero,
+            Rounding::NearestTiesUp,
+        ];
         for (bits, by) in (1..=10).flat_map(|bits| rules.map(|by| (bits, by))) {
             let places = [true, false].into_iter();
             let places = places.filter(|inside| *inside || length < own.w.ncols());

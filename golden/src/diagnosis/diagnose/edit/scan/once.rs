@@ -64,7 +64,11 @@ impl Edits<'_, '_> {
     /// Of every simple edit so far of what is read twice, one for each reading.
     pub(super) fn in_one_place(&mut self) {
         let mut found = Vec::new();
-        for edit in self.all.iter().filter(|e| e.rank <= SIMPLE && e.changes_formula()) {
+        for edit in self
+            .all
+            .iter()
+            .filter(|e| e.rank <= SIMPLE && e.changes_formula())
+        {
             let of = |twice: &&Twice| twice.0.contains(&edit.site.as_str());
             let Some((_, first, put_first, second, put_second)) = TWICE.iter().find(of) else {
                 continue;

@@ -137,7 +137,12 @@ impl Edits<'_, '_> {
             }
         }
         let (d, bias) = (own.d_scale, own.dt_bias_scale);
-        type Vector = (&'static str, &'static str, f32, fn(&mut Scan) -> &mut Vec<f32>);
+        type Vector = (
+            &'static str,
+            &'static str,
+            f32,
+            fn(&mut Scan) -> &mut Vec<f32>,
+        );
         let vectors: [Vector; 2] = [
             ("D", "D", d, |s| &mut s.d),
             ("dt_bias", "the bias of dt", bias, |s| &mut s.dt_bias),

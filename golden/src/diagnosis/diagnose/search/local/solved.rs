@@ -51,7 +51,7 @@ impl Local<'_, '_> {
                 });
             }
         }
-        let found = Measured::of(samples)?;
+        let found = Measured::of(samples).filter(|found| self.tells(found))?;
         Some(match self.sequences.first()?.formula.as_ref()? {
             Formula::Scan(_) => edit::measured_gate(here, self.row, found),
             _ => edit::measured_silu(here, self.row, found),
@@ -92,13 +92,18 @@ impl Local<'_, '_> {
                 }
             }
         }
-        let found = Measured::of(samples)?;
+        let found = Measured::of(samples).filter(|found| self.tells(found))?;
         Some(edit::measured_output(
             self.scenes.first(),
             self.row,
             found,
             grid,
         ))
+    }
+
+    /// Whether so much deviates that a function of so many values is more than a list of it.
+    fn tells(&self, found: &Measured) -> bool {
+        self.base() >= 4 * found.values()
     }
 
     /// Reals that lie on a grid of codes on which the step's own do not.
@@ -232,7 +237,10 @@ impl Local<'_, '_> {
             }
             (Some(Formula::Linear(own)), None) if own.meet != formula::Meet::Real => {
                 let times = edit::solve_times(own, &target.dumped);
-                times.map_or(Vec::new(), |times| edit::times(here, self.row, own, times))
+                let times =
+                    times.map_or(Vec::new(), |times| edit::times(here, self.row, own, times));
+                let inputs = edit::read_off(here, self.row, own, &target.dumped);
+                times.into_iter().chain(inputs).collect()
             }
             (Some(Formula::Hadamard(own)), _) => {
                 let first = self.first_channel();
@@ -259,7 +267,10 @@ impl Local<'_, '_> {
                 edit::conv_bits(here, self.row, own, channels[0])
             }
             (Some(Formula::Scan(own)), Some(channels)) if channels.len() == 1 => {
-                edit::scan_bits(here, self.row, own, channels[0])
+                let bits = edit::scan_bits(here, self.row, own, channels[0]);
+                let at = (self.first_row().unwrap_or(0), channels[0]);
+                let bumps = edit::bumps(here, self.row, own, &target.dumped, at);
+                bits.into_iter().chain(bumps).collect()
             }
             _ => Vec::new(),
         }
