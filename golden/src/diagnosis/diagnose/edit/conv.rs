@@ -194,13 +194,13 @@ impl Edits<'_, '_> {
             let activation = Activation::Gated(sigmoid);
             let words = format!("SiLU is {}", activation.name());
             let change = on_conv(move |c| c.activation = activation);
-            self.formula(5, (Kind::Function, "SiLU"), words, change);
+            self.formula(6, (Kind::Function, "SiLU"), words, change);
         }
         for table in Table::all(&[(-4.0, 4.0), (-8.0, 8.0), (-16.0, 16.0)]) {
             let words = format!("SiLU is {}", table.name());
             let activation = Activation::Tabled(table);
             let change = on_conv(move |c| c.activation = activation);
-            self.formula(5, (Kind::Table, "SiLU"), words, change);
+            self.formula(6, (Kind::Table, "SiLU"), words, change);
         }
         for tile in [2usize, 4, 8, 16, 32, 64, 128, 256, 512] {
             self.conv_tile(tile);

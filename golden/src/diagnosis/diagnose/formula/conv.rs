@@ -50,6 +50,8 @@ pub struct Conv {
     pub dilation: usize,
     /// Tokens after which nothing of the ones before is known.
     pub tile: Option<usize>,
+    /// Channels that are computed; others are zero.
+    pub channels: Option<Vec<bool>>,
     /// Tokens of a tile, and what stands for those before it.
     pub halo: Option<(usize, Halo)>,
     /// How results are stored.
@@ -185,6 +187,7 @@ impl Conv {
             running: None,
             sigmoid_of: None,
             dilation: 1,
+            channels: None,
             halo: None,
             tile: match rules.history {
                 TapHistory::LostEvery8 if rows.is_multiple_of(8) => Some(8),
@@ -345,6 +348,9 @@ impl Conv {
             .as_ref()
             .and_then(|chip| Some((chip, self.factors(chip)?)));
         Array2::from_shape_fn((rows, e), |(t, c)| {
+            if self.channels.as_ref().is_some_and(|used| !used[c]) {
+                return 0.0;
+            }
             let first = self.tile.map_or(0, |tile| t / tile * tile);
             let x = |tap: usize| -> f32 {
                 let at = match self.dilation {

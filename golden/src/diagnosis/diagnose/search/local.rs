@@ -28,6 +28,8 @@ const HOPE: f64 = 0.25;
 const FARTHEST: f64 = 4.0;
 /// Edits that are combined in twos.
 const LEADS: usize = 4;
+/// The rank of edits that leads are combined with.
+const USUAL: usize = 5;
 /// Edits that are combined with each other where there is no lead.
 const SIMPLE: usize = 48;
 
@@ -246,6 +248,7 @@ impl<'a, 'm> Local<'a, 'm> {
             match &mut formula {
                 Some(Formula::Scan(scan)) => scan.channels = few.cloned(),
                 Some(Formula::Linear(linear)) => linear.channels = few.cloned(),
+                Some(Formula::Conv(conv)) => conv.channels = few.cloned(),
                 _ => {}
             }
             if edit.changes_formula() && formula.is_none() {
@@ -379,9 +382,10 @@ impl<'a, 'm> Local<'a, 'm> {
             }
         }
         let apart = |a: &Edit, b: &Edit| (a.kind, &a.site) != (b.kind, &b.site);
+        let usual: Vec<&Edit> = edits.iter().filter(|e| e.rank <= USUAL).collect();
         let with_all = leads
             .iter()
-            .flat_map(|lead| edits.iter().map(move |e| (*lead, e)));
+            .flat_map(|lead| usual.iter().map(move |e| (*lead, *e)));
         let mut pairs: Vec<Edit> = with_all
             .filter(|(lead, e)| apart(lead, e))
             .map(|(lead, e)| lead.and(e))

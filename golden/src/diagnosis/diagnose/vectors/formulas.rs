@@ -166,6 +166,7 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
         narrow_sum: None,
         running: None,
         sigmoid_of: None,
+        channels: None,
         halo: None,
         dilation: 1,
         tile: None,

@@ -80,22 +80,22 @@ impl Edits<'_, '_> {
             let gate = Activation::Gated(sigmoid);
             let words = format!("the gate is {} of z", gate.name());
             let change = on(move |s| s.gate = Some(gate));
-            self.formula(5, (Kind::Function, "gate"), words, change);
+            self.formula(6, (Kind::Function, "gate"), words, change);
         }
         for delta in Delta::approximations() {
             let words = format!("δ is made by {} and not by softplus", delta.name());
             let change = on(move |s| s.delta = delta);
-            self.formula(5, (Kind::Function, "softplus"), words, change);
+            self.formula(6, (Kind::Function, "softplus"), words, change);
         }
         for exp in Exp::others() {
             let words = format!("the exp of decays is {}", exp.name());
             let change = on(move |s| s.decay = Decay::Of(exp));
-            self.formula(5, (Kind::Function, "decay"), words, change);
+            self.formula(6, (Kind::Function, "decay"), words, change);
         }
         for table in Table::all(&[(-4.0, 4.0), (-8.0, 8.0), (-16.0, 16.0)]) {
             let words = format!("the gate's SiLU is {}", table.name());
             let gate = Some(Activation::Tabled(table));
-            self.formula(5, (Kind::Table, "gate"), words, on(move |s| s.gate = gate));
+            self.formula(6, (Kind::Table, "gate"), words, on(move |s| s.gate = gate));
             let words = format!("softplus is {}", table.name());
             let delta = Delta::Tabled(table);
             self.formula(
@@ -108,7 +108,7 @@ impl Edits<'_, '_> {
         for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
             let words = format!("the exp of decays is {}", table.name());
             let change = on(move |s| s.decay = Decay::Tabled(table));
-            self.formula(5, (Kind::Table, "decay"), words, change);
+            self.formula(6, (Kind::Table, "decay"), words, change);
         }
     }
 }
