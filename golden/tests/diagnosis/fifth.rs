@@ -189,8 +189,8 @@ impl Site {
 }
 
 /// A product of codes, `x · wᵀ`, whose sums are in a unit; the output's in a scale.
-struct Product<'a> {
-    path: &'a Datapath<'a>,
+struct Product<'a, 'm> {
+    path: &'a Datapath<'m>,
     layer: usize,
     seen: &'a Seen,
     x: Array2<f64>,
@@ -199,7 +199,7 @@ struct Product<'a> {
     scale: f64,
 }
 
-impl Product<'_> {
+impl Product<'_, '_> {
     fn sums(&self) -> Array2<f64> {
         self.x.dot(&self.w.t())
     }
@@ -222,7 +222,7 @@ fn product(
     fault: impl Fn(&Product) -> Array2<f64> + Send + Sync + 'static,
 ) -> Make {
     Box::new(move |path, layer, seen, _, like| {
-        let input = site.inputs.iter().rfind(|point| seen.contains_key(point));
+        let input = site.inputs.iter().rfind(|point| seen.contains_key(*point));
         let lin = lin_parts(path, layer, seen, site.step, (*input.unwrap(), site.reads));
         let product = Product {
             path,
@@ -266,14 +266,14 @@ fn tapped(parts: &Conv, x: impl Fn(isize, usize) -> f64) -> Array2<f64> {
 
 /// Rows of x, zeros before the first and after the last.
 fn padded(parts: &Conv) -> impl Fn(isize, usize) -> f64 {
-    |t, c| match usize::try_from(t) {
+    move |t, c| match usize::try_from(t) {
         Ok(t) if t < parts.x.nrows() => parts.x[(t, c)],
         _ => 0.0,
     }
 }
 
-struct At<'a> {
-    path: &'a Datapath<'a>,
+struct At<'a, 'm> {
+    path: &'a Datapath<'m>,
     layer: usize,
     seen: &'a Seen,
 }
