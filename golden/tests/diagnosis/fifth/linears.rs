@@ -189,24 +189,16 @@ impl List {
             }),
         );
 
-        // Expected: sums of two neighbouring products saturate at 16 bits (vpmaddubsw: unsigned activations, compensated).
+        // Expected: the factor from sums to codes is rounded to a power of two (requantization by a shift alone): all outputs
+        // are off by one factor.
         self.made(
-            "fifth: pairs of products saturate at 16 bits",
+            "fifth: x_proj's sums are requantized by a shift",
             X_PROJ.at(),
             ("2-1", "deployed"),
             ALL,
             product(X_PROJ, Round::Even, |p| {
-                let k = p.x.ncols();
-                let sums = Array2::from_shape_fn((p.x.nrows(), p.w.nrows()), |(t, c)| {
-                    let term = |i: usize| (p.x[(t, i)] + 128.0) * p.w[(c, i)];
-                    let pair = |i: usize| term(i) + if i + 1 < k { term(i + 1) } else { 0.0 };
-                    let sum: f64 = (0..k)
-                        .step_by(2)
-                        .map(|i| pair(i).clamp(-32768.0, 32767.0))
-                        .sum();
-                    sum - 128.0 * p.w.row(c).sum()
-                });
-                p.real(&sums)
+                let factor = (p.unit / p.scale).log2().round().exp2();
+                p.sums().mapv(|v| v * factor * p.scale)
             }),
         );
 
