@@ -28,17 +28,19 @@ impl List {
             }),
         );
 
-        // Expected: the odd factor H12 of the rotation is transposed.
+        // Expected: the odd factor of the rotation is another Hadamard matrix of order 12 (Paley's, by quadratic residues
+        // modulo 11) than the one that is folded into out_proj's weight.
         self.made(
-            "fifth: the odd factor is transposed",
+            "fifth: the odd factor is Paley's",
             had_out,
             ("2-1", "exact"),
             ALL,
             rotated(|y, size| {
                 let block = size.n() / size.base();
                 let entry = |i: usize, j: usize| {
-                    let (row, column) = (j / block * block, i / block * block);
-                    f64::from(size.entry(row + i % block, column + j % block))
+                    // Without the signs of its odd factor.
+                    let own = f64::from(size.entry(i % block, j % block) * size.entry(0, 0));
+                    own * paley(size.base(), i / block, j / block)
                 };
                 turned(y, size.n(), entry) * size.norm()
             }),
@@ -163,4 +165,14 @@ impl List {
             }),
         );
     }
+}
+
+/// The Hadamard matrix of quadratic residues modulo its order less one: I + S with S skew.
+fn paley(order: usize, i: usize, j: usize) -> f64 {
+    let residue = |difference: usize| {
+        let q = order - 1;
+        (1..q).any(|root| root * root % q == difference % q)
+    };
+    let positive = i == j || i == 0 || j != 0 && residue(order - 1 + j - i);
+    if positive { 1.0 } else { -1.0 }
 }
