@@ -132,6 +132,7 @@ fn grid() {
     all.extend(unseen::second());
     all.extend(third::third());
     all.extend(fourth::fourth());
+    all.extend(fifth::fifth());
     if let Ok(name) = std::env::var("SCALESCOPE_CASE") {
         all.retain(|case| case.name.contains(&name));
         assert!(!all.is_empty(), "no case is {name}");
