@@ -8,7 +8,7 @@ use super::edit::{self, Edit};
 use super::formula::{self, Seen};
 use super::locate::replay::PointScore;
 use super::locate::{Left, Scene, Search, State};
-use local::Local;
+use local::{Local, Looked};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::error::Result;
@@ -142,23 +142,19 @@ impl Search<'_> {
             let mut judged = self.judge_all(state, scene, first)?;
             let first: Vec<Candidate> = scales.iter().filter(|c| of(c)).cloned().collect();
             judged.extend(self.judge_scales(state, scene, first, off)?);
-            judged.extend(self.judge_edits(
-                state,
-                scene,
-                &block,
-                &|e| {
-                    let site = Candidate::Edit(e.clone());
-                    hinted(e.kind.name(), site.site())
-                },
-                false,
-            )?);
+            let (edits, _) = self.judge_edits(state, scene, &block, &|e| {
+                let site = Candidate::Edit(e.clone());
+                hinted(e.kind.name(), site.site())
+            })?;
+            judged.extend(edits);
             if judged.iter().any(|j| j.is_cause(scene)) {
                 return Ok(ranked(judged, scene));
             }
         }
         let near = self.hopeful(state, scene, discrete, off)?;
         let mut judged = self.judge_all(state, scene, near)?;
-        judged.extend(self.judge_edits(state, scene, &block, &|_| true, false)?);
+        let (edits, looked) = self.judge_edits(state, scene, &block, &|_| true)?;
+        judged.extend(edits);
         // What is explained to the last element needs no number to be fitted.
         let whole =
             |j: &ScoredCandidate| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
@@ -177,7 +173,12 @@ impl Search<'_> {
         }
         // What takes longest, where nothing else is the cause.
         if !judged.iter().any(|j| j.is_cause(scene)) {
-            let twos = self.judge_edits(state, scene, &block, &|_| true, true)?;
+            let local = Local::of(self, state, scene, &block);
+            let twos = match (local, looked) {
+                (Some(local), Some(looked)) => local.twos(looked, RUN),
+                _ => Vec::new(),
+            };
+            let twos = self.judge_alone_too(state, scene, twos)?;
             let new = |j: &ScoredCandidate| judged.iter().all(|o| o.candidate != j.candidate);
             let twos: Vec<ScoredCandidate> = twos.into_iter().filter(new).collect();
             judged.extend(twos);
@@ -256,13 +257,22 @@ impl Search<'_> {
         scene: &Scene,
         block: &Block,
         wanted: &(dyn Fn(&Edit) -> bool + Sync),
-        twos: bool,
-    ) -> Result<Vec<ScoredCandidate>> {
-        let mut candidates: Vec<Edit> = Vec::new();
-        if let Some(local) = Local::of(self, state, scene, block) {
-            candidates.extend(local.best(wanted, RUN, twos));
-        }
+    ) -> Result<(Vec<ScoredCandidate>, Option<Looked>)> {
+        let looked = Local::of(self, state, scene, block).map(|l| l.look_at(wanted, RUN));
+        let mut candidates = looked
+            .as_ref()
+            .map_or(Vec::new(), |looked| looked.best(RUN));
         candidates.extend(self.edits_before(state, scene, block, wanted)?);
+        Ok((self.judge_alone_too(state, scene, candidates)?, looked))
+    }
+
+    /// Edits, and each of the first tensor also in the dump alone.
+    fn judge_alone_too(
+        &self,
+        state: &State,
+        scene: &Scene,
+        mut candidates: Vec<Edit>,
+    ) -> Result<Vec<ScoredCandidate>> {
         let alone: Vec<Edit> = candidates
             .iter()
             .filter(|e| e.point == scene.first.point)
