@@ -42,6 +42,8 @@ pub fn fifth() -> Vec<Case> {
 struct List(Vec<Case>);
 
 type On = (&'static str, &'static str);
+/// What deviates, and the names of which any is right.
+type Named = (Part, &'static [(&'static str, &'static str)]);
 
 impl List {
     /// A step that makes something else.
@@ -50,14 +52,14 @@ impl List {
         name: &'static str,
         (step, points): (&'static str, &'static [P]),
         on: On,
-        part: Part,
+        (part, right): Named,
         make: Make,
     ) {
         self.0.push(Case {
             name,
             step,
             points,
-            right: &[],
+            right,
             part,
             make,
             into: Into::Output,
@@ -71,14 +73,14 @@ impl List {
         name: &'static str,
         step: &'static str,
         on: On,
-        part: Part,
+        (part, right): Named,
         change: fn(&mut QuantizedModel, usize),
     ) {
         self.0.push(Case {
             name,
             step,
             points: &[],
-            right: &[],
+            right,
             part,
             make: Box::new(|_, _, _, _, like| like.clone()),
             into: Into::Model(change),

@@ -13,7 +13,20 @@ impl List {
             "fifth: the residual stream is binary16",
             ("norm", residual_out),
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "residual"),
+                    ("format", "residual_out"),
+                    ("format", "output"),
+                    ("rounding", "residual"),
+                    ("rounding", "residual_out"),
+                    ("rounding", "output"),
+                    ("width", "residual"),
+                    ("width", "residual_out"),
+                    ("width", "output"),
+                ],
+            ),
             Box::new(|_, _, _, _, like| {
                 Tensor::F32(like.to_real().mapv(|v| f16::from_f32(v).to_f32()))
             }),
@@ -24,7 +37,15 @@ impl List {
             "fifth: the residual is added in the epilogue and in the norm",
             ("norm", residual_out),
             ("2-1", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("twice", "residual"),
+                    ("twice", "residual_in"),
+                    ("factor", "residual"),
+                    ("factor", "residual_in"),
+                ],
+            ),
             Box::new(|_, _, seen, _, like| match seen.get(&P::ResidualIn) {
                 Some(before) => Tensor::F32(like.to_real() + before.to_real()),
                 None => Tensor::F32(like.to_real() * 2.0),
@@ -36,7 +57,21 @@ impl List {
             "fifth: the mean is over the padded row",
             ("norm", norm_out),
             ("2-3", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("constant", "mean"),
+                    ("factor", "mean"),
+                    ("function", "mean"),
+                    ("constant", "norm"),
+                    ("factor", "norm"),
+                    ("factor", "norm_out"),
+                    ("factor", "output"),
+                    ("factor", "weight"),
+                    ("stale-scale", "norm_out"),
+                    ("stale-scale", "in_proj_input"),
+                ],
+            ),
             normed(Round::Even, |n| {
                 let m = n.r.ncols();
                 let share = m as f64 / m.next_power_of_two() as f64;
@@ -49,7 +84,14 @@ impl List {
             "fifth: the sum of squares stops after the last full vector of 128",
             ("norm", norm_out),
             ("0", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("part-missing", "mean"),
+                    ("part-missing", "sum"),
+                    ("part-missing", "norm"),
+                ],
+            ),
             normed(Round::Even, |n| {
                 let m = n.r.ncols();
                 let squares = |t: usize| -> f64 {
@@ -65,7 +107,7 @@ impl List {
             "fifth: the norm's output is cast to int8",
             ("norm", norm_out),
             ("2-1", "exact"),
-            ALL,
+            (ALL, &[("rounding", "norm_out"), ("rounding", "output")]),
             normed(Round::Zero, |n| n.times(|t| n.mean(t).sqrt().recip())),
         );
 
@@ -74,7 +116,18 @@ impl List {
             "fifth: the reciprocal root is the fast one with one Newton step",
             ("norm", norm_out),
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("function", "rsqrt"),
+                    ("function", "root"),
+                    ("function", "mean"),
+                    ("function", "norm"),
+                    ("table", "rsqrt"),
+                    ("table", "root"),
+                    ("table", "norm"),
+                ],
+            ),
             normed(Round::Even, |n| {
                 n.times(|t| {
                     let v = n.mean(t) as f32;
@@ -95,7 +148,19 @@ impl List {
             "fifth: the padded convolution is cut at the wrong end",
             ("conv", conv_out),
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("shifted", "conv_out"),
+                    ("shifted", "output"),
+                    ("shifted", "input"),
+                    ("shifted", "taps"),
+                    ("neighbour", "conv_out"),
+                    ("neighbour", "output"),
+                    ("neighbour", "input"),
+                    ("neighbour", "taps"),
+                ],
+            ),
             convolved(|_, _, _, parts| {
                 let (x, late) = (padded(parts), parts.w.ncols() as isize - 1);
                 tapped(parts, |t, c| x(t + late, c)).mapv(silu)
@@ -107,7 +172,16 @@ impl List {
             "fifth: the halo of a tile has two rows",
             ("conv", conv_out),
             ("2-1", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("history", "conv"),
+                    ("history", "input"),
+                    ("part-missing", "taps"),
+                    ("left-out", "input"),
+                    ("left-out", "weight"),
+                ],
+            ),
             convolved(|_, _, _, parts| {
                 let x = padded(parts);
                 let mut out = tapped(parts, &x);
@@ -127,7 +201,16 @@ impl List {
             "fifth: the history still holds the end of the run before",
             ("conv", conv_out),
             ("0", "deployed"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("history", "conv"),
+                    ("history", "input"),
+                    ("not-reset", "conv"),
+                    ("not-reset", "input"),
+                    ("neighbour", "input"),
+                ],
+            ),
             convolved(|_, _, _, parts| {
                 let (x, l) = (padded(parts), parts.x.nrows() as isize);
                 tapped(parts, |t, c| x(t.rem_euclid(l), c)).mapv(silu)
@@ -140,7 +223,17 @@ impl List {
             "fifth: codes of the bias start the accumulator",
             ("conv", conv_out_f32),
             ("2-4", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("stale-scale", "bias"),
+                    ("missing-scale", "bias"),
+                    ("factor", "bias"),
+                    ("constant", "bias"),
+                    ("neighbour", "scale"),
+                    ("neighbour", "bias scale"),
+                ],
+            ),
             convolved(|path, layer, _, parts| {
                 let (weight, bias) = path.conv_weight(layer).tensors().unwrap();
                 let unit = scale(path, layer, U::ConvIn) * f64::from(weight.scale.get());
@@ -158,7 +251,7 @@ impl List {
             "fifth: hard-swish stands for SiLU",
             ("conv", conv_out),
             ("2-0", "exact"),
-            ALL,
+            (ALL, &[("function", "SiLU"), ("table", "SiLU")]),
             convolved(|_, _, _, parts| {
                 parts.run(usize::MAX, |v| v * (v + 3.0).clamp(0.0, 6.0) / 6.0)
             }),
@@ -169,7 +262,19 @@ impl List {
             "fifth: the conv input's scale is absmax / 128",
             ("conv", &[P::ConvIn, P::ConvInScale]),
             ("3", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("constant", "conv_in_scale"),
+                    ("constant", "conv_in"),
+                    ("factor", "conv_in_scale"),
+                    ("factor", "conv_in"),
+                    ("factor", "output"),
+                    ("function", "conv_in_scale"),
+                    ("stale-scale", "conv_in"),
+                    ("stale-scale", "conv_in_scale"),
+                ],
+            ),
             Box::new(|_, _, seen, _, like| {
                 let x = seen[&P::InProjX].to_real();
                 let scale = x.fold(0.0f32, |most, v| most.max(v.abs())) / 128.0;
@@ -187,7 +292,20 @@ impl List {
             "fifth: SiLU is an operator of its own and reads int8",
             ("conv", conv_out),
             ("2-1", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "SiLU"),
+                    ("table", "SiLU"),
+                    ("rounding", "SiLU"),
+                    ("width", "SiLU"),
+                    ("function", "SiLU"),
+                    ("format", "sum"),
+                    ("rounding", "sum"),
+                    ("width", "sum"),
+                    ("format", "accumulator"),
+                ],
+            ),
             convolved(|path, layer, _, parts| {
                 let s = scale(path, layer, U::ConvIn);
                 let code = |v: f64| (v / s).round_ties_even().clamp(-128.0, 127.0);
@@ -201,7 +319,17 @@ impl List {
             "fifth: the address of the taps has eight bits",
             ("conv", conv_out_f32),
             ("2-3", "exact"),
-            CHANNELS,
+            (
+                CHANNELS,
+                &[
+                    ("neighbour", "weight"),
+                    ("neighbour", "taps"),
+                    ("order", "weight"),
+                    ("order", "taps"),
+                    ("shifted", "weight"),
+                    ("shifted", "taps"),
+                ],
+            ),
             convolved(|_, _, _, parts| {
                 let parts = Conv {
                     x: parts.x.clone(),

@@ -35,7 +35,15 @@ impl List {
             "fifth: in_proj runs over whole tiles of K alone",
             IN_PROJ.at(),
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("part-missing", "sum"),
+                    ("part-missing", "input"),
+                    ("left-out", "input"),
+                    ("left-out", "weight"),
+                ],
+            ),
             product(IN_PROJ, Round::Even, |p| {
                 p.real(&p.sums_of(0, p.x.ncols() / 128 * 128))
             }),
@@ -47,7 +55,16 @@ impl List {
             "fifth: activations are unsigned and not compensated",
             IN_PROJ.at(),
             ("2-1", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("zero-point", "input"),
+                    ("zero-point", "in_proj_out"),
+                    ("zero-point", "output"),
+                    ("zero-point", "sum"),
+                    ("format", "input"),
+                ],
+            ),
             product(IN_PROJ, Round::Even, |p| {
                 p.real(&p.x.mapv(|x| x + 128.0).dot(&p.w.t()))
             }),
@@ -58,7 +75,19 @@ impl List {
             "fifth: the file has z before x",
             "in_proj",
             ("0", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("order", "in_proj_out"),
+                    ("order", "output"),
+                    ("order", "weight"),
+                    ("shifted", "in_proj_out"),
+                    ("shifted", "output"),
+                    ("shifted", "weight"),
+                    ("neighbour", "in_proj_out"),
+                    ("neighbour", "output"),
+                ],
+            ),
             |m, l| {
                 let w = codes(&mut m.layers[l].in_proj);
                 let rows = w.nrows();
@@ -71,7 +100,24 @@ impl List {
             "fifth: the multiplier of the epilogue is binary16",
             IN_PROJ.at(),
             ("2-3", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "scale"),
+                    ("rounding", "scale"),
+                    ("width", "scale"),
+                    ("factor", "in_proj_out"),
+                    ("factor", "output"),
+                    ("factor", "sum"),
+                    ("factor", "weight"),
+                    ("factor", "input"),
+                    ("stale-scale", "in_proj_out"),
+                    ("stale-scale", "in_proj_output"),
+                    ("stale-scale", "in_proj_in"),
+                    ("stale-scale", "in_proj_input"),
+                    ("stale-scale", "weight"),
+                ],
+            ),
             product(IN_PROJ, Round::Even, |p| {
                 let factor = f16::from_f64(p.unit / p.scale).to_f64();
                 p.sums().mapv(|v| v * factor * p.scale)
@@ -84,7 +130,17 @@ impl List {
             "fifth: the accumulator is not cleared between tiles",
             IN_PROJ.at(),
             ("0", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("not-reset", "sum"),
+                    ("not-reset", "accumulator"),
+                    ("not-reset", "in_proj_out"),
+                    ("not-reset", "output"),
+                    ("history", "sum"),
+                    ("history", "accumulator"),
+                ],
+            ),
             product(IN_PROJ, Round::Even, |p| {
                 let sums = p.sums();
                 let mut kept = sums.clone();
@@ -102,7 +158,7 @@ impl List {
             "fifth: a bit of one cell's weight register is stuck",
             "in_proj",
             ("2-1", "deployed"),
-            CHANNELS,
+            (CHANNELS, &[("stuck-bit", "weight"), ("weights", "weight")]),
             |m, l| {
                 for ((row, k), w) in codes(&mut m.layers[l].in_proj).indexed_iter_mut() {
                     if row % 16 == 9 && k % 16 == 3 {
@@ -118,7 +174,20 @@ impl List {
             "fifth: the third tile is read from the buffer of the second",
             IN_PROJ.at(),
             ("2-0", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("neighbour", "input"),
+                    ("neighbour", "in_proj_out"),
+                    ("neighbour", "output"),
+                    ("shifted", "input"),
+                    ("shifted", "in_proj_out"),
+                    ("shifted", "output"),
+                    ("history", "input"),
+                    ("not-reset", "input"),
+                    ("order", "tokens"),
+                ],
+            ),
             product(IN_PROJ, Round::Even, |p| {
                 let sums = p.sums();
                 let from = |t: usize| if t / 16 == 2 { t - 16 } else { t };
@@ -134,7 +203,17 @@ impl List {
             "fifth: the file has dt behind B and C",
             "x_proj",
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("order", "x_proj_out"),
+                    ("order", "output"),
+                    ("order", "weight"),
+                    ("shifted", "x_proj_out"),
+                    ("shifted", "output"),
+                    ("shifted", "weight"),
+                ],
+            ),
             |m, l| {
                 let rank = m.config.dt_rank;
                 let w = codes(&mut m.layers[l].x_proj);
@@ -149,7 +228,17 @@ impl List {
             "fifth: rows are written padded and read packed",
             X_PROJ.at(),
             ("2-1", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("order", "x_proj_out"),
+                    ("order", "output"),
+                    ("shifted", "x_proj_out"),
+                    ("shifted", "output"),
+                    ("neighbour", "x_proj_out"),
+                    ("neighbour", "output"),
+                ],
+            ),
             product(X_PROJ, Round::Even, |p| {
                 let sums = p.sums();
                 let width = sums.ncols();
@@ -168,7 +257,16 @@ impl List {
             "fifth: the last columns are masked out",
             X_PROJ.at(),
             ("2-3", "exact"),
-            CHANNELS,
+            (
+                CHANNELS,
+                &[
+                    ("left-out", "x_proj_out"),
+                    ("left-out", "output"),
+                    ("left-out", "weight"),
+                    ("constant", "x_proj_out"),
+                    ("constant", "output"),
+                ],
+            ),
             product(X_PROJ, Round::Even, |p| {
                 let mut sums = p.sums();
                 let whole = sums.ncols() / 32 * 32;
@@ -182,7 +280,15 @@ impl List {
             "fifth: the second split of K overwrites the first",
             X_PROJ.at(),
             ("0", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("part-missing", "sum"),
+                    ("part-missing", "input"),
+                    ("left-out", "input"),
+                    ("left-out", "weight"),
+                ],
+            ),
             product(X_PROJ, Round::Even, |p| {
                 let k = p.x.ncols();
                 p.real(&p.sums_of(k / 2, k))
@@ -195,7 +301,24 @@ impl List {
             "fifth: x_proj's sums are requantized by a shift",
             X_PROJ.at(),
             ("2-1", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "scale"),
+                    ("rounding", "scale"),
+                    ("width", "scale"),
+                    ("factor", "x_proj_out"),
+                    ("factor", "output"),
+                    ("factor", "sum"),
+                    ("factor", "weight"),
+                    ("factor", "input"),
+                    ("stale-scale", "x_proj_out"),
+                    ("stale-scale", "x_proj_output"),
+                    ("stale-scale", "x_proj_in"),
+                    ("stale-scale", "x_proj_input"),
+                    ("stale-scale", "weight"),
+                ],
+            ),
             product(X_PROJ, Round::Even, |p| {
                 let factor = (p.unit / p.scale).log2().round().exp2();
                 p.sums().mapv(|v| v * factor * p.scale)
@@ -207,7 +330,18 @@ impl List {
             "fifth: the quantizer before x_proj has the next scale of the table",
             ("x_proj", &[P::XProjIn]),
             ("2-4", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("factor", "x_proj_in"),
+                    ("factor", "output"),
+                    ("factor", "input"),
+                    ("stale-scale", "x_proj_in"),
+                    ("stale-scale", "x_proj_quant"),
+                    ("stale-scale", "x_proj_input"),
+                    ("neighbour", "scale"),
+                ],
+            ),
             Box::new(|path, layer, seen, _, like| {
                 let conv = seen[&P::ConvOutF32].to_real().mapv(f64::from);
                 store(&conv, like, scale(path, layer, U::XProjOut), Round::Even)
@@ -222,7 +356,16 @@ impl List {
             "fifth: the padding of K reads on",
             DT_PROJ.at(),
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("neighbour", "sum"),
+                    ("neighbour", "input"),
+                    ("neighbour", "weight"),
+                    ("two-edits", "input and weight"),
+                    ("two-edits", "weight and input"),
+                ],
+            ),
             product(DT_PROJ, Round::Even, |p| {
                 let Tensor::I8(all) = &p.seen[&P::XProjOut] else {
                     panic!("codes")
@@ -244,7 +387,7 @@ impl List {
             "fifth: dt_proj has the weight of the next block",
             "dt_proj",
             ("2-1", "exact"),
-            ALL,
+            (ALL, &[("neighbour", "weight")]),
             |m, l| {
                 let next = (l + 1) % m.layers.len();
                 m.layers[l].dt_proj = m.layers[next].dt_proj.clone();
@@ -256,7 +399,18 @@ impl List {
             "fifth: dt_proj has a bias as the float model's has",
             DT_PROJ.at(),
             ("0", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("twice", "dt_bias"),
+                    ("twice", "bias"),
+                    ("order", "dt_bias"),
+                    ("order", "bias"),
+                    ("neighbour", "bias"),
+                    ("zero-point", "dt_proj_out"),
+                    ("zero-point", "output"),
+                ],
+            ),
             product(DT_PROJ, Round::Even, |p| {
                 let (_, _, bias) = p.path.scan_weight(p.layer).tensors();
                 let unit = f64::from(bias.scale.get());
@@ -273,7 +427,7 @@ impl List {
             "fifth: dt_proj's sums are shifted without a half",
             DT_PROJ.at(),
             ("2-4", "exact"),
-            ALL,
+            (ALL, &[("rounding", "dt_proj_out"), ("rounding", "output")]),
             product(DT_PROJ, Round::Floor, |p| p.real(&p.sums())),
         );
 
@@ -282,7 +436,7 @@ impl List {
             "fifth: the weight lies as [E, R] and is read as [R, E]",
             DT_PROJ.at(),
             ("2-0", "exact"),
-            ALL,
+            (ALL, &[("transposed", "weight"), ("order", "weight")]),
             product(DT_PROJ, Round::Even, |p| {
                 let (rows, k) = p.w.dim();
                 let w = Array2::from_shape_fn((rows, k), |(c, i)| {
@@ -298,7 +452,15 @@ impl List {
             "fifth: codes of dt are extended with zeros",
             DT_PROJ.at(),
             ("2-1", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "input"),
+                    ("sign", "input"),
+                    ("width", "input"),
+                    ("overflow", "input"),
+                ],
+            ),
             product(DT_PROJ, Round::Even, |p| {
                 let x = p.x.mapv(|x| if x < 0.0 { x + 256.0 } else { x });
                 p.real(&x.dot(&p.w.t()))

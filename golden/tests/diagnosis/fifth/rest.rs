@@ -21,7 +21,20 @@ impl List {
             "fifth: the rotation is normalized by the padded length",
             had_out,
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("constant", "norm"),
+                    ("factor", "norm"),
+                    ("constant", "rotation"),
+                    ("factor", "rotation"),
+                    ("factor", "input"),
+                    ("factor", "had_out"),
+                    ("factor", "output"),
+                    ("stale-scale", "had_out"),
+                    ("stale-scale", "out_proj_input"),
+                ],
+            ),
             rotated(|y, size| {
                 let padded = (size.n().next_power_of_two() as f64).sqrt();
                 turned(y, size.n(), |i, j| f64::from(size.entry(i, j))) / padded
@@ -34,7 +47,17 @@ impl List {
             "fifth: the odd factor is Paley's",
             had_out,
             ("2-1", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("function", "rotation"),
+                    ("function", "stages"),
+                    ("neighbour", "rotation"),
+                    ("neighbour", "stages"),
+                    ("weights", "rotation"),
+                    ("weights", "stages"),
+                ],
+            ),
             rotated(|y, size| {
                 let block = size.n() / size.base();
                 let entry = |i: usize, j: usize| {
@@ -51,7 +74,19 @@ impl List {
             "fifth: the odd factor runs over neighbours",
             had_out,
             ("0", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("order", "rotation"),
+                    ("order", "stages"),
+                    ("transposed", "rotation"),
+                    ("transposed", "stages"),
+                    ("two-edits", "input and had_out"),
+                    ("two-edits", "had_out and input"),
+                    ("two-edits", "input and output"),
+                    ("two-edits", "output and input"),
+                ],
+            ),
             rotated(|y, size| {
                 let (base, block) = (size.base(), size.n() / size.base());
                 let from = |i: usize| i % base * block + i / base;
@@ -65,7 +100,14 @@ impl List {
             "fifth: the butterflies stop a stage early",
             had_out,
             ("2-4", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("part-missing", "stages"),
+                    ("part-missing", "rotation"),
+                    ("left-out", "stages"),
+                ],
+            ),
             rotated(|y, size| {
                 let half = size.n() / size.base() / 2;
                 let entry = |i: usize, j: usize| match (i ^ j) & half {
@@ -85,7 +127,10 @@ impl List {
             "fifth: bytes of the weight's words are swapped",
             OUT_PROJ.at(),
             ("0", "exact"),
-            ALL,
+            (
+                ALL,
+                &[("order", "weight"), ("order", "inputs"), ("order", "input")],
+            ),
             product(OUT_PROJ, Round::Even, |p| {
                 let w = Array2::from_shape_fn(p.w.dim(), |(c, k)| p.w[(c, k ^ 3)]);
                 p.real(&p.x.dot(&w.t()))
@@ -97,7 +142,17 @@ impl List {
             "fifth: the output is bfloat16",
             OUT_PROJ.at(),
             ("2-1", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "out_proj_out"),
+                    ("format", "output"),
+                    ("rounding", "out_proj_out"),
+                    ("rounding", "output"),
+                    ("width", "out_proj_out"),
+                    ("width", "output"),
+                ],
+            ),
             product(OUT_PROJ, Round::Even, |p| {
                 p.real(&p.sums()).mapv(|v| bf16::from_f64(v).to_f64())
             }),
@@ -109,7 +164,15 @@ impl List {
             "fifth: the last tile does not wait for the last stage",
             OUT_PROJ.at(),
             ("2-3", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("part-missing", "sum"),
+                    ("part-missing", "input"),
+                    ("left-out", "input"),
+                    ("left-out", "weight"),
+                ],
+            ),
             product(OUT_PROJ, Round::Even, |p| {
                 let (all, early) = (p.sums(), p.sums_of(0, p.x.ncols() - 64));
                 let last = (all.nrows() - 1) / 16;
@@ -126,7 +189,10 @@ impl List {
             "fifth: a bit of the weight memory has flipped",
             "out_proj",
             ("0", "deployed"),
-            CHANNELS,
+            (
+                CHANNELS,
+                &[("flipped-bit", "weight"), ("weights", "weight")],
+            ),
             |m, l| {
                 let w = codes(&mut m.layers[l].out_proj);
                 let at = (77 % w.nrows(), 130 % w.ncols());
@@ -140,7 +206,22 @@ impl List {
             "fifth: the product of scales is binary16",
             OUT_PROJ.at(),
             ("2-1", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "scale"),
+                    ("rounding", "scale"),
+                    ("width", "scale"),
+                    ("factor", "out_proj_out"),
+                    ("factor", "output"),
+                    ("factor", "sum"),
+                    ("factor", "weight"),
+                    ("factor", "input"),
+                    ("stale-scale", "out_proj_in"),
+                    ("stale-scale", "out_proj_input"),
+                    ("stale-scale", "weight"),
+                ],
+            ),
             product(OUT_PROJ, Round::Even, |p| {
                 let unit = f16::from_f64(p.unit).to_f64();
                 p.sums().mapv(|v| v * unit)
@@ -153,7 +234,17 @@ impl List {
             "fifth: the last tile of outputs is not stored",
             OUT_PROJ.at(),
             ("2-0", "exact"),
-            CHANNELS,
+            (
+                CHANNELS,
+                &[
+                    ("not-reset", "out_proj_out"),
+                    ("not-reset", "output"),
+                    ("neighbour", "out_proj_out"),
+                    ("neighbour", "output"),
+                    ("history", "out_proj_out"),
+                    ("history", "output"),
+                ],
+            ),
             product(OUT_PROJ, Round::Even, |p| {
                 let before = p.seen[&P::HiddenIn].to_real().mapv(f64::from);
                 let real = p.real(&p.sums());

@@ -17,7 +17,15 @@ impl List {
             "fifth: the decay is exp2 without log2 e",
             SCAN,
             ("0", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("function", "exp"),
+                    ("function", "decay"),
+                    ("constant", "exp"),
+                    ("factor", "A"),
+                ],
+            ),
             changed(|_, s| s.a *= LN_2),
         );
 
@@ -26,7 +34,17 @@ impl List {
             "fifth: the table of softplus begins at -4",
             SCAN,
             ("2-1", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("table", "softplus"),
+                    ("function", "softplus"),
+                    ("overflow", "softplus"),
+                    ("overflow", "delta"),
+                    ("overflow", "dt"),
+                    ("function", "delta"),
+                ],
+            ),
             changed(|_, s| s.softplus = |v| v.max(-4.0).exp().ln_1p()),
         );
 
@@ -36,7 +54,14 @@ impl List {
             "fifth: the scan takes C for B",
             SCAN,
             ("0", "deployed"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("swapped-bc", "x_proj_out"),
+                    ("two-edits", "B and C"),
+                    ("two-edits", "C and B"),
+                ],
+            ),
             changed(|_, s| std::mem::swap(&mut s.b, &mut s.c)),
         );
 
@@ -45,7 +70,14 @@ impl List {
             "fifth: B has the paper's zero-order hold",
             SCAN,
             ("2-4", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("function", "B"),
+                    ("function", "input_delta"),
+                    ("function", "input"),
+                ],
+            ),
             recurred(|_, s| {
                 let states = s.states(|s, [t, c, i], x| {
                     let a = s.a[(c, i)];
@@ -62,7 +94,7 @@ impl List {
             "fifth: the state still holds the end of the run before",
             SCAN,
             ("0", "exact"),
-            ALL,
+            (ALL, &[("not-reset", "state"), ("history", "state")]),
             recurred(|_, s| {
                 let before = s.states(Scan::next);
                 let last = before.index_axis(Axis(0), before.dim().0 - 1);
@@ -84,7 +116,14 @@ impl List {
             "fifth: the state is bfloat16",
             SCAN,
             ("2-1", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "state"),
+                    ("rounding", "state"),
+                    ("width", "state"),
+                ],
+            ),
             changed(|_, s| s.state = |v, _| bf16::from_f64(v).to_f64()),
         );
 
@@ -93,7 +132,19 @@ impl List {
             "fifth: the decay is an unsigned byte",
             SCAN,
             ("2-0", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("format", "decay"),
+                    ("rounding", "decay"),
+                    ("width", "decay"),
+                    ("format", "exp"),
+                    ("rounding", "exp"),
+                    ("table", "exp"),
+                    ("function", "decay"),
+                    ("function", "exp"),
+                ],
+            ),
             recurred(|_, s| {
                 let states = s.states(|s, [t, c, i], x| {
                     let delta = s.delta(t, c);
@@ -110,7 +161,7 @@ impl List {
             "fifth: A lies as [E, N] and is read as [N, E]",
             SCAN,
             ("0", "exact"),
-            TOKENS,
+            (TOKENS, &[("transposed", "A"), ("order", "A")]),
             changed(|_, s| {
                 let (e, n) = s.a.dim();
                 s.a = Array2::from_shape_fn((e, n), |(c, i)| {
@@ -126,7 +177,15 @@ impl List {
             "fifth: the state is read before it is written back",
             SCAN,
             ("2-1", "exact"),
-            TOKENS,
+            (
+                TOKENS,
+                &[
+                    ("history", "state"),
+                    ("neighbour", "state"),
+                    ("shifted", "state"),
+                    ("order", "state"),
+                ],
+            ),
             recurred(|_, s| {
                 let states = walked(s, |[t, c, i], all| {
                     let x = t.checked_sub(2).map_or(0.0, |t| all[(t, c, i)]);
@@ -141,7 +200,15 @@ impl List {
             "fifth: the scan reads dt in x_proj's scale",
             SCAN,
             ("2-1", "deployed"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("stale-scale", "scan_dt"),
+                    ("stale-scale", "dt_proj_output"),
+                    ("factor", "dt"),
+                    ("neighbour", "scale"),
+                ],
+            ),
             changed(|at, s| {
                 let [wrong, own] = [U::XProjOut, U::ScanDt].map(|by| scale(at.path, at.layer, by));
                 s.dt *= wrong / own;
@@ -154,7 +221,7 @@ impl List {
             "fifth: a tile gets the tile before, but not what came into that",
             SCAN,
             ("0", "deployed"),
-            TOKENS,
+            (TOKENS, &[("history", "state"), ("part-missing", "state")]),
             recurred(|_, s| {
                 let mut alone = s.clone();
                 alone.tile = 16;
@@ -181,7 +248,7 @@ impl List {
             "fifth: D u is added behind the gate",
             ssm_y,
             ("0", "exact"),
-            ALL,
+            (ALL, &[("order", "D"), ("order", "gate")]),
             recurred(|_, s| {
                 let states = s.states(Scan::next);
                 let y = Array2::from_shape_fn(s.u.dim(), |(t, c)| {
@@ -197,7 +264,14 @@ impl List {
             "fifth: the gate is a sigmoid",
             ssm_y,
             ("2-1", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("function", "gate"),
+                    ("left-out", "z"),
+                    ("part-missing", "gate"),
+                ],
+            ),
             changed(|_, s| s.gate = |z| 1.0 / (1.0 + (-z).exp())),
         );
 
@@ -206,7 +280,15 @@ impl List {
             "fifth: the gate's offset into xz is missing",
             ssm_y,
             ("2-3", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("neighbour", "z"),
+                    ("neighbour", "gate"),
+                    ("shifted", "z"),
+                    ("shifted", "gate"),
+                ],
+            ),
             changed(|at, s| {
                 let xz = real(at.path, at.layer, &at.seen[&P::InProjOut], U::ScanZ);
                 let e = s.z.ncols();
@@ -219,7 +301,7 @@ impl List {
             "fifth: the sum over states stops one short",
             ssm_y,
             ("0", "deployed"),
-            ALL,
+            (ALL, &[("part-missing", "states"), ("part-missing", "sum")]),
             changed(|_, s| s.states -= 1),
         );
 
@@ -228,7 +310,17 @@ impl List {
             "fifth: y has no subnormal numbers",
             ssm_y,
             ("2-1", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("format", "ssm_y"),
+                    ("format", "y"),
+                    ("format", "output"),
+                    ("function", "ssm_y"),
+                    ("function", "y"),
+                    ("function", "output"),
+                ],
+            ),
             recurred(|_, s| {
                 let states = s.states(Scan::next);
                 let least = f16::MIN_POSITIVE.to_f64();
@@ -242,7 +334,15 @@ impl List {
             "fifth: u is cast to int8",
             ("scan", &[P::SsmU]),
             ("2-3", "exact"),
-            ALL,
+            (
+                ALL,
+                &[
+                    ("rounding", "ssm_u"),
+                    ("rounding", "u"),
+                    ("rounding", "output"),
+                    ("rounding", "requantize"),
+                ],
+            ),
             Box::new(|path, layer, seen, _, like| {
                 let conv = seen[&P::ConvOutF32].to_real().mapv(f64::from);
                 store(&conv, like, scale(path, layer, U::ScanUQuant), Round::Zero)
