@@ -24,6 +24,8 @@ const FINE: usize = 6;
 const RUN: usize = 8;
 /// An edit that removes less of the first rows' mismatches is not run on all.
 const HOPE: f64 = 0.3;
+/// Of floats that mostly differ in their last place, one of so many may still do.
+const LAST_PLACES: usize = 4;
 /// A cause explains this share of what deviates in the first tensor.
 pub(super) const EXPLAINS: f64 = 0.99;
 
@@ -59,10 +61,18 @@ impl ScoredCandidate {
     /// Elements of the first tensor that it does not explain, but for what noise makes.
     pub(super) fn unexplained(&self, scene: &Scene) -> usize {
         let (explained, of) = self.explained(scene);
-        match self.leaves_noise(scene) {
-            true => 0,
-            false => of - explained,
+        match (self.leaves_noise(scene), self.leaves_last_places(scene)) {
+            (true, _) => 0,
+            (false, true) => self.first.mismatched,
+            (false, false) => of - explained,
         }
+    }
+
+    /// Whether so many floats still differ in their last place, of which most of what deviates consists, that it need
+    /// not be the right edit.
+    fn leaves_last_places(&self, scene: &Scene) -> bool {
+        let base = &scene.at_first;
+        2 * base.far < base.mismatched && LAST_PLACES * self.first.mismatched > base.mismatched
     }
 
     /// Whether what it leaves is what the floats of another device make: these keep a right edit from being exact.

@@ -19,7 +19,7 @@ mod inputs;
 mod solved;
 
 pub use inputs::read_off;
-pub use solved::{blocks, entries, solve_entries, solve_times, times};
+pub use solved::{blocks, cells, entries, solve_entries, solve_times, times};
 
 /// Changes a linear formula.
 fn on(
@@ -219,6 +219,7 @@ impl Edits<'_, '_> {
             }
             self.narrow_codes();
             self.own_scales(own);
+            self.lanes();
         }
         self.formula(
             4,

@@ -192,7 +192,7 @@ impl Edits<'_, '_> {
         }
     }
 
-    /// A buffer that is added to, and held another tensor of the block.
+    /// A buffer that held another tensor of the block, and is added to or not written.
     fn added_to_buffers(&mut self) {
         let Some(scene) = self.scene else { return };
         for (point, tensor) in scene.seen {
@@ -200,6 +200,13 @@ impl Edits<'_, '_> {
             if *point >= self.row.point || held.ncols() != self.width || point.is_state() {
                 continue;
             }
+            let stale = held.clone();
+            let words = format!("it is not stored: the buffer still holds {}", point.name());
+            self.result(6, (Kind::NotReset, "output"), words, move |made| {
+                if made.out.dim() == stale.dim() {
+                    made.out.assign(&stale);
+                }
+            });
             let words = format!("it is added to {}", point.name());
             self.result(6, (Kind::NotReset, "output"), words, move |made| {
                 if made.out.dim() == held.dim() {
@@ -214,7 +221,13 @@ impl Edits<'_, '_> {
         let codes = self.row.format.dtype() == "i8";
         self.places();
         if !codes {
-            for narrow in [Narrow::Bf16, Narrow::Bf16Cut, Narrow::E4m3, Narrow::E5m2] {
+            for narrow in [
+                Narrow::F16Flushed,
+                Narrow::Bf16,
+                Narrow::Bf16Cut,
+                Narrow::E4m3,
+                Narrow::E5m2,
+            ] {
                 let words = format!("what is stored passes through {}", narrow.name());
                 self.result(9, (Kind::Format, "output"), words, move |made| {
                     each(made, |v| narrow.of(v))

@@ -3,7 +3,7 @@
 use super::codes::turned_bits;
 use super::{Edit, Edits};
 use crate::diagnosis::diagnose::formula::{
-    BlockInputs, Carried, Formula, Hiccup, Measured, Narrow, Scan,
+    BlockInputs, Carried, Formula, Hiccup, Measured, Narrow, Scan, solve,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::Array2;
@@ -69,6 +69,56 @@ pub fn bits<'a>(
     }
     edits.all
 }
+
+/// The state before the first token, solved channel by channel from all outputs, which are linear in it.
+pub fn begins_with<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    own: &Scan,
+    dumped: &Array2<f32>,
+) -> Option<Edit> {
+    let (e, n) = own.a_log.values.dim();
+    if own.unit.is_some() || own.before.is_some() || own.u.values.nrows() < ENOUGH * n {
+        return None;
+    }
+    let made = own.run().out;
+    let made_with = |state: usize| {
+        let one = Array2::from_shape_fn((e, n), |(_, i)| f32::from(u8::from(i == state)));
+        let before = Some(one);
+        Scan {
+            before,
+            ..own.clone()
+        }
+        .run()
+        .out - &made
+    };
+    let by_one: Vec<Array2<f32>> = (0..n).map(made_with).collect();
+    let off = dumped - &made;
+    let mut before = Array2::zeros((e, n));
+    for c in 0..e {
+        let columns: Vec<Vec<f64>> = by_one
+            .iter()
+            .map(|made| made.column(c).iter().map(|v| f64::from(*v)).collect())
+            .collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let off: Vec<f64> = off.column(c).iter().map(|v| f64::from(*v)).collect();
+        let mut normal = Array2::from_shape_fn((n, n), |(i, j)| dot(&columns[i], &columns[j]));
+        let ridge = 1e-9 * normal.diag().iter().copied().fold(0.0, f64::max) + f64::MIN_POSITIVE;
+        normal.diag_mut().iter_mut().for_each(|v| *v += ridge);
+        let right = columns.iter().map(|column| dot(column, &off)).collect();
+        let found = solve(normal, right)?;
+        let mut to = before.row_mut(c);
+        to.iter_mut().zip(found).for_each(|(to, v)| *to = v as f32);
+    }
+    let words = "the state before the first token is not empty";
+    let mut edits = Edits::new(scene, row, e);
+    let change = on(move |s| s.before = Some(before.clone()));
+    edits.formula(8, (Kind::NotReset, "state"), words, change);
+    edits.all.pop()
+}
+
+/// Tokens for each state of a channel that is solved.
+const ENOUGH: usize = 4;
 
 /// One state of a channel that is another from a token on, by what is fitted to the outputs from there on; one edit for
 /// each state.

@@ -40,6 +40,8 @@ pub struct Conv {
     pub activation: Activation,
     /// A function that was read off a dump, in its place.
     pub measured: Option<Arc<Measured>>,
+    /// A type that the product of the scales passes through.
+    pub scale_through: Option<Narrow>,
     /// A type that the function's input passes through.
     pub narrow_sum: Option<Narrow>,
     /// A type that the sum passes through after each tap.
@@ -183,6 +185,7 @@ impl Conv {
             product: rules.silu_form == SiluForm::Product,
             activation: Activation::Silu,
             measured: None,
+            scale_through: None,
             narrow_sum: None,
             running: None,
             sigmoid_of: None,
@@ -383,6 +386,7 @@ impl Conv {
             let v = if self.integer {
                 let acc: f32 = (0..k).map(|tap| self.taps[(tap, c)] * x(tap)).sum();
                 let both = (m.mul)(self.tap_scale(c), self.x.scale);
+                let both = self.scale_through.map_or(both, |narrow| narrow.of(both));
                 (m.fma)(both, acc, bias)
             } else {
                 let mut v = bias;

@@ -131,14 +131,16 @@ pub enum Carried {
     Undecayed,
     ReadUndecayed,
     OneDecay,
+    OwnAlone,
 }
 
 impl Carried {
     /// Every one.
-    pub const ALL: [Carried; 3] = [
+    pub const ALL: [Carried; 4] = [
         Carried::Undecayed,
         Carried::ReadUndecayed,
         Carried::OneDecay,
+        Carried::OwnAlone,
     ];
 
     /// In words, after the tokens.
@@ -152,6 +154,9 @@ impl Carried {
             }
             Carried::OneDecay => {
                 "make a chunk, and of the state that was handed on outputs read what one decay leaves"
+            }
+            Carried::OwnAlone => {
+                "make a chunk, which hands on what it began itself, and not what came into it"
             }
         }
     }

@@ -131,6 +131,8 @@ pub struct Linear {
     pub running: Option<Narrow>,
     /// Products that are summed in runs.
     pub blocks: Option<Blocks>,
+    /// A type that the product of the scales passes through.
+    pub scale_through: Option<Narrow>,
     /// What registers still hold, and whether of all sums before.
     pub uncleared: Option<(Uncleared, bool)>,
     /// Outputs that are computed; others are zero.
@@ -221,6 +223,7 @@ impl Linear {
             accumulator: rule.accumulator,
             running: None,
             blocks: None,
+            scale_through: None,
             uncleared: None,
             channels: None,
             sums: None,
@@ -376,6 +379,12 @@ impl Linear {
         };
         let quantizer = self.output.quantizer.as_ref();
         let units = quantizer.filter(|q| q.in_units).map(|q| q.scale);
+        if let Some(narrow) = self.scale_through {
+            return Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                let factor = self.x.step(t) * scale(c) / units.unwrap_or(1.0);
+                self.output.of(sum(t, c) as f32 * narrow.of(factor))
+            });
+        }
         match self.meet {
             Meet::Order(order) => {
                 let a = match units {

@@ -23,6 +23,10 @@ pub enum Narrow {
     F16Cut,
     /// The upper half of the f32.
     Bf16Cut,
+    /// f16 without its subnormal numbers, which are zero.
+    F16Flushed,
+    /// A float with so many bits of mantissa.
+    Mantissa(u8),
     /// 19 bits, of which ten are the mantissa's: products of f32 on tensor cores.
     Tf32,
     /// FP8 with three bits of mantissa; the largest is 448.
@@ -47,12 +51,20 @@ fn to_float(v: f32, (mantissa, least, top): (i32, i32, f32), round: fn(f64) -> f
 }
 
 impl Narrow {
+    /// The types of 16 bits, and floats of fewer and more bits, that a factor may pass through.
+    pub fn of_factors() -> Vec<Narrow> {
+        let mantissas = (2..=15).map(Narrow::Mantissa);
+        let all = [Narrow::F16, Narrow::Bf16, Narrow::F16Cut, Narrow::Bf16Cut].into_iter();
+        all.chain(mantissas).collect()
+    }
+
     /// The types that values may pass through: those of 16 bits first.
-    pub const FLOATS: [Narrow; 7] = [
+    pub const FLOATS: [Narrow; 8] = [
         Narrow::F16,
         Narrow::Bf16,
         Narrow::F16Cut,
         Narrow::Bf16Cut,
+        Narrow::F16Flushed,
         Narrow::Tf32,
         Narrow::E4m3,
         Narrow::E5m2,
@@ -65,6 +77,8 @@ impl Narrow {
             Narrow::Bf16 => "bf16".to_owned(),
             Narrow::F16Cut => "f16, toward zero".to_owned(),
             Narrow::Bf16Cut => "bf16, toward zero".to_owned(),
+            Narrow::F16Flushed => "f16 whose subnormal numbers are zero".to_owned(),
+            Narrow::Mantissa(bits) => format!("a float with {bits} bits of mantissa"),
             Narrow::Tf32 => "TF32".to_owned(),
             Narrow::E4m3 => "FP8 (E4M3)".to_owned(),
             Narrow::E5m2 => "FP8 (E5M2)".to_owned(),
@@ -83,6 +97,13 @@ impl Narrow {
             Narrow::Bf16 => bf16::from_f32(v).to_f32(),
             Narrow::F16Cut => to_float(v, (10, -24, 65504.0), f64::trunc),
             Narrow::Bf16Cut => f32::from_bits(v.to_bits() & 0xffff_0000),
+            Narrow::F16Flushed => match f16::from_f32(v).to_f32() {
+                short if short.abs() < f16::MIN_POSITIVE.to_f32() => 0.0,
+                short => short,
+            },
+            Narrow::Mantissa(bits) => {
+                to_float(v, (bits.into(), -200, f32::MAX), f64::round_ties_even)
+            }
             Narrow::Tf32 => to_float(v, (10, -136, f32::MAX), f64::round_ties_even),
             Narrow::E4m3 => to_float(v, (3, -9, 448.0), f64::round_ties_even),
             Narrow::E5m2 => to_float(v, (2, -16, 57344.0), f64::round_ties_even),

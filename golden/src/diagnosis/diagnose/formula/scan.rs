@@ -352,6 +352,7 @@ impl Scan {
                     let before = match carried {
                         Carried::Undecayed => *handed,
                         Carried::ReadUndecayed | Carried::OneDecay => *handed * *left,
+                        Carried::OwnAlone => 0.0,
                     };
                     (*handed, *left) = (before + std::mem::take(x), 1.0);
                 }
@@ -432,6 +433,7 @@ impl Scan {
                         match carried {
                             Carried::Undecayed | Carried::ReadUndecayed => *handed,
                             Carried::OneDecay => decay * *handed,
+                            Carried::OwnAlone => *left * *handed,
                         }
                     }
                     _ => 0.0,

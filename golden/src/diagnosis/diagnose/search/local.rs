@@ -332,6 +332,7 @@ impl<'a, 'm> Local<'a, 'm> {
         }
         if !self.is_enough(&best) {
             let more = self.fitted().into_iter().chain(self.donated());
+            let more = more.chain(self.first_state());
             let more: Vec<Edit> = more.filter(|e| wanted(e)).collect();
             best.extend(self.tried(more, None));
         }

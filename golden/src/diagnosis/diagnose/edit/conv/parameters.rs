@@ -87,6 +87,11 @@ impl Edits<'_, '_> {
 
     /// The whole convolution in a type of fewer bits, or all but some of it.
     fn conv_formats(&mut self) {
+        for narrow in Narrow::of_factors() {
+            let words = format!("the product of the scales passes through {}", narrow.name());
+            let change = on_conv(move |c| c.scale_through = Some(narrow));
+            self.formula(6, (Kind::Format, "scale"), words, change);
+        }
         for narrow in [Narrow::F16, Narrow::Bf16, Narrow::Tf32] {
             for which in 0..16u8 {
                 let has = |bit: u8| which >> bit & 1 == 1;

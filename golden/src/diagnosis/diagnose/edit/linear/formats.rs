@@ -2,7 +2,7 @@
 
 use super::on;
 use crate::diagnosis::diagnose::edit::Edits;
-use crate::diagnosis::diagnose::edit::codes::{Narrowed, Packing};
+use crate::diagnosis::diagnose::edit::codes::{Narrowed, Packing, stuck};
 use crate::diagnosis::diagnose::formula::{Linear, Meet, Narrow};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{ArrayViewMut, Axis, Dimension, s};
@@ -22,6 +22,18 @@ impl Edits<'_, '_> {
             let words = format!("each sum passes through {}", narrow.name());
             let change = on(move |l| l.running = Some(narrow));
             self.formula(5, (Kind::Format, "sum"), words, change);
+        }
+        for narrow in Narrow::of_factors().into_iter().filter(|_| !real) {
+            let name = narrow.name();
+            let words = format!("the product of the scales passes through {name}");
+            let change = on(move |l| l.scale_through = Some(narrow));
+            self.formula(5, (Kind::Format, "scale"), words, change);
+            let words = format!("the input's scale passes through {name}");
+            let change = on(move |l| l.x.scale = narrow.of(l.x.scale));
+            self.formula(6, (Kind::Format, "input scale"), words, change);
+            let words = format!("the weight's scale passes through {name}");
+            let change = on(move |l| l.w_scales.iter_mut().for_each(|s| *s = narrow.of(*s)));
+            self.formula(6, (Kind::Format, "weight scale"), words, change);
         }
         for narrow in [Narrow::F16, Narrow::Bf16].into_iter().filter(|_| !real) {
             let name = narrow.name();
@@ -103,6 +115,39 @@ impl Edits<'_, '_> {
                 let words = narrowed.words(name);
                 let change = on(move |l| each(l, &|v| narrowed.of(v)));
                 self.formula(narrowed.rank(), (narrowed.kind(), site), words, change);
+            }
+        }
+    }
+
+    /// A bit that is stuck in every so many-th input or column of the weight: a wire of a bus.
+    pub(super) fn lanes(&mut self) {
+        for lanes in [4usize, 8, 16, 32] {
+            for (lane, bit, set) in (0..lanes)
+                .flat_map(|lane| (0..8u8).map(move |bit| (lane, bit)))
+                .flat_map(|(lane, bit)| [false, true].map(|set| (lane, bit, set)))
+            {
+                let of = format!("bit {bit} of every {lanes}th");
+                let at = format!("from {lane} on is stuck at {}", u8::from(set));
+                let change = on(move |l| {
+                    l.operands(|x, _, _| {
+                        let columns = x.values.columns_mut().into_iter();
+                        for mut column in columns.skip(lane).step_by(lanes) {
+                            column.mapv_inplace(|v| stuck(v, 1 << bit, set));
+                        }
+                    });
+                });
+                let words = format!("{of} input {at}");
+                self.formula(7, (Kind::StuckBit, "input"), words, change);
+                let change = on(move |l| {
+                    l.operands(|_, w, _| {
+                        let columns = w.columns_mut().into_iter();
+                        for mut column in columns.skip(lane).step_by(lanes) {
+                            column.mapv_inplace(|v| stuck(v, 1 << bit, set));
+                        }
+                    });
+                });
+                let words = format!("{of} column of the weight {at}");
+                self.formula(7, (Kind::StuckBit, "weight"), words, change);
             }
         }
     }

@@ -2,6 +2,7 @@
 //! the registers of sums.
 
 use super::on;
+use crate::diagnosis::diagnose::edit::codes::stuck;
 use crate::diagnosis::diagnose::edit::{Edit, Edits};
 use crate::diagnosis::diagnose::formula::{
     BlockInputs, Blocks, Linear, Meet, Narrow, Register, solve,
@@ -254,6 +255,35 @@ pub fn blocks<'a>(
         };
         let change = on(move |l| (l.blocks, l.sums) = (Some(blocks), None));
         edits.formula(5, (kind, "sum"), words, change);
+    }
+    edits.all
+}
+
+/// One stuck bit of one cell of a square of multipliers, that of every so many-th output from `first` on.
+pub fn cells<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    own: &Linear,
+    (size, first): (usize, usize),
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, own.w.nrows());
+    for (column, bit, set) in (0..size)
+        .flat_map(|column| (0..8u8).map(move |bit| (column, bit)))
+        .flat_map(|(column, bit)| [false, true].map(|set| (column, bit, set)))
+    {
+        let words = format!(
+            "bit {bit} of the weight is stuck at {} in every {size}th output from {first} on and every {size}th input \
+             from {column} on: one cell of {size} by {size}",
+            u8::from(set)
+        );
+        let change = on(move |l| {
+            l.operands(|_, w, _| {
+                let all = w.indexed_iter_mut();
+                let here = all.filter(|((n, k), _)| (n % size, k % size) == (first, column));
+                here.for_each(|(_, v)| *v = stuck(*v, 1 << bit, set));
+            });
+        });
+        edits.formula(6, (Kind::StuckBit, "weight"), words, change);
     }
     edits.all
 }

@@ -143,9 +143,14 @@ mod tests {
             product: false,
             activation: Activation::Silu,
             measured: None,
+            scale_through: None,
             narrow_sum: None,
+            running: None,
+            sigmoid_of: None,
             dilation: 1,
             tile: None,
+            channels: None,
+            halo: None,
             output: Output::real(false),
         }
     }

@@ -101,6 +101,20 @@ impl Local<'_, '_> {
         ))
     }
 
+    /// A scan's state before the first token.
+    pub(super) fn first_state(&self) -> Option<Edit> {
+        let [only] = &self.sequences[..] else {
+            return None;
+        };
+        let target = only.targets.first().filter(|t| !t.state)?;
+        match &only.formula {
+            Some(Formula::Scan(own)) if self.first_row() == Some(0) => {
+                edit::begins_with(self.scenes.first(), self.row, own, &target.dumped)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether so much deviates that a function of so many values is more than a list of it.
     fn tells(&self, found: &Measured) -> bool {
         self.base() >= 4 * found.values()
@@ -236,11 +250,21 @@ impl Local<'_, '_> {
                 vec![whole]
             }
             (Some(Formula::Linear(own)), None) if own.meet != formula::Meet::Real => {
+                let cells = match pattern.channels {
+                    Indices::Every {
+                        period,
+                        first,
+                        last,
+                    } if first == last && period <= 64 => {
+                        edit::cells(here, self.row, own, (period, first))
+                    }
+                    _ => Vec::new(),
+                };
                 let times = edit::solve_times(own, &target.dumped);
                 let times =
                     times.map_or(Vec::new(), |times| edit::times(here, self.row, own, times));
                 let inputs = edit::read_off(here, self.row, own, &target.dumped);
-                times.into_iter().chain(inputs).collect()
+                times.into_iter().chain(inputs).chain(cells).collect()
             }
             (Some(Formula::Hadamard(own)), _) => {
                 let first = self.first_channel();
