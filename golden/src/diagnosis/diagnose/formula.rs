@@ -57,7 +57,7 @@ pub enum Formula {
     Add(Add),
     Norm(Norm),
     Linear(Linear),
-    Conv(Conv),
+    Conv(Box<Conv>),
     Scan(Box<Scan>),
     Hadamard(Hadamard),
     Grids(Grids),

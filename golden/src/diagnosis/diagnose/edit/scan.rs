@@ -285,7 +285,7 @@ impl Edits<'_, '_> {
         for carried in Carried::ALL {
             let words = format!("every {tile} tokens {}", carried.words());
             let change = on(move |s| s.chunks = Some((tile, carried)));
-            self.formula(3, (Kind::LeftOut, "decay"), words, change);
+            self.formula(3, carried.kind(), words, change);
         }
         let words = format!("at every {tile}th token the state is empty again");
         let change = on(move |s| s.tile = Some(tile));

@@ -143,6 +143,16 @@ impl Carried {
         Carried::OwnAlone,
     ];
 
+    /// The sort of edit and what it is about.
+    pub fn kind(self) -> (Kind, &'static str) {
+        match self {
+            Carried::Undecayed | Carried::ReadUndecayed | Carried::OneDecay => {
+                (Kind::LeftOut, "decay")
+            }
+            Carried::OwnAlone => (Kind::History, "state"),
+        }
+    }
+
     /// In words, after the tokens.
     pub fn words(self) -> &'static str {
         match self {

@@ -176,7 +176,7 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
     let of = |x| {
         let mut conv = own.clone();
         conv.x.values = codes(x);
-        Formula::Conv(conv)
+        Formula::Conv(Box::new(conv))
     };
     c.x.outer_iter().map(of).collect()
 }

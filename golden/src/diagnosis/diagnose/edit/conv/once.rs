@@ -30,9 +30,9 @@ fn in_half(edit: &Edit, of_sigmoid: bool) -> OfFormula {
             return;
         };
         if of_sigmoid {
-            own.sigmoid_of = Some(Box::new(edited));
+            own.sigmoid_of = Some(edited);
         } else {
-            edited.sigmoid_of = Some(Box::new(own.clone()));
+            edited.sigmoid_of = Some(own.clone());
             *own = edited;
         }
     })

@@ -147,8 +147,8 @@ impl Edits<'_, '_> {
             ("D", "D", d, |s| &mut s.d),
             ("dt_bias", "the bias of dt", bias, |s| &mut s.dt_bias),
         ];
-        let casts: [(&str, fn(f32) -> f32); 2] =
-            [("cut to", f32::trunc), ("rounded to", f32::round_ties_even)];
+        type Cast = (&'static str, fn(f32) -> f32);
+        let casts: [Cast; 2] = [("cut to", f32::trunc), ("rounded to", f32::round_ties_even)];
         for (how, cast) in casts {
             for (site, name, scale, of) in vectors {
                 let words = format!("the codes of {name} are its reals {how} integers");
