@@ -171,18 +171,16 @@ struct Passage {
 /// threads of a group read neighbouring vectors; zeros beyond the sequence.
 template <class R>
 DEVICE void operands_in(const Source &b, const Source &c, float *out, int states, int length,
-                        int threads, int items, long long count) {
-    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+                        int threads, int items, int count) {
+    // Of one sequence, whose numbers 32 bits hold: they are divided.
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x, sequence = blockIdx.y;
     if (i >= count) return;
-    int span = threads * items;
-    int within = (int)(i % span), item = within / (threads * 4) * 4 + within % 4;
-    long long rest = i / span;
-    int of_c = (int)(rest % 2), n = (int)(rest / 2 % states);
-    rest /= 2 * states;
-    int chunks = (length + span - 1) / span;
-    int t = (int)(rest % chunks) * span + within / 4 % threads * items + item;
-    long long row = rest / chunks * length + t;
-    out[i] = t < length ? real<R>(of_c ? c : b, row, n) : 0.0f;
+    unsigned span = threads * items;
+    unsigned within = i % span, item = within / (threads * 4) * 4 + within % 4;
+    unsigned rest = i / span, of_c = rest % 2, n = rest / 2 % states;
+    int t = rest / (2 * states) * span + within / 4 % threads * items + item;
+    long long row = (long long)sequence * length + t;
+    out[(long long)sequence * count + i] = t < length ? real<R>(of_c ? c : b, row, n) : 0.0f;
 }
 
 /// Word i of four.
@@ -457,6 +455,6 @@ SCANS(unit_tiled, CudaFast, true)
 SCANS(unit, CudaFast, false)
 
 extern "C" __global__ void scan_operands_unit(Source b, Source c, float *out, int states, int length,
-                                              int threads, int items, long long count) {
+                                              int threads, int items, int count) {
     operands_in<CudaFast>(b, c, out, states, length, threads, items, count);
 }
