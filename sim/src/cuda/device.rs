@@ -184,7 +184,10 @@ impl Device {
     /// Whether `linear_wide` runs here: the device has products of warpgroups, and the driver knows them.
     pub(super) fn has_warpgroups(&self) -> bool {
         *self.warpgroups.get_or_init(|| {
-            self.capability == WARPGROUPS && self.function("linear_wide", "linear_wide_192_to_i8").is_ok()
+            self.capability == WARPGROUPS
+                && self
+                    .function("linear_wide", "linear_wide_192_to_i8")
+                    .is_ok()
         })
     }
 

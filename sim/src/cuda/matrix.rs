@@ -28,7 +28,7 @@ impl Kind {
         }
     }
 
-    fn bytes(self) -> usize {
+    pub(super) fn bytes(self) -> usize {
         match self.of() {
             Type::I8 => 1,
             Type::F16 => 2,

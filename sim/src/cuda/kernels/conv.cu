@@ -23,7 +23,7 @@ DEVICE void conv_general(const Conv &conv, const Sink &out, long long rows) {
 }
 
 /// Tokens a thread computes in the packed form, four channels side by side; tokens read ahead.
-constexpr int RUN = 16, STEP = 8;
+constexpr int RUN = 16, STEP = 4;
 
 /// Four neighbours of a row, in one store. `plain`: the rule that needs no look at the others.
 DEVICE void store_four(const Sink &out, long long row, int c, const float (&y)[4], float divisor, bool plain,

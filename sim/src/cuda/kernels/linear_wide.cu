@@ -16,6 +16,9 @@ DEVICE uint32_t chunk(int row, int column) { return row * BK + ((column ^ (row &
 DEVICE void copy_16(uint32_t to, const void *from, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
 }
+DEVICE void copy_16(uint32_t to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
+}
 
 /// What the products are told of rows of 128 bytes that begin at a multiple of 1024: where they are, eight rows are 1024
 /// bytes, permuted over 128 bytes.
@@ -122,16 +125,23 @@ DEVICE void linear_wide(const LinearI8 &p, const Sink &out, int panels) {
     uint32_t to = stages + chunk(row_of_tile, column / 16);
     const int8_t *from = p.x + ((long long)first_tile * ROWS + row_of_tile) * p.x_stride + column;
     long long next_rows = PARTS * p.x_stride, next_tile = (long long)apart * ROWS * p.x_stride - steps * BK;
+    bool whole_columns = p.k % BK == 0;
+    int whole_tiles = (int)(p.rows / ROWS);
     auto load = [&] {
         if (tile_ahead < tiles) {
-            int bytes = max(0, min(16, columns_left));
-            int rows = min((long long)ROWS, p.rows - (long long)tile_ahead * ROWS) - row_of_tile;
             const int8_t *of_row = from;
+            if (whole_columns && tile_ahead < whole_tiles) {
 #pragma unroll
-            for (int i = 0; i < ROWS / PARTS; ++i) {
-                int there = i * PARTS < rows ? bytes : 0;
-                copy_16(to + slot_ahead + i * PARTS * BK, there ? of_row : p.x, there);
-                of_row += next_rows;
+                for (int i = 0; i < ROWS / PARTS; ++i, of_row += next_rows)
+                    copy_16(to + slot_ahead + i * PARTS * BK, of_row);
+            } else {
+                int bytes = max(0, min(16, columns_left));
+                int rows = (int)min((long long)ROWS, p.rows - (long long)tile_ahead * ROWS) - row_of_tile;
+#pragma unroll
+                for (int i = 0; i < ROWS / PARTS; ++i, of_row += next_rows) {
+                    int there = i * PARTS < rows ? bytes : 0;
+                    copy_16(to + slot_ahead + i * PARTS * BK, there ? of_row : p.x, there);
+                }
             }
             from += BK, columns_left -= BK;
             if (columns_left <= -column) from += next_tile, columns_left = p.k - column, tile_ahead += apart;

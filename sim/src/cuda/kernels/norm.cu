@@ -34,33 +34,36 @@ DEVICE float4 four_of(const Source &in, long long row, int i) {
                        from_f16((uint16_t)halves.y), from_f16((uint16_t)(halves.y >> 16)));
 }
 
-/// Adds a row to the residual stream, four elements at a time; a second copy where `kept` is not null.
-template <int TYPE, bool FIRST>
-DEVICE void add_row(const Norm &p, int row, float *kept) {
+/// Adds N rows to the residual stream, four elements at a time; a second copy where `kept` is not null, its rows `apart`.
+/// Rows from `end` on are row `end − 1` once more.
+template <int TYPE, bool FIRST, int N>
+DEVICE void add_rows(const Norm &p, int first, int end, float *kept, int apart) {
     int m = p.m, lane = threadIdx.x % WARP;
-    float *r = p.residual_out + (long long)row * m;
-    const float *before = p.residual + (long long)row * m;
     for (int from = lane * 4; from < m; from += AT_ONCE * WARP * 4) {
         // All on their way before the first is stored.
-        float4 v[AT_ONCE], of_before[AT_ONCE];
+        float4 v[N][AT_ONCE], of_before[N][AT_ONCE];
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            int i = min(from + j * WARP * 4, m - 4);
-            v[j] = four_of<TYPE>(p.hidden, row, i);
-            if (!FIRST) of_before[j] = *(const float4 *)(before + i);
-        }
+        for (int n = 0; n < N; ++n)
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            int i = from + j * WARP * 4;
-            float4 b = of_before[j];
-            if (!FIRST)
-                v[j] = make_float4(__fadd_rn(v[j].x, b.x), __fadd_rn(v[j].y, b.y), __fadd_rn(v[j].z, b.z),
-                                   __fadd_rn(v[j].w, b.w));
-            if (i < m) {
-                *(float4 *)(r + i) = v[j];
-                if (kept) *(float4 *)(kept + i) = v[j];
+            for (int j = 0; j < AT_ONCE; ++j) {
+                int row = min(first + n, end - 1), i = min(from + j * WARP * 4, m - 4);
+                v[n][j] = four_of<TYPE>(p.hidden, row, i);
+                if (!FIRST) of_before[n][j] = *(const float4 *)(p.residual + (long long)row * m + i);
             }
-        }
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                int row = min(first + n, end - 1), i = from + j * WARP * 4;
+                float4 sum = v[n][j], b = of_before[n][j];
+                if (!FIRST)
+                    sum = make_float4(__fadd_rn(sum.x, b.x), __fadd_rn(sum.y, b.y), __fadd_rn(sum.z, b.z),
+                                      __fadd_rn(sum.w, b.w));
+                if (i < m) {
+                    *(float4 *)(p.residual_out + (long long)row * m + i) = sum;
+                    if (kept) *(float4 *)(kept + (row - first) * apart + i) = sum;
+                }
+            }
     }
 }
 
@@ -77,13 +80,17 @@ DEVICE void rms_norm_in(const Norm &p) {
     auto row_of = [&](int row) {
         return KEPT ? kept + (row % ROWS) * (m + NORM_LANES) : p.residual_out + (long long)row * m;
     };
+    constexpr int N = KEPT ? 2 : 1;
 #pragma unroll 1
-    for (int row = first; row < first + rows; ++row) {
+    for (int row = first; row < first + rows; row += N) {
         float *copy = KEPT ? row_of(row) : nullptr;
+        int end = first + rows, apart = m + NORM_LANES;
         if (fours && p.hidden.type == F16) {
-            p.residual ? add_row<F16, false>(p, row, copy) : add_row<F16, true>(p, row, copy);
+            p.residual ? add_rows<F16, false, N>(p, row, end, copy, apart)
+                       : add_rows<F16, true, N>(p, row, end, copy, apart);
         } else if (fours) {
-            p.residual ? add_row<F32, false>(p, row, copy) : add_row<F32, true>(p, row, copy);
+            p.residual ? add_rows<F32, false, N>(p, row, end, copy, apart)
+                       : add_rows<F32, true, N>(p, row, end, copy, apart);
         } else {
             for (int i = lane; i < m; i += WARP) {
                 float v = p.hidden.load(row, i);

@@ -226,7 +226,10 @@ impl Wide {
         let panel = panels.find(|&panel| {
             shared(panel) <= device.shared() as usize && (panel <= n || panel == PANELS[1])
         })?;
-        let (panels, tiles) = (n.div_ceil(panel), (product.rows as usize).div_ceil(WIDE_ROWS));
+        let (panels, tiles) = (
+            n.div_ceil(panel),
+            (product.rows as usize).div_ceil(WIDE_ROWS),
+        );
         let multiprocessors = device.multiprocessors() as usize;
         Some(Self {
             name: format!("linear_wide_{panel}_to_{of}"),

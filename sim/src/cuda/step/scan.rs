@@ -135,13 +135,13 @@ fn block_scan(device: &Arc<Device>, scan: &args::Scan, inputs: &Inputs) -> Resul
     let span = threads * items;
     // B and C of a state.
     let set = 2 * span;
-    let count = length.div_ceil(span) * states * set;
-    let operands = device.allocate(batch * count * 4)?.pointer();
+    let tokens = length.next_multiple_of(span);
+    let operands = device.allocate(batch * tokens * 2 * states * 4)?.pointer();
     let (n, l, t, i) = (states as i32, length as i32, threads as i32, items as i32);
     device.launch(
         "scan_block",
         "scan_operands_unit",
-        [blocks(count, THREADS), batch as u32, 1],
+        [blocks(tokens, THREADS), batch as u32, 2 * blocks(states, 4)],
         THREADS,
         0,
         &[
@@ -152,7 +152,7 @@ fn block_scan(device: &Arc<Device>, scan: &args::Scan, inputs: &Inputs) -> Resul
             &l,
             &t,
             &i,
-            &(count as i32),
+            &(tokens as i32),
         ],
     )?;
     let vectors = |source: &Source| {
