@@ -4,6 +4,7 @@
 //! whoever gets it comes later on the stream.
 
 use super::args::{Arg, Pointer};
+use super::download::Stage;
 use crate::error::{Result, SimError};
 use cust::context::{Context, CurrentContext};
 use cust::device::DeviceAttribute;
@@ -39,8 +40,6 @@ const PTX: &[(&str, &str)] = &[
 const SHARED: u32 = 48 << 10;
 /// The compute capability whose products of warpgroups `linear_wide` is made of, and no other has.
 const WARPGROUPS: (i32, i32) = (9, 0);
-/// Bytes up to which a copy to the host goes by way of memory that the device writes itself.
-const STAGED: usize = 1 << 20;
 
 /// A GPU, opened.
 pub struct Device {
@@ -51,7 +50,7 @@ pub struct Device {
     shared: u32,
     capability: (i32, i32),
     warpgroups: OnceLock<bool>,
-    stage: Mutex<Stage>,
+    pub(super) stage: Mutex<Stage>,
     free: Mutex<HashMap<usize, Vec<Pointer>>>,
     /// Memory given out while work is recorded.
     recorded: Mutex<Option<Vec<Arc<Buffer>>>>,
@@ -326,51 +325,6 @@ impl Device {
         check(code).map_err(|e| self.error("copy to the device", e))
     }
 
-    /// Copies `count` values from the device, after all work queued before.
-    pub(super) fn download<T: bytemuck::Pod>(&self, from: Pointer, count: usize) -> Result<Vec<T>> {
-        let mut values = vec![T::zeroed(); count];
-        if count > 0 {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-            if bytes.len() <= STAGED && self.download_staged(from, bytes)? {
-                return Ok(values);
-            }
-            // SAFETY: callers name `count` values of a live buffer.
-            let code = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(
-                    bytes.as_mut_ptr().cast(),
-                    from,
-                    bytes.len(),
-                    self.stream.as_inner(),
-                )
-            };
-            check(code).map_err(|e| self.error("copy from the device", e))?;
-        }
-        self.synchronize()?;
-        Ok(values)
-    }
-
-    /// Copies a few bytes from the device, which takes half the time when the device itself writes to memory that stays
-    /// where it is; false if the host has none.
-    fn download_staged(&self, from: Pointer, bytes: &mut [u8]) -> Result<bool> {
-        let mut stage = self.stage.lock().expect("no thread panics with the lock");
-        if stage.0.is_null() {
-            // SAFETY: the context is current; the driver writes one pointer.
-            if check(unsafe { sys::cuMemAllocHost_v2(&mut stage.0, STAGED) }).is_err() {
-                return Ok(false);
-            }
-        }
-        // SAFETY: both sides have as many bytes.
-        let code = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(stage.0, from, bytes.len(), self.stream.as_inner())
-        };
-        check(code).map_err(|e| self.error("copy from the device", e))?;
-        self.synchronize()?;
-        // SAFETY: the copy is done, and the lock keeps others away.
-        let copied = unsafe { std::slice::from_raw_parts(stage.0.cast::<u8>(), bytes.len()) };
-        bytes.copy_from_slice(copied);
-        Ok(true)
-    }
-
     /// Zeros `bytes` of a buffer.
     pub(super) fn zero(&self, buffer: &Buffer, bytes: usize) -> Result<()> {
         assert!(bytes <= buffer.bytes);
@@ -550,26 +504,11 @@ impl Drop for Device {
             let mut free =
                 std::mem::take(&mut *self.free.lock().unwrap_or_else(|e| e.into_inner()));
             self.release(&mut free);
-            let stage = self.stage.lock().unwrap_or_else(|e| e.into_inner()).0;
-            if !stage.is_null() {
-                // SAFETY: allocated by `download_staged`, which nobody calls any more.
-                let _ = unsafe { sys::cuMemFreeHost(stage) };
-            }
+            let stage = self.stage.get_mut();
+            stage.unwrap_or_else(|e| e.into_inner()).free();
         }
     }
 }
-
-/// Memory of the host that the device writes to; null before its first use.
-struct Stage(*mut c_void);
-
-impl Default for Stage {
-    fn default() -> Self {
-        Self(std::ptr::null_mut())
-    }
-}
-
-// SAFETY: memory that belongs to nobody else.
-unsafe impl Send for Stage {}
 
 /// The driver's answer as a result.
 pub(super) fn check(code: sys::CUresult) -> CudaResult<()> {

@@ -114,10 +114,11 @@ pub fn linear_into(
         };
         let aligned = x.pointer().is_multiple_of(16) && x.stride().is_multiple_of(16);
         let args: [&dyn Arg; 2] = [&product, &sink];
-        if aligned && rows > FEW_ROWS {
-            if let Some(wide) = Wide::of(x.device(), &product, &sink) {
-                return wide.launch(x.device(), &product, &sink);
-            }
+        if aligned
+            && rows > FEW_ROWS
+            && let Some(wide) = Wide::of(x.device(), &product, &sink)
+        {
+            return wide.launch(x.device(), &product, &sink);
         }
         let (name, grid, threads, shared) = if aligned && rows > FEW_ROWS {
             let name = match sink.of {
