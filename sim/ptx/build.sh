@@ -24,12 +24,15 @@ if [ "${1:-}" = --check ]; then
 fi
 for kernel in ../src/cuda/kernels/*.cu; do
     out="$to/$(basename "$kernel" .cu).ptx"
+    # Every instruction is one of PTX 7.1, which drivers know since CUDA 11.1; ptxas, told so, would refuse the others.
+    # nvcc writes its own version.
+    target=80 version=7.1
+    # The products of a warpgroup are those of one architecture alone, and of PTX 8.0 (CUDA 12.0).
+    case "$kernel" in *_wide.cu) target=90a version=8.0 ;; esac
     # -fmad=false: no product and sum are fused unless a kernel says so.
-    "$NVCC" -ptx -arch=compute_80 -fmad=false -o "$out" "$kernel"
-    # Every instruction is one of PTX 7.1, which drivers know since CUDA 11.1; ptxas, told so, would
-    # refuse the others. nvcc writes its own version.
-    sed -i 's/^\.version .*/.version 7.1/; /^\/\//d' "$out"
-    "$(dirname "$NVCC")/ptxas" -arch=sm_80 -o /dev/null "$out"
+    "$NVCC" -ptx "-arch=compute_$target" -fmad=false -o "$out" "$kernel"
+    sed -i "s/^\.version .*/.version $version/; /^\/\//d" "$out"
+    "$(dirname "$NVCC")/ptxas" "-arch=sm_$target" -o /dev/null "$out"
 done
 if [ "$to" != . ]; then
     diff -rq --exclude=build.sh . "$to" && echo "ptx is what kernels give"

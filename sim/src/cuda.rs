@@ -7,7 +7,7 @@
 //!
 //! | file | what it has |
 //! |---|---|
-//! | `device` | context, stream, memory, launches |
+//! | `device`, `download` | context, stream, memory, launches; what the host gets |
 //! | `args` | structures that kernels take, as `tensor.cuh` declares them |
 //! | `matrix` | tensors on the device, to and from [`Tensor`](crate::trace::Tensor) |
 //! | `rules` | rules to the numbers kernels know |
@@ -27,6 +27,8 @@ mod datapath;
 mod decode;
 #[allow(unsafe_code)] // calls the driver
 mod device;
+#[allow(unsafe_code)] // calls the driver
+mod download;
 mod functions;
 mod fuse;
 mod gpu;

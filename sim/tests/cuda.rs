@@ -207,6 +207,55 @@ fn every_mode_and_profile_records_the_same_tensors_and_counters() {
     assert_none(&wrong);
 }
 
+/// Records tensors and does not count, so that kernels run that cannot.
+struct Uncounted(Recorder);
+
+impl Probe for Uncounted {
+    fn wants(&self, place: Place) -> bool {
+        self.0.wants(place)
+    }
+
+    fn counts(&self) -> bool {
+        false
+    }
+
+    fn visit(&mut self, place: Place, value: &mut Tensor) -> Result<()> {
+        self.0.visit(place, value)
+    }
+}
+
+/// Whole tiles of 64 rows, and one that is not whole; outputs that do not fill the last panel.
+#[test]
+#[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
+fn tensors_that_nobody_counts_have_the_bits_of_the_cpu() {
+    let table = ModeTable::default();
+    let mut wrong = Vec::new();
+    for d_model in [256, 768] {
+        let model = model(d_model);
+        for mode in ["0", "2-1", "2-4", "3"] {
+            let mode = table.get(mode).unwrap();
+            for profile in PROFILES {
+                let path = || Datapath::new(&model, mode, profile).unwrap();
+                let (cpu, gpu) = (path(), CudaDatapath::new(path(), device()).unwrap());
+                let text = tokens(300, 6);
+                let mut expected = Recorder::default();
+                cpu.prefill(&text, LogitRows::Last, &mut expected).unwrap();
+                let mut found = Uncounted(Recorder::default());
+                gpu.begin()
+                    .prefill(&text, LogitRows::Last, &mut found)
+                    .unwrap();
+                for (place, tensor) in &expected.tensors {
+                    let equal =
+                        (found.0.tensors.get(place)).is_some_and(|t| bits(t) == bits(tensor));
+                    let what = format!("{d_model}: mode {}, {}, {place}", mode.name, profile.name);
+                    wrong.extend((!equal).then_some(what));
+                }
+            }
+        }
+    }
+    assert_none(&wrong);
+}
+
 #[test]
 #[ignore = "needs a CUDA device; cargo test --release --features cuda -p scalescope-sim --test cuda -- --ignored"]
 fn sequences_of_a_batch_get_the_bits_they_get_alone() {

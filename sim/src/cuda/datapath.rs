@@ -256,31 +256,35 @@ impl<'m> CudaDatapath<'m> {
             };
             norm::rms_norm(rule, hidden, residual, weight, eps, kind, NO_QUANTIZER)
         };
-        let mut out = run(hidden, residual)?;
-        if wants_residual {
-            show(probe, place, &out.residual)?;
-            // The probe may have put another residual in its place.
-            out = run(&out.residual, None)?;
-        }
         let first = match rows {
-            LogitRows::None => return Ok(None),
-            LogitRows::Last => extent.length - 1,
-            LogitRows::From(first) => first.min(extent.length),
-            LogitRows::All => 0,
+            LogitRows::None => None,
+            LogitRows::Last => Some(extent.length - 1),
+            LogitRows::From(first) => Some(first.min(extent.length)),
+            LogitRows::All => Some(0),
         };
-        let normed = match first {
-            0 => out.normed,
-            first => {
+        // Rows are normed each by itself, so only those of the logits are.
+        let asked_for = |of: &Matrix| match first {
+            None | Some(0) => Ok(of.clone()),
+            Some(first) => {
                 let of_sequence = |b| (b * extent.length + first)..(b + 1) * extent.length;
                 let rows = (0..extent.batch).flat_map(of_sequence);
                 let rows: Vec<i32> = rows.map(|row| row as i32).collect();
                 let rows = convert::Rows::upload(&self.device, &rows)?;
-                convert::gather(&out.normed, &rows, Kind::F32)?
+                convert::gather(of, &rows, of.kind)
             }
         };
-        if normed.rows == 0 {
+        let (hidden, residual) = if wants_residual {
+            let out = run(hidden, residual)?;
+            show(probe, place, &out.residual)?;
+            // The probe may have put another residual in its place.
+            (asked_for(&out.residual)?, None)
+        } else {
+            (asked_for(hidden)?, residual.map(asked_for).transpose()?)
+        };
+        if first.is_none() || hidden.rows == 0 {
             return Ok(None);
         }
+        let normed = run(&hidden, residual.as_ref())?.normed;
         let normed = match self.prepared.head_input {
             None => normed,
             Some(scale) => {

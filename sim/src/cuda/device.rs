@@ -4,8 +4,10 @@
 //! whoever gets it comes later on the stream.
 
 use super::args::{Arg, Pointer};
+use super::download::Stage;
 use crate::error::{Result, SimError};
 use cust::context::{Context, CurrentContext};
+use cust::device::DeviceAttribute;
 use cust::error::{CudaError, CudaResult};
 use cust::event::{Event, EventFlags};
 use cust::module::Module;
@@ -13,7 +15,7 @@ use cust::stream::{Stream, StreamFlags};
 use cust::sys;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// Kernels, compiled ahead of time.
 const PTX: &[(&str, &str)] = &[
@@ -23,6 +25,7 @@ const PTX: &[(&str, &str)] = &[
     ("dynamic", include_str!("../../ptx/dynamic.ptx")),
     ("linear_f32", include_str!("../../ptx/linear_f32.ptx")),
     ("linear_i8", include_str!("../../ptx/linear_i8.ptx")),
+    ("linear_wide", include_str!("../../ptx/linear_wide.ptx")),
     ("norm", include_str!("../../ptx/norm.ptx")),
     ("hadamard", include_str!("../../ptx/hadamard.ptx")),
     ("scan_block", include_str!("../../ptx/scan_block.ptx")),
@@ -35,12 +38,19 @@ const PTX: &[(&str, &str)] = &[
 
 /// Shared memory that a kernel gets without asking.
 const SHARED: u32 = 48 << 10;
+/// The compute capability whose products of warpgroups `linear_wide` is made of, and no other has.
+const WARPGROUPS: (i32, i32) = (9, 0);
 
 /// A GPU, opened.
 pub struct Device {
     ordinal: u32,
     name: String,
     multiprocessors: u32,
+    /// Shared memory that a block of threads can have.
+    shared: u32,
+    capability: (i32, i32),
+    warpgroups: OnceLock<bool>,
+    pub(super) stage: Mutex<Stage>,
     free: Mutex<HashMap<usize, Vec<Pointer>>>,
     /// Memory given out while work is recorded.
     recorded: Mutex<Option<Vec<Arc<Buffer>>>>,
@@ -126,12 +136,23 @@ impl Device {
             let device = cust::device::Device::get_device(ordinal)?;
             let context = Context::new(device)?;
             CurrentContext::set_current(&context)?;
+            let attribute = |which| device.get_attribute(which);
+            let mut shared = 0;
+            let optional =
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+            // SAFETY: the driver writes one number.
+            check(unsafe { sys::cuDeviceGetAttribute(&mut shared, optional, device.as_raw()) })?;
             Ok(Self {
                 ordinal,
                 name: device.name()?,
-                multiprocessors: device
-                    .get_attribute(cust::device::DeviceAttribute::MultiprocessorCount)?
-                    as u32,
+                multiprocessors: attribute(DeviceAttribute::MultiprocessorCount)? as u32,
+                shared: shared as u32,
+                capability: (
+                    attribute(DeviceAttribute::ComputeCapabilityMajor)?,
+                    attribute(DeviceAttribute::ComputeCapabilityMinor)?,
+                ),
+                warpgroups: OnceLock::new(),
+                stage: Mutex::default(),
                 free: Mutex::default(),
                 recorded: Mutex::default(),
                 collected: Mutex::default(),
@@ -152,6 +173,21 @@ impl Device {
     /// Multiprocessors.
     pub(super) fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Shared memory that a block of threads can have.
+    pub(super) fn shared(&self) -> u32 {
+        self.shared
+    }
+
+    /// Whether `linear_wide` runs here: the device has products of warpgroups, and the driver knows them.
+    pub(super) fn has_warpgroups(&self) -> bool {
+        *self.warpgroups.get_or_init(|| {
+            self.capability == WARPGROUPS
+                && self
+                    .function("linear_wide", "linear_wide_192_to_i8")
+                    .is_ok()
+        })
     }
 
     /// Takes the device for the calling thread, until the guard is dropped.
@@ -287,26 +323,6 @@ impl Device {
             )
         };
         check(code).map_err(|e| self.error("copy to the device", e))
-    }
-
-    /// Copies `count` values from the device, after all work queued before.
-    pub(super) fn download<T: bytemuck::Pod>(&self, from: Pointer, count: usize) -> Result<Vec<T>> {
-        let mut values = vec![T::zeroed(); count];
-        if count > 0 {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-            // SAFETY: callers name `count` values of a live buffer.
-            let code = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(
-                    bytes.as_mut_ptr().cast(),
-                    from,
-                    bytes.len(),
-                    self.stream.as_inner(),
-                )
-            };
-            check(code).map_err(|e| self.error("copy from the device", e))?;
-        }
-        self.synchronize()?;
-        Ok(values)
     }
 
     /// Zeros `bytes` of a buffer.
@@ -488,6 +504,8 @@ impl Drop for Device {
             let mut free =
                 std::mem::take(&mut *self.free.lock().unwrap_or_else(|e| e.into_inner()));
             self.release(&mut free);
+            let stage = self.stage.get_mut();
+            stage.unwrap_or_else(|e| e.into_inner()).free();
         }
     }
 }

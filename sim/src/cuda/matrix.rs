@@ -28,7 +28,7 @@ impl Kind {
         }
     }
 
-    fn bytes(self) -> usize {
+    pub(super) fn bytes(self) -> usize {
         match self.of() {
             Type::I8 => 1,
             Type::F16 => 2,
@@ -117,10 +117,15 @@ impl Matrix {
             rows => (rows - 1) * self.stride + self.columns,
         };
         let all: Vec<T> = self.device().download(self.pointer(), span)?;
-        let rows = all.chunks(self.stride.max(1));
-        let values = rows.flat_map(|row| row[..self.columns].iter().copied());
         let dim = (self.rows, self.columns);
-        Ok(Array2::from_shape_vec(dim, values.collect()).expect("as many rows"))
+        let values = if self.is_contiguous() {
+            all
+        } else {
+            let rows = all.chunks(self.stride.max(1));
+            rows.flat_map(|row| row[..self.columns].iter().copied())
+                .collect()
+        };
+        Ok(Array2::from_shape_vec(dim, values).expect("as many rows"))
     }
 
     /// Columns `[first, last)`.

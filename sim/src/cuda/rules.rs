@@ -151,6 +151,15 @@ pub fn sum(rules: ScanRules) -> i32 {
     numbers::sum(rules.sum).expect(CHECKED)
 }
 
+/// Numbers of the rounding to even and of saturation.
+const TO_EVEN: i32 = 0;
+const SATURATED: i32 = 0;
+
+/// Whether codes are rounded to even and saturated, and nobody counts them.
+pub fn rounds_to_even(quantizer: &Quantizer) -> bool {
+    (quantizer.rounding, quantizer.overflow, quantizer.status) == (TO_EVEN, SATURATED, 0)
+}
+
 /// Numbers of a quantizer's quotient, rounding and overflow.
 pub fn quantizer_numbers(rule: QuantRule) -> [i32; 3] {
     [
@@ -176,7 +185,7 @@ pub fn quantizer(rule: QuantRule, scale: Scale, status: Pointer) -> Quantizer {
 pub const NO_QUANTIZER: Quantizer = Quantizer {
     scale: 1.0,
     quotient: 0,
-    rounding: 0,
+    rounding: TO_EVEN,
     overflow: 0,
     status: 0,
 };

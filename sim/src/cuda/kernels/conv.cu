@@ -86,13 +86,19 @@ DEVICE void conv_packed(const Conv &conv, const Sink &out) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) seen[e] |= ((codes >> (8 * e)) & 0xFF) << (8 * (k + 1));
         }
-        for (int run = first; run < min(first + RUN, conv.length); run += STEP) {
-            int codes[STEP];
+        int end = min(first + RUN, conv.length), ahead[STEP];
+        auto fetch = [&](int run) {
 #pragma unroll
             for (int i = 0; i < STEP; ++i)
-                codes[i] = run + i < conv.length
-                               ? *(const int *)(x + (long long)(run + i) * conv.x.stride)
-                               : 0;
+                ahead[i] = run + i < end ? *(const int *)(x + (long long)(run + i) * conv.x.stride) : 0;
+        };
+        fetch(first);
+#pragma unroll 1
+        for (int run = first; run < end; run += STEP) {
+            int codes[STEP];
+#pragma unroll
+            for (int i = 0; i < STEP; ++i) codes[i] = ahead[i];
+            fetch(run + STEP);
 #pragma unroll
             for (int i = 0; i < STEP; ++i) {
                 float y[4];
@@ -103,7 +109,7 @@ DEVICE void conv_packed(const Conv &conv, const Sink &out) {
                     float v = R::fma(scale, __int2float_rn(__dp4a(taps[e], seen[e], 0)), bias[e]);
                     y[e] = times_sigmoid<R>(v, v);
                 }
-                if (run + i < conv.length) store_four(out, sequence * conv.length + run + i, c, y,
+                if (run + i < end) store_four(out, sequence * conv.length + run + i, c, y,
                                                       divisor, plain, tally);
             }
         }

@@ -25,6 +25,15 @@ convert(Source in, Sink out, const int *rows_of, long long rows, int columns, in
     out.quantizer.finish(tally);
 }
 
+/// Rows of `in` as they are, in vectors of 16 bytes; strides are of vectors too.
+extern "C" __global__ void __launch_bounds__(THREADS)
+gather_vectors(const int4 *in, long long in_stride, int4 *out, long long out_stride, const int *rows_of, int rows,
+               int vectors) {
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x)
+        for (int i = threadIdx.x; i < vectors; i += blockDim.x)
+            out[row * out_stride + i] = in[rows_of[row] * in_stride + i];
+}
+
 /// The parameter A of a scan: exp(scale ⊗ A_log), once a model.
 template <class R>
 DEVICE void decay_rates_in(const float *a_log, float scale, float *alpha, int count) {

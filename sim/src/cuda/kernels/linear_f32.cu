@@ -101,54 +101,90 @@ linear_f32_rows(const float *x, Source weight, Sink out, long long rows, int n, 
     out.quantizer.finish(tally);
 }
 
-/// Outputs of a block and its threads, columns of k in a stage, stages in shared memory; the rows of a stage are 16
-/// bytes longer, to spread over the banks.
-constexpr int HALF_OUTPUTS = 64, HALF_COLUMNS = 64, HALF_STAGES = 3, HALF_ROW = HALF_COLUMNS + 8;
-
-/// The same for weights of binary16 whose rows begin at multiples of 16 bytes, k a multiple of 8: a thread makes an
-/// output, and weights are copied ahead without passing through registers.
-extern "C" __global__ void __launch_bounds__(HALF_OUTPUTS)
-linear_half_rows(const float *x, Source weight, Sink out, long long rows, int n, int k) {
-    __shared__ __align__(16) uint16_t ws[HALF_STAGES][HALF_OUTPUTS][HALF_ROW];
-    extern __shared__ __align__(16) float xs[];
-    long long row = blockIdx.y;
-    int first = blockIdx.x * HALF_OUTPUTS, steps = (k + HALF_COLUMNS - 1) / HALF_COLUMNS;
+/// The same for weights of binary16 whose rows, and those of x, begin at multiples of 16 bytes, k a multiple of 8: a
+/// thread makes one output of ROWS rows of x. COLUMNS of k of both are copied ahead without passing through registers;
+/// rows of a stage are 16 bytes longer, to spread over the banks.
+template <int OUTPUTS, int COLUMNS, int STAGES, int ROWS>
+DEVICE void linear_half(const float *x, const Source &weight, const Sink &out, long long rows, int n, int k) {
+    constexpr int ROW = COLUMNS + 8, AT_ONCE = ROWS > 1 ? 2 : 4;
+    static_assert(OUTPUTS <= STAGES * COLUMNS, "sums take the place of x");
+    extern __shared__ __align__(16) uint16_t ws[];
+    float *xs = (float *)(ws + STAGES * OUTPUTS * ROW);
+    long long row = (long long)blockIdx.y * ROWS;
+    int first = blockIdx.x * OUTPUTS, steps = (k + COLUMNS - 1) / COLUMNS;
+    auto copy = [](const void *to, const void *from) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                     "l"(from));
+    };
     auto load = [&](int step) {
         if (step < steps) {
+            uint16_t *of_weight = ws + step % STAGES * OUTPUTS * ROW;
 #pragma unroll
-            for (int i = 0; i < HALF_COLUMNS / 8; ++i) {
-                int at = threadIdx.x + i * HALF_OUTPUTS, r = at / (HALF_COLUMNS / 8), c = at % (HALF_COLUMNS / 8) * 8;
-                int column = step * HALF_COLUMNS + c;
+            for (int i = 0; i < COLUMNS / 8; ++i) {
+                int at = threadIdx.x + i * OUTPUTS, r = at / (COLUMNS / 8), c = at % (COLUMNS / 8) * 8;
+                int column = step * COLUMNS + c;
                 if (first + r < n && column < k)
-                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                                     (uint32_t)__cvta_generic_to_shared(&ws[step % HALF_STAGES][r][c])),
-                                 "l"((const uint16_t *)weight.data + (first + r) * weight.stride + column));
+                    copy(of_weight + r * ROW + c, (const uint16_t *)weight.data + (first + r) * weight.stride + column);
+            }
+            float *of_x = xs + step % STAGES * ROWS * COLUMNS;
+            for (int at = threadIdx.x; at < ROWS * COLUMNS / 4; at += OUTPUTS) {
+                int r = at / (COLUMNS / 4), c = at % (COLUMNS / 4) * 4, column = step * COLUMNS + c;
+                if (row + r < rows && column < k) copy(of_x + r * COLUMNS + c, x + (row + r) * k + column);
             }
         }
         asm volatile("cp.async.commit_group;");
     };
-    for (int step = 0; step < HALF_STAGES - 1; ++step) load(step);
-    for (int i = threadIdx.x; i < k; i += HALF_OUTPUTS) xs[i] = x[row * k + i];
-    float acc = 0.0f;
+    for (int step = 0; step < STAGES - 1; ++step) load(step);
+    float acc[ROWS] = {};
     for (int step = 0; step < steps; ++step) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(HALF_STAGES - 2) : "memory");
+        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
         __syncthreads();
-        load(step + HALF_STAGES - 1);
-        const uint16_t *w = ws[step % HALF_STAGES][threadIdx.x];
-        const float *of_step = xs + step * HALF_COLUMNS;
+        load(step + STAGES - 1);
+        const uint16_t *w = ws + (step % STAGES * OUTPUTS + threadIdx.x) * ROW;
+        const float *of_x = xs + step % STAGES * ROWS * COLUMNS;
         // Not past k: fma with zeros would turn −0 into 0.
-        int columns = min(HALF_COLUMNS, k - step * HALF_COLUMNS);
-#pragma unroll 4
+        int columns = min(COLUMNS, k - step * COLUMNS);
+#pragma unroll AT_ONCE
         for (int c = 0; c < columns; c += 8) {
             int4 eight = *(const int4 *)(w + c);
-            float4 low = *(const float4 *)(of_step + c), high = *(const float4 *)(of_step + c + 4);
-            float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
             const uint16_t *halves = (const uint16_t *)&eight;
+            float weights[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) acc = __fmaf_rn(values[i], from_f16(halves[i]), acc);
+            for (int i = 0; i < 8; ++i) weights[i] = from_f16(halves[i]);
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                const float *values = of_x + r * COLUMNS + c;
+                float4 low = *(const float4 *)values, high = *(const float4 *)(values + 4);
+                acc[r] = __fmaf_rn(low.x, weights[0], acc[r]);
+                acc[r] = __fmaf_rn(low.y, weights[1], acc[r]);
+                acc[r] = __fmaf_rn(low.z, weights[2], acc[r]);
+                acc[r] = __fmaf_rn(low.w, weights[3], acc[r]);
+                acc[r] = __fmaf_rn(high.x, weights[4], acc[r]);
+                acc[r] = __fmaf_rn(high.y, weights[5], acc[r]);
+                acc[r] = __fmaf_rn(high.z, weights[6], acc[r]);
+                acc[r] = __fmaf_rn(high.w, weights[7], acc[r]);
+            }
         }
     }
+    // By way of shared memory: rules of quantizers are too long to be written out for every row.
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) xs[r * OUTPUTS + threadIdx.x] = acc[r];
     Tally tally;
-    if (first + threadIdx.x < n) out.store(row, first + threadIdx.x, acc, out.quantizer.divisor(), tally);
+#pragma unroll 1
+    for (int r = 0; r < ROWS; ++r)
+        if (row + r < rows && first + threadIdx.x < n)
+            out.store(row + r, first + threadIdx.x, xs[r * OUTPUTS + threadIdx.x], out.quantizer.divisor(), tally);
     out.quantizer.finish(tally);
 }
+
+#ifndef VARIANTS
+#define HALF(rows)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(64)                                               \
+    linear_half_##rows(const float *x, Source weight, Sink out, long long all, int n, int k) {     \
+        linear_half<64, 64, 3, rows>(x, weight, out, all, n, k);                                   \
+    }
+HALF(1)
+HALF(4)
+HALF(8)
+#endif

@@ -168,21 +168,26 @@ struct Passage {
 };
 
 /// B and C as the scan reads them: times their scales, `[sequence, chunk, state, B or C, I/4, T, 4]`, so that the
-/// threads of a group read neighbouring vectors; zeros beyond the sequence.
+/// threads of a group read neighbouring vectors; zeros beyond the sequence, which whole chunks make `tokens` long.
 template <class R>
 DEVICE void operands_in(const Source &b, const Source &c, float *out, int states, int length,
-                        int threads, int items, long long count) {
-    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    int span = threads * items;
-    int within = (int)(i % span), item = within / (threads * 4) * 4 + within % 4;
-    long long rest = i / span;
-    int of_c = (int)(rest % 2), n = (int)(rest / 2 % states);
-    rest /= 2 * states;
-    int chunks = (length + span - 1) / span;
-    int t = (int)(rest % chunks) * span + within / 4 % threads * items + item;
-    long long row = rest / chunks * length + t;
-    out[i] = t < length ? real<R>(of_c ? c : b, row, n) : 0.0f;
+                        int threads, int items, int tokens) {
+    // A thread has a token and four states of B or C, which are neighbours where they come from.
+    unsigned t = blockIdx.x * blockDim.x + threadIdx.x, span = threads * items;
+    if (t >= tokens) return;
+    unsigned chunk = t / span, thread = t % span / items, item = t % items;
+    bool of_c = blockIdx.z % 2;
+    long long row = blockIdx.y * (long long)length + t;
+    out += (blockIdx.y * (long long)(tokens / span) + chunk) * states * 2 * span;
+    out += (item / 4 * threads + thread) * 4 + item % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        int n = blockIdx.z / 2 * 4 + i;
+        if (n >= states) break;
+        float v = 0.0f;
+        if (t < length) v = of_c ? real<R>(c, row, n) : real<R>(b, row, n);
+        out[(n * 2 + of_c) * span] = v;
+    }
 }
 
 /// Word i of four.
@@ -457,6 +462,6 @@ SCANS(unit_tiled, CudaFast, true)
 SCANS(unit, CudaFast, false)
 
 extern "C" __global__ void scan_operands_unit(Source b, Source c, float *out, int states, int length,
-                                              int threads, int items, long long count) {
-    operands_in<CudaFast>(b, c, out, states, length, threads, items, count);
+                                              int threads, int items, int tokens) {
+    operands_in<CudaFast>(b, c, out, states, length, threads, items, tokens);
 }

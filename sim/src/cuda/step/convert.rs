@@ -1,7 +1,7 @@
 //! Between types, and rows of a table. Twin: the conversions of `quant.rs` and `trace.rs`.
 
 use super::blocks;
-use crate::cuda::args::{Pointer, Quantizer};
+use crate::cuda::args::{Arg, Pointer, Quantizer};
 use crate::cuda::device::{Buffer, Device};
 use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::rules::NO_QUANTIZER;
@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 const THREADS: u32 = 256;
 const MAX_GRID: u32 = 1 << 16;
+/// Bytes a thread copies at a time of rows that stay as they are, and threads of a row.
+const VECTOR: usize = 16;
+const ROW_THREADS: u32 = 128;
 
 /// Writes `from` into `to`, of the same shape: real values quantized where `to` is codes, codes
 /// dequantized by `scale` (their own if none) where it is real, the same type copied.
@@ -90,6 +93,28 @@ impl Rows {
 /// Rows of a table of real values, as `kind`.
 pub fn gather(table: &Matrix, rows: &Rows, kind: Kind) -> Result<Matrix> {
     let to = Matrix::new(table.device(), rows.count, table.columns, kind)?;
+    let bytes = kind.bytes();
+    let whole = |n: usize| (n * bytes).is_multiple_of(VECTOR);
+    let as_they_are = table.kind == kind
+        && whole(table.columns)
+        && whole(table.stride())
+        && table.pointer().is_multiple_of(VECTOR as u64);
+    if as_they_are && rows.count > 0 {
+        let vectors = |n: usize| (n * bytes / VECTOR) as i64;
+        let grid = [(rows.count as u32).min(MAX_GRID), 1, 1];
+        let args: [&dyn Arg; 7] = [
+            &table.pointer(),
+            &vectors(table.stride()),
+            &to.pointer(),
+            &vectors(to.stride()),
+            &rows.indices.pointer(),
+            &(rows.count as i32),
+            &(vectors(table.columns) as i32),
+        ];
+        let name = "gather_vectors";
+        (table.device()).launch("convert", name, grid, ROW_THREADS, 0, &args)?;
+        return Ok(to);
+    }
     run(table, None, &to, NO_QUANTIZER, rows.indices.pointer())?;
     Ok(to)
 }

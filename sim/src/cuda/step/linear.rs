@@ -2,7 +2,8 @@
 
 use super::convert::real;
 use super::{MAX_BLOCKS, blocks};
-use crate::cuda::args::{LinearI8, Pointer, Type};
+use crate::cuda::args::{Arg, LinearI8, Pointer, Sink, Type};
+use crate::cuda::device::Device;
 use crate::cuda::matrix::{Kind, Matrix};
 use crate::cuda::rules::{self, NO_QUANTIZER};
 use crate::cuda::weights::Linear;
@@ -17,6 +18,15 @@ const TILE: u32 = 128;
 const TILE_THREADS: u32 = 128;
 const TILE_SHARED: u32 = TILE * (4 * TILE + 16);
 const _: () = assert!(TILE_SHARED >= 4 * 2 * TILE * 64);
+/// Of the kernel of warpgroups: outputs of the panel of a block of threads, rows of a warpgroup at a time, columns of k
+/// and bytes of a stage, warpgroups and stages of each, and bytes by which a panel may be moved.
+const PANELS: [usize; 2] = [192, 96];
+const WIDE_ROWS: usize = 64;
+const WIDE_COLUMNS: usize = 128;
+const WIDE_STAGE: usize = WIDE_ROWS * WIDE_COLUMNS;
+const WARPGROUPS: usize = 3;
+const WIDE_STAGES: usize = 3;
+const ALIGNED: usize = 1024;
 /// Threads of the other kernels.
 const THREADS: u32 = 256;
 /// Rows up to which a warp for each output, or a thread, beats tiles; rows such a warp takes.
@@ -24,9 +34,11 @@ const FEW_ROWS: usize = 16;
 const ROWS_OF_WARP: u32 = 4;
 /// Outputs of a block of the FP32 kernels.
 const TILE_F32: u32 = 64;
-/// Threads of the kernel for few rows and weights of binary16, and bytes of a row that it holds.
+/// Of the kernel for few rows and weights of binary16: threads, columns of k in a stage, and stages; 8 columns more lie
+/// between rows of the weight.
 const HALF_THREADS: u32 = 64;
-const HALF_SHARED: usize = 20 << 10;
+const HALF_COLUMNS: usize = 64;
+const HALF_STAGES: usize = 3;
 
 /// The type of an output.
 pub fn kind(output: LinearOutput) -> Kind {
@@ -101,6 +113,13 @@ pub fn linear_into(
             channels,
         };
         let aligned = x.pointer().is_multiple_of(16) && x.stride().is_multiple_of(16);
+        let args: [&dyn Arg; 2] = [&product, &sink];
+        if aligned
+            && rows > FEW_ROWS
+            && let Some(wide) = Wide::of(x.device(), &product, &sink)
+        {
+            return wide.launch(x.device(), &product, &sink);
+        }
         let (name, grid, threads, shared) = if aligned && rows > FEW_ROWS {
             let name = match sink.of {
                 Type::I8 => "linear_i8_to_i8",
@@ -117,7 +136,6 @@ pub fn linear_into(
             ];
             ("linear_i8_rows", grid, THREADS, 0)
         };
-        let args: [&dyn crate::cuda::args::Arg; 2] = [&product, &sink];
         return (x.device()).launch("linear_i8", name, grid, threads, shared, &args);
     }
     let x = real(x, input_scale)?;
@@ -134,10 +152,10 @@ pub fn linear_into(
     let halves = source.of == Type::F16
         && source.data.is_multiple_of(16)
         && source.stride % 8 == 0
-        && k % 8 == 0
-        && 4 * x.columns <= HALF_SHARED;
+        && x.pointer().is_multiple_of(16)
+        && k % 8 == 0;
     if halves && rows <= FEW_ROWS {
-        let args: [&dyn crate::cuda::args::Arg; 6] = [
+        let args: [&dyn Arg; 6] = [
             &x.pointer(),
             &source,
             &sink,
@@ -145,8 +163,16 @@ pub fn linear_into(
             &(n as i32),
             &k,
         ];
-        let (grid, shared) = ([blocks(n, TILE_F32), rows as u32, 1], 4 * k as u32);
-        let name = "linear_half_rows";
+        let (name, at_once) = match rows {
+            1 => ("linear_half_1", 1),
+            2..=4 => ("linear_half_4", 4),
+            _ => ("linear_half_8", 8),
+        };
+        let stage = 2 * HALF_THREADS as usize * (HALF_COLUMNS + 8) + 4 * at_once * HALF_COLUMNS;
+        let (grid, shared) = (
+            [blocks(n, HALF_THREADS), blocks(rows, at_once as u32), 1],
+            (HALF_STAGES * stage) as u32,
+        );
         return (x.device()).launch("linear_f32", name, grid, HALF_THREADS, shared, &args);
     }
     let (name, grid) = if rows > ROWS_OF_WARP as usize {
@@ -155,7 +181,7 @@ pub fn linear_into(
     } else {
         ("linear_f32_rows", [blocks(n, TILE_F32), rows as u32, 1])
     };
-    let args: [&dyn crate::cuda::args::Arg; 7] = [
+    let args: [&dyn Arg; 7] = [
         &x.pointer(),
         &source,
         &sink,
@@ -166,6 +192,61 @@ pub fn linear_into(
     ];
     x.device()
         .launch("linear_f32", name, grid, THREADS, 0, &args)
+}
+
+/// How the kernel of warpgroups makes a product.
+struct Wide {
+    name: String,
+    /// Panels that make all outputs, and blocks of threads for each.
+    panels: usize,
+    blocks: usize,
+    shared: usize,
+}
+
+impl Wide {
+    /// `None` where the device, the shapes or the rule are not what that kernel has.
+    fn of(device: &Device, product: &LinearI8, out: &Sink) -> Option<Self> {
+        let (bytes, of) = match out.of {
+            Type::I8 => (1, "i8"),
+            Type::F16 => (2, "f16"),
+            Type::F32 => return None,
+        };
+        let (n, k) = (product.n as usize, product.k as usize);
+        let fits = product.channels == 0
+            && n % 8 == 0
+            && out.data.is_multiple_of(8 * bytes)
+            && out.stride % 8 == 0
+            && (out.of == Type::F16 || rules::rounds_to_even(&out.quantizer));
+        if !fits || !device.has_warpgroups() {
+            return None;
+        }
+        let stages = WARPGROUPS * WIDE_STAGES * WIDE_STAGE;
+        let shared = |panel| panel * k.next_multiple_of(WIDE_COLUMNS) + stages + ALIGNED;
+        // The widest that fits reads x least often; none wider than there are outputs.
+        let mut panels = PANELS.into_iter();
+        let panel = panels.find(|&panel| {
+            shared(panel) <= device.shared() as usize && (panel <= n || panel == PANELS[1])
+        })?;
+        let (panels, tiles) = (
+            n.div_ceil(panel),
+            (product.rows as usize).div_ceil(WIDE_ROWS),
+        );
+        let multiprocessors = device.multiprocessors() as usize;
+        Some(Self {
+            name: format!("linear_wide_{panel}_to_{of}"),
+            panels,
+            blocks: (multiprocessors / panels).clamp(1, tiles),
+            shared: shared(panel),
+        })
+    }
+
+    fn launch(&self, device: &Device, product: &LinearI8, out: &Sink) -> Result<()> {
+        let panels = self.panels as i32;
+        let args: [&dyn Arg; 3] = [product, out, &panels];
+        let grid = [(self.panels * self.blocks) as u32, 1, 1];
+        let (threads, shared) = ((128 * WARPGROUPS) as u32, self.shared as u32);
+        device.launch("linear_wide", &self.name, grid, threads, shared, &args)
+    }
 }
 
 fn check_rows(blocks: u32) -> Result<u32> {

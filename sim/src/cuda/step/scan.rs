@@ -135,13 +135,13 @@ fn block_scan(device: &Arc<Device>, scan: &args::Scan, inputs: &Inputs) -> Resul
     let span = threads * items;
     // B and C of a state.
     let set = 2 * span;
-    let count = batch * length.div_ceil(span) * states * set;
-    let operands = device.allocate(count * 4)?.pointer();
+    let tokens = length.next_multiple_of(span);
+    let operands = device.allocate(batch * tokens * 2 * states * 4)?.pointer();
     let (n, l, t, i) = (states as i32, length as i32, threads as i32, items as i32);
     device.launch(
         "scan_block",
         "scan_operands_unit",
-        [blocks(count, THREADS), 1, 1],
+        [blocks(tokens, THREADS), batch as u32, 2 * blocks(states, 4)],
         THREADS,
         0,
         &[
@@ -152,7 +152,7 @@ fn block_scan(device: &Arc<Device>, scan: &args::Scan, inputs: &Inputs) -> Resul
             &l,
             &t,
             &i,
-            &(count as i64),
+            &(tokens as i32),
         ],
     )?;
     let vectors = |source: &Source| {
@@ -161,12 +161,10 @@ fn block_scan(device: &Arc<Device>, scan: &args::Scan, inputs: &Inputs) -> Resul
     let tiled = inputs.channels.is_multiple_of(CHANNELS)
         && [&scan.u, &scan.dt, &scan.z].into_iter().all(vectors)
         && scan.y.of == Type::F16;
-    let tile = if tiled {
-        CHANNELS * 3 * span + TABLES
-    } else {
-        0
-    };
-    let shared = tile + 4 * (STAGES * set + 2 * CHANNELS * states);
+    let rest = 4 * (STAGES * set + 2 * CHANNELS * states);
+    let tile = CHANNELS * 3 * span + TABLES;
+    let tiled = tiled && tile + rest <= device.shared() as usize;
+    let shared = rest + if tiled { tile } else { 0 };
     let suffix = if tiled { "_tiled" } else { "" };
     let name = format!("scan_block_{threads}x{items}_unit{suffix}");
     let grid = [blocks(inputs.channels, CHANNELS as u32), batch as u32, 1];
