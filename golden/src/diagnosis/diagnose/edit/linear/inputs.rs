@@ -159,3 +159,63 @@ impl Edits<'_, '_> {
         self.formula(6, (Kind::Order, "input"), words, change);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnosis::diagnose::formula::{Operand, Output};
+    use scalescope_sim::arith::accumulate::Accumulator;
+    use scalescope_sim::arith::requant::ScaleOrder;
+    use scalescope_sim::dataflow::{Block, Phase};
+    use scalescope_sim::mode::ModeTable;
+    use scalescope_sim::profile::Profile;
+    use scalescope_sim::trace::TracePoint;
+    use std::sync::Arc;
+
+    /// A product of codes that are as good as drawn.
+    fn linear(x: Array2<f32>) -> Linear {
+        let code = |i: usize| (i * i * 7919 % 251) as f32 - 125.0;
+        Linear {
+            times: vec![1.0; x.ncols()],
+            x: Operand::new(x, 0.02),
+            w: Arc::new(Array2::from_shape_fn((80, 20), |(r, c)| code(r * 20 + c))),
+            w_scales: vec![0.01],
+            meet: Meet::Order(ScaleOrder::ChannelMajor),
+            bias: Vec::new(),
+            accumulator: Accumulator::I32,
+            running: None,
+            blocks: None,
+            scale_through: None,
+            uncleared: None,
+            channels: None,
+            sums: None,
+            output: Output::real(false),
+        }
+    }
+
+    #[test]
+    fn inputs_are_read_off_outputs() {
+        let code = |i: usize| ((i * i + 3 * i) * 6007 % 241) as f32 - 120.0;
+        let x = Array2::from_shape_fn((24, 20), |(t, c)| code(t * 20 + c));
+        let own = linear(x.clone());
+        let found = solved(&own, &own.run()).expect("more outputs than inputs");
+        assert_eq!(found, x);
+        // Columns in another order are told from a function of codes.
+        let order = Array2::from_shape_fn(x.dim(), |(t, c)| x[(t, (c * 7 + 3) % 20)]);
+        let table = ModeTable::default();
+        let mode = table.get("0").unwrap();
+        let block = Block::of(mode, &Profile::get("exact").unwrap(), Phase::Prefill);
+        let row = block.row(TracePoint::InProjOut).unwrap();
+        let mut edits = Edits::new(None, row, 80);
+        edits.of_codes(&x, &order);
+        assert!(edits.all.is_empty());
+        edits.of_columns(&x, &order);
+        assert_eq!(edits.all.len(), 1);
+        // A dump that no input makes is none.
+        let mut broken = own.run();
+        broken
+            .indexed_iter_mut()
+            .for_each(|((t, c), v)| *v += code(t + 31 * c));
+        assert!(solved(&own, &broken).is_none());
+    }
+}
