@@ -223,21 +223,18 @@ mod tests {
     use super::*;
     use scalescope_sim::arith::real::RealRules;
 
-    /// Each is near what it stands for, and none is it.
+    /// Each is near what it stands for, and none is it; tables of four entries end far from the limit.
     #[test]
     fn approximations_are_near() {
         let m = Math::of(RealRules::CorrectlyRounded);
         let at: Vec<f32> = (-12..=12).map(|i| i as f32 * 0.05).collect();
         for exp in Exp::others() {
-            let off = at.iter().map(|x| (exp.of(m, *x) - x.exp()).abs());
+            let off = at.iter().map(|x| (exp.of(m, *x) / x.exp() - 1.0).abs());
             let off = off.fold(0.0, f32::max);
-            let coarse = matches!(exp, Exp::Series(2) | Exp::Fraction(0..=1) | Exp::Log2(1.0));
+            // A whole exponent is off by up to √2.
+            let most = if exp == Exp::Fraction(0) { 0.42 } else { 0.28 };
             let far = matches!(exp, Exp::Within(_));
-            assert!(
-                off < if coarse { 0.5 } else { 0.25 },
-                "{}: {off}",
-                exp.name()
-            );
+            assert!(off < most, "{}: {off}", exp.name());
             assert!(far || off > 1e-5, "{}: {off}", exp.name());
         }
         for sigmoid in Sigmoid::others() {
@@ -245,7 +242,7 @@ mod tests {
             let off = at.iter().map(|x| (sigmoid.of(m, *x) - exact(*x)).abs());
             let off = off.fold(0.0, f32::max);
             let name = sigmoid.name();
-            assert!(off < 0.51 && sigmoid.of(m, 30.0) > 0.96, "{name}: {off}");
+            assert!(off < 0.51 && sigmoid.of(m, 30.0) > 0.85, "{name}: {off}");
         }
         for log in Log::ALL {
             let off = (log.of(0.1) - 0.1f32.ln_1p()).abs();
