@@ -7,7 +7,6 @@
 
 mod cases;
 mod emulation;
-mod fifth;
 mod fourth;
 mod fresh;
 mod grid;

@@ -10,12 +10,10 @@
 //! | which formula a row of the block's table has | `inputs` |
 //! | what it reads | `operand` |
 //! | operations and functions | `function` |
-//! | what stands for exp, the sigmoid and the logarithm | `approximate` |
 //! | a function that was read off a dump | `measured` |
 //! | how results are stored | `output` |
 //! | the formulas | a file each |
 
-mod approximate;
 mod conv;
 mod decay;
 mod function;
@@ -31,20 +29,19 @@ mod scan;
 mod solve;
 mod strides;
 
-pub use approximate::{Exp, Log, Sigmoid};
-pub use conv::{Conv, Halo};
-pub use decay::{Carried, Decay, Hiccup, Running};
+pub use conv::Conv;
+pub use decay::{Decay, Running};
 pub use function::{Activation, Between, Delta, Math, Table};
 pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use inputs::{BlockInputs, Seen};
-pub use linear::{Blocks, Linear, Meet, Register, Uncleared, weight as linear_weight};
+pub use linear::{Blocks, Linear, Meet, Register, weight as linear_weight};
 pub use measured::{Measured, Sample};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
-pub use output::{Dynamic, Found, Narrow, Output, Quantize};
+pub use output::{Dynamic, Narrow, Output, Quantize};
 pub use scan::{Scan, dequantized};
-pub use solve::{Factored, solve};
+pub use solve::solve;
 pub use strides::Stride;
 
 use ndarray::Array2;
@@ -57,7 +54,7 @@ pub enum Formula {
     Add(Add),
     Norm(Norm),
     Linear(Linear),
-    Conv(Box<Conv>),
+    Conv(Conv),
     Scan(Box<Scan>),
     Hadamard(Hadamard),
     Grids(Grids),

@@ -163,12 +163,7 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
             false => Activation::Silu,
         },
         measured: None,
-        scale_through: None,
         narrow_sum: None,
-        running: None,
-        sigmoid_of: None,
-        channels: None,
-        halo: None,
         dilation: 1,
         tile: None,
         output,
@@ -176,7 +171,7 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
     let of = |x| {
         let mut conv = own.clone();
         conv.x.values = codes(x);
-        Formula::Conv(Box::new(conv))
+        Formula::Conv(conv)
     };
     c.x.outer_iter().map(of).collect()
 }
@@ -289,9 +284,6 @@ fn linear(
         accumulator,
         running: None,
         blocks: None,
-        scale_through: None,
-        uncleared: None,
-        channels: None,
         sums: None,
         output,
     })]
