@@ -178,7 +178,6 @@ DEVICE void linear_half(const float *x, const Source &weight, const Sink &out, l
     out.quantizer.finish(tally);
 }
 
-#ifndef VARIANTS
 #define HALF(rows)                                                                                 \
     extern "C" __global__ void __launch_bounds__(64)                                               \
     linear_half_##rows(const float *x, Source weight, Sink out, long long all, int n, int k) {     \
@@ -187,4 +186,3 @@ DEVICE void linear_half(const float *x, const Source &weight, const Sink &out, l
 HALF(1)
 HALF(4)
 HALF(8)
-#endif

@@ -96,8 +96,8 @@ DEVICE uint4 gather(uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3) {
 }
 
 /// Bases and row strides of x and of the weight are multiples of 16 bytes, n of 8, and base and stride of `out` of 8
-/// outputs. One scale is that of all the weight. Codes are rounded to even and saturated, and not counted. `panels` of N outputs make n; a multiple of them is
-/// the number of blocks.
+/// outputs. One scale is that of all the weight. Codes are rounded to even and saturated, and not counted. `panels` of N
+/// outputs make n; a multiple of them is the number of blocks.
 template <int N, int TYPE, int GROUPS, int STAGES>
 DEVICE void linear_wide(const LinearI8 &p, const Sink &out, int panels) {
     extern __shared__ __align__(1024) int8_t shared[];
@@ -208,7 +208,6 @@ DEVICE void linear_wide(const LinearI8 &p, const Sink &out, int panels) {
     }
 }
 
-#ifndef VARIANTS
 #define WIDE(N, GROUPS, STAGES, BLOCKS, type, TYPE)                                       \
     extern "C" __global__ void __launch_bounds__(GROUPS *WARPGROUP, BLOCKS)               \
     linear_wide_##N##_to_##type(LinearI8 p, Sink out, int panels) {                       \
@@ -218,4 +217,3 @@ WIDE(96, 3, 3, 1, i8, I8)
 WIDE(96, 3, 3, 1, f16, F16)
 WIDE(192, 3, 3, 1, i8, I8)
 WIDE(192, 3, 3, 1, f16, F16)
-#endif
