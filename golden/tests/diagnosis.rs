@@ -7,6 +7,7 @@
 
 mod cases;
 mod emulation;
+mod fifth;
 mod fourth;
 mod fresh;
 mod grid;

@@ -66,6 +66,8 @@ const NOISE: f64 = 0.03;
 const DRAWS: u64 = 8;
 /// What deviates by this much more than the largest of them is no noise.
 const BEYOND: f64 = 1.5;
+/// Tokens that what may be noise has to show in before it is a rule's.
+const TOKENS: usize = 3;
 /// Causes of a block that are searched at most, on the average.
 const ROUNDS: usize = 8;
 /// Tensors that may stay unexplained before the search ends.
@@ -293,7 +295,11 @@ impl Search<'_> {
             let of_total = |left: usize| {
                 (scene.base.saturating_sub(left) as f64 / total as f64).clamp(0.0, 1.0)
             };
-            let exact = |j: &&ScoredCandidate| quiet.is_none() || j.first.mismatched == 0;
+            // Of a code or two that turn, a rule may turn the same ones by chance.
+            let few = scene.pattern.as_ref().and_then(|p| p.tokens.few());
+            let chance = few.is_some_and(|tokens| tokens < TOKENS);
+            let exact =
+                |j: &&ScoredCandidate| quiet.is_none() || j.first.mismatched == 0 && !chance;
             let best = judged.iter().position(|j| j.is_cause(&scene) && exact(&j));
             if let Some(at) = best {
                 let best = &judged[at];

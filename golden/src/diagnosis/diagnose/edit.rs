@@ -26,11 +26,11 @@ use std::sync::Arc;
 pub use conv::{bits as conv_bits, measured as measured_silu};
 pub use donors::{PARTS, Part, donated};
 pub use fits::{Fit, fit, fits};
-pub use linear::{blocks, entries, solve_entries, solve_times, times};
-pub use norm::weights as norm_weights;
+pub use linear::{blocks, cells, entries, read_off, solve_entries, solve_times, times};
+pub use norm::{root as norm_root, weights as norm_weights};
 pub use result::{grid_of, measured as measured_output, moved, of_pattern, on_grid};
 pub use rotation::{factor as hadamard_factor, signs as hadamard_signs};
-pub use scan::{bits as scan_bits, measured as measured_gate};
+pub use scan::{begins_with, bits as scan_bits, bumps, measured as measured_gate};
 
 /// What is around a sequence: the tensors of the one before it in the batch.
 #[derive(Clone, Copy, Default)]
@@ -338,7 +338,8 @@ pub fn of_row<'a, 'm>(
     edits.all
 }
 
-/// History that is lost at every so many tokens.
+/// History that is lost at every so many tokens, and what else goes wrong at tiles of tokens; `tile` is the first
+/// token that deviates.
 pub fn of_tile<'a>(
     scene: Option<&'a BlockInputs<'a, '_>>,
     row: &'a Row,
@@ -348,7 +349,10 @@ pub fn of_tile<'a>(
     let mut edits = Edits::new(scene, row, 0);
     match formula {
         Some(Formula::Conv(_)) => edits.conv_tile(tile),
-        Some(Formula::Scan(_)) => edits.scan_tile(tile),
+        Some(Formula::Scan(_)) => {
+            edits.scan_tile(tile);
+            edits.hiccups(tile);
+        }
         _ => {}
     }
     edits.all

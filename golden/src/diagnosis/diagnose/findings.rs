@@ -118,7 +118,7 @@ pub(super) fn cause(
     );
     if best.left > 0 {
         evidence += &format!(
-            "; {} of {} mismatches up to the next tensor handed on are left",
+            "; {} mismatches up to the next tensor handed on are left, where {} were",
             thousands(best.left),
             thousands(scene.base)
         );

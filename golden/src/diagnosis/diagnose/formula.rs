@@ -10,10 +10,12 @@
 //! | which formula a row of the block's table has | `inputs` |
 //! | what it reads | `operand` |
 //! | operations and functions | `function` |
+//! | what stands for exp, the sigmoid and the logarithm | `approximate` |
 //! | a function that was read off a dump | `measured` |
 //! | how results are stored | `output` |
 //! | the formulas | a file each |
 
+mod approximate;
 mod conv;
 mod decay;
 mod function;
@@ -29,19 +31,20 @@ mod scan;
 mod solve;
 mod strides;
 
-pub use conv::Conv;
-pub use decay::{Decay, Running};
+pub use approximate::{Exp, Log, Sigmoid};
+pub use conv::{Conv, Halo};
+pub use decay::{Carried, Decay, Hiccup, Running};
 pub use function::{Activation, Between, Delta, Math, Table};
 pub use grids::Grids;
 pub use hadamard::Hadamard;
 pub use inputs::{BlockInputs, Seen};
-pub use linear::{Blocks, Linear, Meet, Register, weight as linear_weight};
+pub use linear::{Blocks, Linear, Meet, Register, Uncleared, weight as linear_weight};
 pub use measured::{Measured, Sample};
 pub use norm::{Add, Norm};
 pub use operand::{Operand, like, numbers};
-pub use output::{Dynamic, Narrow, Output, Quantize};
+pub use output::{Dynamic, Found, Narrow, Output, Quantize};
 pub use scan::{Scan, dequantized};
-pub use solve::solve;
+pub use solve::{Factored, solve};
 pub use strides::Stride;
 
 use ndarray::Array2;
@@ -54,7 +57,7 @@ pub enum Formula {
     Add(Add),
     Norm(Norm),
     Linear(Linear),
-    Conv(Conv),
+    Conv(Box<Conv>),
     Scan(Box<Scan>),
     Hadamard(Hadamard),
     Grids(Grids),

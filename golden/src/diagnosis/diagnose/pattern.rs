@@ -94,6 +94,17 @@ impl Indices {
         }
     }
 
+    /// How many they are, where they are a few.
+    pub fn few(&self) -> Option<usize> {
+        match self {
+            Indices::One { .. } => Some(1),
+            Indices::Few { indices } => Some(indices.len()),
+            Indices::Range { first, last } => Some(last - first + 1),
+            Indices::All | Indices::From { .. } | Indices::Every { .. } => None,
+            Indices::Scattered { .. } => None,
+        }
+    }
+
     /// Whether it leaves some out.
     pub fn is_part(&self) -> bool {
         !matches!(self, Indices::All | Indices::Scattered { .. })

@@ -8,7 +8,7 @@ use super::edit::{self, Edit};
 use super::formula::{self, Seen};
 use super::locate::replay::PointScore;
 use super::locate::{Left, Scene, Search, State};
-use local::Local;
+use local::{Local, Looked};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::error::Result;
@@ -24,6 +24,8 @@ const FINE: usize = 6;
 const RUN: usize = 8;
 /// An edit that removes less of the first rows' mismatches is not run on all.
 const HOPE: f64 = 0.3;
+/// Of floats that mostly differ in their last place, one of so many may still do.
+const LAST_PLACES: usize = 4;
 /// A cause explains this share of what deviates in the first tensor.
 pub(super) const EXPLAINS: f64 = 0.99;
 
@@ -59,10 +61,18 @@ impl ScoredCandidate {
     /// Elements of the first tensor that it does not explain, but for what noise makes.
     pub(super) fn unexplained(&self, scene: &Scene) -> usize {
         let (explained, of) = self.explained(scene);
-        match self.leaves_noise(scene) {
-            true => 0,
-            false => of - explained,
+        match (self.leaves_noise(scene), self.leaves_last_places(scene)) {
+            (true, _) => 0,
+            (false, true) => self.first.mismatched,
+            (false, false) => of - explained,
         }
+    }
+
+    /// Whether so many floats still differ in their last place, of which most of what deviates consists, that it need
+    /// not be the right edit.
+    fn leaves_last_places(&self, scene: &Scene) -> bool {
+        let base = &scene.at_first;
+        2 * base.far < base.mismatched && LAST_PLACES * self.first.mismatched > base.mismatched
     }
 
     /// Whether what it leaves is what the floats of another device make: these keep a right edit from being exact.
@@ -142,23 +152,19 @@ impl Search<'_> {
             let mut judged = self.judge_all(state, scene, first)?;
             let first: Vec<Candidate> = scales.iter().filter(|c| of(c)).cloned().collect();
             judged.extend(self.judge_scales(state, scene, first, off)?);
-            judged.extend(self.judge_edits(
-                state,
-                scene,
-                &block,
-                &|e| {
-                    let site = Candidate::Edit(e.clone());
-                    hinted(e.kind.name(), site.site())
-                },
-                false,
-            )?);
+            let (edits, _) = self.judge_edits(state, scene, &block, &|e| {
+                let site = Candidate::Edit(e.clone());
+                hinted(e.kind.name(), site.site())
+            })?;
+            judged.extend(edits);
             if judged.iter().any(|j| j.is_cause(scene)) {
                 return Ok(ranked(judged, scene));
             }
         }
         let near = self.hopeful(state, scene, discrete, off)?;
         let mut judged = self.judge_all(state, scene, near)?;
-        judged.extend(self.judge_edits(state, scene, &block, &|_| true, false)?);
+        let (edits, looked) = self.judge_edits(state, scene, &block, &|_| true)?;
+        judged.extend(edits);
         // What is explained to the last element needs no number to be fitted.
         let whole =
             |j: &ScoredCandidate| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
@@ -177,7 +183,12 @@ impl Search<'_> {
         }
         // What takes longest, where nothing else is the cause.
         if !judged.iter().any(|j| j.is_cause(scene)) {
-            let twos = self.judge_edits(state, scene, &block, &|_| true, true)?;
+            let local = Local::of(self, state, scene, &block);
+            let twos = match (local, looked) {
+                (Some(local), Some(looked)) => local.twos(looked, RUN),
+                _ => Vec::new(),
+            };
+            let twos = self.judge_alone_too(state, scene, twos)?;
             let new = |j: &ScoredCandidate| judged.iter().all(|o| o.candidate != j.candidate);
             let twos: Vec<ScoredCandidate> = twos.into_iter().filter(new).collect();
             judged.extend(twos);
@@ -256,13 +267,22 @@ impl Search<'_> {
         scene: &Scene,
         block: &Block,
         wanted: &(dyn Fn(&Edit) -> bool + Sync),
-        twos: bool,
-    ) -> Result<Vec<ScoredCandidate>> {
-        let mut candidates: Vec<Edit> = Vec::new();
-        if let Some(local) = Local::of(self, state, scene, block) {
-            candidates.extend(local.best(wanted, RUN, twos));
-        }
+    ) -> Result<(Vec<ScoredCandidate>, Option<Looked>)> {
+        let looked = Local::of(self, state, scene, block).map(|l| l.look_at(wanted, RUN));
+        let mut candidates = looked
+            .as_ref()
+            .map_or(Vec::new(), |looked| looked.best(RUN));
         candidates.extend(self.edits_before(state, scene, block, wanted)?);
+        Ok((self.judge_alone_too(state, scene, candidates)?, looked))
+    }
+
+    /// Edits, and each of the first tensor also in the dump alone.
+    fn judge_alone_too(
+        &self,
+        state: &State,
+        scene: &Scene,
+        mut candidates: Vec<Edit>,
+    ) -> Result<Vec<ScoredCandidate>> {
         let alone: Vec<Edit> = candidates
             .iter()
             .filter(|e| e.point == scene.first.point)

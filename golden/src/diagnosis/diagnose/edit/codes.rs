@@ -1,6 +1,7 @@
 //! Codes whose bits are read otherwise.
 
 use crate::diagnosis::diagnose::kind::Kind;
+use ndarray::{Array2, Axis};
 
 /// A code as a byte without a sign.
 pub(super) fn unsigned(code: f32) -> f32 {
@@ -124,6 +125,74 @@ impl Narrowed {
     }
 }
 
+/// Bytes that are put together to words as integers with a sign, which spill over into the bytes above.
+#[derive(Clone, Copy)]
+pub(super) struct Packing {
+    /// Bytes of a word.
+    bytes: usize,
+    /// Whether they are added, and not joined by or.
+    added: bool,
+}
+
+impl Packing {
+    pub(super) const ALL: [Packing; 6] = [
+        Packing {
+            bytes: 4,
+            added: false,
+        },
+        Packing {
+            bytes: 4,
+            added: true,
+        },
+        Packing {
+            bytes: 2,
+            added: false,
+        },
+        Packing {
+            bytes: 2,
+            added: true,
+        },
+        Packing {
+            bytes: 8,
+            added: false,
+        },
+        Packing {
+            bytes: 8,
+            added: true,
+        },
+    ];
+
+    pub(super) fn words(self, name: &str) -> String {
+        let how = if self.added { "added" } else { "joined by or" };
+        format!(
+            "{} codes of {name} are {how} to a word without a mask: the signs of the lower ones spill over",
+            self.bytes
+        )
+    }
+
+    /// Rows of codes, packed and unpacked.
+    pub(super) fn of(self, codes: &Array2<f32>) -> Array2<f32> {
+        let mut out = codes.clone();
+        for mut row in out.rows_mut() {
+            for mut word in row.axis_chunks_iter_mut(Axis(0), self.bytes) {
+                let all = word.iter().enumerate();
+                let packed = all.fold(0i64, |packed, (i, code)| {
+                    let byte = (*code as i64) << (8 * i);
+                    if self.added {
+                        packed.wrapping_add(byte)
+                    } else {
+                        packed | byte
+                    }
+                });
+                for (i, code) in word.iter_mut().enumerate() {
+                    *code = f32::from((packed >> (8 * i)) as i8);
+                }
+            }
+        }
+        out
+    }
+}
+
 /// Codes that differ from one in a bit, zero, and the other sign, with words for the bit.
 pub(super) fn turned_bits(code: f32) -> Vec<(f32, String)> {
     let byte = code as i8 as u8;
@@ -135,4 +204,20 @@ pub(super) fn turned_bits(code: f32) -> Vec<(f32, String)> {
     let all = bits.chain(others);
     all.filter(|(after, _)| *after != code && (-128.0..=127.0).contains(after))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_spill_over() {
+        let codes = Array2::from_shape_vec((1, 5), vec![3.0, -2.0, 7.0, 5.0, 1.0]).unwrap();
+        let [joined, added, ..] = Packing::ALL;
+        assert_eq!(
+            joined.of(&codes).row(0).to_vec(),
+            [3.0, -2.0, -1.0, -1.0, 1.0]
+        );
+        assert_eq!(added.of(&codes).row(0).to_vec(), [3.0, -2.0, 6.0, 5.0, 1.0]);
+    }
 }

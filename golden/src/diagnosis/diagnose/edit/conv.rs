@@ -1,15 +1,17 @@
 //! Edits of the convolution.
 
-use super::codes::{Narrowed, turned_bits, unsigned};
+use super::codes::{Narrowed, Packing, turned_bits, unsigned};
 use super::{Around, ChannelOrder, Edit, Edits, Half, TokenOrder, moves, replace, turned};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Conv, Formula, Measured, Stride, Table, numbers,
+    Activation, BlockInputs, Conv, Formula, Measured, Sigmoid, Stride, Table,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Row, Step};
 use std::sync::Arc;
 
+mod history;
+mod once;
 mod parameters;
 
 /// Factors that a parameter may have by mistake.
@@ -188,11 +190,17 @@ impl Edits<'_, '_> {
                 on_conv(move |c| c.activation = activation),
             );
         }
+        for sigmoid in Sigmoid::others() {
+            let activation = Activation::Gated(sigmoid);
+            let words = format!("SiLU is {}", activation.name());
+            let change = on_conv(move |c| c.activation = activation);
+            self.formula(6, (Kind::Function, "SiLU"), words, change);
+        }
         for table in Table::all(&[(-4.0, 4.0), (-8.0, 8.0), (-16.0, 16.0)]) {
             let words = format!("SiLU is {}", table.name());
             let activation = Activation::Tabled(table);
             let change = on_conv(move |c| c.activation = activation);
-            self.formula(5, (Kind::Table, "SiLU"), words, change);
+            self.formula(6, (Kind::Table, "SiLU"), words, change);
         }
         for tile in [2usize, 4, 8, 16, 32, 64, 128, 256, 512] {
             self.conv_tile(tile);
@@ -276,7 +284,7 @@ impl Edits<'_, '_> {
             let change = on_conv(move |c| c.x.values = order.of(&c.x.values));
             self.formula(4, (order.kind(), "input"), words, change);
         }
-        for by in moves([1, -1, 2, -2, 3, -3]) {
+        for by in moves([1, -1, 2, -2, 3, -3, 4, -4, 8, -8, 16, -16, 32, -32]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 2,
@@ -420,16 +428,7 @@ impl Edits<'_, '_> {
             self.formula(5, (Kind::Format, "input"), words, change);
         }
         self.conv_starts(k);
-    }
-
-    pub(super) fn conv_tile(&mut self, tile: usize) {
-        let words = format!("at every {tile}th token the history is lost");
-        self.formula(
-            if tile.is_power_of_two() { 2 } else { 4 },
-            (Kind::History, "conv"),
-            words,
-            on_conv(move |c| c.tile = Some(tile)),
-        );
+        self.in_half_of_silu();
     }
 
     /// Codes of the input and of the taps that lack bits, or have another sign.
@@ -448,65 +447,10 @@ impl Edits<'_, '_> {
                 self.formula(narrowed.rank(), (narrowed.kind(), site), words, change);
             }
         }
-    }
-
-    /// What the first tokens find before them.
-    fn conv_starts(&mut self, k: usize) {
-        let last = move |values: &Array2<f32>| {
-            values
-                .slice(s![values.nrows().saturating_sub(k - 1).., ..])
-                .to_owned()
-        };
-        let read = self.row.reads.first();
-        let point = read.and_then(|read| Some((read.point()?, read.columns)));
-        if let (Some((point, columns)), Some(scene)) = (point, self.scene) {
-            let config = scene.path.config().clone();
-            let words = "the history of the sequence before is not reset";
-            self.formula(2, (Kind::NotReset, "history"), words, move |f, around| {
-                let Formula::Conv(conv) = f else { return };
-                let Some(before) = around.before.and_then(|seen| seen.get(&point)) else {
-                    return;
-                };
-                let all = numbers(before);
-                let range = columns.range(&config, all.ncols());
-                let x = last(&all.slice(s![.., range]).to_owned());
-                if x.dim() == conv.history.dim() {
-                    conv.history = x;
-                }
-            });
+        for packing in Packing::ALL {
+            let words = packing.words("the input");
+            let change = on_conv(move |c| c.x.values = packing.of(&c.x.values));
+            self.formula(5, (Kind::Format, "input"), words, change);
         }
-        let words = "the first token stands in front of itself";
-        self.formula(
-            3,
-            (Kind::History, "conv"),
-            words,
-            on_conv(|c| {
-                let Some(first) =
-                    c.x.values
-                        .rows()
-                        .into_iter()
-                        .next()
-                        .map(|row| row.to_owned())
-                else {
-                    return;
-                };
-                c.history
-                    .rows_mut()
-                    .into_iter()
-                    .for_each(|mut row| row.assign(&first));
-            }),
-        );
-        let words = "the sequence begins with the history of its own end";
-        self.formula(
-            3,
-            (Kind::NotReset, "history"),
-            words,
-            on_conv(move |c| {
-                let x = last(&c.x.values);
-                if x.dim() == c.history.dim() {
-                    c.history = x;
-                }
-            }),
-        );
     }
 }

@@ -5,7 +5,9 @@ use super::{
     BEGINS, ChannelOrder, Edits, Half, TokenOrder, begins, halves, moves, replace, reversed,
     turned, whole_of,
 };
-use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Linear, Meet, Stride, numbers};
+use crate::diagnosis::diagnose::formula::{
+    BlockInputs, Formula, Linear, Meet, Stride, Uncleared, numbers,
+};
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::{Columns, Step};
@@ -13,9 +15,11 @@ use scalescope_sim::trace::Tensor;
 use std::sync::Arc;
 
 mod formats;
+mod inputs;
 mod solved;
 
-pub use solved::{blocks, entries, solve_entries, solve_times, times};
+pub use inputs::read_off;
+pub use solved::{blocks, cells, entries, solve_entries, solve_times, times};
 
 /// Changes a linear formula.
 fn on(
@@ -102,7 +106,7 @@ impl Edits<'_, '_> {
             let change = on(move |l| l.operands(|x, _, _| stride.of_operand(x)));
             self.formula(4, (Kind::Order, "input"), words, change);
         }
-        for by in moves([1, -1, 2, -2, 3, 4]) {
+        for by in moves([1, -1, 2, -2, 3, 4, -4, 8, -8, 16, -16, 32, -32]) {
             let words = format!("the input is that {}", by.words());
             self.formula(
                 3,
@@ -214,7 +218,8 @@ impl Edits<'_, '_> {
                 );
             }
             self.narrow_codes();
-            self.own_scales();
+            self.own_scales(own);
+            self.lanes();
         }
         self.formula(
             4,
@@ -257,12 +262,51 @@ impl Edits<'_, '_> {
             let change = on(move |l| l.run_on(to));
             self.formula(4, (Kind::Neighbour, "sum"), words, change);
         }
+        self.uncleared(own);
         self.tiles(own);
         self.formats(own);
         self.begins_elsewhere(k);
         self.other_inputs(k);
         if let (Step::DtProj, Some(scene)) = (self.row.step, self.scene) {
             self.early_bias(scene, own);
+        }
+    }
+
+    /// Registers that still hold the sum before.
+    fn uncleared(&mut self, own: &Linear) {
+        if own.meet == Meet::Real {
+            return;
+        }
+        let n = own.w.nrows();
+        let mut kinds: Vec<(Uncleared, String)> = Vec::new();
+        for tile in [2usize, 4, 8, 16, 32, 64, 128, 256, usize::MAX] {
+            let each = match tile {
+                usize::MAX => String::new(),
+                _ => format!(" but before each {tile}th"),
+            };
+            if tile < n || tile == usize::MAX {
+                let words = format!("sums are not cleared from output to output{each}");
+                kinds.push((Uncleared::Outputs(1, tile), words));
+            }
+            let words = format!("sums are not cleared from token to token{each}");
+            kinds.push((Uncleared::Tokens(tile), words));
+        }
+        for back in [2usize, 4, 8, 16, 32, 64, 128]
+            .into_iter()
+            .filter(|back| *back < n)
+        {
+            let words = format!("sums are not cleared from {back} outputs to the next {back}");
+            kinds.push((Uncleared::Outputs(back, usize::MAX), words));
+        }
+        for (uncleared, words) in kinds {
+            for all in [false, true] {
+                let words = match all {
+                    true => words.clone(),
+                    false => format!("{words}; each holds the one before alone"),
+                };
+                let change = on(move |l| l.uncleared = Some((uncleared, all)));
+                self.formula(3, (Kind::NotReset, "sum"), words, change);
+            }
         }
     }
 

@@ -2,12 +2,13 @@
 
 use super::{Around, ChannelOrder, Edit, Edits, TokenOrder, moves, replace};
 use crate::diagnosis::diagnose::formula::{
-    Add, BlockInputs, Formula, Narrow, Norm, Output, numbers,
+    Add, BlockInputs, Formula, Measured, Narrow, Norm, Output, Sample, numbers,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use ndarray::Array2;
 use scalescope_sim::dataflow::Row;
 use scalescope_sim::trace::TracePoint;
+use std::sync::Arc;
 
 fn on_add(change: impl Fn(&mut Add) + Send + Sync) -> impl Fn(&mut Formula, Around) + Send + Sync {
     move |formula, _| {
@@ -93,6 +94,48 @@ pub fn weights<'a>(
         }
     });
     edits.formula(8, (Kind::Weights, "weight"), words, change);
+    edits.all.pop()
+}
+
+/// The root's inverse as a function of the mean square, solved token by token; each token has many channels that tell
+/// it. Of each sequence its formula and what a dump has.
+pub fn root<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    sequences: &[(&Norm, &Array2<f32>)],
+) -> Option<Edit> {
+    let mut samples = Vec::new();
+    for (own, dumped) in sequences {
+        let step = match &own.output.quantizer {
+            Some(q) if q.dynamic.is_some() || q.dequantized => return None,
+            quantizer => quantizer.as_ref().map(|q| q.scale),
+        };
+        if own.weight.len() < TOKENS {
+            return None;
+        }
+        for ((values, dumped), mean) in (own.residual.values.rows().into_iter())
+            .zip(dumped.rows())
+            .zip(own.mean_squares())
+        {
+            let weighted = values.iter().zip(&own.weight);
+            let weighted = weighted.map(|(v, w)| f64::from(*v) * f64::from(*w));
+            let found: Vec<(f64, f32)> = weighted.zip(dumped.iter().copied()).collect();
+            samples.push(Sample {
+                at: mean as f32,
+                value: fitted(&found, step)? as f32,
+                weight: 1.0,
+            });
+        }
+    }
+    let found = Measured::of_places(samples)?;
+    let words = format!(
+        "the root's inverse is another function of the mean square: {}",
+        found.over(|mean| 1.0 / mean.sqrt())
+    );
+    let found = Arc::new(found);
+    let mut edits = Edits::new(scene, row, 0);
+    let change = on_norm(move |n| n.measured = Some(Arc::clone(&found)));
+    edits.formula(8, (Kind::Function, "root"), words, change);
     edits.all.pop()
 }
 
@@ -342,6 +385,35 @@ impl Edits<'_, '_> {
             "the sum of squares goes on from token to token",
             on_norm(|n| n.goes_on = true),
         );
+        for size in [8usize, 16, 24, 32, 48, 64, 96, 128, 256]
+            .into_iter()
+            .filter(|s| *s < count)
+        {
+            for together in [true, false] {
+                let which = match together {
+                    true => format!("each {size} channels"),
+                    false => format!("the channels of each of {size} lanes"),
+                };
+                let words = format!("{which} have a root of their own");
+                let change = on_norm(move |n| n.groups = Some((size, together)));
+                self.formula(4, (Kind::PartMissing, "mean"), words, change);
+            }
+        }
+        for step in [2usize, 3, 4, 8, 16, 32, 64] {
+            for first in (0..step).take(2).chain([step - 1]) {
+                for whole in [false, true] {
+                    let by = if whole { "all" } else { "these" };
+                    let words = format!(
+                        "the mean is that of the squares of every {step}th channel from {first} on over {by}"
+                    );
+                    let change = on_norm(move |n| {
+                        n.every = Some((step, first));
+                        n.mean_of = if whole { 1.0 } else { step as f64 };
+                    });
+                    self.formula(4, (Kind::PartMissing, "mean"), words, change);
+                }
+            }
+        }
         for shared in [2usize, 4, 8, 16, 32] {
             let words = format!("every {shared} tokens share the root of the first");
             let change = on_norm(move |n| n.shared = shared);

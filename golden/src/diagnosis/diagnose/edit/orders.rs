@@ -23,6 +23,14 @@ pub(super) enum ChannelOrder {
     Sorted,
     /// Each stands at its number with the bits in reverse, within runs of so many, a power of two.
     BitReversed(usize),
+    /// This bit of their number is always 0, or always 1: of two buffers always the same.
+    Stuck(usize, bool),
+    /// Those of each so many are in reverse.
+    Reversed(usize),
+    /// Each has that of so many on among its so many.
+    OnAmong(isize, usize),
+    /// Those of each so many lie in so many rows, and are read column by column.
+    Turned(usize, usize),
 }
 
 impl ChannelOrder {
@@ -45,18 +53,50 @@ impl ChannelOrder {
         let halves = halves
             .into_iter()
             .filter(move |_| channels.is_multiple_of(2));
-        heads.chain(reversed).chain(halves)
+        heads
+            .chain(reversed)
+            .chain(halves)
+            .chain(Self::of_addresses(channels))
+            .chain(Self::of_tiles(channels))
+    }
+
+    /// A bit of the number that is stuck, but for those at the ends: these count from 0 again, or stand for two.
+    fn of_addresses(channels: usize) -> impl Iterator<Item = Self> {
+        let bits = (0..10).map(|bit| 1usize << bit);
+        let bits = bits.filter(move |bit| *bit < channels);
+        bits.flat_map(move |bit| {
+            let low = (bit > 1 && 2 * bit < channels).then_some(Self::Stuck(bit, false));
+            let high = (bit > 1).then_some(Self::Stuck(bit, true));
+            low.into_iter().chain(high)
+        })
+    }
+
+    /// Another order within words and tiles.
+    fn of_tiles(channels: usize) -> impl Iterator<Item = Self> {
+        let tiles = [4usize, 8, 16, 32, 64, 128, 256].into_iter();
+        let tiles = tiles.filter(move |tile| *tile <= channels && channels.is_multiple_of(*tile));
+        tiles.flat_map(|tile| {
+            let rows = (1..tile.trailing_zeros()).map(|bits| 1usize << bits);
+            let on = [Self::OnAmong(1, tile), Self::OnAmong(-1, tile)];
+            rows.map(move |rows| Self::Turned(tile, rows))
+                .chain(on)
+                .chain([Self::Reversed(tile)])
+        })
     }
 
     pub(super) fn kind(self) -> Kind {
         match self {
             ChannelOrder::On(_)
+            | ChannelOrder::OnAmong(..)
             | ChannelOrder::Wrapped(_)
             | ChannelOrder::FirstOf(_)
-            | ChannelOrder::LastOf(_) => Kind::Neighbour,
+            | ChannelOrder::LastOf(_)
+            | ChannelOrder::Stuck(..) => Kind::Neighbour,
             ChannelOrder::Exchanged(_)
             | ChannelOrder::Interleaved
             | ChannelOrder::Sorted
+            | ChannelOrder::Reversed(_)
+            | ChannelOrder::Turned(..)
             | ChannelOrder::BitReversed(_) => Kind::Order,
         }
     }
@@ -79,6 +119,21 @@ impl ChannelOrder {
             ChannelOrder::BitReversed(run) => {
                 format!("the channels of each {run} are in bit-reversed order")
             }
+            ChannelOrder::Stuck(bit, set) => {
+                let (of, which) = (2 * bit, if set { "second" } else { "first" });
+                format!(
+                    "bit {} of the channel's number is stuck at {}: of each {of} channels the {which} {bit} stand for all",
+                    bit.trailing_zeros(),
+                    u8::from(set)
+                )
+            }
+            ChannelOrder::Reversed(run) => format!("the channels of each {run} are in reverse"),
+            ChannelOrder::OnAmong(by, run) => {
+                format!("each channel holds channel {by:+}, turned round within each {run}")
+            }
+            ChannelOrder::Turned(tile, rows) => {
+                format!("each {tile} channels are {rows} rows that are read column by column")
+            }
         }
     }
 
@@ -94,6 +149,27 @@ impl ChannelOrder {
             ChannelOrder::LastOf(run) => {
                 from(&|c| (c / run * run + run - 1).min(values.ncols() - 1))
             }
+            ChannelOrder::Stuck(bit, true) => from(&|c| match c | bit {
+                on if on < values.ncols() => on,
+                _ => c,
+            }),
+            ChannelOrder::Stuck(bit, false) => from(&|c| c & !bit),
+            ChannelOrder::Reversed(run) => from(&|c| match c / run * run + run - 1 - c % run {
+                other if other < values.ncols() => other,
+                _ => c,
+            }),
+            ChannelOrder::OnAmong(by, run) => from(&|c| {
+                let other = (c as isize % run as isize + by).rem_euclid(run as isize);
+                match c / run * run + other as usize {
+                    other if other < values.ncols() => other,
+                    _ => c,
+                }
+            }),
+            ChannelOrder::Turned(tile, rows) => from(&|c| {
+                let (i, columns) = (c % tile, tile / rows);
+                let other = c / tile * tile + i % rows * columns + i / rows;
+                if other < values.ncols() { other } else { c }
+            }),
             ChannelOrder::Interleaved => from(&|c| c % 2 * half + c / 2),
             ChannelOrder::Sorted => from(&|c| c % half * 2 + c / half),
             ChannelOrder::BitReversed(run) => {
@@ -127,6 +203,8 @@ pub(super) enum TokenOrder {
     Exchanged(usize),
     /// Those of each so many are in reverse.
     Reversed(usize),
+    /// This bit of their number is always 0, or always 1: of two buffers always the same.
+    Stuck(usize, bool),
 }
 
 impl TokenOrder {
@@ -141,14 +219,17 @@ impl TokenOrder {
                 Self::Reversed(run),
             ]
         });
-        below.into_iter().chain(runs)
+        let bits = [2usize, 4, 8, 16, 32].into_iter();
+        let bits = bits.flat_map(|bit| [Self::Stuck(bit, false), Self::Stuck(bit, true)]);
+        below.into_iter().chain(runs).chain(bits)
     }
 
     pub(super) fn kind(self) -> Kind {
         match self {
-            TokenOrder::Below(_) | TokenOrder::FirstOf(_) | TokenOrder::LastOf(_) => {
-                Kind::Neighbour
-            }
+            TokenOrder::Below(_)
+            | TokenOrder::FirstOf(_)
+            | TokenOrder::LastOf(_)
+            | TokenOrder::Stuck(..) => Kind::Neighbour,
             TokenOrder::Exchanged(_) | TokenOrder::Reversed(_) => Kind::Order,
         }
     }
@@ -166,6 +247,14 @@ impl TokenOrder {
                 format!("neighbouring runs of {run} tokens are swapped")
             }
             TokenOrder::Reversed(run) => format!("each {run} tokens are in reverse"),
+            TokenOrder::Stuck(bit, set) => {
+                let (of, which) = (2 * bit, if set { "second" } else { "first" });
+                format!(
+                    "bit {} of the token's number is stuck at {}: of each {of} tokens the {which} {bit} stand for all",
+                    bit.trailing_zeros(),
+                    u8::from(set)
+                )
+            }
         }
     }
 
@@ -183,6 +272,9 @@ impl TokenOrder {
                 let other = t / run * run + run - 1 - t % run;
                 if other < rows { other } else { t }
             }
+            TokenOrder::Stuck(bit, true) if t | bit < rows => t | bit,
+            TokenOrder::Stuck(_, true) => t,
+            TokenOrder::Stuck(bit, false) => t & !bit,
         };
         Array2::from_shape_fn(values.dim(), |(t, c)| values[(from(t), c)])
     }
@@ -205,6 +297,30 @@ mod tests {
             [3.0, 3.0, 3.0, 3.0, 5.0, 5.0]
         );
         let tokens = |order: TokenOrder| order.of(&all).column(0).to_vec();
+        assert_eq!(
+            channels(ChannelOrder::Stuck(2, false)),
+            [0.0, 1.0, 0.0, 1.0, 4.0, 5.0]
+        );
+        assert_eq!(
+            channels(ChannelOrder::Stuck(1, true)),
+            [1.0, 1.0, 3.0, 3.0, 5.0, 5.0]
+        );
+        assert_eq!(
+            channels(ChannelOrder::Reversed(3)),
+            [2.0, 1.0, 0.0, 5.0, 4.0, 3.0]
+        );
+        assert_eq!(
+            channels(ChannelOrder::OnAmong(1, 3)),
+            [1.0, 2.0, 0.0, 4.0, 5.0, 3.0]
+        );
+        assert_eq!(
+            channels(ChannelOrder::Turned(6, 2)),
+            [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+        );
+        assert_eq!(
+            tokens(TokenOrder::Stuck(1, true)),
+            [10.0, 10.0, 30.0, 30.0, 40.0]
+        );
         assert_eq!(tokens(TokenOrder::Below(2)), [0.0, 10.0, 0.0, 10.0, 0.0]);
         assert_eq!(tokens(TokenOrder::FirstOf(2)), [0.0, 0.0, 20.0, 20.0, 40.0]);
         assert_eq!(

@@ -1,18 +1,22 @@
 //! Edits of what a step makes, whatever the step; and those that a pattern gives away.
 
 use super::codes::stuck;
-use super::{ChannelOrder, Edit, Edits, TokenOrder, halves, moves, reversed, turned};
+use super::{Edit, Edits};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Dynamic, Formula, Made, Measured, Narrow, Stride,
+    Activation, BlockInputs, Dynamic, Formula, Found, Made, Measured, Narrow,
 };
 use crate::diagnosis::diagnose::kind::Kind;
 use crate::diagnosis::diagnose::pattern::{How, Pattern, Values};
 use crate::diagnosis::diagnose::rule::QuantizerPart;
-use ndarray::{Array2, s};
+use ndarray::Array2;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::arith::saturate::Overflow;
 use scalescope_sim::dataflow::{Quantizer, Row};
 use std::sync::Arc;
+
+mod places;
+
+pub use places::moved;
 
 fn each(made: &mut Made, of: impl Fn(f32) -> f32) {
     made.out.mapv_inplace(&of);
@@ -100,6 +104,14 @@ impl Edits<'_, '_> {
             let found = |q: &Quantizer| matches!(q, Quantizer::Tensor(_) | Quantizer::Token(_));
             if self.row.quantizer.as_ref().is_some_and(found) {
                 self.largest_of_parts();
+                for other in Found::OTHERS {
+                    let words = format!("the scale is found from {}", other.words());
+                    self.formula(4, (Kind::Function, "output"), words, move |f, _| {
+                        if let Some(q) = &mut f.output().quantizer {
+                            q.found = other;
+                        }
+                    });
+                }
             }
             let words = "½ is added, to negative values too, and the rest cut off";
             self.formula(4, (Kind::Rounding, "output"), words, |f, _| {
@@ -180,7 +192,7 @@ impl Edits<'_, '_> {
         }
     }
 
-    /// A buffer that is added to, and held another tensor of the block.
+    /// A buffer that held another tensor of the block, and is added to or not written.
     fn added_to_buffers(&mut self) {
         let Some(scene) = self.scene else { return };
         for (point, tensor) in scene.seen {
@@ -188,6 +200,13 @@ impl Edits<'_, '_> {
             if *point >= self.row.point || held.ncols() != self.width || point.is_state() {
                 continue;
             }
+            let stale = held.clone();
+            let words = format!("it is not stored: the buffer still holds {}", point.name());
+            self.result(6, (Kind::NotReset, "output"), words, move |made| {
+                if made.out.dim() == stale.dim() {
+                    made.out.assign(&stale);
+                }
+            });
             let words = format!("it is added to {}", point.name());
             self.result(6, (Kind::NotReset, "output"), words, move |made| {
                 if made.out.dim() == held.dim() {
@@ -197,86 +216,18 @@ impl Edits<'_, '_> {
         }
     }
 
-    /// Another order, another place.
+    /// Other values in other places, whatever the formula.
     pub(super) fn of_result(&mut self) {
         let codes = self.row.format.dtype() == "i8";
-        let tokens = !self.row.point.is_state();
-        if tokens {
-            for by in moves([1, -1, 2, -2, 3, 4]) {
-                let words = format!("each token has the output {}", by.words());
-                self.result(5, (Kind::Shifted, "tokens"), words, move |made| {
-                    whole(made, |v| by.of(v));
-                });
-            }
-        }
-        let width = self.width;
-        for by in [1isize, -1, 2, -2] {
-            let words = format!("each channel has the output of channel {:+}", -by);
-            self.result(5, (Kind::Shifted, "channels"), words, move |made| {
-                whole(made, |v| turned(v, by));
-            });
-        }
-        self.result(
-            5,
-            (Kind::Order, "channels"),
-            "channels are in reverse",
-            |made| {
-                whole(made, reversed);
-            },
-        );
-        if width.is_multiple_of(2) {
-            let words = "the halves of the channels are swapped";
-            self.result(5, (Kind::Order, "channels"), words, |made| {
-                whole(made, halves)
-            });
-            let words = "channels 2i and 2i+1 are swapped";
-            self.result(5, (Kind::Order, "channels"), words, |made| {
-                whole(made, |v| {
-                    Array2::from_shape_fn(v.dim(), |(t, c)| v[(t, (c ^ 1).min(v.ncols() - 1))])
-                });
-            });
-            for order in [ChannelOrder::Interleaved, ChannelOrder::Sorted] {
-                let words = order.words();
-                self.result(6, (Kind::Order, "channels"), words, move |made| {
-                    whole(made, |v| order.of(v));
-                });
-            }
-        }
-        // Of rows that another step reads as they lie, transposed ones are a misread buffer.
-        for stride in Stride::all(width, width) {
-            let is_misread = matches!(stride, Stride::Turned | Stride::Poured) && tokens;
-            if !is_misread {
-                let words = stride.words("the result");
-                self.result(5, (Kind::Order, "output"), words, move |made| {
-                    whole(made, |v| stride.of_all(v));
-                });
-            }
-        }
-        let config = self.scene.map(|scene| scene.path.config());
-        for (part, config) in self.row.point.parts().iter().zip(config) {
-            let range = part.range(config, width);
-            let words = format!("the channels of {} are in reverse", part.name());
-            self.result(6, (Kind::Order, part.name()), words, move |made| {
-                let own = made.out.slice(s![.., range.clone()]).to_owned();
-                made.out
-                    .slice_mut(s![.., range.clone()])
-                    .assign(&reversed(&own));
-            });
-        }
-        if tokens {
-            for order in TokenOrder::all() {
-                let words = format!("of the outputs, {}", order.words());
-                self.result(6, (order.kind(), "tokens"), words, move |made| {
-                    whole(made, |v| order.of(v));
-                });
-            }
-            let words = "tokens are in reverse";
-            self.result(6, (Kind::Order, "tokens"), words, |made| {
-                whole(made, |v| v.slice(s![..;-1, ..]).to_owned());
-            });
-        }
+        self.places();
         if !codes {
-            for narrow in [Narrow::Bf16, Narrow::Bf16Cut, Narrow::E4m3, Narrow::E5m2] {
+            for narrow in [
+                Narrow::F16Flushed,
+                Narrow::Bf16,
+                Narrow::Bf16Cut,
+                Narrow::E4m3,
+                Narrow::E5m2,
+            ] {
                 let words = format!("what is stored passes through {}", narrow.name());
                 self.result(9, (Kind::Format, "output"), words, move |made| {
                     each(made, |v| narrow.of(v))
@@ -489,54 +440,4 @@ pub fn of_pattern<'a>(
         _ => {}
     }
     edits.all
-}
-
-/// Outputs that stand where others belong: `channels` tells whether whole channels or whole tokens do. Of each one
-/// that is another's, whose it is.
-pub fn moved<'a>(
-    scene: Option<&'a BlockInputs<'a, '_>>,
-    row: &'a Row,
-    from: &[(usize, usize)],
-    channels: bool,
-) -> Option<Edit> {
-    let mut edits = Edits::new(scene, row, 0);
-    let (&(to, of), name) = (from.first()?, if channels { "channel" } else { "token" });
-    let by = of as isize - to as isize;
-    let same = from
-        .iter()
-        .all(|(to, of)| *of as isize - *to as isize == by);
-    let site = if channels { "channels" } else { "tokens" };
-    let (kind, words) = match same {
-        true => {
-            let words = format!("{name}s have the output of {name} {by:+}");
-            (Kind::Shifted, words)
-        }
-        false => {
-            let some = from.iter().take(4);
-            let some: Vec<String> = some
-                .map(|(to, of)| format!("{to} has that of {of}"))
-                .collect();
-            let more = if from.len() > 4 { ", …" } else { "" };
-            let words = format!("{name}s are swapped: {}{more}", some.join(", "));
-            (Kind::Order, words)
-        }
-    };
-    let from = from.to_vec();
-    edits.result(if same { 5 } else { 6 }, (kind, site), words, move |made| {
-        whole(made, |v| {
-            let mut out = v.clone();
-            for (to, of) in from.iter().copied() {
-                let length = if channels { v.ncols() } else { v.nrows() };
-                if to >= length || of >= length {
-                    continue;
-                }
-                match channels {
-                    true => out.column_mut(to).assign(&v.column(of)),
-                    false => out.row_mut(to).assign(&v.row(of)),
-                }
-            }
-            out
-        });
-    });
-    edits.all.pop()
 }

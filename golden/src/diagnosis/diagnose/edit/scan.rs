@@ -3,16 +3,19 @@
 use super::codes::turned_bits;
 use super::{Edit, Edits};
 use crate::diagnosis::diagnose::formula::{
-    Activation, BlockInputs, Decay, Delta, Formula, Measured, Narrow, Scan, Table,
+    BlockInputs, Carried, Formula, Hiccup, Measured, Narrow, Scan, solve,
 };
 use crate::diagnosis::diagnose::kind::Kind;
+use ndarray::Array2;
 use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::Row;
 use scalescope_sim::trace::TracePoint;
 use std::sync::Arc;
 
 mod formats;
+mod functions;
 mod inputs;
+mod once;
 mod parameters;
 
 fn on(
@@ -67,6 +70,90 @@ pub fn bits<'a>(
     edits.all
 }
 
+/// The state before the first token, solved channel by channel from all outputs, which are linear in it.
+pub fn begins_with<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    own: &Scan,
+    dumped: &Array2<f32>,
+) -> Option<Edit> {
+    let (e, n) = own.a_log.values.dim();
+    if own.unit.is_some() || own.before.is_some() || own.u.values.nrows() < ENOUGH * n {
+        return None;
+    }
+    let made = own.run().out;
+    let made_with = |state: usize| {
+        let one = Array2::from_shape_fn((e, n), |(_, i)| f32::from(u8::from(i == state)));
+        let before = Some(one);
+        Scan {
+            before,
+            ..own.clone()
+        }
+        .run()
+        .out - &made
+    };
+    let by_one: Vec<Array2<f32>> = (0..n).map(made_with).collect();
+    let off = dumped - &made;
+    let mut before = Array2::zeros((e, n));
+    for c in 0..e {
+        let columns: Vec<Vec<f64>> = by_one
+            .iter()
+            .map(|made| made.column(c).iter().map(|v| f64::from(*v)).collect())
+            .collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let off: Vec<f64> = off.column(c).iter().map(|v| f64::from(*v)).collect();
+        let mut normal = Array2::from_shape_fn((n, n), |(i, j)| dot(&columns[i], &columns[j]));
+        let ridge = 1e-9 * normal.diag().iter().copied().fold(0.0, f64::max) + f64::MIN_POSITIVE;
+        normal.diag_mut().iter_mut().for_each(|v| *v += ridge);
+        let right = columns.iter().map(|column| dot(column, &off)).collect();
+        let found = solve(normal, right)?;
+        let mut to = before.row_mut(c);
+        to.iter_mut().zip(found).for_each(|(to, v)| *to = v as f32);
+    }
+    let words = "the state before the first token is not empty";
+    let mut edits = Edits::new(scene, row, e);
+    let change = on(move |s| s.before = Some(before.clone()));
+    edits.formula(8, (Kind::NotReset, "state"), words, change);
+    edits.all.pop()
+}
+
+/// Tokens for each state of a channel that is solved.
+const ENOUGH: usize = 4;
+
+/// One state of a channel that is another from a token on, by what is fitted to the outputs from there on; one edit for
+/// each state.
+pub fn bumps<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    own: &Scan,
+    dumped: &Array2<f32>,
+    (token, channel): (usize, usize),
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, own.d.len());
+    let mut one = own.clone();
+    let only: Vec<bool> = (0..own.d.len()).map(|c| c == channel).collect();
+    one.channels = Some(only);
+    let column = |made: Array2<f32>| made.column(channel).mapv(f64::from);
+    let made = column(one.run().out);
+    let off = dumped.column(channel).mapv(f64::from) - &made;
+    for state in 0..own.states.len() {
+        // Outputs are linear in the state.
+        one.bump = Some((token, channel, state, 1.0));
+        let by_one = column(one.run().out) - &made;
+        let size = by_one.dot(&by_one);
+        let by = (off.dot(&by_one) / size) as f32;
+        if size > 0.0 && by.is_finite() {
+            let words = format!(
+                "after token {token} state {state} of channel {channel} is {by:+} off: a bit in memory, or a value of \
+                 another"
+            );
+            let change = on(move |s| s.bump = Some((token, channel, state, by)));
+            edits.formula(6, (Kind::FlippedBit, "state"), words, change);
+        }
+    }
+    edits.all
+}
+
 /// The function that makes the gate, read off what deviates.
 pub fn measured<'a>(scene: Option<&'a BlockInputs<'a, '_>>, row: &'a Row, found: Measured) -> Edit {
     let mut edits = Edits::new(scene, row, 0);
@@ -85,6 +172,7 @@ impl Edits<'_, '_> {
         self.states(own);
         self.scan_formats();
         self.other_parameters(own);
+        self.in_one_place();
     }
 
     fn terms(&mut self) {
@@ -179,96 +267,6 @@ impl Edits<'_, '_> {
         );
     }
 
-    fn functions(&mut self) {
-        // SiLU of −z is the gate of a z with the other sign, which is an edit of its own.
-        let gates = Activation::OTHERS.into_iter();
-        for gate in gates.filter(|gate| *gate != Activation::SiluOfNegative) {
-            let (kind, words) = match gate {
-                Activation::Identity => (
-                    Kind::Function,
-                    "the gate is z itself, without SiLU".to_owned(),
-                ),
-                Activation::SiluTwice => (Kind::Twice, "the gate is SiLU twice".to_owned()),
-                other => (Kind::Function, format!("the gate is {} of z", other.name())),
-            };
-            self.formula(1, (kind, "gate"), words, on(move |s| s.gate = Some(gate)));
-        }
-        for delta in Delta::OTHERS {
-            let words = format!("δ is made by {} and not by softplus", delta.name());
-            let kind = match delta {
-                Delta::SoftplusTwice => Kind::Twice,
-                _ => Kind::Function,
-            };
-            self.formula(1, (kind, "softplus"), words, on(move |s| s.delta = delta));
-        }
-        self.formula(
-            2,
-            (Kind::LeftOut, "exp"),
-            "A is A_log itself, without exp",
-            on(|s| s.a_is_log = false),
-        );
-        self.formula(
-            1,
-            (Kind::LeftOut, "decay"),
-            "the state does not decay",
-            on(|s| s.decay_base = 0.0),
-        );
-        self.formula(
-            2,
-            (Kind::Function, "decay"),
-            "decays are powers of two and not of e",
-            on(|s| s.decay_base = std::f32::consts::LN_2),
-        );
-        self.formula(
-            2,
-            (Kind::Order, "gate"),
-            "SiLU is of the output, which is then multiplied by z",
-            on(|s| s.output_gated = true),
-        );
-        for decay in Decay::OTHERS {
-            for held in [false, true] {
-                let input = if held {
-                    ", and the input is held so"
-                } else {
-                    ""
-                };
-                let words = format!("decays are {} and not exp(−α·δ){input}", decay.name());
-                let change = on(move |s| (s.decay, s.held) = (decay, held));
-                self.formula(2, (Kind::Function, "decay"), words, change);
-            }
-        }
-        self.formula(
-            3,
-            (Kind::Neighbour, "decay"),
-            "the state decays by the δ of the token before",
-            on(|s| s.late_decay = true),
-        );
-        self.formula(
-            2,
-            (Kind::Function, "input_delta"),
-            "the input is held exactly: (1 − exp(−α·δ))/α·B·u and not δ·B·u",
-            on(|s| s.held = true),
-        );
-        for table in Table::all(&[(-8.0, 8.0), (-16.0, 16.0)]) {
-            let words = format!("the gate's SiLU is {}", table.name());
-            let gate = Some(Activation::Tabled(table));
-            self.formula(5, (Kind::Table, "gate"), words, on(move |s| s.gate = gate));
-            let words = format!("softplus is {}", table.name());
-            let delta = Delta::Tabled(table);
-            self.formula(
-                5,
-                (Kind::Table, "softplus"),
-                words,
-                on(move |s| s.delta = delta),
-            );
-        }
-        for table in Table::all(&[(-8.0, 0.0), (-16.0, 0.0)]) {
-            let words = format!("the exp of decays is {}", table.name());
-            let change = on(move |s| s.decay = Decay::Tabled(table));
-            self.formula(5, (Kind::Table, "decay"), words, change);
-        }
-    }
-
     /// A chunk that begins with an older state than the last one.
     fn older_states(&mut self) {
         for tile in [1usize, 2, 4, 8, 16, 32, 64, 128, 256] {
@@ -284,9 +282,40 @@ impl Edits<'_, '_> {
     }
 
     pub(super) fn scan_tile(&mut self, tile: usize) {
+        for carried in Carried::ALL {
+            let words = format!("every {tile} tokens {}", carried.words());
+            let change = on(move |s| s.chunks = Some((tile, carried)));
+            self.formula(3, carried.kind(), words, change);
+        }
         let words = format!("at every {tile}th token the state is empty again");
         let change = on(move |s| s.tile = Some(tile));
         self.formula(2, (Kind::History, "state"), words, change);
+    }
+
+    /// Tokens at which something goes wrong with the state, of which the first one that deviates is one.
+    pub(super) fn hiccups(&mut self, first: usize) {
+        let powers = (1..=8).map(|bits| 1usize << bits);
+        let mut tiles: Vec<usize> = powers.filter(|tile| *tile > 1).collect();
+        // What begins with it, what ends with it, and it alone.
+        tiles.extend(
+            [first, first + 1, usize::MAX]
+                .into_iter()
+                .filter(|tile| *tile > 2),
+        );
+        tiles.sort_unstable();
+        tiles.dedup();
+        for tile in tiles {
+            let at = first % tile;
+            for hiccup in Hiccup::ALL {
+                let words = match (tile, at) {
+                    (usize::MAX, _) => format!("at token {at} {}", hiccup.words()),
+                    (_, 0) => format!("at every {tile}th token {}", hiccup.words()),
+                    _ => format!("at token {at} of each {tile} {}", hiccup.words()),
+                };
+                let change = on(move |s| s.hiccup = Some((tile, at, hiccup)));
+                self.formula(3, (hiccup.kind(), hiccup.site()), words, change);
+            }
+        }
     }
 
     fn states(&mut self, own: &Scan) {

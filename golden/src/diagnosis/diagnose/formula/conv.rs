@@ -40,14 +40,77 @@ pub struct Conv {
     pub activation: Activation,
     /// A function that was read off a dump, in its place.
     pub measured: Option<Arc<Measured>>,
+    /// A type that the product of the scales passes through.
+    pub scale_through: Option<Narrow>,
     /// A type that the function's input passes through.
     pub narrow_sum: Option<Narrow>,
+    /// A type that the sum passes through after each tap.
+    pub running: Option<Narrow>,
+    /// A convolution whose sum the sigmoid gets, and not the factor.
+    pub sigmoid_of: Option<Box<Conv>>,
     /// Tokens from one tap's input to the next one's.
     pub dilation: usize,
     /// Tokens after which nothing of the ones before is known.
     pub tile: Option<usize>,
+    /// Channels that are computed; others are zero.
+    pub channels: Option<Vec<bool>>,
+    /// Tokens of a tile, and what stands for those before it.
+    pub halo: Option<(usize, Halo)>,
     /// How results are stored.
     pub output: Output,
+}
+
+/// What a tile of tokens has of the tokens before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // `words` says what each is
+pub enum Halo {
+    OneLate,
+    OneEarly,
+    FirstRepeated,
+    LastOfTile,
+    Stale,
+    Nearest,
+    AllButNearest,
+}
+
+impl Halo {
+    /// Every one.
+    pub const ALL: [Halo; 7] = [
+        Halo::OneLate,
+        Halo::OneEarly,
+        Halo::FirstRepeated,
+        Halo::LastOfTile,
+        Halo::Stale,
+        Halo::Nearest,
+        Halo::AllButNearest,
+    ];
+
+    /// In words, after the tokens.
+    pub fn words(self) -> &'static str {
+        match self {
+            Halo::OneLate => "the history is one token older than it should be",
+            Halo::OneEarly => "the history begins one token too late",
+            Halo::FirstRepeated => "the first token stands for its history",
+            Halo::LastOfTile => "the history is the end of the tile itself",
+            Halo::Stale => "the history is that of the tile before",
+            Halo::Nearest => "only the nearest token of the history is known",
+            Halo::AllButNearest => "the nearest token of the history is lost",
+        }
+    }
+
+    /// The token that is read in the place of token `at`, which lies before the tile that begins at `first`; `None` for
+    /// zero.
+    fn of(self, at: usize, first: usize, tile: usize) -> Option<usize> {
+        match self {
+            Halo::OneLate => at.checked_sub(1),
+            Halo::OneEarly => Some(at + 1),
+            Halo::FirstRepeated => Some(first),
+            Halo::LastOfTile => Some(at + tile),
+            Halo::Stale => at.checked_sub(tile),
+            Halo::Nearest => (at + 1 == first).then_some(at),
+            Halo::AllButNearest => (at + 1 < first).then_some(at),
+        }
+    }
 }
 
 /// A convolution of codes as a chip has it.
@@ -122,8 +185,13 @@ impl Conv {
             product: rules.silu_form == SiluForm::Product,
             activation: Activation::Silu,
             measured: None,
+            scale_through: None,
             narrow_sum: None,
+            running: None,
+            sigmoid_of: None,
             dilation: 1,
+            channels: None,
+            halo: None,
             tile: match rules.history {
                 TapHistory::LostEvery8 if rows.is_multiple_of(8) => Some(8),
                 _ => None,
@@ -233,6 +301,7 @@ impl Conv {
         let mut plain = Self {
             activation: Activation::Identity,
             output: Output::real(false),
+            sigmoid_of: None,
             ..self.clone()
         };
         // A unit of functions is left out; what it gets are the register's own sums.
@@ -242,8 +311,38 @@ impl Conv {
         (!self.bias_after).then(|| plain.run())
     }
 
+    /// Computes with reals of a type in the place of codes.
+    pub fn dequantize(&mut self, narrow: Narrow) {
+        let m = self.math;
+        let real = |at| narrow.of(self.x.real(m, at));
+        let x = Array2::from_shape_fn(self.x.values.dim(), real);
+        self.history
+            .mapv_inplace(|v| narrow.of((m.mul)(self.x.scale, v)));
+        let tap = |at: (usize, usize)| narrow.of(self.tap_scale(at.1) * self.taps[at]);
+        self.taps = Array2::from_shape_fn(self.taps.dim(), tap);
+        (self.x, self.tap_scale) = (Operand::new(x, 1.0), vec![1.0]);
+        (self.integer, self.chip) = (false, None);
+    }
+
+    /// Codes or reals, `[L, E]`, where the sigmoid gets another sum than the factor.
+    fn gated_by(&self, other: &Self) -> Array2<f32> {
+        let (Some(mut sums), Some(others)) = (self.before_function(), other.before_function())
+        else {
+            return Array2::zeros((0, 0));
+        };
+        let m = self.math;
+        for (v, other) in sums.iter_mut().zip(&others) {
+            let sigmoid = Activation::Sigmoid.of(m, *other);
+            *v = self.output.of((m.mul)(*v, sigmoid));
+        }
+        sums
+    }
+
     /// Codes or reals, `[L, E]`.
     pub fn run(&self) -> Array2<f32> {
+        if let Some(other) = &self.sigmoid_of {
+            return self.gated_by(other);
+        }
         let (k, e) = self.taps.dim();
         let rows = self.x.values.nrows();
         let m = self.math;
@@ -252,6 +351,9 @@ impl Conv {
             .as_ref()
             .and_then(|chip| Some((chip, self.factors(chip)?)));
         Array2::from_shape_fn((rows, e), |(t, c)| {
+            if self.channels.as_ref().is_some_and(|used| !used[c]) {
+                return 0.0;
+            }
             let first = self.tile.map_or(0, |tile| t / tile * tile);
             let x = |tap: usize| -> f32 {
                 let at = match self.dilation {
@@ -261,7 +363,13 @@ impl Conv {
                         None => return 0.0,
                     },
                 };
+                let beginning = self.halo.map(|(tile, halo)| (t / tile * tile, tile, halo));
                 match at {
+                    Some(at) if beginning.is_some_and(|(first, ..)| at < first) => beginning
+                        .and_then(|(first, tile, halo)| halo.of(at, first, tile))
+                        .and_then(|at| self.x.values.get((at, c)))
+                        .copied()
+                        .unwrap_or(0.0),
                     Some(at) if at >= first => self.x.values[(at, c)],
                     Some(_) => 0.0,
                     None if self.tile.is_none() || first == 0 => {
@@ -278,6 +386,7 @@ impl Conv {
             let v = if self.integer {
                 let acc: f32 = (0..k).map(|tap| self.taps[(tap, c)] * x(tap)).sum();
                 let both = (m.mul)(self.tap_scale(c), self.x.scale);
+                let both = self.scale_through.map_or(both, |narrow| narrow.of(both));
                 (m.fma)(both, acc, bias)
             } else {
                 let mut v = bias;
@@ -286,6 +395,7 @@ impl Conv {
                     let scale = (m.mul)(self.tap_scale(c), self.x.step(at));
                     let w = (m.mul)(scale, self.taps[(tap, c)]);
                     v = (m.fma)(w, x(tap), v);
+                    v = self.running.map_or(v, |narrow| narrow.of(v));
                 }
                 v
             };

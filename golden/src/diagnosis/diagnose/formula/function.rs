@@ -1,6 +1,6 @@
 //! The operations of an arithmetic, and functions made of them: those of the steps, and others in their place.
 
-use super::Narrow;
+use super::{Exp, Log, Narrow, Sigmoid};
 use scalescope_sim::arith::real::{Ieee, RealMath, RealRules};
 use scalescope_sim::arith::sfu::{CudaFast, CudaLibm, CudaSubnormal};
 
@@ -57,6 +57,8 @@ pub struct Table {
     pub high: f32,
     /// What lies between.
     pub between: Between,
+    /// Whether the function has its limits beyond either end, and not the entry there.
+    pub limits: bool,
 }
 
 /// What a table gives between its entries.
@@ -78,13 +80,23 @@ impl Table {
         use Between::{Before, Line, Middle, Nearest};
         let mut all = Vec::new();
         for (low, high) in ranges.iter().copied() {
-            for entries in [16, 32, 64, 128, 256, 1024] {
-                all.extend([Line, Nearest, Before, Middle].map(|between| Self {
-                    entries,
-                    low,
-                    high,
-                    between,
-                }));
+            for entries in [4, 8, 16, 32, 64, 128, 256, 1024] {
+                let both = [(entries, Line), (entries + 1, Line), (entries, Nearest)];
+                let all_of = both
+                    .into_iter()
+                    .chain([(entries, Before), (entries, Middle)]);
+                for (limits, (entries, between)) in [false, true]
+                    .into_iter()
+                    .flat_map(|l| all_of.clone().map(move |t| (l, t)))
+                {
+                    all.push(Self {
+                        entries,
+                        low,
+                        high,
+                        between,
+                        limits,
+                    });
+                }
             }
         }
         all
@@ -101,11 +113,21 @@ impl Table {
         let Self {
             entries, low, high, ..
         } = self;
-        format!("a table of {entries} entries from {low} to {high}, {between}")
+        let beyond = if self.limits {
+            ", its limits beyond"
+        } else {
+            ""
+        };
+        format!("a table of {entries} entries from {low} to {high}{beyond}, {between}")
     }
 
-    /// A function by this table.
-    pub fn of(self, function: impl Fn(f32) -> f32, v: f32) -> f32 {
+    /// A function by this table, which has a limit for large values and is 0 far below zero.
+    pub fn of(self, function: impl Fn(f32) -> f32, limit: impl Fn(f32) -> f32, v: f32) -> f32 {
+        match self.limits {
+            true if v > self.high => return limit(v),
+            true if v < self.low => return 0.0,
+            _ => {}
+        }
         let steps = match self.between {
             Between::Line | Between::Nearest => f32::from(self.entries) - 1.0,
             Between::Before | Between::Middle => f32::from(self.entries),
@@ -147,6 +169,8 @@ pub enum Activation {
     SiluOfNegative,
     /// v times the sigmoid of so much times v.
     SiluOf(f32),
+    /// v times something in the place of the sigmoid.
+    Gated(Sigmoid),
     Tabled(Table),
 }
 
@@ -173,6 +197,9 @@ impl Activation {
         let name = match self {
             Activation::Tabled(table) => return table.name(),
             Activation::SiluOf(by) => return format!("v times the sigmoid of {by} v"),
+            Activation::Gated(sigmoid) => {
+                return format!("v times a sigmoid that is {}", sigmoid.name());
+            }
             Activation::Silu => "SiLU",
             Activation::SiluTwice => "SiLU twice",
             Activation::Sigmoid => "the sigmoid",
@@ -209,7 +236,8 @@ impl Activation {
                 let inner = 0.7978845608028654 * (v + 0.044715 * v * v * v);
                 (0.5 * v * (1.0 + inner.tanh())) as f32
             }
-            Activation::Tabled(table) => table.of(|v| sigmoid(v, v), v),
+            Activation::Tabled(table) => table.of(|v| sigmoid(v, v), |v| v, v),
+            Activation::Gated(other) => (math.mul)(v, other.of(math, v)),
             Activation::QuickGelu => sigmoid(v, 1.702 * v),
             Activation::SiluOf(by) => sigmoid(v, by * v),
             Activation::Softplus => (math.softplus)(v),
@@ -237,6 +265,16 @@ pub enum Delta {
     Tabled(Table),
     /// log(1 + exp) with every result in a type.
     Narrowed(Narrow),
+    /// The logarithm of 1 + exp, of another logarithm or another exp.
+    LogOf(Log, Exp),
+    /// softplus, and from here on v itself.
+    IdentityFrom(f32),
+    /// softplus, and below this exp.
+    ExpBelow(f32),
+    /// The larger of v and 0, and `ln 2 · 2^−|v|`.
+    ReluAndPower,
+    /// `(v + √(v² + b))/2`.
+    SquarePlus(f32),
 }
 
 impl Delta {
@@ -251,11 +289,35 @@ impl Delta {
         Delta::Magnitude,
     ];
 
+    /// What stands for softplus, or for a part of it, in hardware and fast kernels.
+    pub fn approximations() -> Vec<Self> {
+        let exps = Exp::others().into_iter();
+        let mut all: Vec<Self> = exps.map(|exp| Delta::LogOf(Log::Exact, exp)).collect();
+        all.extend(
+            Log::ALL[1..]
+                .iter()
+                .map(|log| Delta::LogOf(*log, Exp::Exact)),
+        );
+        let lines = Delta::LogOf(Log::LinearMantissa, Exp::LinearMantissa);
+        all.extend([lines, Delta::ReluAndPower]);
+        all.extend([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0].map(Delta::IdentityFrom));
+        all.extend([0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -8.0].map(Delta::ExpBelow));
+        all.extend([1.0, 2.0, 4.0, 1.921_812].map(Delta::SquarePlus));
+        all
+    }
+
     /// In words.
     pub fn name(self) -> String {
         let name = match self {
             Delta::Tabled(table) => return table.name(),
             Delta::Narrowed(narrow) => return format!("log(1 + exp) in {}", narrow.name()),
+            Delta::LogOf(log, exp) => {
+                return format!("{}, y = {}", log.name(), exp.name());
+            }
+            Delta::IdentityFrom(from) => return format!("softplus, and v itself from {from} on"),
+            Delta::ExpBelow(below) => return format!("softplus, and exp below {below}"),
+            Delta::SquarePlus(b) => return format!("(v + √(v² + {b}))/2"),
+            Delta::ReluAndPower => "ReLU and ln 2·2^−|v|",
             Delta::Softplus => "softplus",
             Delta::SoftplusTwice => "softplus twice",
             Delta::Exp => "exp",
@@ -279,7 +341,13 @@ impl Delta {
             Delta::Sigmoid => Activation::Sigmoid.of(m, v),
             Delta::Magnitude => v.abs(),
             Delta::BaseTwo => (1.0 + v.exp2()).log2(),
-            Delta::Tabled(table) => table.of(m.softplus, v),
+            Delta::Tabled(table) => table.of(m.softplus, |v| v, v),
+            Delta::LogOf(log, exp) => log.of(exp.of(m, v)),
+            Delta::IdentityFrom(from) if v >= from => v,
+            Delta::ExpBelow(below) if v < below => (m.exp)(v),
+            Delta::IdentityFrom(_) | Delta::ExpBelow(_) => (m.softplus)(v),
+            Delta::ReluAndPower => v.max(0.0) + std::f32::consts::LN_2 * (-v.abs()).exp2(),
+            Delta::SquarePlus(b) => 0.5 * (v + (v * v + b).sqrt()),
             Delta::Narrowed(narrow) => {
                 narrow.of(narrow.of(1.0 + narrow.of(narrow.of(v).exp())).ln())
             }

@@ -145,7 +145,7 @@ impl BlockInputs<'_, '_> {
                 Linear::of(self, row).map(Formula::Linear)
             }
             Step::Conv | Step::Scan if copied => None,
-            Step::Conv => Conv::of(self, row).map(Formula::Conv),
+            Step::Conv => Conv::of(self, row).map(|conv| Formula::Conv(Box::new(conv))),
             Step::Scan => Scan::of(self).map(|scan| Formula::Scan(Box::new(scan))),
             Step::Hadamard => Hadamard::of(self, row).map(Formula::Hadamard),
             Step::Embed | Step::Head => None,

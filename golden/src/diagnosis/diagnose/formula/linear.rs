@@ -7,6 +7,7 @@ use scalescope_sim::arith::accumulate::Accumulator;
 use scalescope_sim::arith::fixed::{Requantizer, Scaling};
 use scalescope_sim::arith::real::RealRules;
 use scalescope_sim::arith::requant::{QuantRule, ScaleOrder};
+use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::Row;
 use scalescope_sim::mode::Implementation;
 use scalescope_sim::profile::unit::GROUP;
@@ -37,6 +38,14 @@ pub enum Register {
     Integer(Accumulator),
     /// A float, to which the sum is rounded after each run.
     Float(Narrow),
+    /// An integer without so many low bits, which are rounded away after each run.
+    Cut(u8, Rounding),
+}
+
+/// A sum without so many low bits.
+fn cut(sum: i64, bits: u8, by: Rounding) -> i64 {
+    let parts = (1i64 << bits) as f32;
+    by.round(sum as f32 / parts) as i64 * (1i64 << bits)
 }
 
 impl Register {
@@ -46,6 +55,7 @@ impl Register {
             Register::Float(narrow) => {
                 terms.fold(0.0f32, |sum, term| narrow.of(sum + term as f32)) as i64
             }
+            Register::Cut(bits, by) => terms.fold(0, |sum, term| cut(sum + term, bits, by)),
         }
     }
 }
@@ -65,8 +75,37 @@ impl Blocks {
     fn sum(&self, products: &[i64]) -> i64 {
         let runs = products.chunks(self.length);
         match self.inside {
-            true => runs.map(|run| self.register.sum(run.iter().copied())).sum(),
+            true => match self.register {
+                Register::Cut(bits, by) => runs.map(|run| cut(run.iter().sum(), bits, by)).sum(),
+                register => runs.map(|run| register.sum(run.iter().copied())).sum(),
+            },
             false => self.register.sum(runs.map(|run| run.iter().sum())),
+        }
+    }
+}
+
+/// What a register of sums still holds when the next sum begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncleared {
+    /// The sum of the output so many before, of the same token; it is cleared before the first of each so many.
+    Outputs(usize, usize),
+    /// The sum of the same output, of the token before; it is cleared before the first of each so many.
+    Tokens(usize),
+}
+
+impl Uncleared {
+    /// Sums that are added to what is left of others. `all` if these are such sums themselves, and not the others' own.
+    fn put(self, sums: &mut Array2<i64>, all: bool) {
+        let own = sums.clone();
+        for t in 0..sums.nrows() {
+            for c in 0..sums.ncols() {
+                let from = match self {
+                    Uncleared::Outputs(back, tile) if c % tile >= back => (t, c - back),
+                    Uncleared::Tokens(tile) if t % tile > 0 => (t - 1, c),
+                    _ => continue,
+                };
+                sums[(t, c)] += if all { sums[from] } else { own[from] };
+            }
         }
     }
 }
@@ -92,6 +131,12 @@ pub struct Linear {
     pub running: Option<Narrow>,
     /// Products that are summed in runs.
     pub blocks: Option<Blocks>,
+    /// A type that the product of the scales passes through.
+    pub scale_through: Option<Narrow>,
+    /// What registers still hold, and whether of all sums before.
+    pub uncleared: Option<(Uncleared, bool)>,
+    /// Outputs that are computed; others are zero.
+    pub channels: Option<Vec<bool>>,
     /// Sums of the operands as they are; none where they are to be summed.
     pub sums: Option<Arc<Array2<i64>>>,
     /// How results are stored.
@@ -178,6 +223,9 @@ impl Linear {
             accumulator: rule.accumulator,
             running: None,
             blocks: None,
+            scale_through: None,
+            uncleared: None,
+            channels: None,
             sums: None,
             output: scene.output(row, codes)?,
             x,
@@ -205,6 +253,7 @@ impl Linear {
         let mut out = Array2::zeros((l, n));
         let x = self.x.values.as_standard_layout();
         let w: Vec<i32> = self.w.iter().map(|w| *w as i32).collect();
+        let used = |c: usize| self.channels.as_ref().is_none_or(|used| used[c]);
         let x = x.as_slice().expect("standard");
         // Products of codes; those of groups have factors more.
         let narrow = w.iter().all(|w| w.unsigned_abs() <= 1 << 10);
@@ -214,7 +263,8 @@ impl Linear {
             .zip(x.par_chunks(k.max(1)))
             .for_each(|(to, x)| {
                 let x: Vec<i32> = range.clone().map(|i| (x[i] * times[i]) as i32).collect();
-                for (to, w) in to.iter_mut().zip(w.chunks_exact(k)) {
+                let outputs = to.iter_mut().zip(w.chunks_exact(k)).enumerate();
+                for (_, (to, w)) in outputs.filter(|(c, _)| used(*c)) {
                     let products = || x.iter().zip(&w[range.clone()]);
                     if let Some(blocks) = &self.blocks {
                         let products = products().map(|(x, w)| i64::from(*x) * i64::from(*w));
@@ -315,12 +365,26 @@ impl Linear {
             Some(sums) => Arc::clone(sums),
             None => Arc::new(self.sums()),
         };
+        let sums = match self.uncleared {
+            Some((uncleared, all)) => {
+                let mut sums = (*sums).clone();
+                uncleared.put(&mut sums, all);
+                Arc::new(sums)
+            }
+            None => sums,
+        };
         let sum = |t: usize, c: usize| match self.bias.is_empty() {
             true => sums[(t, c)],
             false => (sums[(t, c)] as f64 + f64::from(bias(c))).round() as i64,
         };
         let quantizer = self.output.quantizer.as_ref();
         let units = quantizer.filter(|q| q.in_units).map(|q| q.scale);
+        if let Some(narrow) = self.scale_through {
+            return Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                let factor = self.x.step(t) * scale(c) / units.unwrap_or(1.0);
+                self.output.of(sum(t, c) as f32 * narrow.of(factor))
+            });
+        }
         match self.meet {
             Meet::Order(order) => {
                 let a = match units {
@@ -378,11 +442,13 @@ impl Linear {
         let w = Array2::from_shape_fn((n, k), |(c, i)| scale(c) * self.w[(c, i)]);
         let mut out = Array2::zeros((l, n));
         let (x, w) = (x.as_slice().expect("fresh"), w.as_slice().expect("fresh"));
+        let used = |c: usize| self.channels.as_ref().is_none_or(|used| used[c]);
         let to = out.as_slice_mut().expect("fresh");
         to.par_chunks_mut(n.max(1))
             .zip(x.par_chunks(k.max(1)))
             .for_each(|(to, x)| {
-                for (c, (to, w)) in to.iter_mut().zip(w.chunks_exact(k)).enumerate() {
+                let outputs = to.iter_mut().zip(w.chunks_exact(k)).enumerate();
+                for (c, (to, w)) in outputs.filter(|(c, _)| used(*c)) {
                     let products = x.iter().zip(w);
                     let v = match self.running {
                         None => products.fold(0.0f32, |v, (x, w)| x.mul_add(*w, v)),

@@ -48,6 +48,29 @@ impl Measured {
         Some(Self { runs, lines })
     }
 
+    /// How many values it has.
+    pub fn values(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// The function whose every value is known by many elements: one for each place.
+    pub fn of_places(mut samples: Vec<Sample>) -> Option<Self> {
+        samples.retain(|s| s.at.is_finite() && s.value.is_finite() && s.weight > 0.0);
+        samples.sort_by(|a, b| a.at.total_cmp(&b.at));
+        let runs = runs(samples.chunk_by(|a, b| a.at == b.at));
+        (runs.len() >= 4).then_some(Self { runs, lines: false })
+    }
+
+    /// Some of its values, each over what it should be.
+    pub fn over(&self, expected: impl Fn(f32) -> f32) -> String {
+        let step = (self.runs.len() / 4).max(1);
+        let some = self.runs.iter().step_by(step).take(4);
+        let some: Vec<String> = some
+            .map(|(at, _, value)| format!("{:.4} times as large at {at:.4}", value / expected(*at)))
+            .collect();
+        some.join(", ")
+    }
+
     /// At a place.
     pub fn at(&self, at: f32) -> f32 {
         if self.lines {

@@ -1,9 +1,10 @@
 //! The residual stream and its norm.
 
-use super::{BlockInputs, Narrow, Operand, Output};
+use super::{BlockInputs, Measured, Narrow, Operand, Output};
 use ndarray::{Array2, s};
 use scalescope_sim::dataflow::Row;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// `residual ⊕ hidden`.
 #[derive(Clone, Debug)]
@@ -77,6 +78,8 @@ pub struct Norm {
     pub centred: bool,
     /// Whose squares are summed.
     pub squares: Range<usize>,
+    /// Of these only every so many-th, from here on.
+    pub every: Option<(usize, usize)>,
     /// What squares are divided by, over M.
     pub mean_of: f64,
     /// Whether the root of the mean square is drawn.
@@ -91,8 +94,12 @@ pub struct Norm {
     pub goes_on: bool,
     /// Tokens that share the root of the first of them.
     pub shared: usize,
+    /// Channels that have a root of their own: so many one after another, or every so many-th.
+    pub groups: Option<(usize, bool)>,
     /// Newton steps after the root's first guess out of the bits of the float; none for the root itself.
     pub guessed: Option<usize>,
+    /// The inverse of the root as a function of the mean square and ε, read off a dump.
+    pub measured: Option<Arc<Measured>>,
     /// How results are stored.
     pub output: Output,
 }
@@ -110,6 +117,7 @@ impl Norm {
         Self {
             residual,
             squares: 0..weight.len(),
+            every: None,
             weight,
             eps,
             eps_outside: false,
@@ -121,9 +129,37 @@ impl Norm {
             magnitudes: false,
             goes_on: false,
             shared: 1,
+            groups: None,
             guessed: None,
+            measured: None,
             output,
         }
+    }
+
+    /// The inverse of the root of each group of a row's channels.
+    fn roots(&self, row: ndarray::ArrayView1<f32>, (size, together): (usize, bool)) -> Vec<f32> {
+        let count = if together {
+            row.len().div_ceil(size)
+        } else {
+            size
+        };
+        let mut sums = vec![(0.0f64, 0.0f64); count];
+        for (c, v) in row.iter().enumerate() {
+            let sum = &mut sums[if together { c / size } else { c % size }];
+            *sum = (sum.0 + f64::from(*v) * f64::from(*v), sum.1 + 1.0);
+        }
+        let root = |(sum, n): &(f64, f64)| (1.0 / (sum / n + self.eps).sqrt()) as f32;
+        sums.iter().map(root).collect()
+    }
+
+    /// Of each token the mean square and ε.
+    pub fn mean_squares(&self) -> Vec<f64> {
+        let rows = self.residual.values.rows().into_iter();
+        let mean = |row: ndarray::ArrayView1<f32>| {
+            let squares = row.iter().map(|v| f64::from(*v) * f64::from(*v));
+            squares.sum::<f64>() / row.len() as f64
+        };
+        rows.map(|row| mean(row) + self.eps).collect()
     }
 
     /// Codes or reals, `[L, M]`.
@@ -140,8 +176,10 @@ impl Norm {
             };
             let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
             let squares = rooted.slice(s![self.squares.clone()]);
-            before =
-                squares.iter().map(square).sum::<f64>() + if self.goes_on { before } else { 0.0 };
+            let used = |c: usize| self.every.is_none_or(|(step, first)| c % step == first);
+            let squares = squares.iter().enumerate().filter(|(c, _)| used(*c));
+            let squares = squares.map(|(_, v)| square(v)).sum::<f64>();
+            before = squares + if self.goes_on { before } else { 0.0 };
             let mean_square = before / m * self.mean_of;
             let root = match (self.rooted, self.eps_outside) {
                 _ if self.magnitudes => {
@@ -158,10 +196,19 @@ impl Norm {
                 },
                 false => 1.0,
             };
+            if let Some(measured) = &self.measured {
+                rstd = measured.at((mean_square + self.eps) as f32);
+            }
             if let Some(narrow) = self.rstd {
                 rstd = narrow.of(rstd);
             }
-            for ((to, v), w) in to.iter_mut().zip(row).zip(&self.weight) {
+            let roots = self.groups.map(|groups| self.roots(row, groups));
+            for (c, ((to, v), w)) in to.iter_mut().zip(row).zip(&self.weight).enumerate() {
+                let rstd = match (&roots, self.groups) {
+                    (Some(roots), Some((size, true))) => roots[c / size],
+                    (Some(roots), Some((size, false))) => roots[c % size],
+                    _ => rstd,
+                };
                 let v = match self.centred {
                     true => (f64::from(*v) - mean) as f32,
                     false => *v,

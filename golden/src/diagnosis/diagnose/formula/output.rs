@@ -23,6 +23,10 @@ pub enum Narrow {
     F16Cut,
     /// The upper half of the f32.
     Bf16Cut,
+    /// f16 without its subnormal numbers, which are zero.
+    F16Flushed,
+    /// A float with so many bits of mantissa.
+    Mantissa(u8),
     /// 19 bits, of which ten are the mantissa's: products of f32 on tensor cores.
     Tf32,
     /// FP8 with three bits of mantissa; the largest is 448.
@@ -47,12 +51,20 @@ fn to_float(v: f32, (mantissa, least, top): (i32, i32, f32), round: fn(f64) -> f
 }
 
 impl Narrow {
+    /// The types of 16 bits, and floats of fewer and more bits, that a factor may pass through.
+    pub fn of_factors() -> Vec<Narrow> {
+        let mantissas = (2..=15).map(Narrow::Mantissa);
+        let all = [Narrow::F16, Narrow::Bf16, Narrow::F16Cut, Narrow::Bf16Cut].into_iter();
+        all.chain(mantissas).collect()
+    }
+
     /// The types that values may pass through: those of 16 bits first.
-    pub const FLOATS: [Narrow; 7] = [
+    pub const FLOATS: [Narrow; 8] = [
         Narrow::F16,
         Narrow::Bf16,
         Narrow::F16Cut,
         Narrow::Bf16Cut,
+        Narrow::F16Flushed,
         Narrow::Tf32,
         Narrow::E4m3,
         Narrow::E5m2,
@@ -65,6 +77,8 @@ impl Narrow {
             Narrow::Bf16 => "bf16".to_owned(),
             Narrow::F16Cut => "f16, toward zero".to_owned(),
             Narrow::Bf16Cut => "bf16, toward zero".to_owned(),
+            Narrow::F16Flushed => "f16 whose subnormal numbers are zero".to_owned(),
+            Narrow::Mantissa(bits) => format!("a float with {bits} bits of mantissa"),
             Narrow::Tf32 => "TF32".to_owned(),
             Narrow::E4m3 => "FP8 (E4M3)".to_owned(),
             Narrow::E5m2 => "FP8 (E5M2)".to_owned(),
@@ -83,6 +97,13 @@ impl Narrow {
             Narrow::Bf16 => bf16::from_f32(v).to_f32(),
             Narrow::F16Cut => to_float(v, (10, -24, 65504.0), f64::trunc),
             Narrow::Bf16Cut => f32::from_bits(v.to_bits() & 0xffff_0000),
+            Narrow::F16Flushed => match f16::from_f32(v).to_f32() {
+                short if short.abs() < f16::MIN_POSITIVE.to_f32() => 0.0,
+                short => short,
+            },
+            Narrow::Mantissa(bits) => {
+                to_float(v, (bits.into(), -200, f32::MAX), f64::round_ties_even)
+            }
             Narrow::Tf32 => to_float(v, (10, -136, f32::MAX), f64::round_ties_even),
             Narrow::E4m3 => to_float(v, (3, -9, 448.0), f64::round_ties_even),
             Narrow::E5m2 => to_float(v, (2, -16, 57344.0), f64::round_ties_even),
@@ -128,6 +149,8 @@ pub struct Quantize {
     pub part: Option<(usize, usize)>,
     /// The code that the largest magnitude gets, where the scale is found at run time.
     pub largest: f32,
+    /// What the scale is found from, where it is found at run time.
+    pub found: Found,
     /// Its rule.
     pub rule: QuantRule,
     /// Whether values come in units of the grid.
@@ -151,6 +174,87 @@ pub enum Dynamic {
     Token(ScaleGrid),
 }
 
+/// What a scale is found from at run time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Found {
+    /// The largest magnitude.
+    Magnitude,
+    /// The largest value.
+    Value,
+    /// The smallest value.
+    Smallest,
+    /// Half of what lies between the largest and the smallest value.
+    HalfRange,
+    /// The magnitude below which this share of all lie.
+    Share(f32),
+    /// So many times the root of the mean square.
+    Deviations(f32),
+    /// The power of two above the largest magnitude.
+    PowerAbove,
+    /// The power of two next to the largest magnitude.
+    PowerNext,
+}
+
+impl Found {
+    /// Those that are not the largest magnitude.
+    pub const OTHERS: [Found; 11] = [
+        Found::Value,
+        Found::Smallest,
+        Found::HalfRange,
+        Found::Share(0.99),
+        Found::Share(0.999),
+        Found::Share(0.9999),
+        Found::Deviations(3.0),
+        Found::Deviations(4.0),
+        Found::Deviations(6.0),
+        Found::PowerAbove,
+        Found::PowerNext,
+    ];
+
+    /// In words.
+    pub fn words(self) -> String {
+        match self {
+            Found::Magnitude => "the largest magnitude".to_owned(),
+            Found::Value => "the largest value, and not the largest magnitude".to_owned(),
+            Found::Smallest => "the smallest value".to_owned(),
+            Found::HalfRange => "half of the range from the smallest to the largest".to_owned(),
+            Found::Share(share) => format!("the magnitude below which {share} of all lie"),
+            Found::Deviations(n) => format!("{n} times the root of the mean square"),
+            Found::PowerAbove => "the power of two above the largest magnitude".to_owned(),
+            Found::PowerNext => "the power of two next to the largest magnitude".to_owned(),
+        }
+    }
+
+    /// Of some values.
+    fn of<'a>(self, values: impl Iterator<Item = &'a f32> + Clone) -> f32 {
+        let largest = || values.clone().fold(0.0f32, |max, v| max.max(v.abs()));
+        let highest = || values.clone().copied().fold(f32::MIN, f32::max);
+        let lowest = || values.clone().copied().fold(f32::MAX, f32::min);
+        match self {
+            Found::Magnitude => largest(),
+            Found::Value => highest(),
+            Found::Smallest => -lowest(),
+            Found::HalfRange => 0.5 * (highest() - lowest()),
+            Found::Share(share) => {
+                let mut all: Vec<f32> = values.map(|v| v.abs()).collect();
+                all.sort_by(f32::total_cmp);
+                let at = (share * all.len() as f32) as usize;
+                all.get(at.min(all.len().saturating_sub(1)))
+                    .copied()
+                    .unwrap_or(0.0)
+            }
+            Found::Deviations(n) => {
+                let (count, sum) = values.fold((0usize, 0.0f64), |(count, sum), v| {
+                    (count + 1, sum + f64::from(*v) * f64::from(*v))
+                });
+                n * (sum / count.max(1) as f64).sqrt() as f32
+            }
+            Found::PowerAbove => largest().log2().ceil().exp2(),
+            Found::PowerNext => largest().log2().round().exp2(),
+        }
+    }
+}
+
 impl Quantize {
     /// A grid of its own.
     pub fn of(scale: f32, rule: QuantRule) -> Self {
@@ -159,6 +263,7 @@ impl Quantize {
             dynamic: None,
             part: None,
             largest: 127.0,
+            found: Found::Magnitude,
             rule,
             in_units: false,
             dequantized: false,
@@ -183,8 +288,8 @@ impl Quantize {
 fn over(values: &Array2<f32>, q: &Quantize) -> Array2<f32> {
     let (first, last) = q.part.unwrap_or((0, values.ncols()));
     let seen = values.slice(s![.., first..last.min(values.ncols())]);
-    let absmax = seen.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-    let scale = Scale::new(absmax / q.largest).unwrap_or_else(|_| Scale::new(1.0).expect("one"));
+    let scale = Scale::new(q.found.of(seen.iter()) / q.largest)
+        .unwrap_or_else(|_| Scale::new(1.0).expect("one"));
     values.mapv(|v| q.fit(q.rule.rounding.round(q.rule.in_units(v, scale)) as i128))
 }
 
@@ -273,7 +378,7 @@ impl Output {
         let Some((q, dynamic)) = self.quantizer.as_ref().and_then(|q| Some((q, q.dynamic?))) else {
             return values;
         };
-        if q.largest != 127.0 || q.part.is_some() {
+        if q.largest != 127.0 || q.part.is_some() || q.found != Found::Magnitude {
             return match dynamic {
                 Dynamic::Tensor => over(&values, q),
                 Dynamic::TorchToken | Dynamic::Token(_) => {

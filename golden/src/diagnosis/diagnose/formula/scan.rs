@@ -1,25 +1,18 @@
 //! The selective scan.
 
 use super::{
-    Activation, BlockInputs, Conv, Decay, Delta, Made, Math, Measured, Narrow, Operand, Output,
-    Running,
+    Activation, BlockInputs, Carried, Conv, Decay, Delta, Hiccup, Made, Math, Measured, Narrow,
+    Operand, Output, Running,
 };
-use ndarray::{Array2, s};
+use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::dataflow::Step;
 use scalescope_sim::profile::ScanFormula;
-use scalescope_sim::profile::unit::ScanUnit;
 use scalescope_sim::quant::{QTensor, QVector, Scale};
-use scalescope_sim::step::scan::{ScanInputs, ScanWeight, Source};
-use scalescope_sim::step::scan_unit::unit_scan;
 use std::sync::Arc;
+use unit::Chip;
 
-/// A scan in a chip's unit: what it needs beside the operands.
-#[derive(Clone, Debug)]
-pub struct Chip {
-    unit: ScanUnit,
-    calibrated: Option<Scale>,
-}
+mod unit;
 
 /// `x ← exp(−α·δ)·x + B·δ·u`, `y = (C·x + D·u) · gate(z)`.
 #[derive(Clone, Debug)]
@@ -96,6 +89,18 @@ pub struct Scan {
     pub tile: Option<usize>,
     /// Tokens after which the state of so many tokens before is taken for the last one.
     pub older: Option<(usize, usize)>,
+    /// What goes wrong at these tokens of each so many.
+    pub hiccup: Option<(usize, usize, Hiccup)>,
+    /// A token, a channel and a state to which something is added after the token.
+    pub bump: Option<(usize, usize, usize, f32)>,
+    /// Tokens of a chunk, and what becomes of the state that one hands on to the next.
+    pub chunks: Option<(usize, Carried)>,
+    /// A scan whose δ the decays have.
+    pub decay_of: Option<Arc<Scan>>,
+    /// A scan whose δ the input has.
+    pub drive_of: Option<Arc<Scan>>,
+    /// A scan whose z the sigmoid of the gate gets, and not the factor.
+    pub sigmoid_of: Option<Arc<Scan>>,
     /// A type or range that the state passes through after each token.
     pub state: Option<Narrow>,
     /// A type or range that δ passes through.
@@ -204,6 +209,12 @@ impl Scan {
             before: None,
             tile: None,
             older: None,
+            hiccup: None,
+            bump: None,
+            chunks: None,
+            decay_of: None,
+            drive_of: None,
+            sigmoid_of: None,
             state: None,
             narrow_delta: None,
             narrow_gate: None,
@@ -284,92 +295,25 @@ impl Scan {
         self.unit.is_none().then(|| plain.run().out)
     }
 
-    /// The unit's own run, with the operands and parameters as they are here; `None` for an edit of what goes on
-    /// inside.
-    fn in_unit(&self, chip: &Chip) -> Option<Made> {
-        let inside = self.delta != Delta::Softplus
-            || !self.a_is_log
-            || self.decay != Decay::Exp
-            || self.running.is_some()
-            || self.older.is_some()
-            || self.decay_base != 1.0
-            || self.delta_times != 1.0
-            || self.late_bias
-            || self.late_decay
-            || self.held
-            || self.input_decays
-            || self.skip_ungated
-            || self.skip.is_some()
-            || self.d_by_token
-            || self.output_gated
-            || self.passed_on
-            || self.measured_gate.is_some()
-            || !self.input_delta
-            || !matches!(self.gate, None | Some(Activation::Silu))
-            || self.late
-            || self.kept_early
-            || [
-                self.state,
-                self.narrow_delta,
-                self.narrow_gate,
-                self.narrow_sum,
-                self.narrow_decay,
-            ] != [None; 5];
-        if inside {
-            return None;
-        }
-        let vector = |values: &[f32], scale: Scale| QVector {
-            codes: values
-                .iter()
-                .map(|v| (v / scale.get()).round() as i8)
-                .collect(),
-            scale,
+    /// δ of a token and a channel.
+    fn delta_at(&self, t: usize, c: usize, fused: bool) -> f32 {
+        let m = self.math;
+        let (early, late) = match self.late_bias {
+            true => (0.0, self.dt_bias[c]),
+            false => (self.dt_bias[c], 0.0),
         };
-        let weight = ScanWeight::int8(
-            &QTensor {
-                codes: self.a_log.values.mapv(|v| v as i8),
-                scale: Scale::new(self.a_log.scale).ok()?,
-            },
-            &vector(&self.d, Scale::new(self.d_scale).ok()?),
-            &vector(&self.dt_bias, Scale::new(self.dt_bias_scale).ok()?),
-        );
-        let l = self.u.values.nrows();
-        // Where nothing is carried, every token is a tile of its own.
-        let tile = match self.carry {
-            0.0 => 1,
-            _ => self.tile.unwrap_or(l).max(1),
+        let dt = match fused {
+            true => (m.fma)(self.dt.scale, self.dt.values[(t, c)], early),
+            false => (m.add)(self.dt.real(m, (t, c)), early),
         };
-        let mut c = self.c.clone();
-        for (mut column, used) in c.values.columns_mut().into_iter().zip(&self.states) {
-            if !used {
-                column.fill(0.0);
-            }
+        let mut delta = self.delta.of(m, dt);
+        if self.late_bias {
+            delta += late;
         }
-        let mut out = Array2::zeros(self.u.values.dim());
-        let mut before = self.before.clone();
-        for first in (0..l).step_by(tile) {
-            let rows = first..(first + tile).min(l);
-            let held = [&self.u, &self.dt, &self.b, &c, &self.z].map(|x| Held::of(x, rows.clone()));
-            let [u, dt, b, c, z] = held
-                .each_ref()
-                .map(|held| held.as_ref().and_then(Held::source));
-            let state = before.as_ref().filter(|_| first == 0).map(Source::Real);
-            let inputs = ScanInputs {
-                u: u?,
-                dt: dt?,
-                b: b?,
-                c: c?,
-                z: if self.gate.is_some() { Some(z?) } else { None },
-                state,
-            };
-            let done = unit_scan(&chip.unit, &weight, &inputs, chip.calibrated).ok()?;
-            out.slice_mut(s![rows, ..]).assign(&done.y);
-            before = Some(done.state);
+        if self.delta_times != 1.0 {
+            delta *= self.delta_times;
         }
-        Some(Made {
-            out: out.mapv(|v| self.output.of(v)),
-            state: before.map(|state| state.mapv(|v| self.last.of(v))),
-        })
+        self.narrow_delta.map_or(delta, |narrow| narrow.of(delta))
     }
 
     fn channel(&self, c: usize, x: &mut [f32], mut put: impl FnMut(usize, f32)) {
@@ -386,6 +330,8 @@ impl Scan {
         let mut kept = x.to_vec();
         // States after the tokens before, the last one's first.
         let mut earlier = vec![vec![0.0; x.len()]; self.older.map_or(0, |(_, back)| back)];
+        // The state that the chunk before handed on, and what its decays leave of it; `x` is the chunk's own then.
+        let mut handed = vec![(0.0f32, 1.0f32); if self.chunks.is_some() { x.len() } else { 0 }];
         for t in 0..rows {
             if t + 1 == rows {
                 kept.copy_from_slice(x);
@@ -401,28 +347,38 @@ impl Scan {
                 earlier.rotate_right(1);
                 earlier[0] = own;
             }
+            if let Some((_, carried)) = self.chunks.filter(|(tile, _)| t > 0 && t % tile == 0) {
+                for ((handed, left), x) in handed.iter_mut().zip(x.iter_mut()) {
+                    let before = match carried {
+                        Carried::Undecayed => *handed,
+                        Carried::ReadUndecayed | Carried::OneDecay => *handed * *left,
+                        Carried::OwnAlone => 0.0,
+                    };
+                    (*handed, *left) = (before + std::mem::take(x), 1.0);
+                }
+            }
             let u = self.u.real(m, (t, c));
-            let (early, late) = match self.late_bias {
-                true => (0.0, self.dt_bias[c]),
-                false => (self.dt_bias[c], 0.0),
+            let own = || self.delta_at(t, c, fused);
+            let of = |other: &Option<Arc<Scan>>| match other {
+                Some(other) => other.delta_at(t, c, fused),
+                None => own(),
             };
-            let dt = match fused {
-                true => (m.fma)(self.dt.scale, self.dt.values[(t, c)], early),
-                false => (m.add)(self.dt.real(m, (t, c)), early),
+            let delta = of(&self.decay_of);
+            let drive = match (self.input_delta, &self.drive_of, &self.decay_of) {
+                (false, ..) => 1.0,
+                (true, None, None) => delta,
+                (true, other, _) => of(other),
             };
-            let mut delta = self.delta.of(m, dt);
-            if self.late_bias {
-                delta += late;
+            let hiccup = self.hiccup.filter(|(tile, at, _)| t % tile == *at);
+            let hiccup = hiccup.map(|(.., hiccup)| hiccup);
+            if hiccup == Some(Hiccup::Zero) {
+                x.fill(0.0);
             }
-            if self.delta_times != 1.0 {
-                delta *= self.delta_times;
-            }
-            if let Some(narrow) = self.narrow_delta {
-                delta = narrow.of(delta);
-            }
-            let drive = if self.input_delta { delta } else { 1.0 };
             let own_d = self.d[if self.d_by_token { t % self.d.len() } else { c }];
-            let d = if self.skip_ungated { 0.0 } else { own_d };
+            let d = match self.skip_ungated || hiccup == Some(Hiccup::NoSkip) {
+                true => 0.0,
+                false => own_d,
+            };
             let skipped = self.skip.as_ref().map_or(u, |x| x.real(m, (t, c)));
             let last = !fused || self.running.is_some_and(|running| !running.skip);
             let mut out = match last {
@@ -438,11 +394,21 @@ impl Scan {
                 let exponent = (m.mul)(alpha[n], decay_delta) * self.decay_base;
                 let decay = self.decay.of(m, exponent);
                 let decay = self.narrow_decay.map_or(decay, |narrow| narrow.of(decay));
+                let decay = match hiccup {
+                    Some(Hiccup::NoDecay) => 1.0,
+                    Some(Hiccup::DecayTwice) => decay * decay,
+                    _ => decay,
+                };
                 let cs = self.c.real(m, (t, n));
                 let before = *x * self.carry;
                 let drive = match self.held {
                     true => (1.0 - decay) / alpha[n],
                     false => drive,
+                };
+                let drive = match hiccup {
+                    Some(Hiccup::NoInput | Hiccup::Zero) => 0.0,
+                    Some(Hiccup::InputTwice) => 2.0 * drive,
+                    _ => drive,
                 };
                 let next = match fused {
                     _ if self.input_decays => {
@@ -455,7 +421,35 @@ impl Scan {
                     }
                 };
                 let next = self.state.map_or(next, |narrow| narrow.of(next));
-                let read = if self.late { *x } else { next };
+                let next = match self.bump {
+                    Some((token, channel, state, by)) if (t, c, n) == (token, channel, state) => {
+                        next + by
+                    }
+                    _ => next,
+                };
+                let above = match (self.chunks, handed.get_mut(n)) {
+                    (Some((_, carried)), Some((handed, left))) => {
+                        *left *= decay;
+                        match carried {
+                            Carried::Undecayed | Carried::ReadUndecayed => *handed,
+                            Carried::OneDecay => decay * *handed,
+                            Carried::OwnAlone => *left * *handed,
+                        }
+                    }
+                    _ => 0.0,
+                };
+                let next = if hiccup == Some(Hiccup::Frozen) {
+                    *x
+                } else {
+                    next
+                };
+                let read = match hiccup {
+                    Some(Hiccup::Late) => *x,
+                    Some(Hiccup::Empty) => 0.0,
+                    _ if self.late => *x,
+                    _ if self.chunks.is_some() => next + above,
+                    _ => next,
+                };
                 if self.states[n] {
                     out = match (self.running, fused) {
                         (Some(running), _) => running.add(out, (read, cs)),
@@ -470,7 +464,12 @@ impl Scan {
             }
             let z = self.z.real(m, (t, c));
             let out = self.narrow_sum.map_or(out, |narrow| narrow.of(out));
+            let sigmoid_of = self.sigmoid_of.as_ref().map(|s| s.z.real(m, (t, c)));
             let y = match (self.gate, self.narrow_gate) {
+                _ if sigmoid_of.is_some() => {
+                    let other = sigmoid_of.unwrap_or(z);
+                    (m.mul)(out, (m.mul)(z, Activation::Sigmoid.of(m, other)))
+                }
                 _ if self.measured_gate.is_some() => {
                     (m.mul)(out, self.measured_gate.as_ref().map_or(0.0, |f| f.at(z)))
                 }
@@ -488,6 +487,12 @@ impl Scan {
                 false => y,
             };
             put(t, self.output.of(y));
+        }
+        for ((handed, left), x) in handed.into_iter().zip(x.iter_mut()) {
+            *x += match self.chunks {
+                Some((_, Carried::Undecayed)) => handed,
+                _ => handed * left,
+            };
         }
         if self.kept_early {
             x.copy_from_slice(&kept);
@@ -507,36 +512,4 @@ pub fn dequantized(math: Math, codes: &QVector) -> Vec<f32> {
     let scale = codes.scale.get();
     let all = codes.codes.iter();
     all.map(|q| (math.mul)(scale, f32::from(*q))).collect()
-}
-
-/// Some rows of an operand, as the step takes them.
-enum Held {
-    Codes(Array2<i8>, Scale),
-    Real(Array2<f32>),
-}
-
-impl Held {
-    fn of(x: &Operand, rows: std::ops::Range<usize>) -> Option<Self> {
-        let values = x.values.slice(s![rows, ..]);
-        let code = |v: &f32| (-128.0..=127.0).contains(v) && v.fract() == 0.0;
-        match x.scale {
-            // Codes whose scale is one are as real.
-            1.0 => Some(Held::Real(values.as_standard_layout().into_owned())),
-            _ if values.iter().all(code) => {
-                let codes = values.mapv(|v| v as i8).as_standard_layout().into_owned();
-                Some(Held::Codes(codes, Scale::new(x.scale).ok()?))
-            }
-            _ => None,
-        }
-    }
-
-    fn source(&self) -> Option<Source<'_>> {
-        Some(match self {
-            Held::Codes(codes, scale) => Source::Int8 {
-                codes,
-                scale: *scale,
-            },
-            Held::Real(values) => Source::Real(values),
-        })
-    }
 }

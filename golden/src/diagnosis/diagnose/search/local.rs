@@ -17,7 +17,7 @@ use scalescope_sim::trace::{Place, TracePoint};
 use std::sync::Arc;
 
 /// Elements of a scan's output that a first look computes.
-const FIRST_LOOK: usize = 4_000;
+const FIRST_LOOK: usize = 2_000;
 /// Those of a look at edits in twos.
 const SECOND_LOOK: usize = 1_000;
 /// A lead that explains nothing by itself brings the step at least this much nearer.
@@ -28,6 +28,10 @@ const HOPE: f64 = 0.25;
 const FARTHEST: f64 = 4.0;
 /// Edits that are combined in twos.
 const LEADS: usize = 4;
+/// The rank of edits that are tried first.
+const FREQUENT: usize = 4;
+/// The rank of edits that leads are combined with.
+const USUAL: usize = 5;
 /// Edits that are combined with each other where there is no lead.
 const SIMPLE: usize = 48;
 
@@ -66,6 +70,27 @@ struct Left {
     restricted: usize,
     /// How far all are off, each over the size of the tensor's values, four at most.
     off: f64,
+}
+
+/// Edits that were looked at.
+pub struct Looked {
+    /// They.
+    edits: Vec<Edit>,
+    /// What each leaves of a few elements; only of the usual ones where these suffice.
+    scored: Vec<Option<Left>>,
+    /// The best of them, with what they leave of all elements.
+    best: Vec<(usize, Edit)>,
+}
+
+impl Looked {
+    /// The best ones.
+    pub fn best(&self, count: usize) -> Vec<Edit> {
+        self.best
+            .iter()
+            .take(count)
+            .map(|(_, e)| e.clone())
+            .collect()
+    }
 }
 
 impl<'a, 'm> Local<'a, 'm> {
@@ -193,11 +218,13 @@ impl<'a, 'm> Local<'a, 'm> {
 
     /// Channels of a look at so many elements; `None` for all.
     fn look(&self, elements: usize) -> Option<Vec<bool>> {
-        let Some(Formula::Scan(scan)) = self.sequences.iter().find_map(|s| s.formula.as_ref())
-        else {
-            return None;
+        // A scale that is found at run time is found from all channels.
+        let found = |o: &formula::Output| o.quantizer.as_ref().is_some_and(|q| q.dynamic.is_some());
+        let (l, e) = match self.sequences.iter().find_map(|s| s.formula.as_ref())? {
+            Formula::Scan(scan) => scan.u.values.dim(),
+            Formula::Linear(own) if !found(&own.output) => (own.x.values.nrows(), own.w.nrows()),
+            _ => return None,
         };
-        let (l, e) = scan.u.values.dim();
         let count = (elements / l.max(1)).max(8);
         if count >= e {
             return None;
@@ -241,15 +268,18 @@ impl<'a, 'm> Local<'a, 'm> {
                     .and_then(|s| Some(self.scenes.get(s)?.seen)),
             };
             let mut formula = sequence.formula.clone();
-            if let (Some(Formula::Scan(scan)), Some(few)) = (&mut formula, few) {
-                scan.channels = Some(few.clone());
+            match &mut formula {
+                Some(Formula::Scan(scan)) => scan.channels = few.cloned(),
+                Some(Formula::Linear(linear)) => linear.channels = few.cloned(),
+                Some(Formula::Conv(conv)) => conv.channels = few.cloned(),
+                _ => {}
             }
             if edit.changes_formula() && formula.is_none() {
                 return None;
             }
             let made = edit.run(formula.as_ref(), &sequence.own, around)?;
             let pattern = self.pattern.as_deref().map(|p| (s, p));
-            let left = sequence.left_in(&made, pattern, few.filter(|_| edit.changes_formula()));
+            let left = sequence.left_in(&made, pattern, few);
             total.all += left.all;
             total.restricted += left.restricted;
             total.off += left.off;
@@ -257,14 +287,23 @@ impl<'a, 'm> Local<'a, 'm> {
         Some(total)
     }
 
-    /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer.
-    /// With `twos` also sums in narrow registers and edits in twos, which take longer, where none suffices.
+    /// The edits that leave the fewest mismatches, restricted to the pattern where that leaves fewer. With `twos` also
+    /// what takes longer, where none suffices.
     pub fn best(
         &self,
         wanted: &(dyn Fn(&Edit) -> bool + Sync),
         count: usize,
         twos: bool,
     ) -> Vec<Edit> {
+        let looked = self.look_at(wanted, count);
+        match twos {
+            true => self.twos(looked, count),
+            false => looked.best(count),
+        }
+    }
+
+    /// What every edit leaves, and the best of them by all elements.
+    pub fn look_at(&self, wanted: &(dyn Fn(&Edit) -> bool + Sync), count: usize) -> Looked {
         let here = self.scenes.first();
         let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
         let mut edits = edit::of_row(here, self.row, self.width, formula);
@@ -281,34 +320,53 @@ impl<'a, 'm> Local<'a, 'm> {
         }
         edits.retain(|e| wanted(e));
         let few = self.look(FIRST_LOOK);
-        let first = self.scored(&edits, few.as_ref());
-        let mut best = self.hopeful(&edits, &first, few.as_ref());
-        if few.is_some() {
-            best.truncate(2 * count);
-            best = self.tried(best.into_iter().map(|(_, e)| e).collect(), None);
+        // The usual mistakes first, and the rare ones where these explain too little.
+        edits.sort_by_key(|e| e.rank > FREQUENT);
+        let (frequent, rare) = edits.split_at(edits.partition_point(|e| e.rank <= FREQUENT));
+        let mut scored = self.scored(frequent, few.as_ref());
+        let mut best = self.promising(frequent, &scored, few.as_ref(), count);
+        if !self.is_enough(&best) {
+            let of_rare = self.scored(rare, few.as_ref());
+            best.extend(self.promising(rare, &of_rare, few.as_ref(), count));
+            scored.extend(of_rare);
         }
-        let enough = |best: &[(usize, Edit)]| best.first().is_some_and(|b| b.0 * 50 <= self.base);
-        if !enough(&best) {
+        if !self.is_enough(&best) {
             let more = self.fitted().into_iter().chain(self.donated());
+            let more = more.chain(self.first_state());
             let more: Vec<Edit> = more.filter(|e| wanted(e)).collect();
             best.extend(self.tried(more, None));
-            best.sort_by_key(|(left, e)| (*left, e.rank));
         }
-        if twos && !enough(&best) {
-            best.extend(self.tried(self.narrow_sums(formula), None));
-            best.sort_by_key(|(left, e)| (*left, e.rank));
+        best.sort_by_key(|(left, e)| (*left, e.rank));
+        Looked {
+            edits,
+            scored,
+            best,
         }
-        // Two together, where one does not suffice.
-        if twos && !enough(&best) {
+    }
+
+    /// Sums in narrow registers and edits in twos too, where none of those that were looked at suffices.
+    pub fn twos(&self, mut looked: Looked, count: usize) -> Vec<Edit> {
+        let formula = self.sequences.iter().find_map(|s| s.formula.as_ref());
+        if !self.is_enough(&looked.best) {
+            let registers = self.tried(self.narrow_sums(formula), None);
+            looked.best.extend(registers);
+            looked.best.sort_by_key(|(left, e)| (*left, e.rank));
+        }
+        if !self.is_enough(&looked.best) {
             let few = self.look(SECOND_LOOK);
-            let mut both = self.tried(self.pairs(&edits, &first, &best), few.as_ref());
+            let mut both = self.tried(self.pairs(&looked), few.as_ref());
             both.truncate(count);
             let both = self.tried(both.into_iter().map(|(_, e)| e).collect(), None);
-            best.extend(both.into_iter().filter(|(left, _)| *left * 50 <= self.base));
-            best.sort_by_key(|(left, e)| (*left, e.rank));
+            let enough = |both: &(usize, Edit)| both.0 * 50 <= self.base;
+            looked.best.extend(both.into_iter().filter(enough));
+            looked.best.sort_by_key(|(left, e)| (*left, e.rank));
         }
-        best.truncate(count);
-        best.into_iter().map(|(_, e)| e).collect()
+        looked.best(count)
+    }
+
+    /// Whether the best one leaves one in fifty or less.
+    fn is_enough(&self, best: &[(usize, Edit)]) -> bool {
+        best.first().is_some_and(|b| b.0 * 50 <= self.base)
     }
 
     /// What each edit leaves; `None` where it does not apply.
@@ -342,6 +400,22 @@ impl<'a, 'm> Local<'a, 'm> {
         hopeful
     }
 
+    /// The best of those that a look at few elements shows, by all elements.
+    fn promising(
+        &self,
+        edits: &[Edit],
+        scored: &[Option<Left>],
+        few: Option<&Vec<bool>>,
+        count: usize,
+    ) -> Vec<(usize, Edit)> {
+        let mut best = self.hopeful(edits, scored, few);
+        if few.is_some() {
+            best.truncate(2 * count);
+            best = self.tried(best.into_iter().map(|(_, e)| e).collect(), None);
+        }
+        best
+    }
+
     fn tried(&self, edits: Vec<Edit>, few: Option<&Vec<bool>>) -> Vec<(usize, Edit)> {
         self.hopeful(&edits, &self.scored(&edits, few), few)
     }
@@ -359,7 +433,12 @@ impl<'a, 'm> Local<'a, 'm> {
 
     /// Two edits together: leads, by what they explain or by how near they come, with all others; the simplest
     /// mistakes with each other where nothing is explained.
-    fn pairs(&self, edits: &[Edit], scored: &[Option<Left>], best: &[(usize, Edit)]) -> Vec<Edit> {
+    fn pairs(&self, looked: &Looked) -> Vec<Edit> {
+        let Looked {
+            edits,
+            scored,
+            best,
+        } = looked;
         let base = self.unedited(self.look(FIRST_LOOK).as_ref()).off;
         let mut near: Vec<(f64, &Edit)> = (edits.iter().zip(scored))
             .filter_map(|(e, left)| Some((left.as_ref()?.off, e)))
@@ -375,9 +454,10 @@ impl<'a, 'm> Local<'a, 'm> {
             }
         }
         let apart = |a: &Edit, b: &Edit| (a.kind, &a.site) != (b.kind, &b.site);
+        let usual: Vec<&Edit> = edits.iter().filter(|e| e.rank <= USUAL).collect();
         let with_all = leads
             .iter()
-            .flat_map(|lead| edits.iter().map(move |e| (*lead, e)));
+            .flat_map(|lead| usual.iter().map(move |e| (*lead, *e)));
         let mut pairs: Vec<Edit> = with_all
             .filter(|(lead, e)| apart(lead, e))
             .map(|(lead, e)| lead.and(e))

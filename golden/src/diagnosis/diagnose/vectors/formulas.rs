@@ -163,7 +163,12 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
             false => Activation::Silu,
         },
         measured: None,
+        scale_through: None,
         narrow_sum: None,
+        running: None,
+        sigmoid_of: None,
+        channels: None,
+        halo: None,
         dilation: 1,
         tile: None,
         output,
@@ -171,7 +176,7 @@ fn conv(c: &Conv1dSilu, key: &str, rules: &StepRules) -> Vec<Formula> {
     let of = |x| {
         let mut conv = own.clone();
         conv.x.values = codes(x);
-        Formula::Conv(conv)
+        Formula::Conv(Box::new(conv))
     };
     c.x.outer_iter().map(of).collect()
 }
@@ -284,6 +289,9 @@ fn linear(
         accumulator,
         running: None,
         blocks: None,
+        scale_through: None,
+        uncleared: None,
+        channels: None,
         sums: None,
         output,
     })]

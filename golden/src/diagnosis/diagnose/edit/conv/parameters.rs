@@ -63,6 +63,12 @@ impl Edits<'_, '_> {
             let change = on_conv(move |c| c.narrow_sum = Some(narrow));
             self.formula(5, (Kind::Format, "SiLU"), words, change);
         }
+        if let Some(scale) = own.bias_scale {
+            let words = "the codes of the bias are its reals cut to integers";
+            let change = on_conv(move |c| c.bias.iter_mut().for_each(|b| *b = scale * b.trunc()));
+            self.formula(4, (Kind::Format, "bias"), words, change);
+        }
+        self.conv_formats();
         for by in 1..own.taps.nrows() {
             let words =
                 format!("the input is that of {by} tokens after, for the history's tokens too");
@@ -76,6 +82,40 @@ impl Edits<'_, '_> {
                 c.x.values = Array2::from_shape_fn(dim, |(t, e)| at(before + t, e));
             });
             self.formula(3, (Kind::Neighbour, "input"), words, change);
+        }
+    }
+
+    /// The whole convolution in a type of fewer bits, or all but some of it.
+    fn conv_formats(&mut self) {
+        for narrow in Narrow::of_factors() {
+            let words = format!("the product of the scales passes through {}", narrow.name());
+            let change = on_conv(move |c| c.scale_through = Some(narrow));
+            self.formula(6, (Kind::Format, "scale"), words, change);
+        }
+        for narrow in [Narrow::F16, Narrow::Bf16, Narrow::Tf32] {
+            for which in 0..16u8 {
+                let has = |bit: u8| which >> bit & 1 == 1;
+                let (bias, running, sum, out) = (has(0), has(1), has(2), has(3));
+                let parts = [
+                    (bias, "the bias"),
+                    (running, "the sum after each tap"),
+                    (sum, "the sum"),
+                    (out, "the result"),
+                ];
+                let parts = parts.iter().filter(|(has, _)| *has);
+                let parts: String = parts.map(|(_, name)| format!(", {name}")).collect();
+                let words = format!("in {}: inputs and taps{parts}", narrow.name());
+                let change = on_conv(move |c| {
+                    c.dequantize(narrow);
+                    if bias {
+                        c.bias.iter_mut().for_each(|b| *b = narrow.of(*b));
+                    }
+                    c.running = running.then_some(narrow);
+                    c.narrow_sum = sum.then_some(narrow);
+                    c.output.through = out.then_some(narrow);
+                });
+                self.formula(5, (Kind::Format, "input"), words, change);
+            }
         }
     }
 }

@@ -2,14 +2,17 @@
 //! the registers of sums.
 
 use super::on;
+use crate::diagnosis::diagnose::edit::codes::stuck;
 use crate::diagnosis::diagnose::edit::{Edit, Edits};
 use crate::diagnosis::diagnose::formula::{
     BlockInputs, Blocks, Linear, Meet, Narrow, Register, solve,
 };
 use crate::diagnosis::diagnose::kind::Kind;
+use crate::diagnosis::diagnose::rule::QuantizerPart;
 use ndarray::Array2;
 use rayon::prelude::*;
 use scalescope_sim::arith::accumulate::{AccOverflow, Accumulator};
+use scalescope_sim::arith::round::Rounding;
 use scalescope_sim::dataflow::Row;
 use std::sync::Arc;
 
@@ -158,13 +161,27 @@ pub fn blocks<'a>(
     let base: usize = rows.iter().map(|t| off(*t)).sum();
     let (few, wanted) = (own.of_rows(&rows), dumped.select(ndarray::Axis(0), &rows));
     let mut all = Vec::new();
-    for length in [1usize, 2, 4, 8, 16, 32, 64, 128, 256] {
+    for length in [1usize, 2, 4, 8, 16, 32, 64, 128, 256, own.w.ncols()] {
         let floats = [Narrow::F16, Narrow::Bf16, Narrow::F16Cut, Narrow::Bf16Cut];
         all.extend(floats.map(|narrow| Blocks {
             length,
             register: Register::Float(narrow),
             inside: false,
         }));
+        let rules = [
+            Rounding::Floor,
+            Rounding::TowardZero,
+            Rounding::NearestTiesUp,
+        ];
+        for (bits, by) in (1..=10).flat_map(|bits| rules.map(|by| (bits, by))) {
+            let places = [true, false].into_iter();
+            let places = places.filter(|inside| *inside || length < own.w.ncols());
+            all.extend(places.map(|inside| Blocks {
+                length,
+                register: Register::Cut(bits, by),
+                inside,
+            }));
+        }
         if length == 1 || length > 128 {
             continue;
         }
@@ -200,8 +217,24 @@ pub fn blocks<'a>(
         let (kind, words) = match blocks.register {
             Register::Float(narrow) => {
                 let name = narrow.name();
-                let words = format!("the sum passes through {name} after each {length} products");
+                let words = match length < own.w.ncols() {
+                    true => format!("the sum passes through {name} after each {length} products"),
+                    false => format!("the sum passes through {name} before it meets its scales"),
+                };
                 (Kind::Format, words)
+            }
+            Register::Cut(bits, by) => {
+                let by = QuantizerPart::Rounding(by);
+                let words = match (length < own.w.ncols(), blocks.inside) {
+                    (false, _) => format!("the sum loses its low {bits} bits ({by})"),
+                    (_, true) => {
+                        format!("sums of {length} products lose their low {bits} bits ({by})")
+                    }
+                    (_, false) => format!(
+                        "the sum loses its low {bits} bits after each {length} products ({by})"
+                    ),
+                };
+                (Kind::Width, words)
             }
             Register::Integer(register) => {
                 let bits = register.bits();
@@ -222,6 +255,35 @@ pub fn blocks<'a>(
         };
         let change = on(move |l| (l.blocks, l.sums) = (Some(blocks), None));
         edits.formula(5, (kind, "sum"), words, change);
+    }
+    edits.all
+}
+
+/// One stuck bit of one cell of a square of multipliers, that of every so many-th output from `first` on.
+pub fn cells<'a>(
+    scene: Option<&'a BlockInputs<'a, '_>>,
+    row: &'a Row,
+    own: &Linear,
+    (size, first): (usize, usize),
+) -> Vec<Edit> {
+    let mut edits = Edits::new(scene, row, own.w.nrows());
+    for (column, bit, set) in (0..size)
+        .flat_map(|column| (0..8u8).map(move |bit| (column, bit)))
+        .flat_map(|(column, bit)| [false, true].map(|set| (column, bit, set)))
+    {
+        let words = format!(
+            "bit {bit} of the weight is stuck at {} in every {size}th output from {first} on and every {size}th input \
+             from {column} on: one cell of {size} by {size}",
+            u8::from(set)
+        );
+        let change = on(move |l| {
+            l.operands(|_, w, _| {
+                let all = w.indexed_iter_mut();
+                let here = all.filter(|((n, k), _)| (n % size, k % size) == (first, column));
+                here.for_each(|(_, v)| *v = stuck(*v, 1 << bit, set));
+            });
+        });
+        edits.formula(6, (Kind::StuckBit, "weight"), words, change);
     }
     edits.all
 }

@@ -36,6 +36,13 @@ impl Edits<'_, '_> {
                 });
                 self.formula(4, (Kind::Format, site), words(site), change);
             }
+            for (site, of) in INPUTS {
+                let change = on(move |s| of(s).scale = narrow.of(of(s).scale));
+                let words = words(&format!("the scale of {site}"));
+                self.formula(5, (Kind::Format, site), words, change);
+            }
+            let change = on(move |s| s.a_log.scale = narrow.of(s.a_log.scale));
+            self.formula(5, (Kind::Format, "A"), words("the scale of A_log"), change);
             let change = on(move |s| s.narrow_sum = Some(narrow));
             self.formula(
                 3,

@@ -1,7 +1,7 @@
 //! Edits of what a scan reads.
 
 use super::on;
-use crate::diagnosis::diagnose::edit::codes::Narrowed;
+use crate::diagnosis::diagnose::edit::codes::{Narrowed, Packing};
 use crate::diagnosis::diagnose::edit::{
     BEGINS, ChannelOrder, Edits, Half, TokenOrder, begins, moves, replace, reversed, turned,
     whole_of,
@@ -52,12 +52,19 @@ impl Edits<'_, '_> {
                 let change = on(move |s| stride.of_operand(of(s)));
                 self.formula(4, (Kind::Order, name), words, change);
             }
+            if of(&mut own.clone()).scale != 1.0 {
+                for packing in Packing::ALL {
+                    let words = packing.words(name);
+                    let change = on(move |s| of(s).values = packing.of(&of(s).values));
+                    self.formula(5, (Kind::Format, name), words, change);
+                }
+            }
             for half in Half::ALL {
                 let words = format!("{} of {name} are those of the token before", half.words());
                 let change = on(move |s| of(s).values = half.late(&of(s).values));
                 self.formula(4, (Kind::Neighbour, name), words, change);
             }
-            for by in moves([1, -1, 2, -2, 4, 8, 16, 32, 64]) {
+            for by in moves([1, -1, 2, -2, 4, -4, 8, -8, 16, -16, 32, -32, 64]) {
                 let words = format!("{name} is that {}", by.words());
                 self.formula(
                     2,

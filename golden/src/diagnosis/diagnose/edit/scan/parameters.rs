@@ -137,6 +137,31 @@ impl Edits<'_, '_> {
             }
         }
         let (d, bias) = (own.d_scale, own.dt_bias_scale);
+        type Vector = (
+            &'static str,
+            &'static str,
+            f32,
+            fn(&mut Scan) -> &mut Vec<f32>,
+        );
+        let vectors: [Vector; 2] = [
+            ("D", "D", d, |s| &mut s.d),
+            ("dt_bias", "the bias of dt", bias, |s| &mut s.dt_bias),
+        ];
+        type Cast = (&'static str, fn(f32) -> f32);
+        let casts: [Cast; 2] = [("cut to", f32::trunc), ("rounded to", f32::round_ties_even)];
+        for (how, cast) in casts {
+            for (site, name, scale, of) in vectors {
+                let words = format!("the codes of {name} are its reals {how} integers");
+                let change = on(move |s| of(s).iter_mut().for_each(|v| *v = scale * cast(*v)));
+                self.formula(4, (Kind::Format, site), words, change);
+            }
+            let words = format!("the codes of A_log are its reals {how} integers");
+            let change = on(move |s| {
+                let scale = s.a_log.scale;
+                s.a_log.values.mapv_inplace(|v| cast(scale * v));
+            });
+            self.formula(4, (Kind::Format, "A"), words, change);
+        }
         self.formula(
             3,
             (Kind::LeftOut, "D scale"),

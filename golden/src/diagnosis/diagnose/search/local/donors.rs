@@ -143,9 +143,14 @@ mod tests {
             product: false,
             activation: Activation::Silu,
             measured: None,
+            scale_through: None,
             narrow_sum: None,
+            running: None,
+            sigmoid_of: None,
             dilation: 1,
             tile: None,
+            channels: None,
+            halo: None,
             output: Output::real(false),
         }
     }
@@ -158,7 +163,7 @@ mod tests {
         let row = block.row(TracePoint::ConvOutF32).unwrap();
         let (own, dumped) = (conv(), other.run());
         let made = own.run();
-        let formulas = vec![Some(Formula::Conv(own))];
+        let formulas = vec![Some(Formula::Conv(Box::new(own)))];
         let local = Local::alone(row, formulas, vec![made], vec![dumped]).unwrap();
         let edits = local.best(&|_| true, 8, false);
         let first = edits.into_iter().next().expect("an edit");

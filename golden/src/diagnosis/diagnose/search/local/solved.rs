@@ -8,6 +8,14 @@ use crate::diagnosis::diagnose::pattern::{Indices, Pattern};
 use ndarray::Array2;
 use rayon::prelude::*;
 
+/// Channels (or tokens) that are others'.
+pub struct Moves {
+    /// Each with whose values it has.
+    pub found: Vec<(usize, usize)>,
+    /// Those that are zero.
+    pub zeros: Vec<usize>,
+}
+
 impl Local<'_, '_> {
     /// The function of a convolution or of a gate, read off the dump.
     pub(super) fn measured(&self) -> Option<Edit> {
@@ -43,7 +51,7 @@ impl Local<'_, '_> {
                 });
             }
         }
-        let found = Measured::of(samples)?;
+        let found = Measured::of(samples).filter(|found| self.tells(found))?;
         Some(match self.sequences.first()?.formula.as_ref()? {
             Formula::Scan(_) => edit::measured_gate(here, self.row, found),
             _ => edit::measured_silu(here, self.row, found),
@@ -84,13 +92,32 @@ impl Local<'_, '_> {
                 }
             }
         }
-        let found = Measured::of(samples)?;
+        let found = Measured::of(samples).filter(|found| self.tells(found))?;
         Some(edit::measured_output(
             self.scenes.first(),
             self.row,
             found,
             grid,
         ))
+    }
+
+    /// A scan's state before the first token.
+    pub(super) fn first_state(&self) -> Option<Edit> {
+        let [only] = &self.sequences[..] else {
+            return None;
+        };
+        let target = only.targets.first().filter(|t| !t.state)?;
+        match &only.formula {
+            Some(Formula::Scan(own)) if self.first_row() == Some(0) => {
+                edit::begins_with(self.scenes.first(), self.row, own, &target.dumped)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether so much deviates that a function of so many values is more than a list of it.
+    fn tells(&self, found: &Measured) -> bool {
+        self.base() >= 4 * found.values()
     }
 
     /// Reals that lie on a grid of codes on which the step's own do not.
@@ -131,12 +158,16 @@ impl Local<'_, '_> {
         let here = self.scenes.first();
         [true, false]
             .into_iter()
-            .filter_map(|channels| edit::moved(here, self.row, &self.moves(channels)?, channels))
+            .filter_map(|channels| {
+                let Moves { found, zeros } = self.moves(channels)?;
+                edit::moved(here, self.row, (&found, &zeros), channels)
+            })
             .collect()
     }
 
-    /// Of channels (or tokens) that deviate, whose values they have; `None` if hardly one has another's.
-    pub(super) fn moves(&self, channels: bool) -> Option<Vec<(usize, usize)>> {
+    /// Of channels (or tokens) that deviate, whose values they have, and which are all zero; `None` if hardly one has
+    /// another's.
+    pub(super) fn moves(&self, channels: bool) -> Option<Moves> {
         let first = self.sequences.iter().find_map(|s| s.targets.first())?;
         let all: Vec<&Target> = (self.sequences.iter())
             .filter_map(|s| s.targets.first())
@@ -169,6 +200,8 @@ impl Local<'_, '_> {
         let deviating: Vec<usize> = (0..length)
             .filter(|i| !same(&made[*i], &dumped[*i]))
             .collect();
+        let zero = |i: &usize| dumped[*i].iter().all(|v| *v == 0.0);
+        let zeros: Vec<usize> = deviating.iter().copied().filter(zero).collect();
         let found: Vec<(usize, usize)> = deviating
             .par_iter()
             .filter(|i| !plain(&dumped[**i]))
@@ -180,7 +213,9 @@ impl Local<'_, '_> {
                 Some((*i, of))
             })
             .collect();
-        (!found.is_empty() && 10 * found.len() >= 9 * deviating.len()).then_some(found)
+        let all = found.len() + zeros.len();
+        (!found.is_empty() && 10 * all >= 9 * deviating.len() && 2 * found.len() >= all)
+            .then_some(Moves { found, zeros })
     }
 
     /// Parameters solved from what deviates: entries of a few channels, inputs that are not summed.
@@ -215,8 +250,21 @@ impl Local<'_, '_> {
                 vec![whole]
             }
             (Some(Formula::Linear(own)), None) if own.meet != formula::Meet::Real => {
+                let cells = match pattern.channels {
+                    Indices::Every {
+                        period,
+                        first,
+                        last,
+                    } if first == last && period <= 64 => {
+                        edit::cells(here, self.row, own, (period, first))
+                    }
+                    _ => Vec::new(),
+                };
                 let times = edit::solve_times(own, &target.dumped);
-                times.map_or(Vec::new(), |times| edit::times(here, self.row, own, times))
+                let times =
+                    times.map_or(Vec::new(), |times| edit::times(here, self.row, own, times));
+                let inputs = edit::read_off(here, self.row, own, &target.dumped);
+                times.into_iter().chain(inputs).chain(cells).collect()
             }
             (Some(Formula::Hadamard(own)), _) => {
                 let first = self.first_channel();
@@ -230,13 +278,23 @@ impl Local<'_, '_> {
             }
             (Some(Formula::Norm(own)), _) => {
                 let weights = edit::norm_weights(here, self.row, own, &target.dumped);
-                weights.into_iter().collect()
+                let sequences = self.sequences.iter().filter_map(|s| {
+                    let Some(Formula::Norm(own)) = &s.formula else {
+                        return None;
+                    };
+                    Some((own, &s.targets.first()?.dumped))
+                });
+                let root = edit::norm_root(here, self.row, &sequences.collect::<Vec<_>>());
+                weights.into_iter().chain(root).collect()
             }
             (Some(Formula::Conv(own)), Some(channels)) if channels.len() == 1 => {
                 edit::conv_bits(here, self.row, own, channels[0])
             }
             (Some(Formula::Scan(own)), Some(channels)) if channels.len() == 1 => {
-                edit::scan_bits(here, self.row, own, channels[0])
+                let bits = edit::scan_bits(here, self.row, own, channels[0]);
+                let at = (self.first_row().unwrap_or(0), channels[0]);
+                let bumps = edit::bumps(here, self.row, own, &target.dumped, at);
+                bits.into_iter().chain(bumps).collect()
             }
             _ => Vec::new(),
         }
