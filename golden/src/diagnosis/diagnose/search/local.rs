@@ -320,12 +320,12 @@ impl<'a, 'm> Local<'a, 'm> {
         }
         edits.retain(|e| wanted(e));
         let few = self.look(FIRST_LOOK);
-        // The usual mistakes first, and the rare ones where these explain too little.
+        // The usual mistakes first, and the rare ones where these leave something.
         edits.sort_by_key(|e| e.rank > FREQUENT);
         let (frequent, rare) = edits.split_at(edits.partition_point(|e| e.rank <= FREQUENT));
         let mut scored = self.scored(frequent, few.as_ref());
         let mut best = self.promising(frequent, &scored, few.as_ref(), count);
-        if !self.is_enough(&best) {
+        if best.first().is_none_or(|b| b.0 > 0) {
             let of_rare = self.scored(rare, few.as_ref());
             best.extend(self.promising(rare, &of_rare, few.as_ref(), count));
             scored.extend(of_rare);
