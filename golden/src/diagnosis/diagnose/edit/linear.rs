@@ -71,7 +71,7 @@ impl Edits<'_, '_> {
                     (Kind::PartMissing, "sum"),
                     words,
                     on(move |l| {
-                        l.operands(|_, _, inputs| {
+                        l.times(|inputs| {
                             let all = inputs.iter_mut().enumerate();
                             all.for_each(|(i, times)| *times = f32::from(i % 2 == odd));
                         });
@@ -84,7 +84,7 @@ impl Edits<'_, '_> {
                 (Kind::Order, "inputs"),
                 words,
                 on(|l| {
-                    l.operands(|x, _, _| x.values = halves(&x.values));
+                    l.inputs(|x| x.values = halves(&x.values));
                 }),
             );
         }
@@ -93,17 +93,17 @@ impl Edits<'_, '_> {
             (Kind::Order, "inputs"),
             "inputs meet the weight in reverse",
             on(|l| {
-                l.operands(|x, _, _| x.values = reversed(&x.values));
+                l.inputs(|x| x.values = reversed(&x.values));
             }),
         );
         for stride in Stride::all(k, k) {
             let words = stride.words("the weight");
-            let change = on(move |l| l.operands(|_, w, _| *w = stride.of_all(w)));
+            let change = on(move |l| l.weights(|w| *w = stride.of_all(w)));
             self.formula(4, (Kind::Order, "weight"), words, change);
         }
         for stride in Stride::of_each(&own.x) {
             let words = stride.words("the input");
-            let change = on(move |l| l.operands(|x, _, _| stride.of_operand(x)));
+            let change = on(move |l| l.inputs(|x| stride.of_operand(x)));
             self.formula(4, (Kind::Order, "input"), words, change);
         }
         for by in moves([1, -1, 2, -2, 3, 4, -4, 8, -8, 16, -16, 32, -32]) {
@@ -122,7 +122,7 @@ impl Edits<'_, '_> {
                 (Kind::Neighbour, "input"),
                 words,
                 on(move |l| {
-                    l.operands(|x, _, _| x.values = turned(&x.values, by));
+                    l.inputs(|x| x.values = turned(&x.values, by));
                 }),
             );
             for zero in [1.0f32, 2.0, 3.0, 4.0, 8.0, 128.0].map(|zero| zero * by as f32) {
@@ -132,7 +132,7 @@ impl Edits<'_, '_> {
                     (Kind::ZeroPoint, "input"),
                     words,
                     on(move |l| {
-                        l.operands(|x, _, _| x.values += zero);
+                        l.inputs(|x| x.values += zero);
                     }),
                 );
             }
@@ -141,7 +141,7 @@ impl Edits<'_, '_> {
             ] {
                 let zero = zero * by as f32;
                 let words = format!("the weight has a zero point of {zero}");
-                let change = on(move |l| l.operands(|_, w, _| *w += zero));
+                let change = on(move |l| l.weights(|w| *w += zero));
                 self.formula(5, (Kind::ZeroPoint, "weight"), words, change);
             }
         }
@@ -157,12 +157,12 @@ impl Edits<'_, '_> {
                 "{} of the input are those of the token before",
                 half.words()
             );
-            let change = on(move |l| l.operands(|x, _, _| x.values = half.late(&x.values)));
+            let change = on(move |l| l.inputs(|x| x.values = half.late(&x.values)));
             self.formula(4, (Kind::Neighbour, "input"), words, change);
         }
         for order in ChannelOrder::heads(k) {
             let words = format!("the input's {}", order.words());
-            let change = on(move |l| l.operands(|x, _, _| x.values = order.of(&x.values)));
+            let change = on(move |l| l.inputs(|x| x.values = order.of(&x.values)));
             self.formula(4, (order.kind(), "input"), words, change);
         }
         let words = "the input has the other sign";
@@ -170,7 +170,7 @@ impl Edits<'_, '_> {
             5,
             (Kind::Sign, "input"),
             words,
-            on(|l| l.operands(|x, _, _| x.values.mapv_inplace(|v| -v))),
+            on(|l| l.inputs(|x| x.values.mapv_inplace(|v| -v))),
         );
         if own.meet != Meet::Real {
             self.formula(
@@ -178,7 +178,7 @@ impl Edits<'_, '_> {
                 (Kind::Format, "input"),
                 "input codes are read as unsigned",
                 on(|l| {
-                    l.operands(|x, _, _| {
+                    l.inputs(|x| {
                         x.values.mapv_inplace(unsigned);
                     });
                 }),
@@ -187,13 +187,13 @@ impl Edits<'_, '_> {
                 5,
                 (Kind::Format, "weight"),
                 "the weight's codes are read as unsigned",
-                on(|l| l.operands(|_, w, _| w.mapv_inplace(unsigned))),
+                on(|l| l.weights(|w| w.mapv_inplace(unsigned))),
             );
             for bits in [1u8, 2, 4] {
                 let words = format!("the weight's codes are shifted right by {bits} bits");
                 let by = f32::from(1u8 << bits);
                 let change = on(move |l| {
-                    l.operands(|_, w, _| w.mapv_inplace(|v| (v / by).floor()));
+                    l.weights(|w| w.mapv_inplace(|v| (v / by).floor()));
                 });
                 self.formula(6, (Kind::Factor, "weight"), words, change);
             }
@@ -204,7 +204,7 @@ impl Edits<'_, '_> {
                     (Kind::Width, "input"),
                     words,
                     on(move |l| {
-                        l.operands(|x, _, _| x.values.mapv_inplace(|v| stuck(v, mask, false)));
+                        l.inputs(|x| x.values.mapv_inplace(|v| stuck(v, mask, false)));
                     }),
                 );
                 let words = format!("the low {bits} bits of the weight's codes are lost");
@@ -213,7 +213,7 @@ impl Edits<'_, '_> {
                     (Kind::Width, "weight"),
                     words,
                     on(move |l| {
-                        l.operands(|_, w, _| w.mapv_inplace(|v| stuck(v, mask, false)));
+                        l.weights(|w| w.mapv_inplace(|v| stuck(v, mask, false)));
                     }),
                 );
             }
@@ -317,7 +317,7 @@ impl Edits<'_, '_> {
             if n.is_multiple_of(tile) && k.is_multiple_of(tile) {
                 let words = format!("each {tile}×{tile} tile of the weight is transposed");
                 let change = on(move |l| {
-                    l.operands(|_, w, _| {
+                    l.weights(|w| {
                         let turned = |(r, c): (usize, usize)| {
                             w[(r / tile * tile + c % tile, c / tile * tile + r % tile)]
                         };
@@ -336,7 +336,7 @@ impl Edits<'_, '_> {
                 }
                 let words = format!("the last {tile} inputs are the {which} {tile}");
                 let change = on(move |l| {
-                    l.operands(|x, _, _| {
+                    l.inputs(|x| {
                         let earlier = x.values.slice(s![.., from..from + tile]).to_owned();
                         let last = x.values.ncols() - tile;
                         x.values.slice_mut(s![.., last..]).assign(&earlier);
@@ -363,7 +363,7 @@ impl Edits<'_, '_> {
                 continue;
             };
             let words = format!("the input begins {by:+} columns on");
-            let change = on(move |l| l.operands(|x, _, _| replace(&mut x.values, &values)));
+            let change = on(move |l| l.inputs(|x| replace(&mut x.values, &values)));
             self.formula(4, (Kind::Neighbour, "input"), words, change);
         }
     }
@@ -427,7 +427,7 @@ impl Edits<'_, '_> {
             (Kind::Neighbour, "weight"),
             words,
             on(|l| {
-                l.operands(|_, w, _| {
+                l.weights(|w| {
                     let n = w.nrows();
                     *w = Array2::from_shape_fn(w.dim(), |(r, k)| w[((r + 1) % n, k)]);
                 });
@@ -472,7 +472,7 @@ impl Edits<'_, '_> {
                 (Kind::Neighbour, "input"),
                 words,
                 on(move |l| {
-                    l.operands(|x, _, _| replace(&mut x.values, &values));
+                    l.inputs(|x| replace(&mut x.values, &values));
                 }),
             );
         }

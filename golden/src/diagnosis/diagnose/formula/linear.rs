@@ -236,6 +236,17 @@ impl Linear {
         Some(linear)
     }
 
+    /// Whether an output is computed.
+    fn is_used(&self, channel: usize) -> bool {
+        self.channels.as_ref().is_none_or(|used| used[channel])
+    }
+
+    /// Results of every output that is computed, by the token and the output.
+    fn each(&self, of: impl Fn(usize, usize) -> f32) -> Array2<f32> {
+        let dim = (self.x.values.nrows(), self.w.nrows());
+        Array2::from_shape_fn(dim, |(t, c)| if self.is_used(c) { of(t, c) } else { 0.0 })
+    }
+
     /// Whether the register holds every sum, so that order does not matter.
     fn is_exact(&self) -> bool {
         self.accumulator.holds((self.times.len() as u64) << 14)
@@ -252,19 +263,21 @@ impl Linear {
         let n = self.w.nrows();
         let mut out = Array2::zeros((l, n));
         let x = self.x.values.as_standard_layout();
-        let w: Vec<i32> = self.w.iter().map(|w| *w as i32).collect();
-        let used = |c: usize| self.channels.as_ref().is_none_or(|used| used[c]);
+        let own = |c: usize| self.w.row(c).iter().map(|w| *w as i32).collect();
+        let used = (0..n).filter(|c| self.is_used(*c));
+        let w: Vec<(usize, Vec<i32>)> = used.map(|c| (c, own(c))).collect();
         let x = x.as_slice().expect("standard");
         // Products of codes; those of groups have factors more.
-        let narrow = w.iter().all(|w| w.unsigned_abs() <= 1 << 10);
+        let narrow = |w: &i32| w.unsigned_abs() <= 1 << 10;
+        let narrow = w.iter().all(|(_, w)| w.iter().all(narrow));
         let exact = self.is_exact();
         let to = out.as_slice_mut().expect("fresh");
         to.par_chunks_mut(n.max(1))
             .zip(x.par_chunks(k.max(1)))
             .for_each(|(to, x)| {
                 let x: Vec<i32> = range.clone().map(|i| (x[i] * times[i]) as i32).collect();
-                let outputs = to.iter_mut().zip(w.chunks_exact(k)).enumerate();
-                for (_, (to, w)) in outputs.filter(|(c, _)| used(*c)) {
+                for (c, w) in &w {
+                    let to = &mut to[*c];
                     let products = || x.iter().zip(&w[range.clone()]);
                     if let Some(blocks) = &self.blocks {
                         let products = products().map(|(x, w)| i64::from(*x) * i64::from(*w));
@@ -295,11 +308,21 @@ impl Linear {
         own
     }
 
-    /// Changes the operands: the sums are no longer those of the model.
-    pub fn operands(&mut self, change: impl FnOnce(&mut Operand, &mut Array2<f32>, &mut Vec<f32>)) {
-        let mut w = (*self.w).clone();
-        change(&mut self.x, &mut w, &mut self.times);
-        self.w = Arc::new(w);
+    /// Changes the input: the sums are no longer those of the model.
+    pub fn inputs(&mut self, change: impl FnOnce(&mut Operand)) {
+        change(&mut self.x);
+        self.sums = None;
+    }
+
+    /// Changes the weight, and so the sums.
+    pub fn weights(&mut self, change: impl FnOnce(&mut Array2<f32>)) {
+        change(Arc::make_mut(&mut self.w));
+        self.sums = None;
+    }
+
+    /// Changes how often inputs go in, and so the sums.
+    pub fn times(&mut self, change: impl FnOnce(&mut Vec<f32>)) {
+        change(&mut self.times);
         self.sums = None;
     }
 
@@ -380,7 +403,7 @@ impl Linear {
         let quantizer = self.output.quantizer.as_ref();
         let units = quantizer.filter(|q| q.in_units).map(|q| q.scale);
         if let Some(narrow) = self.scale_through {
-            return Array2::from_shape_fn(sums.dim(), |(t, c)| {
+            return self.each(|t, c| {
                 let factor = self.x.step(t) * scale(c) / units.unwrap_or(1.0);
                 self.output.of(sum(t, c) as f32 * narrow.of(factor))
             });
@@ -394,14 +417,14 @@ impl Linear {
                 let a = Multiplier::new(a).unwrap_or_else(|_| Multiplier::new(1.0).expect("1"));
                 let scales: Vec<Option<Scale>> =
                     (0..n).map(|c| Scale::new(scale(c)).ok()).collect();
-                Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                self.each(|t, c| {
                     let v = scales[c].map(|b| order.apply(a, b, Acc(sum(t, c) as i32)));
                     self.output.of(v.unwrap_or(0.0))
                 })
             }
             Meet::FourBits => {
                 let scales: Vec<f32> = (0..n).map(|c| scale(c) / units.unwrap_or(1.0)).collect();
-                Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                self.each(|t, c| {
                     self.output
                         .of((sum(t, c) as f32 * scales[c]) * self.x.scale)
                 })
@@ -422,7 +445,7 @@ impl Linear {
                     .flat_map(|t| (0..columns).map(move |c| (t, c)))
                     .map(|(t, c)| made(t, c))
                     .collect();
-                Array2::from_shape_fn(sums.dim(), |(t, c)| {
+                self.each(|t, c| {
                     let by = &all[t.min(rows - 1) * columns + c.min(columns - 1)];
                     let of = |by: &Requantizer| self.output.of_sum(sum(t, c), by);
                     by.as_ref().map_or(0.0, of)
@@ -439,22 +462,23 @@ impl Linear {
         let n = self.w.nrows();
         let scale = |c: usize| self.w_scales[c.min(self.w_scales.len() - 1)];
         let x = Array2::from_shape_fn((l, k), |at| self.times[at.1] * self.x.real(m, at));
-        let w = Array2::from_shape_fn((n, k), |(c, i)| scale(c) * self.w[(c, i)]);
+        let own = |c: usize| self.w.row(c).iter().map(|w| scale(c) * w).collect();
+        let used = (0..n).filter(|c| self.is_used(*c));
+        let w: Vec<(usize, Vec<f32>)> = used.map(|c| (c, own(c))).collect();
         let mut out = Array2::zeros((l, n));
-        let (x, w) = (x.as_slice().expect("fresh"), w.as_slice().expect("fresh"));
-        let used = |c: usize| self.channels.as_ref().is_none_or(|used| used[c]);
+        let x = x.as_slice().expect("fresh");
         let to = out.as_slice_mut().expect("fresh");
         to.par_chunks_mut(n.max(1))
             .zip(x.par_chunks(k.max(1)))
             .for_each(|(to, x)| {
-                let outputs = to.iter_mut().zip(w.chunks_exact(k)).enumerate();
-                for (c, (to, w)) in outputs.filter(|(c, _)| used(*c)) {
+                for (c, w) in &w {
+                    let to = &mut to[*c];
                     let products = x.iter().zip(w);
                     let v = match self.running {
                         None => products.fold(0.0f32, |v, (x, w)| x.mul_add(*w, v)),
                         Some(to) => products.fold(0.0f32, |v, (x, w)| to.of(x.mul_add(*w, v))),
                     };
-                    *to = self.output.of(v + self.bias.get(c).copied().unwrap_or(0.0));
+                    *to = self.output.of(v + self.bias.get(*c).copied().unwrap_or(0.0));
                 }
             });
         out

@@ -16,10 +16,12 @@ use scalescope_sim::dataflow::{Block, Row};
 use scalescope_sim::trace::{Place, TracePoint};
 use std::sync::Arc;
 
-/// Elements of a scan's output that a first look computes.
-const FIRST_LOOK: usize = 2_000;
-/// Those of a look at edits in twos.
-const SECOND_LOOK: usize = 1_000;
+/// Elements of an output that a first look at every edit computes.
+const FIRST_LOOK: usize = 200;
+/// Those of a second look, at the ones that do best.
+const SECOND_LOOK: usize = 2_000;
+/// Edits that are looked at again, for each one that is wanted.
+const AGAIN: [usize; 2] = [8, 2];
 /// A lead that explains nothing by itself brings the step at least this much nearer.
 const NEARER: f64 = 0.8;
 /// An edit has to explain this share of the first look's mismatches.
@@ -223,6 +225,7 @@ impl<'a, 'm> Local<'a, 'm> {
         let (l, e) = match self.sequences.iter().find_map(|s| s.formula.as_ref())? {
             Formula::Scan(scan) => scan.u.values.dim(),
             Formula::Linear(own) if !found(&own.output) => (own.x.values.nrows(), own.w.nrows()),
+            Formula::Conv(own) if !found(&own.output) => own.x.values.dim(),
             _ => return None,
         };
         let count = (elements / l.max(1)).max(8);
@@ -353,10 +356,10 @@ impl<'a, 'm> Local<'a, 'm> {
             looked.best.sort_by_key(|(left, e)| (*left, e.rank));
         }
         if !self.is_enough(&looked.best) {
-            let few = self.look(SECOND_LOOK);
-            let mut both = self.tried(self.pairs(&looked), few.as_ref());
-            both.truncate(count);
-            let both = self.tried(both.into_iter().map(|(_, e)| e).collect(), None);
+            let few = self.look(FIRST_LOOK);
+            let pairs = self.pairs(&looked);
+            let scored = self.scored(&pairs, few.as_ref());
+            let both = self.promising(&pairs, &scored, few.as_ref(), count);
             let enough = |both: &(usize, Edit)| both.0 * 50 <= self.base;
             looked.best.extend(both.into_iter().filter(enough));
             looked.best.sort_by_key(|(left, e)| (*left, e.rank));
@@ -410,8 +413,11 @@ impl<'a, 'm> Local<'a, 'm> {
     ) -> Vec<(usize, Edit)> {
         let mut best = self.hopeful(edits, scored, few);
         if few.is_some() {
-            best.truncate(2 * count);
-            best = self.tried(best.into_iter().map(|(_, e)| e).collect(), None);
+            for (again, elements) in AGAIN.into_iter().zip([Some(SECOND_LOOK), None]) {
+                best.truncate(again * count);
+                let few = elements.and_then(|elements| self.look(elements));
+                best = self.tried(best.into_iter().map(|(_, e)| e).collect(), few.as_ref());
+            }
         }
         best
     }

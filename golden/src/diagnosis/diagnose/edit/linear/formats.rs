@@ -48,7 +48,7 @@ impl Edits<'_, '_> {
             }
             let words = |what: &str| format!("{what} through {}", narrow.name());
             let input = move |l: &mut Linear| {
-                l.operands(|x, _, _| x.values.mapv_inplace(|v| narrow.of(v)));
+                l.inputs(|x| x.values.mapv_inplace(|v| narrow.of(v)));
             };
             // A weight of reals passes with its scale.
             let weight = move |l: &mut Linear| {
@@ -56,7 +56,7 @@ impl Edits<'_, '_> {
                     Meet::Real => std::mem::replace(&mut l.w_scales, vec![1.0]),
                     _ => vec![1.0],
                 };
-                l.operands(|_, w, _| {
+                l.weights(|w| {
                     w.indexed_iter_mut().for_each(|((r, _), v)| {
                         *v = narrow.of(*v * scales[r.min(scales.len() - 1)]);
                     });
@@ -96,18 +96,18 @@ impl Edits<'_, '_> {
         );
         let operands: [Codes; 2] = [
             ("input", "the input codes", |l, of| {
-                l.operands(|x, _, _| x.values.mapv_inplace(of));
+                l.inputs(|x| x.values.mapv_inplace(of));
             }),
             ("weight", "the weight's codes", |l, of| {
-                l.operands(|_, w, _| w.mapv_inplace(of));
+                l.weights(|w| w.mapv_inplace(of));
             }),
         ];
         for packing in Packing::ALL {
             let words = packing.words("the input");
-            let change = on(move |l| l.operands(|x, _, _| x.values = packing.of(&x.values)));
+            let change = on(move |l| l.inputs(|x| x.values = packing.of(&x.values)));
             self.formula(5, (Kind::Format, "input"), words, change);
             let words = packing.words("the weight");
-            let change = on(move |l| l.operands(|_, w, _| *w = packing.of(w)));
+            let change = on(move |l| l.weights(|w| *w = packing.of(w)));
             self.formula(5, (Kind::Format, "weight"), words, change);
         }
         for (site, name, each) in operands {
@@ -129,7 +129,7 @@ impl Edits<'_, '_> {
                 let of = format!("bit {bit} of every {lanes}th");
                 let at = format!("from {lane} on is stuck at {}", u8::from(set));
                 let change = on(move |l| {
-                    l.operands(|x, _, _| {
+                    l.inputs(|x| {
                         let columns = x.values.columns_mut().into_iter();
                         for mut column in columns.skip(lane).step_by(lanes) {
                             column.mapv_inplace(|v| stuck(v, 1 << bit, set));
@@ -139,7 +139,7 @@ impl Edits<'_, '_> {
                 let words = format!("{of} input {at}");
                 self.formula(7, (Kind::StuckBit, "input"), words, change);
                 let change = on(move |l| {
-                    l.operands(|_, w, _| {
+                    l.weights(|w| {
                         let columns = w.columns_mut().into_iter();
                         for mut column in columns.skip(lane).step_by(lanes) {
                             column.mapv_inplace(|v| stuck(v, 1 << bit, set));
@@ -161,7 +161,7 @@ impl Edits<'_, '_> {
         if !parts.is_empty() {
             let words = "the weight's parts are quantized each to its own largest code";
             let change = on(move |l| {
-                l.operands(|_, w, _| {
+                l.weights(|w| {
                     for part in &parts {
                         to_largest(w.slice_mut(s![part.clone(), ..]));
                     }
@@ -178,20 +178,20 @@ impl Edits<'_, '_> {
                 let words =
                     format!("the weight of each {run} {what} is quantized to its own largest code");
                 let change = on(move |l| {
-                    l.operands(|_, w, _| w.axis_chunks_iter_mut(axis, run).for_each(to_largest));
+                    l.weights(|w| w.axis_chunks_iter_mut(axis, run).for_each(to_largest));
                 });
                 self.formula(4, (Kind::Factor, "weight"), words, change);
             }
         }
         let words = "the weight's rows are quantized each to its own largest code";
-        let change = on(|l| l.operands(|_, w, _| w.rows_mut().into_iter().for_each(to_largest)));
+        let change = on(|l| l.weights(|w| w.rows_mut().into_iter().for_each(to_largest)));
         self.formula(4, (Kind::Factor, "weight"), words, change);
         let words = "the weight's columns are quantized each to its own largest code";
-        let change = on(|l| l.operands(|_, w, _| w.columns_mut().into_iter().for_each(to_largest)));
+        let change = on(|l| l.weights(|w| w.columns_mut().into_iter().for_each(to_largest)));
         self.formula(4, (Kind::Factor, "weight"), words, change);
         let words = "the input's tokens are quantized each to its own largest code";
         let change = on(|l| {
-            l.operands(|x, _, _| x.values.rows_mut().into_iter().for_each(to_largest));
+            l.inputs(|x| x.values.rows_mut().into_iter().for_each(to_largest));
         });
         self.formula(4, (Kind::Factor, "input"), words, change);
     }

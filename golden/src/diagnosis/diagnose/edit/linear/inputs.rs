@@ -97,7 +97,7 @@ impl Edits<'_, '_> {
             .collect();
         let words = format!("the input codes are others: {}, …", some.join(", "));
         let change = on(move |l| {
-            l.operands(|x, _, _| {
+            l.inputs(|x| {
                 x.values
                     .mapv_inplace(|v| map.get(&(v as i32)).map_or(v, |v| *v as f32));
             });
@@ -145,7 +145,7 @@ impl Edits<'_, '_> {
         let more = if changed.len() > 4 { ", …" } else { "" };
         let words = format!("columns of the input are others: {}{more}", some.join(", "));
         let change = on(move |l| {
-            l.operands(|x, _, _| {
+            l.inputs(|x| {
                 let own = x.values.clone();
                 let at = |(t, c): (usize, usize)| {
                     let (of, late) = from[c];

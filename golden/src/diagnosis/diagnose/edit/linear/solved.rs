@@ -74,7 +74,7 @@ pub fn solve_entries(
             let about = |after: &f32| f64::from((after - before).abs()) <= 2.0 * by.abs() + 4.0;
             for after in (-128..=127).map(|code: i32| code as f32).filter(about) {
                 let mut tried = row.clone();
-                tried.operands(|_, w, _| w[(0, k)] = after);
+                tried.weights(|w| w[(0, k)] = after);
                 let bits = (before as i8 as u8 ^ after as i8 as u8).count_ones();
                 let now = left(&tried);
                 let better = best.is_none_or(|((_, off), fewest, ..)| {
@@ -86,7 +86,7 @@ pub fn solve_entries(
             }
         }
         let (now, _, k, after) = best.filter(|b| b.0.1 < off)?;
-        row.operands(|_, w, _| w[(0, k)] = after);
+        row.weights(|w| w[(0, k)] = after);
         found.retain(|(other, _)| *other != k);
         found.push((k, after));
         (count, off) = now;
@@ -129,7 +129,7 @@ pub fn entries<'a>(
         (Kind::Weights, "weight"),
         words.join(", "),
         on(move |l| {
-            l.operands(|_, w, _| {
+            l.weights(|w| {
                 for (k, after) in &found {
                     w[(channel, *k)] = *after;
                 }
@@ -277,7 +277,7 @@ pub fn cells<'a>(
             u8::from(set)
         );
         let change = on(move |l| {
-            l.operands(|_, w, _| {
+            l.weights(|w| {
                 let all = w.indexed_iter_mut();
                 let here = all.filter(|((n, k), _)| (n % size, k % size) == (first, column));
                 here.for_each(|(_, v)| *v = stuck(*v, 1 << bit, set));
@@ -363,7 +363,7 @@ pub fn times<'a>(
         false => format!("{which} of {of} {what}"),
     };
     let change = on(move |l| {
-        l.operands(|_, _, own| own.clone_from(&times));
+        l.times(|own| own.clone_from(&times));
     });
     edits.formula(4, (kind, "sum"), words, change);
     edits.all
