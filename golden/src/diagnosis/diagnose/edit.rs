@@ -160,23 +160,19 @@ impl Edit {
         !self.change.formula.is_empty()
     }
 
-    /// What a step makes with this edit of what it makes by itself; where the edit is restricted, the rest
+    /// What a step makes with this edit, by its formula and of what it makes by itself; where the edit is restricted, the rest
     /// stays.
     pub fn apply(
         &self,
-        scene: &BlockInputs,
+        formula: Option<&Formula>,
         row: &Row,
         own: &Tensor,
         (sequence, around): (usize, Around),
     ) -> Option<Tensor> {
         let numbers = super::formula::numbers(own);
         let state = row.point.is_state();
-        let formula = match self.changes_formula() {
-            true => Some(scene.formula(row)?),
-            false => None,
-        };
         let made = Made::of(numbers.clone(), state);
-        let made = self.run(formula.as_ref(), &made, around)?;
+        let made = self.run(formula, &made, around)?;
         let mut out = if state { made.state? } else { made.out };
         if out.dim() != numbers.dim() {
             return None;

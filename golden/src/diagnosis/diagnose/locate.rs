@@ -12,7 +12,7 @@ use crate::trace_file::{Points, in_data_order};
 use crate::value::Value;
 use elements::{Compared, pattern_of, values};
 use rayon::prelude::*;
-use replay::{Closeness, PointScore, Replay, Score, Window, between};
+use replay::{Closeness, Formulas, PointScore, Replay, Score, Window, between};
 use scalescope_sim::arith::quantizer::Beyond;
 use scalescope_sim::dataflow::{Block, Origin, Phase, Quantizer, Row};
 use scalescope_sim::datapath::{BlockInput, Datapath};
@@ -102,6 +102,8 @@ pub(super) struct Look<'c> {
     pub(super) noise: Option<&'c BTreeSet<Place>>,
     /// Which noise it is, of many.
     pub(super) draw: u64,
+    /// The formulas of steps, for edits of the same sequence and rows.
+    pub(super) formulas: Option<&'c Formulas>,
 }
 
 impl Search<'_> {
@@ -324,27 +326,35 @@ impl Search<'_> {
         Some(pattern_of(&all, scene.first.point.is_state()))
     }
 
+    /// The tensors that have a part in a scene's first one and that the dump does not have.
+    pub(super) fn parts(&self, block: &Block, score: &Score, scene: &Scene) -> BTreeSet<Place> {
+        let first = scene.first;
+        let mut all = BTreeSet::new();
+        let mut from = match first.layer {
+            Some(_) => vec![first.point],
+            None => handed_on(block).collect(),
+        };
+        for layer in scene.blocks.clone().rev() {
+            let place = |point| Place::layer(layer, point);
+            let parts = parts_of(block, from, |p| score.contains_key(&place(p)));
+            all.extend(parts.here.into_iter().map(place));
+            from = parts.before;
+        }
+        all
+    }
+
     /// The first block whose steps have a part in a tensor: what goes into the ones before is in the dump.
     fn known_from(&self, state: &State, score: &Score, first: Place) -> usize {
         let layers = state.path.config().n_layers;
         let block = Block::of(state.path.mode(), state.path.profile(), Phase::Prefill);
         let layer = first.layer.unwrap_or(layers);
         let dumped = |layer: usize, point| score.contains_key(&Place::layer(layer, point));
-        // Whether anything that the block before hands on goes in, with no tensor of the dump in between.
-        let mut points = vec![first.point];
-        let mut from_before = first.layer.is_none();
-        while let (Some(point), false) = (points.pop(), from_before) {
-            let Some(row) = block.row(point) else {
-                continue;
-            };
-            for read in &row.reads {
-                match read.from {
-                    Origin::BlockBefore(_) => from_before = true,
-                    Origin::Here(point) if !dumped(layer, point) => points.push(point),
-                    Origin::Here(_) | Origin::TokenBefore(_) => {}
-                }
-            }
-        }
+        let from_before = match first.layer {
+            Some(layer) => !parts_of(&block, [first.point], |p| dumped(layer, p))
+                .before
+                .is_empty(),
+            None => true,
+        };
         if !from_before {
             return layer.min(layers - 1);
         }
@@ -388,8 +398,20 @@ impl Search<'_> {
         scene: &Scene,
         candidate: Option<&Candidate>,
     ) -> Result<f64> {
+        self.far_by(state, scene, candidate, None)
+    }
+
+    /// The same, with formulas that are made once for many edits.
+    pub(super) fn far_by(
+        &self,
+        state: &State,
+        scene: &Scene,
+        candidate: Option<&Candidate>,
+        formulas: Option<&Formulas>,
+    ) -> Result<f64> {
         let look = Look {
             candidate,
+            formulas,
             short: true,
             // A state comes after the output that deviates first, and both count.
             to_first: scene.first.point != TracePoint::SsmY || scene.rows.is_some(),
@@ -448,6 +470,7 @@ impl Search<'_> {
         }
         replay.noise = look.noise;
         replay.draw = look.draw;
+        replay.formulas = look.formulas;
         match replay.run(path, window, start) {
             // It takes a scale that is found at run time out of its range.
             Err(_) if look.candidate.is_some() => return Ok(None),
@@ -510,6 +533,49 @@ impl Search<'_> {
         }
         Ok(Some(total))
     }
+}
+
+/// What a block hands on to the next.
+fn handed_on(block: &Block) -> impl Iterator<Item = TracePoint> {
+    let reads = block.rows().iter().flat_map(|row| &row.reads);
+    reads.filter_map(|read| match read.from {
+        Origin::BlockBefore(point) => Some(point),
+        Origin::Here(_) | Origin::TokenBefore(_) => None,
+    })
+}
+
+/// Tensors that have a part in others, with none that is known in between.
+struct Parts {
+    /// Of the block, those others among them.
+    here: BTreeSet<TracePoint>,
+    /// Of the block before.
+    before: Vec<TracePoint>,
+}
+
+fn parts_of(
+    block: &Block,
+    from: impl IntoIterator<Item = TracePoint>,
+    known: impl Fn(TracePoint) -> bool,
+) -> Parts {
+    let mut points: Vec<TracePoint> = from.into_iter().collect();
+    let mut parts = Parts {
+        here: points.iter().copied().collect(),
+        before: Vec::new(),
+    };
+    while let Some(point) = points.pop() {
+        for read in block.row(point).iter().flat_map(|row| &row.reads) {
+            match read.from {
+                Origin::BlockBefore(point) => parts.before.push(point),
+                Origin::Here(point) if !known(point) => {
+                    if parts.here.insert(point) {
+                        points.push(point);
+                    }
+                }
+                Origin::Here(_) | Origin::TokenBefore(_) => {}
+            }
+        }
+    }
+    parts
 }
 
 fn is_float(tensor: &Tensor) -> bool {

@@ -6,13 +6,13 @@ pub(super) mod local;
 use super::candidate::{self, Candidate};
 use super::edit::{self, Edit};
 use super::formula::{self, Seen};
-use super::locate::replay::PointScore;
+use super::locate::replay::{Formulas, PointScore};
 use super::locate::{Left, Scene, Search, State};
-use local::{Local, Looked};
+use local::{FREQUENT, Local};
 use rayon::prelude::*;
 use scalescope_sim::dataflow::{Block, Phase, Step};
 use scalescope_sim::error::Result;
-use scalescope_sim::trace::{Place, TracePoint};
+use scalescope_sim::trace::Place;
 
 /// Other explanations that are named beside the best.
 pub(super) const OTHERS: usize = 4;
@@ -22,6 +22,8 @@ pub(super) const TIE: f64 = 0.002;
 const FINE: usize = 6;
 /// Edits that are run through the window.
 const RUN: usize = 8;
+/// Edits of steps whose tensors the dump does not have that are tried, the usual ones first.
+const BEFORE: usize = 12_000;
 /// An edit that removes less of the first rows' mismatches is not run on all.
 const HOPE: f64 = 0.3;
 /// Of floats that mostly differ in their last place, one of so many may still do.
@@ -56,6 +58,11 @@ impl ScoredCandidate {
     pub(super) fn is_cause(&self, scene: &Scene) -> bool {
         let (explained, of) = self.explained(scene);
         (explains(explained, of) || self.leaves_noise(scene)) && self.gains(scene)
+    }
+
+    /// Whether it is a cause that leaves nothing of the first tensor.
+    fn explains_all(&self, scene: &Scene) -> bool {
+        self.is_cause(scene) && self.first.far == 0
     }
 
     /// Elements of the first tensor that it does not explain, but for what noise makes.
@@ -152,23 +159,30 @@ impl Search<'_> {
             let mut judged = self.judge_all(state, scene, first)?;
             let first: Vec<Candidate> = scales.iter().filter(|c| of(c)).cloned().collect();
             judged.extend(self.judge_scales(state, scene, first, off)?);
-            let (edits, _) = self.judge_edits(state, scene, &block, &|e| {
-                let site = Candidate::Edit(e.clone());
-                hinted(e.kind.name(), site.site())
-            })?;
-            judged.extend(edits);
+            let of = |e: &Edit| hinted(e.kind.name(), Candidate::Edit(e.clone()).site());
+            let looked = Local::of(self, state, scene, &block).map(|l| l.look_at(&of, RUN));
+            let mut edits = looked.map_or(Vec::new(), |looked| looked.best(RUN));
+            edits.extend(self.edits_before(state, scene, &block, &of)?);
+            judged.extend(self.judge_alone_too(state, scene, edits)?);
             if judged.iter().any(|j| j.is_cause(scene)) {
                 return Ok(ranked(judged, scene));
             }
         }
         let near = self.hopeful(state, scene, discrete, off)?;
         let mut judged = self.judge_all(state, scene, near)?;
-        let (edits, looked) = self.judge_edits(state, scene, &block, &|_| true)?;
-        judged.extend(edits);
-        // What is explained to the last element needs no number to be fitted.
-        let whole =
-            |j: &ScoredCandidate| j.is_cause(scene) && j.first.far == 0 && j.candidate.rank() <= 4;
-        if !judged.iter().any(whole) {
+        // What is explained to the last element by something usual needs nothing rare, and no number to be fitted.
+        let usual = |j: &ScoredCandidate| j.explains_all(scene) && j.candidate.rank() <= FREQUENT;
+        let wanted: fn(&Edit) -> bool = match judged.iter().any(usual) {
+            true => |e| e.rank <= FREQUENT,
+            false => |_| true,
+        };
+        let looked = Local::of(self, state, scene, &block).map(|l| l.look_at(&wanted, RUN));
+        let mut edits = looked
+            .as_ref()
+            .map_or(Vec::new(), |looked| looked.best(RUN));
+        edits.extend(self.edits_before(state, scene, &block, &|e| e.rank <= FREQUENT)?);
+        judged.extend(self.judge_alone_too(state, scene, edits)?);
+        if !judged.iter().any(usual) {
             let fitted = self.judge_scales(state, scene, scales, off)?;
             let hidden = fitted.iter().map(|j| &j.candidate);
             let hidden: Vec<Candidate> = hidden.filter(|c| c.hides(&block)).cloned().collect();
@@ -176,6 +190,10 @@ impl Search<'_> {
             if !judged.iter().any(|j| j.is_cause(scene)) {
                 judged.extend(self.fitted(state, scene, hidden, off, factor::dense)?);
             }
+        }
+        if !judged.iter().any(|j| j.explains_all(scene)) {
+            let rare = self.edits_before(state, scene, &block, &|e| e.rank > FREQUENT)?;
+            judged.extend(self.judge_alone_too(state, scene, rare)?);
         }
         if !judged.iter().any(|j| j.is_cause(scene)) {
             let narrow = self.nearest(state, scene, registers, off, OTHERS)?;
@@ -260,22 +278,6 @@ impl Search<'_> {
         Ok(kept.into_iter().flatten().collect())
     }
 
-    /// Edits of the step that makes the first tensor, and of those before it that the dump does not show.
-    fn judge_edits(
-        &self,
-        state: &State,
-        scene: &Scene,
-        block: &Block,
-        wanted: &(dyn Fn(&Edit) -> bool + Sync),
-    ) -> Result<(Vec<ScoredCandidate>, Option<Looked>)> {
-        let looked = Local::of(self, state, scene, block).map(|l| l.look_at(wanted, RUN));
-        let mut candidates = looked
-            .as_ref()
-            .map_or(Vec::new(), |looked| looked.best(RUN));
-        candidates.extend(self.edits_before(state, scene, block, wanted)?);
-        Ok((self.judge_alone_too(state, scene, candidates)?, looked))
-    }
-
     /// Edits, and each of the first tensor also in the dump alone.
     fn judge_alone_too(
         &self,
@@ -307,7 +309,7 @@ impl Search<'_> {
         block: &Block,
         wanted: &(dyn Fn(&Edit) -> bool + Sync),
     ) -> Result<Vec<Edit>> {
-        let dumped = |place: Place| state.scores.iter().any(|s| s.contains_key(&place));
+        let parts = self.parts(block, &state.score(), scene);
         let mut all: Vec<Edit> = Vec::new();
         let nothing = Seen::new();
         for layer in scene.blocks.clone() {
@@ -320,12 +322,7 @@ impl Search<'_> {
             };
             for row in block.rows() {
                 let place = Place::layer(layer, row.point);
-                let before = (place.layer, place.point) < (scene.first.layer, scene.first.point);
-                if !row.point.in_layer()
-                    || !before
-                    || dumped(place)
-                    || row.point == TracePoint::SsmState
-                {
+                if place == scene.first || !parts.contains(&place) {
                     continue;
                 }
                 let formula = here.formula(row);
@@ -339,12 +336,15 @@ impl Search<'_> {
         if all.is_empty() {
             return Ok(all);
         }
+        all.sort_by_key(|e| e.rank);
+        all.truncate(BEFORE);
         let off = self.far(state, scene, None)?;
+        let formulas = Formulas::default();
         let mut near: Vec<(f64, Edit)> = all
             .into_par_iter()
             .map(|e| {
                 let candidate = Candidate::Edit(e);
-                let far = self.far(state, scene, Some(&candidate))?;
+                let far = self.far_by(state, scene, Some(&candidate), Some(&formulas))?;
                 let Candidate::Edit(e) = candidate else {
                     unreachable!("made above")
                 };

@@ -478,7 +478,9 @@ impl Linear {
                         None => products.fold(0.0f32, |v, (x, w)| x.mul_add(*w, v)),
                         Some(to) => products.fold(0.0f32, |v, (x, w)| to.of(x.mul_add(*w, v))),
                     };
-                    *to = self.output.of(v + self.bias.get(*c).copied().unwrap_or(0.0));
+                    *to = self
+                        .output
+                        .of(v + self.bias.get(*c).copied().unwrap_or(0.0));
                 }
             });
         out

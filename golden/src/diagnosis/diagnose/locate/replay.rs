@@ -2,7 +2,7 @@
 
 use crate::diagnosis::diagnose::candidate::{Misread, Reading};
 use crate::diagnosis::diagnose::edit::{Around, Edit};
-use crate::diagnosis::diagnose::formula::{BlockInputs, Seen};
+use crate::diagnosis::diagnose::formula::{BlockInputs, Formula, Seen};
 use crate::trace_file::Points;
 use crate::ulp::ulp_f16;
 use crate::value::{Elements, Value};
@@ -15,6 +15,7 @@ use scalescope_sim::random::Congruential;
 use scalescope_sim::trace::{Place, Probe, Tensor, TracePoint};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// When two elements count as equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,17 @@ pub struct Window {
     pub head: bool,
 }
 
+/// The formulas of steps whose tensors are the same in many replays.
+#[derive(Default)]
+pub struct Formulas(Mutex<BTreeMap<Place, Arc<Option<Formula>>>>);
+
+impl Formulas {
+    fn of(&self, place: Place, make: impl FnOnce() -> Option<Formula>) -> Arc<Option<Formula>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(place).or_insert_with(|| Arc::new(make())))
+    }
+}
+
 /// A replay of one sequence: what it looks at, and what it saw.
 pub struct Replay<'a> {
     points: &'a Points,
@@ -98,6 +110,8 @@ pub struct Replay<'a> {
     pub draw: u64,
     /// Where the replay ends.
     pub stop: Option<Place>,
+    /// Formulas that were made by another replay of the same tensors.
+    pub formulas: Option<&'a Formulas>,
     stopped: bool,
     /// What was compared.
     pub score: Score,
@@ -127,6 +141,7 @@ impl<'a> Replay<'a> {
             noise: None,
             draw: 0,
             stop: None,
+            formulas: None,
             stopped: false,
             score: Score::new(),
             seen: BTreeMap::new(),
@@ -293,9 +308,15 @@ impl Probe for Looking<'_, '_, '_> {
             let around = Around {
                 before: replay.before.and_then(|before| before.get(&layer)),
             };
-            if let Some(row) = self.block.row(place.point)
-                && let Some(edited) = edit.apply(&scene, row, value, (replay.sequence, around))
-            {
+            let Some(row) = self.block.row(place.point) else {
+                continue;
+            };
+            let formula = edit.changes_formula().then(|| match replay.formulas {
+                Some(formulas) => formulas.of(place, || scene.formula(row)),
+                None => Arc::new(scene.formula(row)),
+            });
+            let formula = formula.as_deref().and_then(Option::as_ref);
+            if let Some(edited) = edit.apply(formula, row, value, (replay.sequence, around)) {
                 *value = edited;
             }
         }

@@ -31,7 +31,7 @@ const FARTHEST: f64 = 4.0;
 /// Edits that are combined in twos.
 const LEADS: usize = 4;
 /// The rank of edits that are tried first.
-const FREQUENT: usize = 4;
+pub(super) const FREQUENT: usize = 4;
 /// The rank of edits that leads are combined with.
 const USUAL: usize = 5;
 /// Edits that are combined with each other where there is no lead.
